@@ -1,0 +1,260 @@
+"""`dag_rnn`: checks, choice of backend, and the two operators that PyTorch knows (forward and backward)."""
+
+import os
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from wenet_kernels import reference
+from wenet_kernels.cells import CellBatch
+from wenet_kernels.errors import WenetError
+from wenet_kernels.recurrence import Evaluation, Gradients, Recurrence
+
+FORMS = ("highway", "plain")
+COUPLINGS = ("weighted", "independent")
+
+Norm = Literal["batch"] | tuple[Tensor, Tensor] | None
+Statistics = tuple[Tensor, Tensor]
+
+
+class Backend(Protocol):
+    """What a backend module provides."""
+
+    def status(self) -> str: ...  # "ready", or the reason why not
+    def forward(self, r: Recurrence, keep: bool) -> Evaluation: ...
+    def backward(self, r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients: ...
+
+
+_BACKENDS: dict[str, Backend] = {"reference": reference}
+_PREFERENCE = {"cpu": ("reference",), "cuda": ("reference",)}  # by device, best first
+
+
+def backends() -> dict[str, str]:
+    """Every backend by name, with "ready" or the reason why it cannot run here."""
+    return {name: backend.status() for name, backend in _BACKENDS.items()}
+
+
+def resolve_backend(backend: str = "auto", device: torch.device | str = "cpu") -> str:
+    """The name of the backend that `dag_rnn` will use on a device.
+
+    "auto" follows the environment variable WENET_BACKEND, and without it takes the fastest backend that is ready.
+
+    Raises:
+        WenetError: a backend named explicitly is unknown or cannot run, with the reason; nothing replaces it.
+    """
+    name = os.environ.get("WENET_BACKEND", "auto") if backend == "auto" else backend
+    if name == "auto":
+        preference = _PREFERENCE.get(torch.device(device).type, ("reference",))
+        return next(candidate for candidate in preference if _BACKENDS[candidate].status() == "ready")
+    if name not in _BACKENDS:
+        raise WenetError(f"unknown backend {name!r}; this version has: auto, {', '.join(_BACKENDS)}")
+    reason = _BACKENDS[name].status()
+    if reason != "ready":
+        raise WenetError(f"backend {name!r} cannot run: {reason}")
+    return name
+
+
+def dag_rnn(
+    pre: Tensor,
+    h0: Tensor,
+    weight_hidden: Tensor,
+    weight_nodes: Tensor,
+    mix: Tensor | None,
+    cells: CellBatch,
+    *,
+    form: str = "highway",
+    mask_h: Tensor | None = None,
+    norm: Norm = None,
+    coupling: str = "weighted",
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Statistics]:
+    """Run `n` different recurrent cells over a sequence of `T` steps as one operator (paper eqs. 1-4).
+
+    Args:
+        pre: `[T, n, M, G]`, the projected input `(x * mask_x) @ weight_input`; G is 2H (highway) or H (plain).
+        h0: `[M, H]`, or `[n, M, H]` with independent coupling.
+        weight_hidden: `[n, H, G]`.
+        weight_nodes: `[n, L, H, G]`.
+        mix: `[n]`, softmax weights that sum to one; None with independent coupling.
+        cells: the cells' tables, on the device of `pre`.
+        form: "highway" (every node gated) or "plain" (eqs. 1-3 as printed).
+        mask_h: `[M, H]`, variational dropout on the input of every hidden product; scaled by 1 / (1 - p) already.
+        norm: "batch" normalises every state over the M rows; a pair (mean, var), `[n, L+1, H]` each, normalises with
+            these instead; None does not normalise.
+        coupling: "weighted" mixes the networks into one hidden state; "independent" keeps each network's own.
+        backend: "auto" or a name that `backends()` lists as ready.
+
+    Returns:
+        The output, `[T, M, H]` or `[T, n, M, H]`; with norm="batch" also the pair (mean, biased variance) of every
+        state, `[T, n, L+1, H]` each, without derivative.
+
+    Raises:
+        WenetError: operands that disagree, an unknown option, a backend that cannot run, or NaN among the operands.
+    """
+    running_mean, running_var = norm if isinstance(norm, tuple) else (None, None)
+    mode = "running" if isinstance(norm, tuple) else norm or "none"
+    _check_options(form, mode, coupling, mix)
+    operands = (pre, h0, weight_hidden, weight_nodes, mix, mask_h, running_mean, running_var)
+    _check_shapes(operands, cells, form, mode)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+    output, _, mean, var = torch.ops.wenet_kernels.dag_rnn(
+        pre, h0, weight_hidden, weight_nodes, mix, cells.ancestor, cells.activation, cells.concat, mask_h,
+        running_mean, running_var, form, mode, keep, resolve_backend(backend, pre.device),
+    )  # fmt: skip
+    return (output, (mean.detach(), var.detach())) if mode == "batch" else output
+
+
+def _check_options(form: str, norm: str, coupling: str, mix: Tensor | None) -> None:
+    if form not in FORMS:
+        raise WenetError(f"unknown form {form!r}; choose from {', '.join(FORMS)}")
+    if norm not in ("none", "batch", "running"):
+        raise WenetError(f"unknown norm {norm!r}; pass 'batch', a pair (mean, var) or None")
+    if coupling not in COUPLINGS:
+        raise WenetError(f"unknown coupling {coupling!r}; choose from {', '.join(COUPLINGS)}")
+    if (mix is None) != (coupling == "independent"):
+        raise WenetError(f"coupling {coupling!r} {'needs' if mix is None else 'takes no'} mixing weights")
+
+
+def _check_shapes(operands: tuple[Tensor | None, ...], cells: CellBatch, form: str, norm: str) -> None:
+    pre, h0, weight_hidden, *_, mix, _, _, _ = operands
+    assert pre is not None and h0 is not None and weight_hidden is not None
+    if pre.dim() != 4:
+        raise WenetError(f"pre must have shape [T, n, M, G], not {list(pre.shape)}")
+    steps, _, rows, _ = pre.shape
+    hidden = h0.shape[-1]
+    count, nodes = cells.count, cells.nodes
+    width = 2 * hidden if form == "highway" else hidden
+    if steps < 1 or rows < 1 or hidden < 1:
+        raise WenetError(f"pre {list(pre.shape)} and h0 {list(h0.shape)} must not be empty")
+    expected = {
+        "pre": (steps, count, rows, width),
+        "h0": (rows, hidden) if mix is not None else (count, rows, hidden),
+        "weight_hidden": (count, hidden, width),
+        "weight_nodes": (count, nodes, hidden, width),
+        "mix": (count,),
+        "mask_h": (rows, hidden),
+        "norm's mean": (count, nodes + 1, hidden),
+        "norm's var": (count, nodes + 1, hidden),
+    }
+    for (name, shape), operand in zip(expected.items(), operands, strict=True):
+        if operand is None:
+            continue
+        if tuple(operand.shape) != shape:
+            found = list(operand.shape)
+            raise WenetError(f"{name} must have shape {list(shape)} with {count} {form} cells, not {found}")
+        if operand.dtype != pre.dtype or operand.device != pre.device:
+            raise WenetError(f"{name} is {operand.dtype} on {operand.device}, but pre is {pre.dtype} on {pre.device}")
+    if cells.ancestor.device != pre.device:
+        raise WenetError(f"the cells are on {cells.ancestor.device}, but pre is on {pre.device}; use cells.to(device)")
+    if norm == "batch" and rows < 2:
+        raise WenetError("batch normalisation needs at least 2 rows in the data batch, this one has 1")
+
+
+@torch.library.custom_op("wenet_kernels::dag_rnn", mutates_args=())
+def _dag_rnn(
+    pre: Tensor,
+    h0: Tensor,
+    weight_hidden: Tensor,
+    weight_nodes: Tensor,
+    mix: Tensor | None,
+    ancestor: Tensor,
+    activation: Tensor,
+    concat: Tensor,
+    mask_h: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    form: str,
+    norm: str,
+    keep: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r = Recurrence(
+        pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation, concat, mask_h, running_mean, running_var,
+        form, norm,
+    )  # fmt: skip
+    evaluation = _BACKENDS[backend].forward(r, keep)
+    _check_finite(r, evaluation.output)
+    return tuple(evaluation)
+
+
+def _check_finite(r: Recurrence, output: Tensor) -> None:
+    """Name the operand that brought in NaN; only on the CPU, where looking costs no synchronisation."""
+    if output.device.type != "cpu" or bool(torch.isfinite(output).all()):
+        return
+    for name in ("pre", "h0", "weight_hidden", "weight_nodes", "mix", "mask_h", "running_mean", "running_var"):
+        operand = getattr(r, name)
+        if operand is not None and bool(torch.isnan(operand).any()):
+            raise WenetError(f"{name} holds NaN; find where it comes from, for example an input or a diverged update")
+
+
+@_dag_rnn.register_fake
+def _(
+    pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation, concat, mask_h, running_mean, running_var,
+    form, norm, keep, backend,
+):  # fmt: skip
+    steps, networks, rows, width = pre.shape
+    hidden, nodes = h0.shape[-1], weight_nodes.shape[1]
+    statistics = (steps, networks, nodes + 1, hidden) if norm == "batch" else (0,)
+    return (
+        pre.new_empty(steps, *h0.shape),
+        pre.new_empty((steps, networks, nodes + 1, rows, width) if keep else (0,)),
+        pre.new_empty(statistics),
+        pre.new_empty(statistics),
+    )
+
+
+@torch.library.custom_op("wenet_kernels::dag_rnn_backward", mutates_args=())
+def _dag_rnn_backward(
+    grad_output: Tensor,
+    output: Tensor,
+    activated: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    pre: Tensor,
+    h0: Tensor,
+    weight_hidden: Tensor,
+    weight_nodes: Tensor,
+    mix: Tensor | None,
+    ancestor: Tensor,
+    activation: Tensor,
+    concat: Tensor,
+    mask_h: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    form: str,
+    norm: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    r = Recurrence(
+        pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation, concat, mask_h, running_mean, running_var,
+        form, norm,
+    )  # fmt: skip
+    return tuple(_BACKENDS[backend].backward(r, Evaluation(output, activated, mean, var), grad_output))
+
+
+@_dag_rnn_backward.register_fake
+def _(
+    grad_output, output, activated, mean, var, pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation,
+    concat, mask_h, running_mean, running_var, form, norm, backend,
+):  # fmt: skip
+    grad_mix = pre.new_empty(0) if mix is None else torch.empty_like(mix)
+    like = torch.empty_like
+    return like(pre), like(h0), like(weight_hidden), like(weight_nodes), grad_mix
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, ctx.form, ctx.norm, _, ctx.backend = inputs
+    ctx.save_for_backward(*output, *tensors)
+
+
+def _backward(ctx, grad_output, _activated, _mean, _var):
+    output, activated, mean, var, *tensors = ctx.saved_tensors
+    grads = torch.ops.wenet_kernels.dag_rnn_backward(
+        grad_output.contiguous(), output, activated, mean, var, *tensors, ctx.form, ctx.norm, ctx.backend
+    )
+    grad_mix = None if tensors[4] is None else grads[4]
+    return (*grads[:4], grad_mix, *(None,) * 10)
+
+
+_dag_rnn.register_autograd(_backward, setup_context=_setup_context)

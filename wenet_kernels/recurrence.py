@@ -1,0 +1,63 @@
+"""What a backend is given and what it hands back: shapes of the recurrence in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+# Added to the variance before its root is taken, as in `torch.nn.BatchNorm1d`.
+NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """The operands of one evaluation of `n` cells over `T` time steps.
+
+    Sizes: T time steps, n networks, L nodes, M rows of the data batch, H hidden units, and G columns of a weight:
+    2H in the highway form (gate and candidate side by side), H in the plain form.
+    """
+
+    pre: Tensor  # [T, n, M, G] (x * mask_x) @ weight_input
+    h0: Tensor  # [M, H] weighted, [n, M, H] independent
+    weight_hidden: Tensor  # [n, H, G]
+    weight_nodes: Tensor  # [n, L, H, G]
+    mix: Tensor | None  # [n], or None where the networks are independent
+    ancestor: Tensor  # [n, L] int32
+    activation: Tensor  # [n, L] int32
+    concat: Tensor  # [n, L] int32, 0 or 1
+    mask_h: Tensor | None  # [M, H]
+    running_mean: Tensor | None  # [n, L+1, H], given where norm == "running"
+    running_var: Tensor | None  # [n, L+1, H]
+    form: str  # "highway" or "plain"
+    norm: str  # "none", "batch" or "running"
+
+    @property
+    def highway(self) -> bool:
+        return self.form == "highway"
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """T, n, M, H, L."""
+        steps, networks, rows, _ = self.pre.shape
+        return steps, networks, rows, self.h0.shape[-1], self.weight_nodes.shape[1]
+
+
+class Evaluation(NamedTuple):
+    """What the forward pass leaves behind; the last three tensors are empty where there is nothing to keep."""
+
+    output: Tensor  # [T, M, H] weighted, [T, n, M, H] independent
+    activated: Tensor  # [T, n, L+1, M, G] gate and candidate after their activations; plain: candidate alone
+    mean: Tensor  # [T, n, L+1, H] of the batch, where norm == "batch"
+    var: Tensor  # [T, n, L+1, H] biased
+
+
+class Gradients(NamedTuple):
+    """Derivatives of a scalar loss; `mix` is empty where the networks are independent."""
+
+    pre: Tensor
+    h0: Tensor
+    weight_hidden: Tensor
+    weight_nodes: Tensor
+    mix: Tensor

@@ -1,0 +1,218 @@
+"""The equations in plain PyTorch, on any device and dtype. Every other backend is tested against this one.
+
+Backward is written by hand because it is the plan that the fused backends share. Forward keeps only what an activation
+produced (gate and candidate); backward rebuilds the states from it elementwise, walks the nodes in reverse, and leaves
+the weight gradients to one batched product over all time steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wenet_kernels.cells import ACTIVATIONS
+from wenet_kernels.recurrence import NORM_EPS, Evaluation, Gradients, Recurrence
+
+
+def status() -> str:
+    return "ready"
+
+
+def forward(r: Recurrence, keep: bool) -> Evaluation:
+    """Evaluate all cells over all time steps; `keep` stores what backward needs."""
+    steps, networks, rows, hidden, nodes = r.sizes
+    output = r.pre.new_empty(steps, *r.h0.shape)
+    activated = r.pre.new_empty((steps, networks, nodes + 1, rows, r.pre.shape[-1]) if keep else (0,))
+    statistics_shape = (steps, networks, nodes + 1, hidden) if r.norm == "batch" else (0,)
+    mean, var = r.pre.new_empty(statistics_shape), r.pre.new_empty(statistics_shape)
+    states = r.pre.new_empty(nodes + 1, networks, rows, hidden)
+    h = r.h0  # [M, H] weighted, [n, M, H] independent
+    for t in range(steps):
+        for node in range(nodes + 1):
+            previous = _previous_state(r, node, h, states)  # [n, M, H]
+            gate, candidate = _activate(r, node, r.pre[t], _masked(r, previous) @ _weight(r, node))
+            state = _combine(previous, gate, candidate)
+            if r.norm == "batch":
+                mean[t, :, node] = state.mean(1)
+                var[t, :, node] = state.var(1, correction=0)
+            states[node] = _normalise(state, *_statistics(r, node, mean, var, t))
+            if keep:
+                activated[t, :, node] = _beside(gate, candidate) if r.highway else candidate
+        h = output[t] = _mix(r, _cell_output(r, states))
+    return Evaluation(output, activated, mean, var)
+
+
+def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients:
+    """Derivatives of a loss whose derivative with respect to the output is `grad_output`."""
+    steps, networks, rows, hidden, nodes = r.sizes
+    # Both factors of the weight gradients: the products' inputs, and the derivatives of the products' results.
+    factor = r.pre.new_empty(nodes + 1, networks, steps, rows, hidden)
+    grad_product = r.pre.new_empty(nodes + 1, networks, steps, rows, r.pre.shape[-1])
+    grad_pre = torch.empty_like(r.pre)
+    grad_mix = r.pre.new_zeros(0 if r.mix is None else networks)
+    grad_h = torch.zeros_like(r.h0)
+    for t in reversed(range(steps)):
+        h = evaluation.output[t - 1] if t > 0 else r.h0
+        states, gates, candidates = _rebuild(r, evaluation, h, t)
+        grad_h = grad_h + grad_output[t]
+        if r.mix is not None:
+            grad_mix += (_cell_output(r, states) * grad_h).sum((1, 2))
+        grad_states = _cell_output_backward(r, grad_h)  # [L+1, n, M, H]
+        for node in reversed(range(nodes + 1)):
+            previous = _previous_state(r, node, h, states)
+            statistics = _statistics(r, node, evaluation.mean, evaluation.var, t)
+            grad_state = _normalise_backward(r, states[node], grad_states[node], *statistics)
+            grad_previous, grad_gate, grad_candidate = _combine_backward(
+                grad_state, previous, gates[node], candidates[node]
+            )
+            grad_candidate = grad_candidate * _slope(r, node, candidates[node])
+            factor[node, :, t] = _masked(r, previous)
+            grad_product[node, :, t] = _beside(grad_gate, grad_candidate) if r.highway else grad_candidate
+            if node == 0:
+                grad_pre[t] = grad_product[0, :, t] if r.highway else grad_gate
+            grad_previous = grad_previous + _masked(r, grad_product[node, :, t] @ _weight(r, node).transpose(1, 2))
+            if node > 0:
+                grad_states[r.ancestor[:, node - 1], _networks(r)] += grad_previous
+            else:
+                grad_h = grad_previous if r.mix is None else grad_previous.sum(0)
+    grad_weights = factor.flatten(2, 3).transpose(2, 3) @ grad_product.flatten(2, 3)  # [L+1, n, H, G]
+    grad_nodes = grad_weights[1:].transpose(0, 1).contiguous()  # [n, L, H, G]
+    return Gradients(grad_pre, grad_h, grad_weights[0].clone(), grad_nodes, grad_mix)
+
+
+def _networks(r: Recurrence) -> Tensor:
+    return torch.arange(r.pre.shape[1], device=r.pre.device)
+
+
+def _weight(r: Recurrence, node: int) -> Tensor:
+    return r.weight_hidden if node == 0 else r.weight_nodes[:, node - 1]  # [n, H, G]
+
+
+def _previous_state(r: Recurrence, node: int, h: Tensor, states: Tensor) -> Tensor:
+    """The state that a node reads, [n, M, H]: h_{t-1} for the init node, else its ancestor's in each network."""
+    if node == 0:
+        return h.expand(states.shape[1:])
+    return states[r.ancestor[:, node - 1], _networks(r)]
+
+
+def _masked(r: Recurrence, state: Tensor) -> Tensor:
+    return state if r.mask_h is None else state * r.mask_h
+
+
+def _activate(r: Recurrence, node: int, pre: Tensor, product: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Gate and candidate, [n, M, H] each; a plain node has no gate."""
+    if r.highway:
+        c, u = (pre + product if node == 0 else product).chunk(2, dim=-1)
+        return torch.sigmoid(c), _nonlinearity(r, node, u)
+    return _plain_gate(node, pre), _nonlinearity(r, node, product)
+
+
+def _plain_gate(node: int, pre: Tensor) -> Tensor | None:
+    return torch.sigmoid(pre) if node == 0 else None
+
+
+def _is(r: Recurrence, node: int, name: str) -> Tensor:
+    return (r.activation[:, node - 1] == ACTIVATIONS.index(name))[:, None, None]  # [n, 1, 1]
+
+
+def _nonlinearity(r: Recurrence, node: int, u: Tensor) -> Tensor:
+    if node == 0:
+        return torch.tanh(u)
+    # Networks differ in their activation: evaluate each kind and choose, which needs no look at the tables' contents.
+    result = torch.where(_is(r, node, "relu"), torch.relu(u), u)
+    result = torch.where(_is(r, node, "sigmoid"), torch.sigmoid(u), result)
+    return torch.where(_is(r, node, "tanh"), torch.tanh(u), result)
+
+
+def _slope(r: Recurrence, node: int, f: Tensor) -> Tensor:
+    """Derivative of the activation, from its value f."""
+    if node == 0:
+        return 1 - f * f
+    result = torch.where(_is(r, node, "relu"), (f > 0).to(f.dtype), torch.ones_like(f))
+    result = torch.where(_is(r, node, "sigmoid"), f * (1 - f), result)
+    return torch.where(_is(r, node, "tanh"), 1 - f * f, result)
+
+
+def _combine(previous: Tensor, gate: Tensor | None, candidate: Tensor) -> Tensor:
+    return candidate if gate is None else previous + gate * (candidate - previous)
+
+
+def _combine_backward(
+    grad: Tensor, previous: Tensor, gate: Tensor | None, candidate: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives with respect to the previous state, the gate's logit and the candidate."""
+    if gate is None:
+        zero = torch.zeros_like(grad)
+        return zero, zero, grad
+    return grad * (1 - gate), grad * (candidate - previous) * gate * (1 - gate), grad * gate
+
+
+def _beside(gate: Tensor | None, candidate: Tensor) -> Tensor:
+    assert gate is not None  # every node of the highway form has one
+    return torch.cat([gate, candidate], dim=-1)  # [n, M, 2H]
+
+
+def _statistics(r: Recurrence, node: int, mean: Tensor, var: Tensor, t: int) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and variance that normalise the states of a node, [n, 1, H] each."""
+    if r.norm == "none":
+        return None, None
+    if r.norm == "batch":
+        return mean[t, :, node, None], var[t, :, node, None]
+    assert r.running_mean is not None and r.running_var is not None
+    return r.running_mean[:, node, None], r.running_var[:, node, None]
+
+
+def _normalise(state: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
+    if mean is None or var is None:
+        return state
+    return (state - mean) * torch.rsqrt(var + NORM_EPS)
+
+
+def _normalise_backward(
+    r: Recurrence, normalised: Tensor, grad: Tensor, mean: Tensor | None, var: Tensor | None
+) -> Tensor:
+    if mean is None or var is None:
+        return grad
+    if r.norm == "batch":  # the batch's own mean and variance depend on the states too
+        grad = grad - grad.mean(1, keepdim=True) - normalised * (grad * normalised).mean(1, keepdim=True)
+    return grad * torch.rsqrt(var + NORM_EPS)
+
+
+def _concat_share(r: Recurrence) -> Tensor:
+    concat = r.concat.to(r.pre.dtype)
+    return (concat / concat.sum(1, keepdim=True)).t()[:, :, None, None]  # [L, n, 1, 1]
+
+
+def _cell_output(r: Recurrence, states: Tensor) -> Tensor:
+    """Eq. (3): the mean of the states in `concat`, [n, M, H]."""
+    return (states[1:] * _concat_share(r)).sum(0)
+
+
+def _mix(r: Recurrence, cell_output: Tensor) -> Tensor:
+    """Eq. (4): the networks' outputs under their weights; independent networks keep their own."""
+    return cell_output if r.mix is None else (r.mix[:, None, None] * cell_output).sum(0)
+
+
+def _cell_output_backward(r: Recurrence, grad_h: Tensor) -> Tensor:
+    """What the output sends back into the states 0..L, [L+1, n, M, H]; state 0 is never in `concat`."""
+    grad_cell = grad_h if r.mix is None else r.mix[:, None, None] * grad_h  # [n, M, H]
+    grad_nodes = _concat_share(r) * grad_cell  # [L, n, M, H]
+    return torch.cat([torch.zeros_like(grad_nodes[:1]), grad_nodes])
+
+
+def _rebuild(
+    r: Recurrence, evaluation: Evaluation, h: Tensor, t: int
+) -> tuple[Tensor, list[Tensor | None], list[Tensor]]:
+    """States, gates and candidates of one time step from what forward kept, without a product."""
+    gates: list[Tensor | None] = []
+    candidates: list[Tensor] = []
+    nodes = r.weight_nodes.shape[1]
+    states = h.new_empty(nodes + 1, r.pre.shape[1], *h.shape[-2:])
+    for node in range(nodes + 1):
+        kept = evaluation.activated[t, :, node]  # [n, M, G]
+        gate, candidate = kept.chunk(2, dim=-1) if r.highway else (_plain_gate(node, r.pre[t]), kept)
+        state = _combine(_previous_state(r, node, h, states), gate, candidate)
+        states[node] = _normalise(state, *_statistics(r, node, evaluation.mean, evaluation.var, t))
+        gates.append(gate)
+        candidates.append(candidate)
+    return states, gates, candidates
