@@ -1,7 +1,17 @@
 """Many different recurrent cells evaluated as one operator. Knows nothing of searching or training."""
 
 from wenet_kernels.cells import ACTIVATIONS, CellBatch
-from wenet_kernels.errors import WenetError
-from wenet_kernels.op import backends, dag_rnn, resolve_backend
+from wenet_kernels.errors import WenetError, check_choice
+from wenet_kernels.op import COUPLINGS, FORMS, backends, dag_rnn, resolve_backend
 
-__all__ = ["ACTIVATIONS", "CellBatch", "WenetError", "backends", "dag_rnn", "resolve_backend"]
+__all__ = [
+    "ACTIVATIONS",
+    "COUPLINGS",
+    "FORMS",
+    "CellBatch",
+    "WenetError",
+    "backends",
+    "check_choice",
+    "dag_rnn",
+    "resolve_backend",
+]

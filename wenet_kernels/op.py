@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wenet_kernels import reference
 from wenet_kernels.cells import CellBatch
-from wenet_kernels.errors import WenetError
+from wenet_kernels.errors import WenetError, check_choice
 from wenet_kernels.recurrence import Evaluation, Gradients, Recurrence
 
 FORMS = ("highway", "plain")
@@ -47,8 +47,7 @@ def resolve_backend(backend: str = "auto", device: torch.device | str = "cpu") -
     if name == "auto":
         preference = _PREFERENCE.get(torch.device(device).type, ("reference",))
         return next(candidate for candidate in preference if _BACKENDS[candidate].status() == "ready")
-    if name not in _BACKENDS:
-        raise WenetError(f"unknown backend {name!r}; this version has: auto, {', '.join(_BACKENDS)}")
+    check_choice("backend", name, ["auto", *_BACKENDS])
     reason = _BACKENDS[name].status()
     if reason != "ready":
         raise WenetError(f"backend {name!r} cannot run: {reason}")
@@ -106,12 +105,10 @@ def dag_rnn(
 
 
 def _check_options(form: str, norm: str, coupling: str, mix: Tensor | None) -> None:
-    if form not in FORMS:
-        raise WenetError(f"unknown form {form!r}; choose from {', '.join(FORMS)}")
+    check_choice("form", form, FORMS)
     if norm not in ("none", "batch", "running"):
         raise WenetError(f"unknown norm {norm!r}; pass 'batch', a pair (mean, var) or None")
-    if coupling not in COUPLINGS:
-        raise WenetError(f"unknown coupling {coupling!r}; choose from {', '.join(COUPLINGS)}")
+    check_choice("coupling", coupling, COUPLINGS)
     if (mix is None) != (coupling == "independent"):
         raise WenetError(f"coupling {coupling!r} {'needs' if mix is None else 'takes no'} mixing weights")
 

@@ -1,0 +1,132 @@
+import json
+import re
+
+import pytest
+
+from wenet.cli import cell_main, search_main
+from wenet.config import SearchConfig, resolve_config
+from wenet.genotype import Genotype
+from wenet_kernels import WenetError
+
+from .helpers import TINY, write_text
+from .test_resume import fails
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+def test_a_search_tells_its_story(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert search_main([str(text), *TINY, "--out", str(run)]) == 0
+    output = capsys.readouterr().out
+    assert "backend reference" in output
+    for preset in ("quick", "paper"):
+        assert re.search(rf"^{preset} .*about \d.*(GB|MB)", output, re.MULTILINE)
+    assert output.count("<- this run") == 1
+    assert output.count("validation perplexity of the mixture") == 3
+    cell = Genotype.from_dict(json.loads((run / "best.json").read_text())["genotype"])
+    assert cell.draw() in output
+    assert "where equal weights would be 0.3333" in output
+    assert "whether the cell beats a random one was not measured" in output
+    assert f"next      wenet-cell show {run}" in output
+
+
+def test_config_file_and_flags(text, tmp_path, capsys):
+    file = tmp_path / "settings.toml"
+    file.write_text('preset = "quick"\npool = 2\nhidden = 4\nbptt = 5\nepochs-per-round = 0.1\n')
+    run = tmp_path / "run"
+    assert search_main([str(text), "--config", str(file), "--bptt", "7", "--out", str(run)]) == 0
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    assert (settings["preset"], settings["hidden"], settings["bptt"]) == ("quick", 4, 7)
+    assert settings["epochs_per_round"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["no-such-text"], "no-such-text"),
+        (["--preset", "slow"], "unknown preset 'slow'"),
+        (["--pool", "0"], "--pool must be at least 1"),
+        (["--pool", "many"], "--pool"),
+        (["--lr", "nan"], "--lr must be finite"),
+        (["--lr", "-1"], "--lr must be above 0"),
+        (["--dropout-x", "1"], "--dropout-x must be below 1"),
+        (["--form", "round"], "--form"),
+        (["--device", "abacus"], "unknown --device 'abacus'"),
+        (["--backend", "abacus"], "unknown backend 'abacus'"),
+        (["--nodes", "10000"], "1 to 64 nodes"),
+        (["--hidden", "1000000"], "of memory are needed"),
+        (["--data-batch", "100000"], ""),
+        (["--data-batch", "1"], "at least 2 rows"),
+        (["--checkpoint-every", "-1"], "--checkpoint-every"),
+        (["--poool", "3"], "unrecognized arguments: --poool"),
+        (["--config", "no-such-file.toml"], "cannot read no-such-file.toml"),
+    ],
+)
+def test_bad_flags(text, tmp_path, capsys, flags, message):
+    dataset = [] if flags[0] == "no-such-text" else [text]
+    assert message in fails(capsys, *dataset, *TINY, "--out", tmp_path / "run", *flags)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("pool = ", "not valid TOML"),
+        ("colour = 3", "unknown setting 'colour'"),
+        ('pool = "many"', "--pool must be int"),
+        ("pool = true", "--pool must be int"),
+        ('form = "round"', "unknown --form 'round'"),
+    ],
+)
+def test_bad_config_files(text, tmp_path, capsys, content, message):
+    (tmp_path / "settings.toml").write_text(content)
+    assert message in fails(capsys, text, "--config", tmp_path / "settings.toml", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_gpu_is_no_fallback(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert "has 0 CUDA devices" in fails(capsys, text, *TINY, "--device", "cuda", "--out", tmp_path / "run")
+
+
+def test_an_allocation_that_fails(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("wenet.launch._check_memory", lambda *_: None)
+    monkeypatch.setattr("wenet.launch._say_header", lambda *_: None)
+
+    def exhausted(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr("wenet.search.Search._step", exhausted)
+    message = fails(capsys, text, *TINY, "--out", tmp_path / "run")
+    assert re.search(r"out of memory: about \S+ [GM]B are needed; lower --batch", message)
+
+
+def test_presets():
+    paper, quick = resolve_config("paper"), resolve_config("quick")
+    assert (paper.pool, paper.batch, paper.seeds, paper.hidden, paper.data_batch) == (10_000, 100, 20, 200, 20)
+    assert (paper.rounds, paper.networks, paper.epochs_per_round) == (100, 120, 2)
+    assert (paper.dropout_embedding, paper.dropout_x, paper.dropout_h, paper.dropout_output) == (0.2, 0.75, 0.25, 0.75)
+    assert (quick.networks, quick.hidden, quick.data_batch, quick.bptt) == (20, 64, 20, 35)
+    with pytest.raises(WenetError):
+        SearchConfig(pool=2.5)
+
+
+def test_cell_list_show_random(capsys, tmp_path):
+    assert cell_main(["list"]) == 0
+    assert "darts-v2" in capsys.readouterr().out
+    assert cell_main(["show", "darts-v2"]) == 0
+    assert "└─" in capsys.readouterr().out
+    assert cell_main(["random", "--count", "3", "--nodes", "4", "--json"]) == 0
+    cells = [Genotype.from_json(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(set(cells)) == 3
+    (tmp_path / "cell.json").write_text(cells[0].to_json())
+    assert cell_main(["show", str(tmp_path / "cell.json"), "--json"]) == 0
+    assert Genotype.from_json(capsys.readouterr().out) == cells[0]
+
+
+@pytest.mark.parametrize("arguments", [["show", "darts-v7"], ["random", "--nodes", "0"], [], ["paint"]])
+def test_cell_errors(capsys, arguments):
+    assert cell_main(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,188 @@
+import copy
+import math
+
+import pytest
+import torch
+
+from wenet import Genotype, WenetError, random_genotypes
+from wenet.genotypes import DARTS_V2, NAONET
+from wenet.nn import DagRNN, LanguageModel, WeightedDagRNN
+
+CELL = Genotype.from_text("sigmoid0 relu1 tanh1 mean 2,3")
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "size", "genotype", "form", "expected"),
+    [
+        (10_000, 850, DARTS_V2, "highway", 22_960_000),
+        (33_278, 700, DARTS_V2, "highway", 33_127_878),
+        (10_000, 850, random_genotypes(1, 7, 0)[0], "highway", 21_515_000),
+        (33_278, 700, random_genotypes(1, 7, 0)[0], "highway", 32_147_878),
+        (10_000, 850, NAONET, "highway", 27_295_000),
+        (33_278, 700, NAONET, "highway", 36_067_878),
+        (10_000, 850, DARTS_V2, "plain", 10_000 * 850 + 10_000 + 2 * 850**2 + 8 * 850**2),
+        (33_278, 700, DARTS_V2, "plain", 33_278 * 700 + 33_278 + 2 * 700**2 + 8 * 700**2),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(vocabulary, size, genotype, form, expected):
+    with torch.device("meta"):
+        model = LanguageModel(vocabulary, DagRNN(size, size, genotype, form=form))
+    assert count(model) == expected
+
+
+def test_weights_of_a_search_network():
+    with torch.device("meta"):
+        rnn = WeightedDagRNN(200, 200, [DARTS_V2] * 120)
+    assert count(rnn) - 120 == 120 * 800_000  # 96M, and one mixing weight each
+
+
+def test_dag_rnn_is_called_like_torch_rnn():
+    ours, torchs = DagRNN(5, 7, CELL), torch.nn.RNN(5, 7)
+    x = torch.randn(4, 3, 5)
+    for h0 in (None, torch.randn(1, 3, 7)):
+        (output, h), (expected, h_expected) = ours(x, h0), torchs(x, h0)
+        assert output.shape == expected.shape
+        assert h.shape == h_expected.shape
+        assert torch.equal(output[-1:], h)
+
+
+def test_carrying_the_state_equals_one_long_sequence():
+    rnn, x = DagRNN(5, 7, CELL).double(), torch.randn(6, 3, 5, dtype=torch.float64)
+    whole, _ = rnn(x)
+    first, h = rnn(x[:2])
+    second, _ = rnn(x[2:], h)
+    torch.testing.assert_close(torch.cat([first, second]), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["highway", "plain"])
+def test_independent_networks_equal_single_ones(form):
+    cells = random_genotypes(3, 4, seed=2)
+    batch = WeightedDagRNN(5, 7, cells, form=form, coupling="independent").double()
+    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    output, h = batch(x)
+    assert output.shape == (6, 3, 3, 7)
+    assert h.shape == (3, 3, 7)
+    for k, cell in enumerate(cells):
+        single = DagRNN(5, 7, cell, form=form).double()
+        with torch.no_grad():
+            single.weight_input.copy_(batch.weight_input[k])
+            single.weight_hidden.copy_(batch.weight_hidden[k])
+            single.weight_nodes.copy_(batch.weight_nodes[k])
+        torch.testing.assert_close(output[:, k], single(x)[0], rtol=1e-10, atol=1e-12)
+
+
+def test_a_mixture_that_trusts_one_network_is_that_network():
+    cells = random_genotypes(3, 4, seed=2)
+    mixture = WeightedDagRNN(5, 7, cells).double()
+    with torch.no_grad():
+        mixture.mix_logits.copy_(torch.tensor([-1e3, 0.0, -1e3]))
+    single = DagRNN(5, 7, cells[1]).double()
+    with torch.no_grad():
+        for name in ("weight_input", "weight_hidden", "weight_nodes"):
+            getattr(single, name).copy_(getattr(mixture, name)[1])
+    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    torch.testing.assert_close(mixture(x)[0], single(x)[0], rtol=1e-10, atol=1e-12)
+
+
+def test_running_statistics_are_those_of_batch_norm():
+    """T updates at once equal torch's batch norm called once a step on the init state."""
+    rnn = WeightedDagRNN(3, 4, [CELL], norm="batch").double()
+    x, h = torch.randn(5, 6, 3, dtype=torch.float64), torch.zeros(6, 4, dtype=torch.float64)
+    output, _ = rnn(x)
+    bn = torch.nn.BatchNorm1d(4, affine=False).double()
+    for t in range(5):
+        c, u = (x[t] @ rnn.weight_input[0] + h @ rnn.weight_hidden[0]).chunk(2, -1)
+        bn(h + torch.sigmoid(c) * (torch.tanh(u) - h))
+        h = output[t]
+    torch.testing.assert_close(rnn.running_mean[0, 0], bn.running_mean, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(rnn.running_var[0, 0], bn.running_var, rtol=1e-10, atol=1e-12)
+
+
+def test_evaluation_uses_and_keeps_running_statistics():
+    rnn = WeightedDagRNN(3, 4, random_genotypes(2, 3, seed=0), norm="batch")
+    rnn(torch.randn(5, 6, 3))
+    rnn.eval()
+    before = copy.deepcopy(rnn.state_dict())
+    x = torch.randn(5, 6, 3)
+    together = rnn(x)[0]
+    alone = rnn(x[:, :1])[0]  # a row's output does not depend on its neighbours
+    torch.testing.assert_close(together[:, :1], alone)
+    assert all(torch.equal(before[name], tensor) for name, tensor in rnn.state_dict().items())
+
+
+def test_dropout_masks_are_locked_over_time_and_off_in_evaluation():
+    torch.manual_seed(0)
+    model = LanguageModel(50, DagRNN(64, 64, CELL, dropout_x=0.5, dropout_h=0.5), 0.5, 0.5)
+    embedded = model._locked_dropout(torch.ones(7, 3, 64), 0.5)
+    assert torch.equal(embedded[0], embedded[6])
+    assert set(embedded.unique().tolist()) == {0.0, 2.0}
+    tokens = torch.randint(50, (7, 3))
+    assert not torch.equal(model(tokens)[0], model(tokens)[0])
+    model.eval()
+    assert torch.equal(model(tokens)[0], model(tokens)[0])
+
+
+def test_loss_and_regularisers():
+    model = LanguageModel(11, DagRNN(6, 6, CELL)).double()
+    tokens, targets = torch.randint(11, (2, 5, 3))
+    logits, _ = model(tokens)
+    raw, _ = model.rnn(model.embedding(tokens))
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    loss, cross_entropy, _ = model.loss(tokens, targets, None, 2.0, 3.0)
+    torch.testing.assert_close(cross_entropy, expected.detach())
+    penalty = 2 * (raw**2).mean() + 3 * ((raw[1:] - raw[:-1]) ** 2).mean()
+    torch.testing.assert_close(loss, expected + penalty)
+    assert model.loss(tokens[:1], targets[:1], None, 0.0, 3.0)[0].isfinite()
+
+
+def test_untrained_model_knows_nothing():
+    model = LanguageModel(1000, DagRNN(8, 8, CELL))
+    _, cross_entropy, _ = model.loss(*torch.randint(1000, (2, 5, 3)))
+    assert float(cross_entropy) == pytest.approx(math.log(1000), abs=0.02)
+
+
+def test_state_dict_deepcopy_and_compile():
+    rnn, x = DagRNN(5, 7, CELL), torch.randn(4, 3, 5)
+    expected, _ = rnn(x)
+    other = DagRNN(5, 7, CELL)
+    other.load_state_dict(rnn.state_dict())
+    assert torch.equal(other(x)[0], expected)
+    assert torch.equal(copy.deepcopy(rnn)(x)[0], expected)
+    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x)[0], expected)
+    compiled(x)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in rnn.parameters())
+
+
+def test_a_search_model_compiles_into_one_graph():
+    model = LanguageModel(50, WeightedDagRNN(8, 8, random_genotypes(2, 3, 0), norm="batch"))
+    tokens = torch.randint(50, (4, 3))
+    loss, _, _ = torch.compile(model.loss, fullgraph=True, backend="aot_eager")(tokens, tokens)
+    loss.backward()
+    assert model.rnn.mix_logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DagRNN(0, 7, CELL), "at least 1"),
+        (lambda: DagRNN(5, 7, CELL, form="round"), "unknown form 'round'"),
+        (lambda: DagRNN(5, 7, CELL, dropout_x=1.0), "dropout_x must lie in"),
+        (lambda: WeightedDagRNN(5, 7, []), "at least one genotype"),
+        (lambda: WeightedDagRNN(5, 7, [CELL, DARTS_V2]), "same number of nodes"),
+        (lambda: WeightedDagRNN(5, 7, [CELL], coupling="loose"), "unknown coupling"),
+        (lambda: WeightedDagRNN(5, 7, [CELL], norm="layer"), "unknown norm"),
+        (lambda: LanguageModel(9, DagRNN(5, 7, CELL)), "input_size == hidden_size"),
+        (lambda: DagRNN(5, 7, CELL)(torch.randn(4, 3, 6)), r"\[T, M, 5\]"),
+        (lambda: DagRNN(5, 7, CELL)(torch.randn(4, 3, 5), torch.zeros(1, 2, 7)), "h0 must have shape"),
+        (lambda: WeightedDagRNN(5, 7, [CELL])(torch.randn(4, 3, 5), torch.zeros(2, 3, 7)), "h0 must have shape"),
+        (lambda: DagRNN(5, 7, CELL)(torch.full((4, 3, 5), math.nan)), "NaN"),
+    ],
+)
+def test_errors(make, message):
+    with pytest.raises(WenetError, match=message):
+        make()

@@ -1,0 +1,229 @@
+"""A run killed or stopped at any moment goes on to the same end, to the last bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from filelock import FileLock
+
+from wenet import WenetError, resume_search, search
+from wenet.cli import search_main
+
+from .helpers import TINY, results, write_text
+
+COMMAND = [sys.executable, "-c", "import sys; from wenet.cli import search_main; sys.exit(search_main())"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text"), lines=400)
+
+
+def start(*arguments) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def first_or_next(run, text, *flags):
+    """Start the run, or continue it where it has begun."""
+    begun = (run / "config.json").exists()
+    return start("--resume", run, *flags) if begun else start(text, *TINY, *SEARCH, "--out", run, *flags)
+
+
+SEARCH = ["--epochs-per-round", "3", "--seed-parameters", "keep"]
+
+
+@pytest.mark.timeout(600)
+def test_kill_at_ten_random_moments(text, tmp_path):
+    undisturbed = start(text, *TINY, *SEARCH, "--out", tmp_path / "whole")
+    assert undisturbed.wait() == 0, undisturbed.stdout.read()
+    generator = random.Random(11)
+    run, kills = tmp_path / "killed", 0
+    while kills < 10:
+        process = first_or_next(run, text, "--checkpoint-every", 0.0005)
+        process.stdout.readline()  # the first line is out: from here on a run may be anywhere
+        time.sleep(generator.uniform(0, 1.2))
+        assert process.poll() is None, "the run ended before it was killed ten times; make it longer"
+        process.kill()
+        process.wait()
+        kills += 1
+    last = first_or_next(run, text)
+    assert last.wait() == 0, last.stdout.read()
+    assert results(run) == results(tmp_path / "whole")
+    assert len(list((run / "checkpoint").iterdir())) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_on_request(text, tmp_path, number):
+    run = tmp_path / "run"
+    process = first_or_next(run, text)
+    while not (run / "config.json").exists():
+        time.sleep(0.01)
+    time.sleep(0.7)
+    os.kill(process.pid, number)
+    output = process.communicate()[0]
+    assert process.returncode == 128 + number
+    assert f"stopped; continue with: wenet-search --resume {run}" in output
+    assert "Traceback" not in output
+    assert (run / "checkpoint" / "000001.safetensors").exists()
+    assert search_main(["--resume", str(run)]) == 0
+
+
+@pytest.fixture
+def stopped(text, tmp_path, monkeypatch):
+    """A run that was stopped within its second round."""
+    from wenet.search import Search
+
+    real, steps = Search._step, []
+
+    def step(self, *operands):
+        steps.append(1)
+        if len(steps) == 40:
+            self.interrupt.requested = signal.SIGTERM
+        return real(self, *operands)
+
+    monkeypatch.setattr(Search, "_step", step)
+    run = tmp_path / "run"
+    assert search_main([str(text), *TINY, "--out", str(run), "--checkpoint-every", "0"]) == 128 + signal.SIGTERM
+    return run
+
+
+def test_resume_equals_the_undisturbed_run(stopped, text, tmp_path):
+    resume_search(stopped)
+    assert search_main([str(text), *TINY, "--out", str(tmp_path / "whole")]) == 0
+    assert results(stopped) == results(tmp_path / "whole")
+
+
+def test_stop_within_validation(text, tmp_path, monkeypatch):
+    from wenet.search import Search
+
+    real = Search._end_round
+
+    def end_round(self, candidates):
+        if self.state.round == 1:
+            self.interrupt.requested = signal.SIGTERM
+        return real(self, candidates)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "_end_round", end_round)
+        assert search_main([str(text), *TINY, "--out", str(run)]) == 128 + signal.SIGTERM
+    resume_search(run)
+    assert search_main([str(text), *TINY, "--out", str(tmp_path / "whole")]) == 0
+    assert results(run) == results(tmp_path / "whole")
+
+
+def test_resuming_a_finished_run_says_its_result_again(text, tmp_path, capsys):
+    result = search(str(text), out=tmp_path / "run", pool=2, batch=2, hidden=4, epochs_per_round=0.01)
+    before = results(tmp_path / "run")
+    assert search_main(["--resume", str(tmp_path / "run")]) == 0
+    assert str(result.genotype) in capsys.readouterr().out
+    assert results(tmp_path / "run") == before
+
+
+def fails(capsys, *arguments):
+    """The one line that a command prints when it refuses."""
+    capsys.readouterr()
+    assert search_main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_truncated_checkpoint(stopped, capsys):
+    newest = sorted((stopped / "checkpoint").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    message = fails(capsys, "--resume", stopped)
+    assert f"{newest} is damaged" in message
+    assert "delete it to continue from" in message
+    newest.unlink()
+    assert search_main(["--resume", str(stopped)]) == 0
+
+
+def test_checkpoint_of_another_config(stopped, capsys):
+    settings = json.loads((stopped / "config.json").read_text())
+    settings["settings"]["lr"] = 0.5
+    (stopped / "config.json").write_text(json.dumps(settings))
+    assert "belongs to other settings" in fails(capsys, "--resume", stopped)
+
+
+def test_two_processes_on_one_folder(stopped, capsys):
+    with FileLock(stopped / ".lock"):
+        assert "in use by another process" in fails(capsys, "--resume", stopped)
+
+
+def test_flags_beside_resume(stopped, capsys):
+    assert "leave out --lr" in fails(capsys, "--resume", stopped, "--lr", "0.1")
+
+
+def test_changed_text(stopped, text, capsys):
+    train = text / "train.txt"
+    original = train.read_text()
+    try:
+        train.write_text(original + "w1 w2 w3\n")
+        assert "has changed since" in fails(capsys, "--resume", stopped)
+    finally:
+        train.write_text(original)
+
+
+def test_lost_records(stopped, capsys):
+    (stopped / "search.jsonl").write_text("")
+    assert "the checkpoint knows of 1" in fails(capsys, "--resume", stopped)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"kind": "search", "format": 1}', '{"kind": "train"}'])
+def test_unreadable_settings(stopped, capsys, content):
+    (stopped / "config.json").write_text(content)
+    assert "config.json" in fails(capsys, "--resume", stopped)
+
+
+def test_no_run_there(tmp_path, capsys):
+    assert "no run folder" in fails(capsys, "--resume", tmp_path / "nothing")
+    assert "no config.json" in fails(capsys, "--resume", tmp_path)
+
+
+def test_existing_run_is_not_overwritten(stopped, text, capsys):
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    assert "holds a run already" in fails(capsys, text, *TINY, "--out", stopped)
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+def test_a_disk_that_is_full(text, tmp_path):
+    """A limit on the size of files stands in for it: the write fails, what was written before stays."""
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); "
+    run = tmp_path / "run"
+    command = [COMMAND[0], "-c", limited + COMMAND[2], str(text), *TINY, "--out", str(run), "--checkpoint-every", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"wenet-search: cannot write {run / 'checkpoint'}")
+    assert "Traceback" not in done.stderr
+    assert not list((run / "checkpoint").glob("*.partial"))
+    resume_search(run)
+
+
+def test_checkpoint_is_all_that_is_read(stopped, monkeypatch):
+    """Nothing is unpickled."""
+    import pickle
+
+    def refuse(*_):
+        raise AssertionError("unpickled")
+
+    monkeypatch.setattr(pickle, "load", refuse)
+    monkeypatch.setattr(pickle, "Unpickler", refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    resume_search(stopped)
+
+
+def test_out_that_cannot_be_written(text, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(WenetError, match=r"--out"):
+            search(str(text), out=out, pool=2)

@@ -1,0 +1,155 @@
+import dataclasses
+
+import pytest
+import torch
+
+import wenet.search
+from wenet import WenetError, random_genotypes, search
+from wenet.config import resolve_config
+from wenet.genotypes import load_genotype
+from wenet.search import build_model, build_optimizer, inherit, inheritance
+from wenet.training import perplexity, window, windows_per_epoch
+
+from .helpers import results, write_text
+
+TINY = {
+    "preset": "quick", "pool": 7, "batch": 3, "seeds": 2, "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2,
+    "bptt": 6, "epochs_per_round": 0.6, "backend": "reference",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+def test_windows_predict_every_token_once():
+    stream = torch.arange(23 * 2).view(23, 2)
+    pieces = [window(stream, 5, index) for index in range(windows_per_epoch(stream, 5))]
+    assert torch.equal(torch.cat([tokens for tokens, _ in pieces]), stream[:-1])
+    assert torch.equal(torch.cat([targets for _, targets in pieces]), stream[1:])
+    assert [len(tokens) for tokens, _ in pieces] == [5, 5, 5, 5, 2]
+
+
+def test_perplexity_of_a_known_distribution():
+    """A model whose output is always zero predicts by its bias alone."""
+    config = resolve_config("quick", {"hidden": 4, "nodes": 1, "precision": "fp64"})
+    model = build_model(config, random_genotypes(1, 1, 0), 3)
+    probabilities = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    with torch.no_grad():
+        model.embedding.weight.zero_()
+        model.decoder_bias.copy_(probabilities.log())
+    stream = torch.randint(3, (31, 2))
+    expected = torch.exp(-probabilities[stream[1:]].log().mean())
+    assert perplexity(model, stream, 7) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_algorithm_2(text, tmp_path):
+    """Every pool network competes once, seeds are the K largest weights, and the best seed of the end is returned."""
+    result = search(str(text), out=tmp_path / "run", **TINY)
+    *records, best = results(tmp_path / "run")
+    pool = [str(genotype) for genotype in random_genotypes(7, 3, seed=1)]
+    seeds: list[str] = []
+    for number, record in enumerate(records):
+        names = [network["genotype"] for network in record["networks"]]
+        weights = [network["weight"] for network in record["networks"]]
+        assert sorted(names) == sorted(pool[3 * number : 3 * number + 3] + seeds)
+        assert weights == sorted(weights, reverse=True)
+        assert sum(weights) == pytest.approx(1, abs=1e-5)
+        assert record["uniform_weight"] == pytest.approx(1 / len(names))
+        kept_before = {network["genotype"] for network in record["networks"] if network["rounds_kept"]}
+        assert kept_before == set(seeds)
+        seeds = names[:2]
+    assert len(records) == 3
+    assert str(result.genotype) == best["text"] == seeds[0]
+    assert load_genotype(str(tmp_path / "run")) == result.genotype
+    assert best["networks_searched"] == 7
+
+
+def test_same_seed_same_result_other_seed_other_result(text, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        search(str(text), out=tmp_path / name, seed=seed, **TINY)
+    assert results(tmp_path / "a") == results(tmp_path / "b")
+    assert results(tmp_path / "a") != results(tmp_path / "c")
+
+
+def test_leaves_the_callers_generator_alone(text, tmp_path):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    search(str(text), out=tmp_path / "run", **{**TINY, "pool": 2})
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_training_lowers_the_loss(text, tmp_path):
+    settings = {**TINY, "pool": 3, "epochs_per_round": 8, "lr": 1e-2, "dropout_x": 0, "dropout_h": 0}
+    search(str(text), out=tmp_path / "run", dropout_embedding=0, dropout_output=0, **settings)
+    record = results(tmp_path / "run")[0]
+    assert record["train_loss_curve"][-1] < 0.8 * record["train_loss_curve"][0]
+    assert record["valid_perplexity"] < 10  # of 21 words
+
+
+def test_rates_and_decay_go_to_their_parameters():
+    config = resolve_config("quick", {"hidden": 4, "nodes": 1, "lr": 0.01, "mix_lr": 0.5, "weight_decay": 0.1})
+    model = build_model(config, random_genotypes(2, 1, 0), 5)
+    others, mixing = build_optimizer(config, model).param_groups
+    assert (others["lr"], others["weight_decay"]) == (0.01, 0.1)
+    assert (mixing["lr"], mixing["weight_decay"]) == (0.5, 0.0)
+    assert mixing["params"] == [model.rnn.mix_logits]
+    assert len(others["params"]) == len(list(model.parameters())) - 1
+
+
+def test_seeds_that_keep_their_parameters_inherit_them():
+    config = resolve_config("quick", {"hidden": 4, "nodes": 2})
+    old = build_model(config, random_genotypes(3, 2, 0), 5)
+    new = build_model(config, random_genotypes(4, 2, 1), 5)
+    fresh = new.rnn.weight_nodes[:2].clone()
+    inherit(new, inheritance(old, [2, 0]))
+    assert torch.equal(new.rnn.weight_nodes[2:], old.rnn.weight_nodes[[2, 0]])
+    assert torch.equal(new.rnn.weight_nodes[:2], fresh)
+    assert torch.equal(new.embedding.weight, old.embedding.weight)
+    assert torch.equal(new.rnn.mix_logits, torch.zeros(4))
+
+
+def test_keeping_parameters_changes_later_rounds_only(text, tmp_path):
+    for choice in ("fresh", "keep"):
+        search(str(text), out=tmp_path / choice, seed_parameters=choice, **TINY)
+    fresh, keep = results(tmp_path / "fresh"), results(tmp_path / "keep")
+    assert fresh[0] == keep[0]
+    assert fresh[1] != keep[1]
+
+
+def test_planted_winner_is_ranked_first(text, tmp_path, monkeypatch):
+    """One cell that sees its input among cells that cannot must win, and stay through the rounds."""
+    planted = random_genotypes(12, 3, seed=1)[1]
+
+    def crippling(config, genotypes, vocabulary_size):
+        model = build_model(config, genotypes, vocabulary_size)
+        sees = torch.tensor([genotype == planted for genotype in genotypes]).view(-1, 1, 1)
+        with torch.no_grad():
+            model.rnn.weight_input.mul_(sees)
+        model.rnn.weight_input.register_hook(lambda gradient: gradient * sees)
+        return model
+
+    monkeypatch.setattr(wenet.search, "build_model", crippling)
+    settings = {**TINY, "pool": 12, "batch": 6, "epochs_per_round": 6, "lr": 1e-2, "mix_lr": 2e-2, "dropout_x": 0.2}
+    result = search(str(text), out=tmp_path / "run", **settings)
+    assert result.genotype == planted
+    *records, best = results(tmp_path / "run")
+    assert [record["networks"][0]["genotype"] for record in records] == [str(planted)] * 2
+    assert best["weight"] > 1.5 * best["uniform_weight"]
+
+
+def test_divergence_names_the_step(text, tmp_path):
+    with pytest.raises(WenetError, match=r"training diverged: the (loss|gradient) is (nan|inf) in round 1, window \d+"):
+        search(str(text), out=tmp_path / "run", **{**TINY, "norm": "none", "lr": 1e30})
+
+
+def test_every_setting_of_the_run_is_recorded(text, tmp_path):
+    import json
+
+    search(str(text), out=tmp_path / "run", **{**TINY, "pool": 2})
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    fields = {field.name for field in dataclasses.fields(resolve_config("quick"))}
+    assert set(stored["settings"]) == fields
+    assert stored["settings"]["device"] == "cpu"
+    assert stored["settings"]["backend"] == "reference"

@@ -1,0 +1,103 @@
+"""Random operands of the recurrence, for every backend's tests."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wenet_kernels import ACTIVATIONS, CellBatch, dag_rnn
+
+# T, n, M, H, L, form, coupling, norm, with a mask
+Sizes = tuple[int, int, int, int, int, str, str, str | None, bool]
+
+CASES: list[Sizes] = [
+    (steps, networks, rows, hidden, nodes, form, coupling, norm, mask)
+    for form in ("highway", "plain")
+    for coupling in ("weighted", "independent")
+    for norm in (None, "batch", "running")
+    for steps, networks, rows, hidden, nodes, mask in ((3, 4, 5, 7, 4, True), (1, 1, 2, 1, 1, False), (2, 3, 4, 6, 2, False))
+]  # fmt: skip
+
+
+@dataclass
+class RandomCell:
+    recurrent: list[tuple[str, int]]
+    concat: list[int]
+
+
+@dataclass
+class Case:
+    pre: Tensor
+    h0: Tensor
+    weight_hidden: Tensor
+    weight_nodes: Tensor
+    mix: Tensor | None
+    genotypes: list[RandomCell]
+    cells: CellBatch
+    form: str
+    coupling: str
+    norm: Any
+    mask_h: Tensor | None
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        tensors = (self.pre, self.h0, self.weight_hidden, self.weight_nodes, self.mix)
+        return [tensor for tensor in tensors if tensor is not None]
+
+    @property
+    def positional(self) -> tuple[Any, ...]:
+        return self.pre, self.h0, self.weight_hidden, self.weight_nodes, self.mix, self.cells
+
+    def gradients(self, output: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(output, self.leaves, seed)
+
+
+def random_cell(nodes: int, generator: random.Random) -> RandomCell:
+    recurrent = [(generator.choice(ACTIVATIONS), generator.randrange(node)) for node in range(1, nodes + 1)]
+    return RandomCell(recurrent, sorted(generator.sample(range(1, nodes + 1), generator.randint(1, nodes))))
+
+
+def make_case(sizes: Sizes, dtype: torch.dtype = torch.float64, cells: list[RandomCell] | None = None) -> Case:
+    steps, networks, rows, hidden, nodes, form, coupling, norm, mask = sizes
+    torch.manual_seed(hash(sizes[:5]) % 1000)
+    generator = random.Random(7)
+    genotypes = cells or [random_cell(nodes, generator) for _ in range(networks)]
+    width = 2 * hidden if form == "highway" else hidden
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+    weighted = coupling == "weighted"
+    running = (
+        torch.randn(networks, nodes + 1, hidden, dtype=dtype),
+        torch.rand(networks, nodes + 1, hidden, dtype=dtype) + 0.5,
+    )
+    return Case(
+        leaf(steps, networks, rows, width),
+        leaf(rows, hidden) if weighted else leaf(networks, rows, hidden),
+        leaf(networks, hidden, width),
+        leaf(networks, nodes, hidden, width),
+        torch.softmax(torch.randn(networks, dtype=dtype), 0).requires_grad_() if weighted else None,
+        genotypes,
+        CellBatch.from_genotypes(genotypes),
+        form,
+        coupling,
+        running if norm == "running" else norm,
+        (torch.rand(rows, hidden) > 0.3).to(dtype) / 0.7 if mask else None,
+    )
+
+
+def run_op(case: Case, backend: str) -> Tensor:
+    result = dag_rnn(
+        *case.positional,
+        form=case.form,
+        mask_h=case.mask_h,
+        norm=case.norm,
+        coupling=case.coupling,
+        backend=backend,
+    )
+    return result[0] if isinstance(result, tuple) else result

@@ -1,0 +1,21 @@
+"""Recurrent architecture search by weighted networks (Huang and Xiang, 2019)."""
+
+from importlib.metadata import version
+
+from wenet import genotypes, nn
+from wenet.genotype import Genotype, random_genotypes
+from wenet.launch import SearchResult, resume_search, search
+from wenet_kernels import WenetError
+
+__version__ = version("wenet-rnn")
+
+__all__ = [
+    "Genotype",
+    "SearchResult",
+    "WenetError",
+    "genotypes",
+    "nn",
+    "random_genotypes",
+    "resume_search",
+    "search",
+]

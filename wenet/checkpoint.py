@@ -1,0 +1,205 @@
+"""A run folder: settings, records and checkpoints, written so that a kill at any instant leaves it whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wenet_kernels import WenetError
+
+KEPT_CHECKPOINTS = 2
+
+# What a run that was killed before its settings were written may have left; a new run may take such a folder over.
+_UNBORN = (".lock", "checkpoint", "config.json.partial")
+
+
+class RunFolder:
+    """The folder of one run, held by one process at a time.
+
+    Layout: `config.json`, `search.jsonl` or another list of records, `best.json`, `checkpoint/NNNNNN.safetensors`.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], lock: FileLock) -> None:
+        self.path = path
+        self.config = config
+        self._lock = lock
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
+        """Start a new run.
+
+        Raises:
+            WenetError: the folder has something in it already, is in use, or cannot be written.
+        """
+        if path.exists() and not path.is_dir():
+            raise WenetError(f"{path} is a file; name another folder with --out")
+        if (path / "config.json").exists():
+            raise WenetError(f"{path} holds a run already; continue it with --resume {path} or name another --out")
+        if path.is_dir() and any(entry.name not in _UNBORN for entry in path.iterdir()):
+            raise WenetError(f"{path} is not empty; name another folder with --out")
+        try:
+            (path / "checkpoint").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WenetError(f"cannot create {path}: {error.strerror}; name another folder with --out") from None
+        run = cls(path, config, _lock(path))
+        run.write_json("config.json", config)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Take up a run that was stopped.
+
+        Raises:
+            WenetError: no run there, it is in use, or its settings cannot be read.
+        """
+        if not path.is_dir():
+            raise WenetError(f"no run folder {path}")
+        if not (path / "config.json").exists():
+            raise WenetError(f"{path} has no config.json, so no run was started there; start one with --out {path}")
+        lock = _lock(path)
+        try:
+            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise WenetError(f"{path / 'config.json'} cannot be read: {error}; start a new run") from None
+        if not isinstance(config, dict):
+            raise WenetError(f"{path / 'config.json'} holds no settings; start a new run")
+        for leftover in (path / "checkpoint").glob("*.partial"):
+            leftover.unlink()
+        return cls(path, config, lock)
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self._lock.release()
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Replace a file as a whole, one key a line."""
+        lines = (f"  {json.dumps(key)}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items())
+        self._write_text(name, "{\n" + ",\n".join(lines) + "\n}\n")
+
+    def append_record(self, name: str, record: Mapping[str, Any]) -> None:
+        """Add one line to a list of records, on disk when this returns."""
+        with _reporting_full_disk(self.path / name), open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """Every record of a list."""
+        path = self.path / name
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def truncate_records(self, name: str, count: int) -> None:
+        """Drop what was recorded after the checkpoint that a run goes on from.
+
+        Raises:
+            WenetError: fewer records are left than the checkpoint knows of.
+        """
+        path = self.path / name
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        if len(lines) < count:
+            raise WenetError(f"{path} has {len(lines)} records, the checkpoint knows of {count}; start a new run")
+        self._write_text(name, "".join(lines[:count]))
+
+    def save_checkpoint(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
+        """Write a checkpoint beside the last one; only when it is whole does it count and the oldest go.
+
+        Raises:
+            WenetError: it cannot be written; the checkpoints before it stay as they are.
+        """
+        checkpoints = self.checkpoints()
+        number = int(checkpoints[-1].stem) + 1 if checkpoints else 1
+        path = self.path / "checkpoint" / f"{number:06d}.safetensors"
+        partial = path.with_suffix(".partial")
+        metadata = {"progress": json.dumps(progress), "config": self._config_hash()}
+        with _reporting_full_disk(path, leftover=partial):
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+            _move_into_place(partial, path)
+        for old in checkpoints[: -(KEPT_CHECKPOINTS - 1)]:
+            old.unlink()
+        return path
+
+    def load_checkpoint(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """Progress and tensors of the newest checkpoint; None where the run was stopped before the first.
+
+        Raises:
+            WenetError: it is damaged, or was written under other settings.
+        """
+        checkpoints = self.checkpoints()
+        if not checkpoints:
+            return None
+        newest = checkpoints[-1]
+        try:
+            with safe_open(newest, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            progress, config_hash = json.loads(metadata["progress"]), metadata["config"]
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            before = f"continue from {checkpoints[-2].name}" if len(checkpoints) > 1 else "start the run again"
+            raise WenetError(f"checkpoint {newest} is damaged ({error}); delete it to {before}") from None
+        if config_hash != self._config_hash():
+            raise WenetError(f"checkpoint {newest} belongs to other settings than {self.path / 'config.json'}")
+        return progress, tensors
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted((self.path / "checkpoint").glob("[0-9]*.safetensors"))
+
+    def _config_hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+
+    def _write_text(self, name: str, text: str) -> None:
+        path = self.path / name
+        partial = path.with_name(name + ".partial")
+        with _reporting_full_disk(path, leftover=partial):
+            partial.write_text(text, encoding="utf-8")
+            _move_into_place(partial, path)
+
+
+class _reporting_full_disk:
+    """Turn a failed write into one line about the file, and remove what was half written."""
+
+    def __init__(self, path: Path, leftover: Path | None = None) -> None:
+        self.path, self.leftover = path, leftover
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, OSError | SafetensorError):
+            return
+        if self.leftover is not None:
+            self.leftover.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or error
+        raise WenetError(f"cannot write {self.path}: {reason}; make room, then go on with --resume") from None
+
+
+def _move_into_place(partial: Path, path: Path) -> None:
+    """Rename only after the contents are on disk, so that a name always stands for a whole file."""
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _lock(path: Path) -> FileLock:
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise WenetError(f"{path} is in use by another process; wait for it or name another --out") from None
+    except OSError as error:
+        raise WenetError(f"cannot write in {path}: {error.strerror}") from None
+    return lock

@@ -1,0 +1,73 @@
+"""What a command shows: lines, and a progress bar where someone watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+PLAIN_LINE_SECONDS = 30.0
+
+
+class Console:
+    """Prints lines; `silent` prints nothing, `quiet` and non-terminals get plain lines instead of a bar."""
+
+    def __init__(self, quiet: bool = False, silent: bool = False) -> None:
+        self.silent = silent
+        self.with_bar = not quiet and not silent and sys.stderr.isatty()
+        self._bar: tqdm[None] | None = None
+
+    def say(self, text: str = "") -> None:
+        if self.silent:
+            return
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, flush=True)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def start(self, total: int, done: int) -> None:
+        """Begin to count windows, `done` of `total` behind us."""
+        self._total, self._done, self._first = total, done, done
+        self._tokens = 0
+        self._started = self._last_line = time.monotonic()
+        if self.with_bar:
+            self._bar = tqdm(total=total, initial=done, unit="window", dynamic_ncols=True, smoothing=0.1)
+
+    def advance(self, label: str, tokens: int, state: str) -> None:
+        """One window of so many tokens is done; `label` says where we are and `state` how it goes."""
+        now = time.monotonic()
+        self._done += 1
+        self._tokens += tokens
+        state = f"{state}, {self._tokens / (now - self._started):,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.set_description_str(label, refresh=False)
+            self._bar.set_postfix_str(state, refresh=False)
+            self._bar.update()
+        elif now - self._last_line >= PLAIN_LINE_SECONDS:
+            self._last_line = now
+            per_window = (now - self._started) / (self._done - self._first)
+            left = duration(per_window * (self._total - self._done))
+            self.say(f"{label}, window {self._done:,}/{self._total:,}, {state}, about {left} left")
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, to two figures."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 36 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

@@ -1,0 +1,141 @@
+"""A cell as data: which node reads which, through which activation. Paper section 3.1 and Algorithm 1."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from wenet_kernels import ACTIVATIONS, WenetError
+from wenet_kernels.cells import check_cell
+
+
+@dataclass(frozen=True, init=False)
+class Genotype:
+    """A recurrent cell: a tree of nodes 1..L above the init node 0, some of them averaged into the output.
+
+    Args:
+        recurrent: for node i = 1..L a pair (activation, ancestor), the ancestor in 0..i-1.
+        concat: the nodes averaged into the output (eq. 3); all of 1..L by default.
+
+    Raises:
+        WenetError: an unknown activation, an ancestor out of range, an empty `concat`, or more than 64 nodes.
+    """
+
+    recurrent: tuple[tuple[str, int], ...]
+    concat: tuple[int, ...]
+
+    def __init__(self, recurrent: Iterable[tuple[str, int]], concat: Iterable[int] | None = None) -> None:
+        pairs = tuple((str(activation), int(ancestor)) for activation, ancestor in recurrent)
+        averaged = tuple(range(1, len(pairs) + 1)) if concat is None else tuple(sorted(int(node) for node in concat))
+        check_cell(pairs, averaged)
+        object.__setattr__(self, "recurrent", pairs)
+        object.__setattr__(self, "concat", averaged)
+
+    @property
+    def nodes(self) -> int:
+        return len(self.recurrent)
+
+    def __str__(self) -> str:
+        """One line, such as "tanh0 relu1 relu1"; nodes are named only where not all of them are averaged."""
+        text = " ".join(f"{activation}{ancestor}" for activation, ancestor in self.recurrent)
+        if len(self.concat) == self.nodes:
+            return text
+        return f"{text} mean {','.join(map(str, self.concat))}"
+
+    @classmethod
+    def from_text(cls, text: str) -> Genotype:
+        """Read what `str` writes.
+
+        Raises:
+            WenetError: the text is no cell.
+        """
+        match = re.fullmatch(r"((?:[a-z]+\d+\s*)+?)(?:\s*\bmean\s+(\d+(?:,\d+)*))?", text.strip())
+        if match is None:
+            raise WenetError(f"{text!r} is no cell; write it like 'tanh0 relu1 relu1 mean 2,3'")
+        pairs = [(name, int(ancestor)) for name, ancestor in re.findall(r"([a-z]+)(\d+)", match[1])]
+        return cls(pairs, map(int, match[2].split(",")) if match[2] else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"recurrent": [list(pair) for pair in self.recurrent], "concat": list(self.concat)}
+
+    @classmethod
+    def from_dict(cls, value: object) -> Genotype:
+        """Read what `to_dict` writes.
+
+        Raises:
+            WenetError: a missing key, a value of the wrong kind, or an invalid cell.
+        """
+        try:
+            pairs = [(activation, ancestor) for activation, ancestor in value["recurrent"]]  # type: ignore[index]
+            concat = value.get("concat")  # type: ignore[attr-defined]
+            well_formed = all(isinstance(a, str) and type(j) is int for a, j in pairs)
+            well_formed &= concat is None or all(type(node) is int for node in concat)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            well_formed = False
+        if not well_formed:
+            raise WenetError('a cell in JSON looks like {"recurrent": [["tanh", 0], ["relu", 1]], "concat": [1, 2]}')
+        return cls(pairs, concat)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Genotype:
+        """Read what `to_json` writes.
+
+        Raises:
+            WenetError: no JSON, or no valid cell in it.
+        """
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise WenetError(f"the cell is not valid JSON: {error}") from None
+        return cls.from_dict(value)
+
+    def draw(self) -> str:
+        """The cell as a tree of text; every node reads one ancestor, so a tree is the whole picture."""
+        lines = ["0 init (x, h)"]
+        lines += self._draw_children(0, "")
+        return "\n".join(lines)
+
+    def _draw_children(self, node: int, indent: str) -> list[str]:
+        children = [i for i, (_, ancestor) in enumerate(self.recurrent, start=1) if ancestor == node]
+        lines = []
+        for child in children:
+            last = child == children[-1]
+            unused = "" if child in self.concat else "  (not averaged)"
+            lines.append(f"{indent}{'└─' if last else '├─'} {child} {self.recurrent[child - 1][0]}{unused}")
+            lines += self._draw_children(child, indent + ("   " if last else "│  "))
+        return lines
+
+
+def random_genotypes(count: int, nodes: int, seed: int) -> list[Genotype]:
+    """Algorithm 1: `count` random cells of `nodes` nodes, all of them averaged; the same for the same seed.
+
+    No cell comes twice, unless more are asked for than exist (`nodes! * 4 ** nodes`): then the space is gone through
+    again as often as needed.
+
+    Raises:
+        WenetError: fewer than one cell, or an impossible number of nodes.
+    """
+    if count < 1:
+        raise WenetError(f"the number of random cells must be at least 1, not {count}")
+    if nodes < 1:
+        raise WenetError(f"the number of nodes must be at least 1, not {nodes}")
+    generator = random.Random(seed)
+    space = math.factorial(nodes) * len(ACTIVATIONS) ** nodes
+    genotypes: list[Genotype] = []
+    seen: set[Genotype] = set()
+    while len(genotypes) < count:
+        genotype = Genotype((generator.choice(ACTIVATIONS), generator.randrange(node)) for node in range(1, nodes + 1))
+        if genotype not in seen:
+            seen.add(genotype)
+            genotypes.append(genotype)
+        if len(seen) == space:
+            seen.clear()
+    return genotypes

@@ -1,0 +1,40 @@
+"""Stopping long work on request instead of in the middle of a step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+
+class Stopped(Exception):
+    """A run ended early because a signal asked for it; everything up to then is in its checkpoint."""
+
+    def __init__(self, signal_number: int, folder: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}; continue with --resume {folder}")
+        self.signal_number = signal_number
+        self.folder = folder
+
+
+class Interrupt:
+    """Within this context SIGINT and SIGTERM only set `requested`; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+
+    def __enter__(self) -> Interrupt:
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():  # only there can handlers be set
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = number

@@ -1,0 +1,330 @@
+"""Algorithm 2: train batches of different networks together, and keep those that the mixture leans on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wenet.checkpoint import RunFolder
+from wenet.config import SearchConfig
+from wenet.console import Console, duration
+from wenet.data import Corpus, batchify
+from wenet.genotype import Genotype, random_genotypes
+from wenet.interrupt import Interrupt, Stopped
+from wenet.memory import peak_memory
+from wenet.nn import LanguageModel, WeightedDagRNN
+from wenet.training import (
+    perplexity,
+    random_tensors,
+    restore_random,
+    restore_training,
+    training_tensors,
+    window,
+    windows_per_epoch,
+)
+from wenet_kernels import WenetError
+
+RECORDS = "search.jsonl"
+CURVE_POINTS = 20  # of the training loss, in the record of a round
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network of a round, and after the round its share of the mixture."""
+
+    genotype: Genotype
+    rounds_kept: int = 0  # how often it has been a seed
+    weight: float = math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"genotype": str(self.genotype), "weight": self.weight, "rounds_kept": self.rounds_kept}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Candidate:
+        return cls(Genotype.from_text(value["genotype"]), value["rounds_kept"], value["weight"])
+
+
+@dataclass
+class SearchState:
+    """Where a search stands between two windows, apart from the model in training."""
+
+    round: int = 0  # rounds finished
+    cursor: int = 0  # next window of the text; a round of part of an epoch goes on where the last one stopped
+    losses: list[float] = field(default_factory=list)  # cross-entropy of each window of this round, nats per token
+    tokens: int = 0  # trained on in this round
+    seeds: list[Candidate] = field(default_factory=list)  # best first
+    seconds: float = 0.0  # spent on the run so far, by all processes that worked on it
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "seeds": [seed.to_dict() for seed in self.seeds]}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> SearchState:
+        return cls(**{**value, "seeds": [Candidate.from_dict(seed) for seed in value["seeds"]]})
+
+
+class Search:
+    """One search over one corpus, recorded in one run folder.
+
+    Args:
+        config: with backend and device resolved.
+        corpus: its test part is not touched.
+        run: takes records and checkpoints.
+        checkpoint_every: minutes between checkpoints; one more is written at the end of each round.
+    """
+
+    def __init__(
+        self, config: SearchConfig, corpus: Corpus, run: RunFolder, console: Console, checkpoint_every: float
+    ) -> None:
+        self.config, self.corpus, self.folder, self.console = config, corpus, run, console
+        self.device = torch.device(config.device)
+        self.train_stream = batchify(corpus.train, config.data_batch).to(self.device)  # [steps, M]
+        self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
+        self.windows = windows_per_epoch(self.train_stream, config.bptt)
+        self.windows_per_round = max(1, round(config.epochs_per_round * self.windows))
+        self.checkpoint_seconds = 60 * checkpoint_every
+        self.interrupt = Interrupt()
+
+    def run(self) -> dict[str, Any]:
+        """Algorithm 2, from the last checkpoint where there is one; returns what `best.json` holds.
+
+        Raises:
+            WenetError: training diverged, the disk is full, or the checkpoint cannot be used.
+            Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), self.interrupt:
+            torch.manual_seed(self.config.seed)
+            pool = random_genotypes(self.config.pool, self.config.nodes, self.config.seed)
+            self._restore()
+            self.console.start(self.config.rounds * self.windows_per_round, self._windows_done())
+            while self.state.round < self.config.rounds:
+                first = self.state.round * self.config.batch
+                new = [Candidate(genotype) for genotype in pool[first : first + self.config.batch]]
+                candidates = new + self.state.seeds
+                self._start_round(candidates)
+                self._train()
+                self._end_round(candidates)
+            self.console.stop()
+        return self._best()
+
+    def _start_round(self, candidates: Sequence[Candidate]) -> None:
+        """A new model of the candidates; where a checkpoint was written in this round, as it was then."""
+        self.model = build_model(self.config, [c.genotype for c in candidates], len(self.corpus.vocabulary))
+        self.model.to(self.device)
+        self.optimizer = build_optimizer(self.config, self.model)
+        self.h: Tensor | None = None  # [1, M, H]
+        if self.state.losses:
+            restore_training(self.model, self.optimizer, self.tensors)
+            restore_random(self.tensors, self.device)  # again: building the model drew from the generators
+            self.h = self.tensors["h"].to(self.device)
+        elif self.config.seed_parameters == "keep" and self.state.seeds:
+            inherit(self.model, self.tensors)
+
+    def _train(self) -> None:
+        """Line 8: train parameters and mixing weights together on the training text."""
+        while len(self.state.losses) < self.windows_per_round:
+            tokens, targets = window(self.train_stream, self.config.bptt, self.state.cursor)
+            if self.state.cursor == 0:
+                self.h = None  # each pass over the text starts from a hidden state of zero
+            cross_entropy = self._step(tokens, targets)
+            self.state.losses.append(cross_entropy)
+            self.state.tokens += tokens.numel()
+            self.state.cursor = (self.state.cursor + 1) % self.windows
+            self._show_window(tokens.numel())
+            self._checkpoint_if_due()
+
+    def _step(self, tokens: Tensor, targets: Tensor) -> float:
+        """One window: loss, gradients, clipping, update; the hidden state goes on without its history."""
+        config = self.config
+        loss, cross_entropy, h = self.model.loss(
+            tokens, targets, self.h, config.activation_reg, config.temporal_activation_reg
+        )
+        self._check_finite("loss", loss)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self._check_finite("gradient", nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+        self.optimizer.step()
+        self.h = h.detach()
+        return float(cross_entropy)
+
+    def _check_finite(self, name: str, value: Tensor) -> None:
+        if not bool(torch.isfinite(value)):
+            where = f"round {self.state.round + 1}, window {len(self.state.losses) + 1}"
+            raise WenetError(f"training diverged: the {name} is {float(value)} in {where}; lower --lr or --init-range")
+
+    def _end_round(self, candidates: Sequence[Candidate]) -> None:
+        """Line 9: keep the K networks of the largest weights; record them all."""
+        valid = perplexity(self.model, self.valid_stream, self.config.bptt, between=self._stop_if_asked)
+        weights = mixing_weights(self.model)
+        # A stable order: of two equal weights the earlier candidate comes first, in every run.
+        order = sorted(range(len(candidates)), key=lambda i: -weights[i])
+        ranked = [Candidate(candidates[i].genotype, candidates[i].rounds_kept, weights[i]) for i in order]
+        seconds = self._lap()
+        record = self._record(ranked, valid)
+        self.folder.append_record(RECORDS, record)
+        self._say_round(record)
+        seeds = [Candidate(c.genotype, c.rounds_kept + 1, c.weight) for c in ranked[: self.config.seeds]]
+        self.state = SearchState(self.state.round + 1, self.state.cursor, seeds=seeds, seconds=seconds)
+        keep = self.config.seed_parameters == "keep"
+        self.tensors = inheritance(self.model, order[: self.config.seeds]) if keep else {}
+        self.folder.write_json("best.json", self._best())
+        self._save(self.tensors)
+
+    def _record(self, ranked: Sequence[Candidate], valid: float) -> dict[str, Any]:
+        losses = self.state.losses
+        return {
+            "round": self.state.round + 1,
+            "windows": len(losses),
+            "tokens": self.state.tokens,
+            "train_loss": sum(losses) / len(losses),
+            "train_loss_curve": _means(losses, CURVE_POINTS),
+            "valid_perplexity": valid,
+            "uniform_weight": 1 / len(ranked),
+            "seconds_so_far": round(self.state.seconds, 3),
+            "peak_memory_bytes": peak_memory(self.device),
+            "networks": [candidate.to_dict() for candidate in ranked],
+        }
+
+    def _best(self) -> dict[str, Any]:
+        """The winner so far, and how it was found."""
+        records = self.folder.records(RECORDS)
+        winner, last = self.state.seeds[0], records[-1]
+        return {
+            "genotype": winner.genotype.to_dict(),
+            "text": str(winner.genotype),
+            "weight": winner.weight,
+            "uniform_weight": last["uniform_weight"],
+            "rounds_kept": winner.rounds_kept,
+            "rounds": self.state.round,
+            "rounds_planned": self.config.rounds,
+            "networks_searched": min(self.state.round * self.config.batch, self.config.pool),
+            "mixture_valid_perplexity": last["valid_perplexity"],
+            "seconds": last["seconds_so_far"],
+            "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
+        }
+
+    def _restore(self) -> None:
+        """Take up the newest checkpoint, or begin."""
+        self.tensors: dict[str, Tensor] = {}
+        self.state = SearchState()
+        checkpoint = self.folder.load_checkpoint()
+        if checkpoint is not None:
+            progress, self.tensors = checkpoint
+            self.state = SearchState.from_dict(progress)
+            restore_random(self.tensors, self.device)
+        self.folder.truncate_records(RECORDS, self.state.round)
+        self._lap_started = self._saved = time.monotonic()
+
+    def _checkpoint_if_due(self) -> None:
+        self._stop_if_asked()
+        if time.monotonic() - self._saved >= self.checkpoint_seconds:
+            self._save_within_round()
+
+    def _stop_if_asked(self) -> None:
+        if self.interrupt.requested is not None:
+            self._save_within_round()
+            self.console.stop()
+            raise Stopped(self.interrupt.requested, self.folder.path)
+
+    def _save_within_round(self) -> None:
+        h = {} if self.h is None else {"h": self.h}
+        self._save({**training_tensors(self.model, self.optimizer), **h})
+
+    def _save(self, tensors: dict[str, Tensor]) -> None:
+        self._lap()
+        self.folder.save_checkpoint(self.state.to_dict(), {**tensors, **random_tensors(self.device)})
+        self._saved = time.monotonic()
+
+    def _lap(self) -> float:
+        """Add the time since the last call to what the run has cost."""
+        now = time.monotonic()
+        self.state.seconds += now - self._lap_started
+        self._lap_started = now
+        return self.state.seconds
+
+    def _windows_done(self) -> int:
+        return self.state.round * self.windows_per_round + len(self.state.losses)
+
+    def _show_window(self, tokens: int) -> None:
+        recent = self.state.losses[-20:]
+        self.console.advance(
+            f"round {self.state.round + 1}/{self.config.rounds}", tokens, f"loss {sum(recent) / len(recent):.3f}"
+        )
+
+    def _say_round(self, record: dict[str, Any]) -> None:
+        best = record["networks"][0]
+        self.console.say(
+            f"round {record['round']}/{self.config.rounds} done after {duration(record['seconds_so_far'])}: "
+            f"training loss {record['train_loss']:.3f}, validation perplexity of the mixture "
+            f"{record['valid_perplexity']:.1f}, best weight {best['weight']:.4f} (uniform "
+            f"{record['uniform_weight']:.4f}): {best['genotype']}"
+        )
+
+
+def build_model(config: SearchConfig, genotypes: Sequence[Genotype], vocabulary_size: int) -> LanguageModel:
+    """The weighted networks within a language model (Figure 3)."""
+    rnn = WeightedDagRNN(
+        config.hidden,
+        config.hidden,
+        genotypes,
+        form=config.form,
+        norm=None if config.norm == "none" else config.norm,
+        dropout_x=config.dropout_x,
+        dropout_h=config.dropout_h,
+        backend=config.backend,
+    )
+    model = LanguageModel(vocabulary_size, rnn, config.dropout_embedding, config.dropout_output, config.init_range)
+    return model.to(DTYPES[config.precision])
+
+
+def build_optimizer(config: SearchConfig, model: LanguageModel) -> torch.optim.Adam:
+    """Adam over parameters and mixing weights together, each at its own rate."""
+    mixing = [parameter for name, parameter in model.named_parameters() if name == "rnn.mix_logits"]
+    others = [parameter for name, parameter in model.named_parameters() if name != "rnn.mix_logits"]
+    groups = [
+        {"params": others, "lr": config.lr, "weight_decay": config.weight_decay},
+        {"params": mixing, "lr": config.mix_lr, "weight_decay": 0.0},
+    ]
+    return torch.optim.Adam(groups, fused=True)
+
+
+def mixing_weights(model: LanguageModel) -> list[float]:
+    """Every network's share of the mixture."""
+    assert isinstance(model.rnn, WeightedDagRNN)
+    weights = model.rnn.mixing_weights()
+    assert weights is not None
+    return weights.tolist()
+
+
+def inheritance(model: LanguageModel, networks: Sequence[int]) -> dict[str, Tensor]:
+    """What seeds that keep their parameters carry over: those of the named networks, and the shared embedding."""
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if name != "rnn.mix_logits":  # every round starts from equal weights
+            tensors[f"seed.{name}"] = tensor[list(networks)] if name.startswith("rnn.") else tensor
+    return tensors
+
+
+@torch.no_grad()
+def inherit(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
+    """Give the last candidates, the seeds, the parameters that `inheritance` took."""
+    state = model.state_dict()
+    for name, tensor in tensors.items():
+        if name.startswith("seed."):
+            own = state[name.removeprefix("seed.")]
+            (own[-len(tensor) :] if name.startswith("seed.rnn.") else own).copy_(tensor)
+
+
+def _means(values: Sequence[float], points: int) -> list[float]:
+    """The values averaged into at most so many stretches of equal length."""
+    stretch = math.ceil(len(values) / points)
+    return [sum(part) / len(part) for part in (values[i : i + stretch] for i in range(0, len(values), stretch))]

@@ -1,0 +1,76 @@
+"""What searching and evaluating share: windows over text, perplexity, and a training state as tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from wenet.nn import LanguageModel
+
+
+def windows_per_epoch(stream: Tensor, bptt: int) -> int:
+    """How many windows of `bptt` steps a stream `[steps, M]` has; the last one may be shorter."""
+    return math.ceil((len(stream) - 1) / bptt)
+
+
+def window(stream: Tensor, bptt: int, index: int) -> tuple[Tensor, Tensor]:
+    """Tokens and targets of a window, `[T, M]` each, T <= bptt; the targets are one step ahead."""
+    start = index * bptt
+    stop = min(start + bptt, len(stream) - 1)
+    return stream[start:stop], stream[start + 1 : stop + 1]
+
+
+@torch.no_grad()
+def perplexity(model: LanguageModel, stream: Tensor, bptt: int, between: Callable[[], None] = lambda: None) -> float:
+    """exp of the mean cross-entropy over every predicted token of a stream `[steps, M]`, without dropout.
+
+    The mean is over predicted tokens: dividing by the rows of the stream, one more than are predicted, would read a
+    little too low. `between` is called after every window and may raise.
+    """
+    total, h = 0.0, None
+    model.eval()
+    for index in range(windows_per_epoch(stream, bptt)):
+        tokens, targets = window(stream, bptt, index)
+        _, cross_entropy, h = model.loss(tokens, targets, h)
+        total += float(cross_entropy) * targets.numel()
+        between()
+    model.train()
+    mean = total / (stream[1:].numel())
+    return math.exp(mean) if mean < 700 else math.inf  # a float overflows above
+
+
+def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Parameters, buffers and the optimizer's state under flat names, for a checkpoint."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+    return tensors
+
+
+def restore_training(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `training_tensors` took."""
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def random_tensors(device: torch.device) -> dict[str, Tensor]:
+    """The states of the random generators that training on a device draws from."""
+    tensors = {"random.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+    return tensors
+
+
+def restore_random(tensors: dict[str, Tensor], device: torch.device) -> None:
+    """Put back what `random_tensors` took."""
+    torch.set_rng_state(tensors["random.cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)
