@@ -67,6 +67,8 @@ class SearchConfig:
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
             _check(option, getattr(self, option.name))
+        if self.norm == "batch" and self.data_batch < 2:
+            raise WenetError("--data-batch must be at least 2 with --norm batch, which compares the rows of a batch")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,9 +146,10 @@ class Search:
     def _step(self, tokens: Tensor, targets: Tensor) -> float:
         """One window: loss, gradients, clipping, update; the hidden state goes on without its history."""
         config = self.config
-        loss, cross_entropy, h = self.model.loss(
-            tokens, targets, self.h, config.activation_reg, config.temporal_activation_reg
-        )
+        with self._naming_divergence():
+            loss, cross_entropy, h = self.model.loss(
+                tokens, targets, self.h, config.activation_reg, config.temporal_activation_reg
+            )
         self._check_finite("loss", loss)
         self.optimizer.zero_grad()
         loss.backward()
@@ -158,12 +160,24 @@ class Search:
 
     def _check_finite(self, name: str, value: Tensor) -> None:
         if not bool(torch.isfinite(value)):
-            where = f"round {self.state.round + 1}, window {len(self.state.losses) + 1}"
-            raise WenetError(f"training diverged: the {name} is {float(value)} in {where}; lower --lr or --init-range")
+            raise self._divergence(f"the {name} is {value.item()}")
+
+    @contextmanager
+    def _naming_divergence(self) -> Iterator[None]:
+        """The settings are checked by now, so all that the model can still refuse is NaN."""
+        try:
+            yield
+        except WenetError as error:
+            raise self._divergence(str(error).split(";")[0]) from None
+
+    def _divergence(self, what: str) -> WenetError:
+        where = f"round {self.state.round + 1}, window {len(self.state.losses) + 1}"
+        return WenetError(f"training diverged: {what} in {where}; lower --lr or --init-range")
 
     def _end_round(self, candidates: Sequence[Candidate]) -> None:
         """Line 9: keep the K networks of the largest weights; record them all."""
-        valid = perplexity(self.model, self.valid_stream, self.config.bptt, between=self._stop_if_asked)
+        with self._naming_divergence():
+            valid = perplexity(self.model, self.valid_stream, self.config.bptt, between=self._stop_if_asked)
         weights = mixing_weights(self.model)
         # A stable order: of two equal weights the earlier candidate comes first, in every run.
         order = sorted(range(len(candidates)), key=lambda i: -weights[i])

@@ -6,6 +6,7 @@ import pytest
 from wenet.cli import cell_main, search_main
 from wenet.config import SearchConfig, resolve_config
 from wenet.genotype import Genotype
+from wenet.search import Search
 from wenet_kernels import WenetError
 
 from .helpers import TINY, write_text
@@ -59,7 +60,7 @@ def test_config_file_and_flags(text, tmp_path, capsys):
         (["--nodes", "10000"], "1 to 64 nodes"),
         (["--hidden", "1000000"], "of memory are needed"),
         (["--data-batch", "100000"], ""),
-        (["--data-batch", "1"], "at least 2 rows"),
+        (["--data-batch", "1"], "--data-batch must be at least 2"),
         (["--checkpoint-every", "-1"], "--checkpoint-every"),
         (["--poool", "3"], "unrecognized arguments: --poool"),
         (["--config", "no-such-file.toml"], "cannot read no-such-file.toml"),
@@ -98,7 +99,7 @@ def test_an_allocation_that_fails(text, tmp_path, capsys, monkeypatch):
     def exhausted(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
 
-    monkeypatch.setattr("wenet.search.Search._step", exhausted)
+    monkeypatch.setattr(Search, "_step", exhausted)
     message = fails(capsys, text, *TINY, "--out", tmp_path / "run")
     assert re.search(r"out of memory: about \S+ [GM]B are needed; lower --batch", message)
 

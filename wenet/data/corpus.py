@@ -1,0 +1,139 @@
+"""Text into word indices: vocabulary from the training part, encoding, a cache of the result, batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wenet.data.sources import SPLITS, SourceText, cache_folder, read_texts, write_whole
+from wenet_kernels import WenetError
+
+END, UNKNOWN = "<eos>", "<unk>"
+CACHE_FORMAT = 1  # counts up when the encoding changes
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text in three parts, each a stream of word indices with an end-of-sentence mark after every line."""
+
+    name: str
+    train: Tensor  # [tokens] int64
+    valid: Tensor
+    test: Tensor
+    vocabulary: tuple[str, ...]  # word of every index, commonest in the training part first
+    fingerprint: str  # sha256 over what the above follow from
+
+
+def load_corpus(dataset: str, data_dir: Path | None = None, max_vocabulary: int | None = None) -> Corpus:
+    """Read and encode a corpus, or take the encoding from the cache.
+
+    Args:
+        dataset: "sotu", "ptb", "wikitext-2", or a folder with train/valid/test text (`.txt` or `.tokens`).
+        data_dir: where to look for ptb and wikitext-2 before WENET_DATA, `./data`, the cache and the network.
+        max_vocabulary: keep so many words, `<eos>` and `<unk>` among them, and read all others as `<unk>`.
+
+    Raises:
+        WenetError: no such text; a file missing, corrupt, empty or not UTF-8; a word in the validation or test part
+            that the training part does not have.
+    """
+    texts = read_texts(dataset, data_dir)
+    fingerprint = _fingerprint(texts, max_vocabulary)
+    cache = cache_folder() / "encoded" / f"{fingerprint}.safetensors"
+    name = dataset if not Path(dataset).is_dir() else Path(dataset).resolve().name
+    corpus = _from_cache(cache, name, fingerprint)
+    if corpus is None:
+        corpus = _encode(texts, name, fingerprint, max_vocabulary)
+        tensors = {split: getattr(corpus, split) for split in SPLITS}
+        metadata = {"vocabulary": json.dumps(corpus.vocabulary)}
+        write_whole(cache, lambda partial: save_file(tensors, partial, metadata))
+    return corpus
+
+
+def batchify(tokens: Tensor, data_batch: int) -> Tensor:
+    """Cut a stream into `data_batch` streams side by side, `[steps, data_batch]`; what does not fill a row is left out.
+
+    Raises:
+        WenetError: fewer than two steps would be left, so there would be nothing to predict.
+    """
+    steps = len(tokens) // data_batch
+    if steps < 2:
+        raise WenetError(f"a text of {len(tokens)} tokens is too short for {data_batch} streams side by side")
+    return tokens[: steps * data_batch].view(data_batch, steps).t().contiguous()  # [steps, M]
+
+
+def _fingerprint(texts: Mapping[str, SourceText], max_vocabulary: int | None) -> str:
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {max_vocabulary}".encode())
+    for split in SPLITS:
+        digest.update(hashlib.sha256(texts[split].content).digest())
+    return digest.hexdigest()
+
+
+def _from_cache(path: Path, name: str, fingerprint: str) -> Corpus | None:
+    """The cached encoding; a damaged one counts as none."""
+    try:
+        with safe_open(path, "pt") as file:
+            vocabulary = tuple(json.loads(file.metadata()["vocabulary"]))
+            parts = {split: file.get_tensor(split) for split in SPLITS}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+    return Corpus(name, vocabulary=vocabulary, fingerprint=fingerprint, **parts)
+
+
+def _encode(texts: Mapping[str, SourceText], name: str, fingerprint: str, max_vocabulary: int | None) -> Corpus:
+    lines = {split: _words(texts[split]) for split in SPLITS}
+    if len(lines["train"]) < 2:
+        raise WenetError(f"{texts['train'].name} has a single line; training needs at least 2, a sentence or so each")
+    vocabulary = _vocabulary(lines["train"], max_vocabulary)
+    index = {word: i for i, word in enumerate(vocabulary)}
+    unknown = None if max_vocabulary is None else index[UNKNOWN]
+    parts = {split: _indices(texts[split].name, lines[split], index, unknown) for split in SPLITS}
+    return Corpus(name, vocabulary=vocabulary, fingerprint=fingerprint, **parts)
+
+
+def _words(text: SourceText) -> list[list[str]]:
+    """The words of every line, blank lines included."""
+    try:
+        decoded = text.content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise WenetError(f"{text.name} is not UTF-8: byte {error.start} cannot be read; convert it first") from None
+    if not decoded.strip():
+        raise WenetError(f"{text.name} is empty")
+    # Only a line feed ends a line: texts in the wild hold other separators of Unicode within their lines.
+    return [line.split() for line in decoded.removesuffix("\n").split("\n")]
+
+
+def _vocabulary(lines: Sequence[Sequence[str]], limit: int | None) -> tuple[str, ...]:
+    """Words by falling frequency, of equal ones the earlier first, so that a limit keeps the head of the same list."""
+    counts = Counter(word for line in lines for word in line)
+    counts[END] += len(lines)
+    if limit is None:
+        return tuple(word for word, _ in counts.most_common())
+    if limit < 3:
+        raise WenetError(f"--max-vocabulary must be at least 3, not {limit}")
+    counts.setdefault(UNKNOWN, 0)
+    ordinary = [word for word, _ in counts.most_common() if word not in (UNKNOWN, END)]
+    return UNKNOWN, END, *ordinary[: limit - 2]
+
+
+def _indices(name: str, lines: Sequence[Sequence[str]], index: Mapping[str, int], unknown: int | None) -> Tensor:
+    end = index[END]
+    stream: list[int] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            stream += [index[word] for word in line] if unknown is None else [index.get(w, unknown) for w in line]
+        except KeyError as error:
+            raise WenetError(
+                f"{name} line {number}: {error.args[0]!r} does not occur in the training text; with --max-vocabulary N "
+                "rare and unseen words are read as <unk>"
+            ) from None
+        stream.append(end)
+    return torch.tensor(stream)

