@@ -29,7 +29,12 @@ PACKAGE_SHA256 = "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85
 FIRST_YEAR, LAST_YEAR = 1900, 2021
 VOCABULARY = 10_000  # types of the training part, with <unk> and <eos>
 
-ABBREVIATIONS = "Mr Mrs Ms Dr Gen Gov Sen Rep Rev Hon Messrs St No Nos Jr Sr Capt Col Lt Sgt Adm Vol Art Sec Fig vs".split()
+ABBREVIATIONS = (
+    *("Mr", "Mrs", "Ms", "Dr", "Gen", "Gov", "Sen", "Rep", "Rev", "Hon", "Messrs", "St", "No", "Nos", "Jr", "Sr"),
+    *("Capt", "Col", "Lt", "Sgt", "Adm", "Vol", "Art", "Sec", "Fig", "vs"),
+)
+# Typographic quotes, the non-breaking hyphen, and the plain characters they stand for.
+PLAIN = {0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x60: "'", 0x2011: "-"}
 CLITIC = re.compile(r"(n't|'(?:s|re|ve|ll|d|m))$")
 TOKEN = re.compile(r"\$|%|\d[\d,]*(?:\.\d+)?[a-z]*|(?:[a-z]\.){2,}|[a-z]+(?:'[a-z]+)*")
 SENTENCE_END = re.compile(r"""(?<=[.?!])["')\]]*\s+(?=["'(\[$]*[A-Z0-9])""")
@@ -79,7 +84,7 @@ def split_speeches(speeches: list[str]) -> dict[str, list[list[str]]]:
 
 def sentences(speech: str) -> list[list[str]]:
     """Tokens of every sentence that has any."""
-    speech = speech.translate(str.maketrans("’‘“”`", "''\"\"'")).replace("‑", "-")
+    speech = speech.translate(PLAIN)
     speech = re.sub(r"\[[^\]]*\]|\((?:Applause|Laughter)[^)]*\)", " ", speech, flags=re.IGNORECASE)
     # Keep the full stop of an abbreviation or initial from ending a sentence.
     speech = re.sub(rf"\b({'|'.join(ABBREVIATIONS)})\.", r"\1", speech)
@@ -126,7 +131,8 @@ def describe(name: str, text: str) -> None:
     words = text.split()
     lines = text.count("\n")
     known = 1 - words.count("<unk>") / len(words)
-    print(f"{name}: {lines:,} lines, {len(words) + lines:,} tokens with <eos>, {len(set(words)) + 1:,} types, {known:.1%} known")
+    types = len(set(words)) + 1
+    print(f"{name}: {lines:,} lines, {len(words) + lines:,} tokens with <eos>, {types:,} types, {known:.1%} known")
 
 
 if __name__ == "__main__":

@@ -36,9 +36,7 @@ def cell_main(arguments: Sequence[str] | None = None) -> int:
     return _reporting("wenet-cell", _cell, arguments)
 
 
-def _reporting(
-    command: str, run: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None
-) -> int:
+def _reporting(command: str, run: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None) -> int:
     try:
         run(arguments)
         sys.stdout.flush()
@@ -87,7 +85,9 @@ def _search_parser() -> _Parser:
     run.add_argument("--out", type=Path, metavar="DIR", help="new run folder (default: runs/search-TEXT-TIME)")
     run.add_argument("--resume", type=Path, metavar="DIR", default=None, help="continue the run in this folder")
     run.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings; flags override it")
-    run.add_argument("--data-dir", type=Path, metavar="DIR", default=None, help="look for ptb and wikitext-2 here first")
+    run.add_argument(
+        "--data-dir", type=Path, metavar="DIR", default=None, help="look for ptb and wikitext-2 here first"
+    )
     run.add_argument(
         "--checkpoint-every",
         type=_minutes,

@@ -39,7 +39,7 @@ class SearchConfig:
     nodes: int = _option(8, "nodes of a cell", metavar="L", at_least=1)
     form: str = _option("highway", "highway (every node gated) or plain (eqs. 1-3 as printed)", choices=FORMS)
     norm: str = _option("batch", "batch (normalise every node) or none", choices=("batch", "none"))
-    # Not in the paper. Adam's customary rate for the weights; for the mixing weights that of DARTS's architecture weights.
+    # Not in the paper. Adam's customary rate; for the mixing weights the one of DARTS's architecture weights.
     lr: float = _option(1e-3, "Adam's learning rate of the parameters", metavar="RATE", above=0)
     mix_lr: float = _option(3e-3, "Adam's learning rate of the mixing weights", metavar="RATE", above=0)
     weight_decay: float = _option(5e-7, "L2 penalty on the parameters", metavar="W", at_least=0)
@@ -150,7 +150,7 @@ def _check(option: dataclasses.Field[Any], value: Any) -> None:
         raise WenetError(f"{name} must be {'a number' if kind is float else kind.__name__}, not {value!r}")
     if "choices" in limits:
         check_choice(name, value, limits["choices"])
-    if kind is not str and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise WenetError(f"{name} must be finite, not {value}")
     if "at_least" in limits and value < limits["at_least"]:
         raise WenetError(f"{name} must be at least {limits['at_least']}, not {value}")

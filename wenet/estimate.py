@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,7 +12,7 @@ from wenet.data import Corpus
 from wenet.genotype import random_genotypes
 from wenet.search import DTYPES, build_model, build_optimizer
 
-PROBE_STEPS = 4
+PROBE_STEPS, PROBE_ROWS = 4, 20
 PROBE_WEIGHTS = 5_000_000  # in the networks of the probe: enough to be typical, little enough to take a moment
 
 
@@ -55,15 +55,15 @@ def _seconds(config: SearchConfig, corpus: Corpus) -> float:
 
 
 def _seconds_per_token(config: SearchConfig, vocabulary_size: int) -> float:
-    """The rate of a training step with fewer networks and steps, taken as proportional to both."""
+    """The rate of a smaller training step, taken as the same a network and token."""
     networks = max(1, min(config.networks, PROBE_WEIGHTS // _network_weights(config)))
-    steps = min(PROBE_STEPS, config.bptt)
+    steps, rows = min(PROBE_STEPS, config.bptt), min(PROBE_ROWS, config.data_batch)
     with torch.random.fork_rng():  # the probe must not change what the search draws
         model = build_model(config, random_genotypes(networks, config.nodes, seed=0), vocabulary_size).to(config.device)
-        optimizer = build_optimizer(config, model)
-        tokens = torch.randint(vocabulary_size, (steps + 1, config.data_batch), device=config.device)
+        optimizer = build_optimizer(replace(config, lr=1e-6), model)  # whatever the rate asked for, it must not diverge
+        tokens = torch.randint(vocabulary_size, (steps + 1, rows), device=config.device)
         best = min(_timed_step(model, optimizer, tokens) for _ in range(3))
-    return best / (steps * config.data_batch) * config.networks / networks
+    return best / (steps * rows) * config.networks / networks
 
 
 def _timed_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tokens: torch.Tensor) -> float:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from wenet.checkpoint import RunFolder
-from wenet.config import PRESETS, SearchConfig, flag, resolve_config
+from wenet.config import PRESETS, SearchConfig, resolve_config
 from wenet.console import Console, duration, size
-from wenet.data import Corpus, load_corpus
+from wenet.data import Corpus, batchify, load_corpus
 from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
 from wenet.memory import explaining_out_of_memory, total_memory
@@ -73,10 +73,11 @@ def search(
     corpus = load_corpus(config.dataset, _path(data_dir), config.max_vocabulary)
     if Path(config.dataset).is_dir():
         config = replace(config, dataset=str(Path(config.dataset).resolve()))
+    for part, rows in ((corpus.train, config.data_batch), (corpus.valid, config.eval_batch)):
+        batchify(part, rows)  # refuses a text that is too short, before anything is written
     _check_memory(config, corpus)
-    folder = _path(out) or default_folder(corpus.name)
+    run = RunFolder.create(_path(out) or default_folder(corpus.name), _run_settings(config, corpus, data_dir))
     _say_header(console, config, corpus, [file_settings, settings])
-    run = RunFolder.create(folder, _run_settings(config, corpus, data_dir))
     return _run(config, corpus, run, console, checkpoint_every)
 
 
@@ -104,8 +105,8 @@ def resume_search(
     console.say(f"continuing {run.path}")
     if run.config["threads"] != torch.get_num_threads():
         console.say(
-            f"note: begun with {run.config['threads']} threads, now {torch.get_num_threads()}; the result may differ in "
-            "the last digits"
+            f"note: begun with {run.config['threads']} threads, now {torch.get_num_threads()}; the result may differ "
+            "in the last digits"
         )
     return _run(config, corpus, run, console, checkpoint_every)
 
@@ -162,8 +163,8 @@ def _check_memory(config: SearchConfig, corpus: Corpus) -> None:
     needed, there = estimate_memory(config, len(corpus.vocabulary)), total_memory(torch.device(config.device))
     if needed > there:
         raise WenetError(
-            f"about {size(needed)} of memory are needed and {config.device} has {size(there)}; lower --batch, --hidden, "
-            "--data-batch or --bptt"
+            f"about {size(needed)} of memory are needed and {config.device} has {size(there)}; lower --batch, "
+            "--hidden, --data-batch or --bptt"
         )
 
 
@@ -189,9 +190,7 @@ def _stored_config(run: RunFolder) -> SearchConfig:
         raise WenetError(f"{run.path / 'config.json'} is not of a search by this version; start a new run") from None
 
 
-def _say_header(
-    console: Console, config: SearchConfig, corpus: Corpus, layers: list[Mapping[str, Any]]
-) -> None:
+def _say_header(console: Console, config: SearchConfig, corpus: Corpus, layers: list[Mapping[str, Any]]) -> None:
     tokens = f"{len(corpus.train):,} training tokens, {len(corpus.vocabulary):,} words"
     console.say(f"text      {corpus.name}: {tokens}")
     slower = [f"{name} {status}" for name, status in backends().items() if status != "ready"]
@@ -208,8 +207,8 @@ def _say_header(
 def _preset_line(preset: str, config: SearchConfig, corpus: Corpus) -> str:
     expected = estimate(config, corpus)
     return (
-        f"{preset:<9} {config.pool:,} networks, {config.batch} new + {config.seeds} kept a round, {config.rounds} rounds "
-        f"of {config.epochs_per_round:g} epochs, hidden {config.hidden}: about {duration(expected.seconds)}, "
+        f"{preset:<9} {config.pool:,} networks, {config.batch} new + {config.seeds} kept a round, {config.rounds} "
+        f"rounds of {config.epochs_per_round:g} epochs, hidden {config.hidden}: about {duration(expected.seconds)}, "
         f"{size(expected.memory)}"
     )
 
@@ -225,21 +224,18 @@ def describe_result(result: SearchResult) -> str:
     return "\n".join(
         [
             "",
-            f"best of {best['networks_searched']:,} networks: weight {best['weight']:.4f} in the last mixture, where equal "
-            f"weights would be {best['uniform_weight']:.4f}; "
+            f"best of {best['networks_searched']:,} networks: weight {best['weight']:.4f} in the last mixture, where "
+            f"equal weights would be {best['uniform_weight']:.4f}; "
             + (f"kept from {kept} earlier round{'s' * (kept > 1)}" if kept else "new in the last round"),
             "",
             result.genotype.draw(),
             "",
             f"cell      {result.genotype}",
             f"cost      {duration(best['seconds'])}, peak memory {size(best['peak_memory_bytes'])}",
-            f"mixture   validation perplexity {best['mixture_valid_perplexity']:.1f}, of all networks of the last round "
-            "together",
-            "caution   one search, ranked by mixing weights alone: whether the cell beats a random one was not measured",
+            f"mixture   validation perplexity {best['mixture_valid_perplexity']:.1f}, of all networks of the last "
+            "round together",
+            "caution   one search, ranked by mixing weights: whether the cell beats a random one was not measured",
             f"files     {folder}/best.json (the cell), search.jsonl (every round), config.json (settings)",
             f"next      wenet-cell show {folder}",
         ]
     )
-
-
-__all__ = ["SearchResult", "flag", "resume_search", "search"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wenet.genotype import Genotype
-from wenet_kernels import COUPLINGS, FORMS, CellBatch, WenetError, check_choice, dag_rnn
+from wenet_kernels import COUPLINGS, FORMS, CellBatch, Norm, WenetError, check_choice, dag_rnn
 
 NORM_MOMENTUM = 0.1  # of running statistics, as in `torch.nn.BatchNorm1d`
 
@@ -209,14 +209,16 @@ class WeightedDagRNN(nn.Module):
         projected = masked.flatten(0, 1) @ self.weight_input  # [n, T*M, G]
         return projected.unflatten(1, (steps, rows)).transpose(0, 1)
 
-    def _norm(self) -> str | tuple[Tensor, Tensor] | None:
-        if self.norm is None or self.training:
-            return self.norm
+    def _norm(self) -> Norm:
+        if self.norm is None:
+            return None
+        if self.training:
+            return "batch"
         return self.running_mean, self.running_var
 
     @torch.no_grad()
     def _update_running_statistics(self, mean: Tensor, var: Tensor, rows: int) -> None:
-        """Fold T steps into the running statistics in one go: the newest step counts with the momentum, and so on back."""
+        """Fold T steps into the running statistics at once; the newest counts most, with the momentum."""
         steps = mean.shape[0]
         age = torch.arange(steps - 1, -1, -1, device=mean.device, dtype=mean.dtype)
         share = NORM_MOMENTUM * (1 - NORM_MOMENTUM) ** age  # [T]

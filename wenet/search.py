@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +92,8 @@ class Search:
         self.windows_per_round = max(1, round(config.epochs_per_round * self.windows))
         self.checkpoint_seconds = 60 * checkpoint_every
         self.interrupt = Interrupt()
+        self.state = SearchState()
+        self.tensors: dict[str, Tensor] = {}  # of the checkpoint that the run goes on from
 
     def run(self) -> dict[str, Any]:
         """Algorithm 2, from the last checkpoint where there is one; returns what `best.json` holds.
@@ -228,8 +229,6 @@ class Search:
 
     def _restore(self) -> None:
         """Take up the newest checkpoint, or begin."""
-        self.tensors: dict[str, Tensor] = {}
-        self.state = SearchState()
         checkpoint = self.folder.load_checkpoint()
         if checkpoint is not None:
             progress, self.tensors = checkpoint

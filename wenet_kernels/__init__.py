@@ -2,13 +2,14 @@
 
 from wenet_kernels.cells import ACTIVATIONS, CellBatch
 from wenet_kernels.errors import WenetError, check_choice
-from wenet_kernels.op import COUPLINGS, FORMS, backends, dag_rnn, resolve_backend
+from wenet_kernels.op import COUPLINGS, FORMS, Norm, backends, dag_rnn, resolve_backend
 
 __all__ = [
     "ACTIVATIONS",
     "COUPLINGS",
     "FORMS",
     "CellBatch",
+    "Norm",
     "WenetError",
     "backends",
     "check_choice",

@@ -172,7 +172,7 @@ def _dag_rnn(
     )  # fmt: skip
     evaluation = _BACKENDS[backend].forward(r, keep)
     _check_finite(r, evaluation.output)
-    return tuple(evaluation)
+    return evaluation.output, evaluation.activated, evaluation.mean, evaluation.var
 
 
 def _check_finite(r: Recurrence, output: Tensor) -> None:
@@ -227,7 +227,8 @@ def _dag_rnn_backward(
         pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation, concat, mask_h, running_mean, running_var,
         form, norm,
     )  # fmt: skip
-    return tuple(_BACKENDS[backend].backward(r, Evaluation(output, activated, mean, var), grad_output))
+    grads = _BACKENDS[backend].backward(r, Evaluation(output, activated, mean, var), grad_output)
+    return grads.pre, grads.h0, grads.weight_hidden, grads.weight_nodes, grads.mix
 
 
 @_dag_rnn_backward.register_fake

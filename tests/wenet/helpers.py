@@ -6,10 +6,10 @@ import json
 import random
 from pathlib import Path
 
-TINY = (
-    "--preset quick --pool 7 --batch 3 --seeds 2 --hidden 8 --nodes 3 --data-batch 4 --eval-batch 2 --bptt 6 "
-    "--epochs-per-round 0.6 --backend reference"
-).split()
+TINY = [
+    *("--preset", "quick", "--pool", "7", "--batch", "3", "--seeds", "2", "--hidden", "8", "--nodes", "3"),
+    *("--data-batch", "4", "--eval-batch", "2", "--bptt", "6", "--epochs-per-round", "0.6", "--backend", "reference"),
+]
 
 
 def write_text(folder: Path, lines: int = 120) -> Path:

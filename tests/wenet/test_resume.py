@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-c", "import sys; from wenet.cli import search_main;
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text"), lines=400)
+    return write_text(tmp_path_factory.mktemp("text"), lines=150)
 
 
 def start(*arguments) -> subprocess.Popen:
@@ -65,6 +65,7 @@ def test_stop_on_request(text, tmp_path, number):
     run = tmp_path / "run"
     process = first_or_next(run, text)
     while not (run / "config.json").exists():
+        assert process.poll() is None, process.stdout.read()
         time.sleep(0.01)
     time.sleep(0.7)
     os.kill(process.pid, number)

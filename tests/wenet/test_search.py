@@ -132,7 +132,16 @@ def test_planted_winner_is_ranked_first(text, tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(importlib.import_module("wenet.search"), "build_model", crippling)
-    settings = {**TINY, "pool": 12, "batch": 6, "epochs_per_round": 6, "lr": 1e-2, "mix_lr": 2e-2, "dropout_x": 0.2}
+    settings = {
+        **TINY,
+        "pool": 12,
+        "batch": 6,
+        "epochs_per_round": 6,
+        "lr": 1e-2,
+        "mix_lr": 2e-2,
+        "dropout_x": 0.2,
+        "norm": "none",
+    }
     result = search(str(text), out=tmp_path / "run", **settings)
     assert result.genotype == planted
     *records, best = results(tmp_path / "run")

@@ -14,13 +14,14 @@ from wenet_kernels import ACTIVATIONS, CellBatch, dag_rnn
 # T, n, M, H, L, form, coupling, norm, with a mask
 Sizes = tuple[int, int, int, int, int, str, str, str | None, bool]
 
+RAGGED = ((3, 4, 5, 7, 4, True), (1, 1, 2, 1, 1, False), (2, 3, 4, 6, 2, False))
 CASES: list[Sizes] = [
     (steps, networks, rows, hidden, nodes, form, coupling, norm, mask)
     for form in ("highway", "plain")
     for coupling in ("weighted", "independent")
     for norm in (None, "batch", "running")
-    for steps, networks, rows, hidden, nodes, mask in ((3, 4, 5, 7, 4, True), (1, 1, 2, 1, 1, False), (2, 3, 4, 6, 2, False))
-]  # fmt: skip
+    for steps, networks, rows, hidden, nodes, mask in RAGGED
+]
 
 
 @dataclass

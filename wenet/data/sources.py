@@ -11,6 +11,7 @@ import tarfile
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -149,7 +150,8 @@ def _download(dataset: str, file: PublishedFile) -> bytes:
         failures.append(f"{address}: wrong sha256")
     reasons = "; ".join(failures)
     raise WenetError(
-        f"cannot download {dataset} ({reasons}); put {file.name} into a folder and name it with --data-dir or WENET_DATA"
+        f"cannot download {dataset} ({reasons}); put {file.name} into a folder and name that with --data-dir or "
+        "WENET_DATA"
     )
 
 
@@ -179,7 +181,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
         os.replace(partial, path)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _read(path: Path) -> bytes:
