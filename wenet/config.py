@@ -90,7 +90,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pool": 64,
         "batch": 16,
         "seeds": 4,
-        "epochs_per_round": 0.25,
+        "epochs_per_round": 0.12,
         "hidden": 64,
         "eval_batch": 64,
         "lr": 3e-3,
