@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,9 @@ class RunFolder:
             raise WenetError(f"{path / 'config.json'} cannot be read: {error}; start a new run") from None
         if not isinstance(config, dict):
             raise WenetError(f"{path / 'config.json'} holds no settings; start a new run")
-        for leftover in (path / "checkpoint").glob("*.partial"):
-            leftover.unlink()
-        return cls(path, config, lock)
+        run = cls(path, config, lock)
+        run._sweep()
+        return run
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -120,7 +121,7 @@ class RunFolder:
         path = self.path / "checkpoint" / f"{number:06d}.safetensors"
         partial = path.with_suffix(".partial")
         metadata = {"progress": json.dumps(progress), "config": self._config_hash()}
-        with _reporting_full_disk(path, leftover=partial):
+        with _reporting_full_disk(path, self._sweep):
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
             _move_into_place(partial, path)
         for old in checkpoints[: -(KEPT_CHECKPOINTS - 1)]:
@@ -153,33 +154,31 @@ class RunFolder:
         """Whole checkpoints, oldest first."""
         return sorted((self.path / "checkpoint").glob("[0-9]*.safetensors"))
 
+    def _sweep(self) -> None:
+        """Remove what a write that did not finish has left, ours or the library's."""
+        for path in set((self.path / "checkpoint").iterdir()) - set(self.checkpoints()):
+            path.unlink()
+
     def _config_hash(self) -> str:
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
 
     def _write_text(self, name: str, text: str) -> None:
         path = self.path / name
         partial = path.with_name(name + ".partial")
-        with _reporting_full_disk(path, leftover=partial):
+        with _reporting_full_disk(path, lambda: partial.unlink(missing_ok=True)):
             partial.write_text(text, encoding="utf-8")
             _move_into_place(partial, path)
 
 
-class _reporting_full_disk:
-    """Turn a failed write into one line about the file, and remove what was half written."""
-
-    def __init__(self, path: Path, leftover: Path | None = None) -> None:
-        self.path, self.leftover = path, leftover
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if not isinstance(error, OSError | SafetensorError):
-            return
-        if self.leftover is not None:
-            self.leftover.unlink(missing_ok=True)
+@contextmanager
+def _reporting_full_disk(path: Path, tidy: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Turn a failed write into one line about the file, after tidying up what was half written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        tidy()
         reason = getattr(error, "strerror", None) or error
-        raise WenetError(f"cannot write {self.path}: {reason}; make room, then go on with --resume") from None
+        raise WenetError(f"cannot write {path}: {reason}; make room, then go on with --resume") from None
 
 
 def _move_into_place(partial: Path, path: Path) -> None:

@@ -19,7 +19,7 @@ from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
 from wenet.memory import explaining_out_of_memory, total_memory
 from wenet.search import Search
-from wenet_kernels import WenetError, backends, resolve_backend
+from wenet_kernels import WenetError, backends, native_status, resolve_backend
 
 CHECKPOINT_MINUTES = 5.0
 FORMAT = 1  # of a run folder
@@ -198,6 +198,7 @@ def _say_header(console: Console, config: SearchConfig, corpus: Corpus, layers: 
         f"machine   {config.device} with {torch.get_num_threads()} threads, backend {config.backend}, "
         f"{config.precision}" + (f" ({'; '.join(slower)})" if slower else "")
     )
+    console.say(f"native    {native_status()}")
     for preset in PRESETS:
         chosen = preset == config.preset
         candidate = config if chosen else resolve_machine(resolve_config(preset, *layers))

@@ -2,6 +2,7 @@
 
 from wenet_kernels.cells import ACTIVATIONS, CellBatch
 from wenet_kernels.errors import WenetError, check_choice
+from wenet_kernels.native import native_status
 from wenet_kernels.op import COUPLINGS, FORMS, Norm, backends, dag_rnn, resolve_backend
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "backends",
     "check_choice",
     "dag_rnn",
+    "native_status",
     "resolve_backend",
 ]

@@ -206,7 +206,7 @@ def test_a_disk_that_is_full(text, tmp_path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"wenet-search: cannot write {run / 'checkpoint'}")
     assert "Traceback" not in done.stderr
-    assert not list((run / "checkpoint").glob("*.partial"))
+    assert all(path.suffix == ".safetensors" for path in (run / "checkpoint").iterdir())
     resume_search(run)
 
 

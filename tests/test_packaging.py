@@ -1,0 +1,87 @@
+"""The package as it is installed: with and without a compiler, and what importing it does."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_import_is_quiet_and_leaves_the_gpu_alone():
+    program = "import wenet, torch, sys; sys.exit(torch.cuda.is_initialized())"
+    done = run(sys.executable, "-W", "error", "-c", program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_build_needs_no_torch():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert not any("torch" in requirement for requirement in project["build-system"]["requires"])
+
+
+def test_native_module():
+    native = pytest.importorskip("wenet_kernels._native", reason="the native module is not built")
+    assert native.instruction_sets()[0] == "portable"
+
+
+def test_nothing_names_the_machine_it_was_made_on():
+    tracked = run("git", "-C", ROOT, "grep", "-lIE", "/" + "work/|/" + "root/")
+    assert tracked.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of what git tracks, so that building leaves this tree alone."""
+    folder = tmp_path_factory.mktemp("source")
+    archive = subprocess.run(["git", "-C", ROOT, "archive", "HEAD"], capture_output=True)
+    if archive.returncode != 0:
+        pytest.skip("needs a git checkout")
+    subprocess.run(["tar", "x", "-C", folder], input=archive.stdout, check=True)
+    return folder
+
+
+def build_wheel(source: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", out, source, **environment)
+
+
+def test_wheel_carries_data_types_and_kernels(source, tmp_path):
+    done = build_wheel(source, tmp_path, WENET_NATIVE="1")
+    if "WENET_NATIVE=1 asks" in done.stdout + done.stderr:
+        pytest.skip("no C++ compiler here")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "wenet/data/sotu.tar.xz" in names
+    assert {"wenet/py.typed", "wenet_kernels/py.typed"} <= set(names)
+    assert any(name.startswith("wenet_kernels/_native") and name.endswith(".so") for name in names)
+
+
+def test_without_a_compiler_it_is_pure_python_and_says_so(source, tmp_path):
+    done = build_wheel(source, tmp_path, CXX=str(tmp_path / "nothing"))
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert output.count("no C++ compiler found: installing without native kernels, in pure Python") >= 1
+    (wheel,) = tmp_path.glob("*.whl")
+    assert not any(name.endswith(".so") for name in zipfile.ZipFile(wheel).namelist())
+
+
+def test_a_compile_error_is_not_hidden(source, tmp_path):
+    broken = tmp_path / "broken"
+    subprocess.run(["cp", "-r", source, broken], check=True)
+    (broken / "csrc" / "module.cpp").write_text("this is not C++\n")
+    done = build_wheel(broken, tmp_path)
+    assert done.returncode != 0
+    assert "module.cpp" in done.stdout + done.stderr
