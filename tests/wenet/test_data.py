@@ -3,16 +3,20 @@ import io
 import os
 import urllib.error
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 
-from wenet.data import batchify, load_corpus, sources
+from wenet.data import batchify, corpus, load_corpus, sources
 from wenet.data.sources import PublishedFile
 from wenet_kernels import WenetError
 
 from .helpers import write_text
+
+ROOT = Path(__file__).parents[2]
+LOCAL_TEXT = (os.environ.get("WENET_TEST_DATA"), os.environ.get("WENET_DATA"), ROOT.parent / "shared" / "data")
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +27,10 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def shared_data() -> Path:
-    for candidate in (os.environ.get("WENET_TEST_DATA"), Path(__file__).parents[3] / "shared" / "data"):
-        if candidate and Path(candidate, "ptb").is_dir():
+    for candidate in LOCAL_TEXT:
+        if candidate and Path(candidate, "ptb").is_dir() and Path(candidate, "wikitext-2").is_dir():
             return Path(candidate)
-    pytest.skip("needs PTB and WikiText-2 in the folder WENET_TEST_DATA")
+    pytest.skip("needs PTB and WikiText-2 in the folder WENET_DATA")
 
 
 @pytest.mark.parametrize(
@@ -43,10 +47,20 @@ def test_published_counts(dataset, train, valid, test, words, monkeypatch):
 def test_embedded_text():
     corpus = load_corpus("sotu")
     assert len(corpus.vocabulary) == 10_000
-    assert [len(part) for part in (corpus.train, corpus.valid, corpus.test)] == [830_436, 60_615, 49_777]
+    assert [len(part) for part in (corpus.train, corpus.valid, corpus.test)] == [796_114, 72_804, 70_175]
     text = " ".join(corpus.vocabulary[i] for i in corpus.train[:4000])
     assert "house of representatives" in text
+    assert {"<unk>", "<eos>", "N", "mr.", "u.s.", "'s", "n't", "well-being", "20th"} <= set(corpus.vocabulary)
     assert not any(character in text for character in ',;:!?"()[]')
+
+
+def test_embedded_parts_are_in_the_vocabulary_and_of_a_size():
+    corpus = load_corpus("sotu")
+    total = sum(len(part) for part in (corpus.train, corpus.valid, corpus.test))
+    unknown = corpus.vocabulary.index("<unk>")
+    for part in (corpus.valid, corpus.test):
+        assert 0.07 < len(part) / total < 0.08
+        assert (part == unknown).float().mean() < 0.03
 
 
 def test_a_folder(tmp_path):
@@ -80,6 +94,11 @@ def test_blank_lines_are_sentences_and_other_separators_are_not(tmp_path):
     assert [corpus.vocabulary[i] for i in corpus.train] == ["a", "b", "<eos>", "<eos>", "a", "b", "<eos>"]
 
 
+def test_a_byte_order_mark_and_dos_line_ends_are_no_words(tmp_path):
+    write(tmp_path, train="\ufeffa b\r\nb a\r\n", valid="a\r\n", test="b\n")
+    assert set(load_corpus(str(tmp_path / "text")).vocabulary) == {"a", "b", "<eos>"}
+
+
 def write(tmp_path: Path, **parts: str | bytes) -> Path:
     folder = tmp_path / "text"
     folder.mkdir(exist_ok=True)
@@ -105,6 +124,27 @@ def test_bad_folders(tmp_path, parts, message):
         load_corpus(str(write(tmp_path, **parts)))
 
 
+@pytest.mark.parametrize("dataset", ["a" * 5000, "a\0b"])
+def test_what_cannot_be_a_path(dataset):
+    with pytest.raises(WenetError, match="no text"):
+        load_corpus(dataset)
+
+
+def test_unreadable_folder_and_file(tmp_path, monkeypatch):
+    folder = write(tmp_path, train="a b\nb\n", valid="a\n", test="a\n")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refuse)
+        with pytest.raises(WenetError, match=r"cannot read .*text: Permission denied; make it readable"):
+            load_corpus(str(folder))
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(WenetError, match=r"cannot read .*train.txt: Permission denied"):
+        load_corpus(str(folder))
+
+
 def test_unknown_text():
     with pytest.raises(WenetError, match="no text 'nowhere': name one of sotu, ptb, wikitext-2, or a folder"):
         load_corpus("nowhere")
@@ -119,17 +159,44 @@ def test_corrupt_local_file(tmp_path):
         load_corpus("ptb", tmp_path / "nothing")
 
 
-def test_cache_is_used_and_a_damaged_one_rebuilt(tmp_path, monkeypatch):
+def test_cache_is_used(tmp_path, monkeypatch):
     folder = str(write_text(tmp_path / "text"))
-    corpus = load_corpus(folder)
+    first = load_corpus(folder)
+    monkeypatch.setattr(corpus, "_encode", lambda *_: pytest.fail("the cache was not used"))
+    again = load_corpus(folder)
+    assert torch.equal(again.train, first.train)
+    assert (again.vocabulary, again.fingerprint) == (first.vocabulary, first.fingerprint)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit in the tokens", "nothing", "no safetensors"])
+def test_a_damaged_cache_is_rebuilt(tmp_path, monkeypatch, damage):
+    folder = str(write_text(tmp_path / "text"))
+    first = load_corpus(folder)
     (cached,) = (tmp_path / "cache").rglob("*.safetensors")
-    module = __import__("wenet.data.corpus", fromlist=["_encode"])
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_encode", lambda *_: pytest.fail("the cache was not used"))
-        assert torch.equal(load_corpus(folder).train, corpus.train)
-    cached.write_bytes(cached.read_bytes()[:50])
-    assert torch.equal(load_corpus(folder).train, corpus.train)
-    assert load_corpus(folder, max_vocabulary=9).fingerprint != corpus.fingerprint
+    whole = cached.read_bytes()
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+    damaged = {"cut": whole[:50], "bit in the tokens": flipped, "nothing": b"", "no safetensors": b"x" * 999}
+    cached.write_bytes(damaged[damage])
+    assert torch.equal(load_corpus(folder).train, first.train)
+    monkeypatch.setattr(corpus, "_encode", lambda *_: pytest.fail("the cache was not mended"))
+    assert torch.equal(load_corpus(folder).train, first.train)
+
+
+def test_the_fingerprint_follows_the_text_and_the_limit(tmp_path):
+    folder = str(write(tmp_path, train="b a b\nc a b\n", valid="a\n", test="b\n"))
+    first = load_corpus(folder).fingerprint
+    assert load_corpus(folder, max_vocabulary=4).fingerprint != first
+    write(tmp_path, test="a\n")
+    assert load_corpus(folder).fingerprint != first
+
+
+def test_a_full_disk_is_done_without_a_cache(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    assert load_corpus(str(write_text(tmp_path / "text"))).vocabulary
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
@@ -166,6 +233,7 @@ class TestDownload:
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
             for split in ("train", "valid", "test"):
+                archive.writestr(f"__MACOSX/._x.{split}.txt", b"not it")
                 archive.writestr(f"folder/x.{split}.txt", self.GOOD)
         return buffer.getvalue()
 
@@ -183,6 +251,15 @@ class TestDownload:
             load_corpus("ptb")
         assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
+    def test_a_damaged_archive_is_no_traceback(self, answers, monkeypatch):
+        def fail(*_):
+            raise zlib.error("invalid code")
+
+        answers["http://two/all.zip"] = self.packed()
+        monkeypatch.setattr(sources, "_member", fail)
+        with pytest.raises(WenetError, match="invalid code"):
+            load_corpus("ptb")
+
     def test_no_network(self, answers):
         with pytest.raises(WenetError, match="no route"):
             load_corpus("ptb")
@@ -196,5 +273,5 @@ def test_damaged_installation(monkeypatch):
 
 def test_batchify():
     assert batchify(torch.arange(11), 3).tolist() == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
-    with pytest.raises(WenetError, match="11 tokens is too short for 6 streams"):
+    with pytest.raises(WenetError, match="11 tokens is too short for 6 streams side by side; ask for fewer"):
         batchify(torch.arange(11), 6)

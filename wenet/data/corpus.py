@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from wenet.data.sources import SPLITS, SourceText, cache_folder, read_texts, write_whole
+from wenet.data.sources import KNOWN, SPLITS, SourceText, cache_folder, read_texts, store
 from wenet_kernels import WenetError
 
 END, UNKNOWN = "<eos>", "<unk>"
-CACHE_FORMAT = 1  # counts up when the encoding changes
+CACHE_FORMAT = 2  # counts up when the encoding changes
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,11 @@ def load_corpus(dataset: str, data_dir: Path | None = None, max_vocabulary: int 
     texts = read_texts(dataset, data_dir)
     fingerprint = _fingerprint(texts, max_vocabulary)
     cache = cache_folder() / "encoded" / f"{fingerprint}.safetensors"
-    name = dataset if not Path(dataset).is_dir() else Path(dataset).resolve().name
+    name = dataset if dataset in KNOWN else Path(dataset).resolve().name
     corpus = _from_cache(cache, name, fingerprint)
     if corpus is None:
         corpus = _encode(texts, name, fingerprint, max_vocabulary)
-        tensors = {split: getattr(corpus, split) for split in SPLITS}
-        metadata = {"vocabulary": json.dumps(corpus.vocabulary)}
-        write_whole(cache, lambda partial: save_file(tensors, partial, metadata))
+        store(cache, _packed(corpus))
     return corpus
 
 
@@ -66,7 +64,9 @@ def batchify(tokens: Tensor, data_batch: int) -> Tensor:
     """
     steps = len(tokens) // data_batch
     if steps < 2:
-        raise WenetError(f"a text of {len(tokens)} tokens is too short for {data_batch} streams side by side")
+        raise WenetError(
+            f"a text of {len(tokens)} tokens is too short for {data_batch} streams side by side; ask for fewer"
+        )
     return tokens[: steps * data_batch].view(data_batch, steps).t().contiguous()  # [steps, M]
 
 
@@ -77,15 +77,30 @@ def _fingerprint(texts: Mapping[str, SourceText], max_vocabulary: int | None) ->
     return digest.hexdigest()
 
 
+def _packed(corpus: Corpus) -> bytes:
+    parts = {split: getattr(corpus, split) for split in SPLITS}
+    vocabulary = json.dumps(corpus.vocabulary)
+    return save(parts, {"vocabulary": vocabulary, "sha256": _checksum(vocabulary, parts)})
+
+
 def _from_cache(path: Path, name: str, fingerprint: str) -> Corpus | None:
     """The cached encoding; a damaged one counts as none."""
     try:
         with safe_open(path, "pt") as file:
-            vocabulary = tuple(json.loads(file.metadata()["vocabulary"]))
+            metadata = file.metadata()
             parts = {split: file.get_tensor(split) for split in SPLITS}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        if metadata["sha256"] != _checksum(metadata["vocabulary"], parts):
+            return None
+    except (OSError, SafetensorError, KeyError, TypeError):
         return None
-    return Corpus(name, vocabulary=vocabulary, fingerprint=fingerprint, **parts)
+    return Corpus(name, vocabulary=tuple(json.loads(metadata["vocabulary"])), fingerprint=fingerprint, **parts)
+
+
+def _checksum(vocabulary: str, parts: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(vocabulary.encode())
+    for split in SPLITS:
+        digest.update(parts[split].numpy().data)
+    return digest.hexdigest()
 
 
 def _encode(texts: Mapping[str, SourceText], name: str, fingerprint: str, max_vocabulary: int | None) -> Corpus:
@@ -105,8 +120,9 @@ def _words(text: SourceText) -> list[list[str]]:
         decoded = text.content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise WenetError(f"{text.name} is not UTF-8: byte {error.start} cannot be read; convert it first") from None
+    decoded = decoded.removeprefix("\ufeff")  # the mark that some editors put before UTF-8
     if not decoded.strip():
-        raise WenetError(f"{text.name} is empty")
+        raise WenetError(f"{text.name} is empty; it needs text, a sentence a line")
     # Only a line feed ends a line: texts in the wild hold other separators of Unicode within their lines.
     return [line.split() for line in decoded.removesuffix("\n").split("\n")]
 

