@@ -3,9 +3,76 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/arena.h"
+#include "cpu/dispatch.h"
 #include "cpu/features.h"
 
+namespace py = pybind11;
+using namespace wenet;
+
 PYBIND11_MODULE(_native, m) {
-  m.def("instruction_sets", &wenet::instruction_sets,
+  m.def("instruction_sets", &instruction_sets,
         "Instruction sets that this processor can run, from the plainest to the widest.");
+  m.def("kernel_sets", &kernel_sets, "Those of them that the kernels were built for.");
+
+  py::class_<Block>(m, "Block", py::buffer_protocol(), "Memory that goes back for reuse with its last reference.")
+      .def(py::init<std::size_t>(), py::arg("bytes"))
+      .def_buffer([](Block& block) {
+        return py::buffer_info(static_cast<unsigned char*>(block.data()), static_cast<py::ssize_t>(block.bytes()));
+      });
+
+  py::enum_<Norm>(m, "Norm")
+      .value("none", Norm::none)
+      .value("batch", Norm::batch)
+      .value("running", Norm::running);
+
+  py::class_<Recurrence>(m, "Recurrence")
+      .def(py::init<>())
+      .def_readwrite("steps", &Recurrence::steps)
+      .def_readwrite("networks", &Recurrence::networks)
+      .def_readwrite("rows", &Recurrence::rows)
+      .def_readwrite("hidden", &Recurrence::hidden)
+      .def_readwrite("nodes", &Recurrence::nodes)
+      .def_readwrite("highway", &Recurrence::highway)
+      .def_readwrite("weighted", &Recurrence::weighted)
+      .def_readwrite("norm", &Recurrence::norm)
+      .def_readwrite("threads", &Recurrence::threads)
+      .def_readwrite("pre", &Recurrence::pre)
+      .def_readwrite("pre_step_stride", &Recurrence::pre_step_stride)
+      .def_readwrite("pre_network_stride", &Recurrence::pre_network_stride)
+      .def_readwrite("h0", &Recurrence::h0)
+      .def_readwrite("weight_hidden", &Recurrence::weight_hidden)
+      .def_readwrite("weight_nodes", &Recurrence::weight_nodes)
+      .def_readwrite("mix", &Recurrence::mix)
+      .def_readwrite("ancestor", &Recurrence::ancestor)
+      .def_readwrite("activation", &Recurrence::activation)
+      .def_readwrite("concat", &Recurrence::concat)
+      .def_readwrite("mask_h", &Recurrence::mask_h)
+      .def_readwrite("running_mean", &Recurrence::running_mean)
+      .def_readwrite("running_var", &Recurrence::running_var);
+
+  py::class_<Evaluation>(m, "Evaluation")
+      .def(py::init<>())
+      .def_readwrite("output", &Evaluation::output)
+      .def_readwrite("kept", &Evaluation::kept)
+      .def_readwrite("mean", &Evaluation::mean)
+      .def_readwrite("var", &Evaluation::var);
+
+  py::class_<Gradients>(m, "Gradients")
+      .def(py::init<>())
+      .def_readwrite("output", &Gradients::output)
+      .def_readwrite("pre", &Gradients::pre)
+      .def_readwrite("h0", &Gradients::h0)
+      .def_readwrite("weight_hidden", &Gradients::weight_hidden)
+      .def_readwrite("weight_nodes", &Gradients::weight_nodes)
+      .def_readwrite("mix", &Gradients::mix);
+
+  py::class_<Kernels>(m, "Kernels")
+      .def(py::init(&kernels), py::arg("instruction_set"), py::arg("doubles"))
+      .def_readonly("width", &Kernels::width)
+      .def("forward", [](const Kernels& k, const Recurrence& r, const Evaluation& e) { k.forward(r, e); },
+           py::call_guard<py::gil_scoped_release>())
+      .def("backward",
+           [](const Kernels& k, const Recurrence& r, const Evaluation& e, const Gradients& g) { k.backward(r, e, g); },
+           py::call_guard<py::gil_scoped_release>());
 }

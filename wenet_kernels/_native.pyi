@@ -1,1 +1,58 @@
+"""The native module, csrc/module.cpp. Addresses are those of a tensor's first element; 0 stands for none."""
+
+from typing_extensions import Buffer
+
 def instruction_sets() -> list[str]: ...
+def kernel_sets() -> list[str]: ...
+
+class Block(Buffer):
+    def __init__(self, bytes: int) -> None: ...
+
+class Norm:
+    none: Norm
+    batch: Norm
+    running: Norm
+
+class Recurrence:
+    steps: int
+    networks: int
+    rows: int
+    hidden: int
+    nodes: int
+    highway: bool
+    weighted: bool
+    norm: Norm
+    threads: int
+    pre: int
+    pre_step_stride: int
+    pre_network_stride: int
+    h0: int
+    weight_hidden: int
+    weight_nodes: int
+    mix: int
+    ancestor: int
+    activation: int
+    concat: int
+    mask_h: int
+    running_mean: int
+    running_var: int
+
+class Evaluation:
+    output: int
+    kept: int
+    mean: int
+    var: int
+
+class Gradients:
+    output: int
+    pre: int
+    h0: int
+    weight_hidden: int
+    weight_nodes: int
+    mix: int
+
+class Kernels:
+    width: int
+    def __init__(self, instruction_set: str, doubles: bool) -> None: ...
+    def forward(self, recurrence: Recurrence, evaluation: Evaluation) -> None: ...
+    def backward(self, recurrence: Recurrence, evaluation: Evaluation, gradients: Gradients) -> None: ...

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from wenet_kernels import reference
+from wenet_kernels import cpu, reference
 from wenet_kernels.cells import CellBatch
 from wenet_kernels.errors import WenetError, check_choice
 from wenet_kernels.recurrence import Evaluation, Gradients, Recurrence
@@ -22,12 +22,16 @@ class Backend(Protocol):
     """What a backend module provides."""
 
     def status(self) -> str: ...  # "ready", or the reason why not
+    def takes(self, dtype: torch.dtype) -> bool: ...
+    def kept_shape(
+        self, steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype
+    ) -> tuple[int, ...]: ...  # of `Evaluation.activated`
     def forward(self, r: Recurrence, keep: bool) -> Evaluation: ...
     def backward(self, r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients: ...
 
 
-_BACKENDS: dict[str, Backend] = {"reference": reference}
-_PREFERENCE = {"cpu": ("reference",), "cuda": ("reference",)}  # by device, best first
+_BACKENDS: dict[str, Backend] = {"reference": reference, "cpu": cpu}
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("reference",)}  # by device, best first
 
 
 def backends() -> dict[str, str]:
@@ -35,8 +39,10 @@ def backends() -> dict[str, str]:
     return {name: backend.status() for name, backend in _BACKENDS.items()}
 
 
-def resolve_backend(backend: str = "auto", device: torch.device | str = "cpu") -> str:
-    """The name of the backend that `dag_rnn` will use on a device.
+def resolve_backend(
+    backend: str = "auto", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> str:
+    """The name of the backend that `dag_rnn` will use on a device, for operands of a type.
 
     "auto" follows the environment variable WENET_BACKEND, and without it takes the fastest backend that is ready.
 
@@ -44,11 +50,16 @@ def resolve_backend(backend: str = "auto", device: torch.device | str = "cpu") -
         WenetError: a backend named explicitly is unknown or cannot run, with the reason; nothing replaces it.
     """
     name = os.environ.get("WENET_BACKEND", "auto") if backend == "auto" else backend
+    kind = torch.device(device).type
     if name == "auto":
-        preference = _PREFERENCE.get(torch.device(device).type, ("reference",))
-        return next(candidate for candidate in preference if _BACKENDS[candidate].status() == "ready")
+        preference = _PREFERENCE.get(kind, ("reference",))
+        return next(c for c in preference if _BACKENDS[c].status() == "ready" and _BACKENDS[c].takes(dtype))
     check_choice("backend", name, ["auto", *_BACKENDS])
     reason = _BACKENDS[name].status()
+    if reason == "ready" and name != "reference" and name not in _PREFERENCE.get(kind, ()):
+        reason = f"it does not run on {kind}"
+    if reason == "ready" and not _BACKENDS[name].takes(dtype):
+        reason = f"it does not take {dtype}"
     if reason != "ready":
         raise WenetError(f"backend {name!r} cannot run: {reason}")
     return name
@@ -99,7 +110,7 @@ def dag_rnn(
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
     output, _, mean, var = torch.ops.wenet_kernels.dag_rnn(
         pre, h0, weight_hidden, weight_nodes, mix, cells.ancestor, cells.activation, cells.concat, mask_h,
-        running_mean, running_var, form, mode, keep, resolve_backend(backend, pre.device),
+        running_mean, running_var, form, mode, keep, resolve_backend(backend, pre.device, pre.dtype),
     )  # fmt: skip
     return (output, (mean.detach(), var.detach())) if mode == "batch" else output
 
@@ -190,12 +201,13 @@ def _(
     pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation, concat, mask_h, running_mean, running_var,
     form, norm, keep, backend,
 ):  # fmt: skip
-    steps, networks, rows, width = pre.shape
+    steps, networks, rows, _ = pre.shape
     hidden, nodes = h0.shape[-1], weight_nodes.shape[1]
+    kept = _BACKENDS[backend].kept_shape(steps, networks, rows, hidden, nodes, form, pre.dtype)
     statistics = (steps, networks, nodes + 1, hidden) if norm == "batch" else (0,)
     return (
         pre.new_empty(steps, *h0.shape),
-        pre.new_empty((steps, networks, nodes + 1, rows, width) if keep else (0,)),
+        pre.new_empty(kept if keep else (0,)),
         pre.new_empty(statistics),
         pre.new_empty(statistics),
     )
@@ -236,17 +248,20 @@ def _(
     grad_output, output, activated, mean, var, pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation,
     concat, mask_h, running_mean, running_var, form, norm, backend,
 ):  # fmt: skip
-    grad_mix = pre.new_empty(0) if mix is None else torch.empty_like(mix)
-    like = torch.empty_like
-    return like(pre), like(h0), like(weight_hidden), like(weight_nodes), grad_mix
+    grad_mix = pre.new_empty(0 if mix is None else mix.shape)
+    contiguous = (x.new_empty(x.shape) for x in (h0, weight_hidden, weight_nodes))
+    return torch.empty_like(pre), *contiguous, grad_mix
 
 
 def _setup_context(ctx, inputs, output) -> None:
     *tensors, ctx.form, ctx.norm, _, ctx.backend = inputs
     ctx.save_for_backward(*output, *tensors)
+    ctx.set_materialize_grads(False)  # or zeros as large as all that forward kept would be filled in for nothing
 
 
 def _backward(ctx, grad_output, _activated, _mean, _var):
+    if grad_output is None:
+        return (None,) * 15
     output, activated, mean, var, *tensors = ctx.saved_tensors
     grads = torch.ops.wenet_kernels.dag_rnn_backward(
         grad_output.contiguous(), output, activated, mean, var, *tensors, ctx.form, ctx.norm, ctx.backend

@@ -1,0 +1,93 @@
+#include "cpu/arena.h"
+
+#include <sys/mman.h>
+
+#include <cstdint>
+#include <list>
+#include <mutex>
+#include <new>
+
+namespace wenet {
+
+namespace {
+
+constexpr std::size_t kPage = std::size_t{2} << 20;  // of the large kind
+constexpr std::uint64_t kPatience = 256;             // requests for which an idle range is kept
+
+struct Range {
+  void* data;
+  std::size_t capacity;
+  std::uint64_t idle_since;
+};
+
+// Never destroyed, as blocks may outlive static objects at exit.
+struct Store {
+  std::mutex mutex;
+  std::list<Range> idle;
+  std::uint64_t requests = 0;
+};
+
+Store& store() {
+  static Store* store = new Store;
+  return *store;
+}
+
+std::size_t round_up(std::size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+
+Range from_system(std::size_t capacity) {
+  void* data = mmap(nullptr, capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+  madvise(data, capacity, MADV_HUGEPAGE);
+#endif
+  return {data, capacity, 0};
+}
+
+void drop_stale(Store& s) {
+  for (auto range = s.idle.begin(); range != s.idle.end();) {
+    if (s.requests - range->idle_since > kPatience) {
+      munmap(range->data, range->capacity);
+      range = s.idle.erase(range);
+    } else {
+      ++range;
+    }
+  }
+}
+
+// The smallest idle range that holds the request without wasting more than a quarter of itself.
+std::list<Range>::iterator best_fit(Store& s, std::size_t bytes) {
+  auto best = s.idle.end();
+  for (auto range = s.idle.begin(); range != s.idle.end(); ++range) {
+    const bool fits = range->capacity >= bytes && range->capacity <= round_up(bytes) + bytes / 3;
+    if (fits && (best == s.idle.end() || range->capacity < best->capacity)) best = range;
+  }
+  return best;
+}
+
+Range acquire(std::size_t bytes) {
+  Store& s = store();
+  std::lock_guard<std::mutex> lock(s.mutex);
+  ++s.requests;
+  drop_stale(s);
+  const auto found = best_fit(s, bytes);
+  if (found == s.idle.end()) return from_system(round_up(bytes));
+  const Range range = *found;
+  s.idle.erase(found);
+  return range;
+}
+
+}  // namespace
+
+Block::Block(std::size_t bytes) : bytes_(bytes) {
+  const Range range = acquire(bytes == 0 ? 1 : bytes);
+  capacity_ = range.capacity;
+  data_ = range.data;
+}
+
+Block::~Block() {
+  Store& s = store();
+  std::lock_guard<std::mutex> lock(s.mutex);
+  s.idle.push_back({data_, capacity_, s.requests});
+}
+
+}  // namespace wenet

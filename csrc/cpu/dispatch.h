@@ -1,0 +1,17 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/recurrence.h"
+
+namespace wenet {
+
+// The kernels of an instruction set that this build has and this processor can run; "auto" stands for the widest.
+// Throws std::invalid_argument with the names to choose from.
+Kernels kernels(const std::string& instruction_set, bool doubles);
+
+// The instruction sets that `kernels` takes, from the plainest to the widest.
+std::vector<std::string> kernel_sets();
+
+}  // namespace wenet

@@ -1,0 +1,200 @@
+// All cells over all time steps (eqs. 1-4).
+#pragma once
+
+#include "cpu/cell.h"
+#include "cpu/team.h"
+
+namespace wenet {
+namespace WENET_ISA {
+
+template <typename T>
+class ForwardPass {
+ public:
+  ForwardPass(const Recurrence& r, const Evaluation& evaluation)
+      : r_(r),
+        o_(r),
+        evaluation_(evaluation),
+        chains_(r.weighted ? 1 : r.networks),
+        packed_(r.networks * o_.products() * packed_size()),
+        states_(r.threads * o_.products() * o_.state_size()),
+        operands_(r.threads * o_.products() * o_.state_size()),
+        h_(chains_ * o_.state_size()),
+        h_operand_(chains_ * o_.state_size()),
+        cells_(r.networks * o_.state_size()),
+        scratch_(r.threads * 3 * o_.block_size()),
+        mask_(r.mask_h ? o_.state_size() : 0) {
+    if (r.mask_h) block_mask(o_, mask_.data());
+    run_team(*this, r);
+  }
+
+  void run(const Member& member) {
+    const Range mine = member.networks(r_.networks);
+    for (int64_t k = mine.first; k < mine.last; ++k) pack_network(member, k);
+    for (int64_t chain = 0; chain < chains_; ++chain) begin(member, chain);
+    member.sync();
+    if (r_.weighted) {
+      for (int64_t t = 0; t < r_.steps; ++t) {
+        for (int64_t k = mine.first; k < mine.last; ++k) step(member, t, k);
+        member.sync();
+        mix(member, t);
+        member.sync();
+      }
+    } else {  // a network at a time, so that its weights stay in the cache
+      for (int64_t k = mine.first; k < mine.last; ++k) {
+        for (int64_t t = 0; t < r_.steps; ++t) {
+          step(member, t, k);
+          carry_on(member, t, k);
+          member.sync_network();
+        }
+      }
+    }
+  }
+
+ private:
+  int64_t packed_size() const { return o_.columns.vectors() * r_.hidden * kWidth<T>; }
+  T* packed(int64_t network, int64_t node) { return packed_.data() + (network * o_.products() + node) * packed_size(); }
+  int64_t chain(int64_t network) const { return r_.weighted ? 0 : network; }
+
+  Blocked<T> state(const Member& member, int64_t node) { return in_work(states_, member, node); }
+  Blocked<T> operand(const Member& member, int64_t node) { return in_work(operands_, member, node); }
+  Blocked<T> in_work(Buffer<T>& buffer, const Member& member, int64_t node) {
+    return {buffer.data() + (member.slot() * o_.products() + node) * o_.state_size(), o_.block_size()};
+  }
+  Blocked<T> h(int64_t chain) { return {h_.data() + chain * o_.state_size(), o_.block_size()}; }
+  Blocked<T> h_operand(int64_t chain) { return {h_operand_.data() + chain * o_.state_size(), o_.block_size()}; }
+  Blocked<T> cell(int64_t network) { return {cells_.data() + network * o_.state_size(), o_.block_size()}; }
+  const T* mask(int64_t block) const { return r_.mask_h ? mask_.data() + block * o_.block_size() : nullptr; }
+
+  void pack_network(const Member& member, int64_t network) {
+    const Range vectors = member.blocks(o_.columns.vectors());
+    for (int64_t node = 0; node <= r_.nodes; ++node) {
+      pack(o_.weight(network, node), o_.columns, vectors.first, vectors.last, packed(network, node));
+    }
+  }
+
+  void begin(const Member& member, int64_t chain) {
+    const T* h0 = reinterpret_cast<const T*>(r_.h0) + chain * r_.rows * r_.hidden;
+    const Range blocks = member.part(o_.hidden.blocks());
+    for (int64_t b = blocks.first; b < blocks.last; ++b) {
+      gather_block(h0 + b * kWidth<T>, r_.hidden, o_.hidden.count(b), r_.rows, h(chain).block(b));
+      mask_rows(h(chain).block(b), mask(b), h_operand(chain).block(b), r_.rows);
+    }
+  }
+
+  // All nodes of one network in one time step.
+  void step(const Member& member, int64_t t, int64_t network) {
+    const Range blocks = member.blocks(o_.hidden.blocks());
+    for (int64_t b = blocks.first; b < blocks.last; ++b) zero_rows(cell(network).block(b), r_.rows);
+    for (int64_t node = 0; node <= r_.nodes; ++node) {
+      const int64_t ancestor = node == 0 ? 0 : o_.ancestor(network, node);
+      const Blocked<T> previous = node == 0 ? h(chain(network)) : state(member, ancestor);
+      const Blocked<T> left = node == 0 ? h_operand(chain(network)) : operand(member, ancestor);
+      const int64_t together = 2 / o_.columns.per;  // hidden blocks whose columns are multiplied at once
+      for (int64_t b = blocks.first; b < blocks.last; b += together) {
+        const int64_t last = smaller(b + together, blocks.last);
+        const int64_t vectors = (last - b) * o_.columns.per;
+        T* product = scratch(member, 0);
+        const T* right = packed(network, node) + b * o_.columns.per * r_.hidden * kWidth<T>;
+        multiply_vectors<T>(vectors, left, o_.hidden, right, r_.rows, product);
+        for (int64_t i = b; i < last; ++i, product += o_.columns.per * o_.block_size()) {
+          finish(member, t, network, node, i, previous.block(i), product);
+        }
+      }
+      member.sync_network();
+    }
+  }
+
+  // From a product to a state, for one block of hidden units.
+  void finish(const Member& member, int64_t t, int64_t network, int64_t node, int64_t b, const T* previous,
+              T* product) {
+    T* kept = product;
+    if (evaluation_.kept) {
+      kept = reinterpret_cast<T*>(evaluation_.kept) + o_.kept_offset(t, network, node) +
+             b * o_.columns.per * o_.block_size();
+    }
+    T* gate = nullptr;
+    if (r_.highway) {
+      if (node == 0) add_pre(t, network, b, product);
+      gate = kept;
+      activate_rows<kSigmoid>(product, gate, r_.rows);
+      product += o_.block_size();
+      kept += o_.block_size();
+    } else if (node == 0) {
+      gate = scratch(member, 2);
+      gather_block(o_.pre(t, network, 0, b), r_.hidden, o_.hidden.count(b), r_.rows, gate);
+      activate_rows<kSigmoid>(gate, gate, r_.rows);
+    }
+    activate_rows(o_.activation(network, node), product, kept, r_.rows);
+    T* s = state(member, node).block(b);
+    combine_rows(previous, gate, kept, s, r_.rows);
+    normalise(t, network, node, b, s);
+    mask_rows(s, mask(b), operand(member, node).block(b), r_.rows);
+    const T share = o_.share(network, node);
+    if (share != 0) add_scaled_rows(s, share, cell(network).block(b), r_.rows);
+  }
+
+  void add_pre(int64_t t, int64_t network, int64_t b, T* product) {
+    for (int column = 0; column < 2; ++column) {
+      const T* pre = o_.pre(t, network, column, b);
+      for (int64_t m = 0; m < r_.rows; ++m, product += kWidth<T>) {
+        store<T>(product, load(product) + load_part(pre + m * o_.columns.width(), o_.hidden.count(b)));
+      }
+    }
+  }
+
+  void normalise(int64_t t, int64_t network, int64_t node, int64_t b, T* s) {
+    if (r_.norm == Norm::none) return;
+    const int count = o_.hidden.count(b);
+    if (r_.norm == Norm::running) return normalise_rows(s, o_.running_statistics(network, node, b), r_.rows);
+    const Statistics<T> statistics = batch_statistics(s, r_.rows);
+    const int64_t offset = o_.statistics_offset(t, network, node, b);
+    store_part(reinterpret_cast<T*>(evaluation_.mean) + offset, statistics.mean, count);
+    store_part(reinterpret_cast<T*>(evaluation_.var) + offset, statistics.variance, count);
+    normalise_rows(s, statistics, r_.rows);
+  }
+
+  // Eq. (4): the networks' outputs under their weights.
+  void mix(const Member& member, int64_t t) {
+    const Range blocks = member.part(o_.hidden.blocks());
+    for (int64_t b = blocks.first; b < blocks.last; ++b) {
+      zero_rows(h(0).block(b), r_.rows);
+      for (int64_t k = 0; k < r_.networks; ++k) {
+        add_scaled_rows(cell(k).block(b), o_.mix(k), h(0).block(b), r_.rows);
+      }
+      hand_over(t, 0, b);
+    }
+  }
+
+  // An independent network's output is its own next state.
+  void carry_on(const Member& member, int64_t t, int64_t network) {
+    const Range blocks = member.blocks(o_.hidden.blocks());
+    for (int64_t b = blocks.first; b < blocks.last; ++b) {
+      mask_rows<T>(cell(network).block(b), nullptr, h(network).block(b), r_.rows);
+      hand_over(t, network, b);
+    }
+  }
+
+  // A block of the new h goes to the output, and through the mask into the next step's product.
+  void hand_over(int64_t t, int64_t chain, int64_t b) {
+    T* output = reinterpret_cast<T*>(evaluation_.output) + (t * chains_ + chain) * r_.rows * r_.hidden;
+    scatter_block(h(chain).block(b), r_.rows, o_.hidden.count(b), r_.hidden, output + b * kWidth<T>);
+    mask_rows(h(chain).block(b), mask(b), h_operand(chain).block(b), r_.rows);
+  }
+
+  // A thread's own blocks: two for a product, one for a gate.
+  T* scratch(const Member& member, int64_t index) { return scratch_.data() + (member.rank() * 3 + index) * o_.block_size(); }
+
+  const Recurrence& r_;
+  const Operands<T> o_;
+  const Evaluation& evaluation_;
+  const int64_t chains_;  // hidden states: one for all networks, or each network's own
+  Buffer<T> packed_, states_, operands_, h_, h_operand_, cells_, scratch_, mask_;
+};
+
+template <typename T>
+void forward(const Recurrence& r, const Evaluation& evaluation) {
+  ForwardPass<T> pass(r, evaluation);
+}
+
+}  // namespace WENET_ISA
+}  // namespace wenet

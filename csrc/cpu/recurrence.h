@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+
+namespace wenet {
+
+using Address = std::uintptr_t;  // of a tensor's first element, as Python hands it over; 0 stands for none
+
+enum class Norm : int { none, batch, running };
+
+// The operands of one evaluation, as in wenet_kernels/recurrence.py. All tensors are contiguous but for `pre`.
+// T steps, n networks, M rows, H hidden units, L nodes; G columns of a weight: 2H (highway) or H (plain).
+struct Recurrence {
+  std::int64_t steps = 0, networks = 0, rows = 0, hidden = 0, nodes = 0;
+  bool highway = true;
+  bool weighted = true;
+  Norm norm = Norm::none;
+  int threads = 1;
+  Address pre = 0;                                      // [T, n, M, G], rows and columns contiguous
+  std::int64_t pre_step_stride = 0, pre_network_stride = 0;  // in elements
+  Address h0 = 0;                                       // [M, H] weighted, [n, M, H] independent
+  Address weight_hidden = 0;                            // [n, H, G]
+  Address weight_nodes = 0;                             // [n, L, H, G]
+  Address mix = 0;                                      // [n]
+  Address ancestor = 0, activation = 0, concat = 0;     // [n, L] int32
+  Address mask_h = 0;                                   // [M, H]
+  Address running_mean = 0, running_var = 0;            // [n, L+1, H]
+
+  std::int64_t width() const { return highway ? 2 * hidden : hidden; }  // G
+};
+
+// What forward leaves behind. `kept` holds gates and candidates (plain: candidates) after their activations, in blocks
+// of W hidden units: [n, T, L+1, (2) * ceil(H / W), M, W], W being the vector width; 0 where backward will not come.
+struct Evaluation {
+  Address output = 0;         // [T, M, H] weighted, [T, n, M, H] independent
+  Address kept = 0;
+  Address mean = 0, var = 0;  // [T, n, L+1, H] with norm == batch
+};
+
+struct Gradients {
+  Address output = 0;  // given, shaped as the output
+  Address pre = 0;     // with the strides of pre
+  Address h0 = 0, weight_hidden = 0, weight_nodes = 0, mix = 0;
+};
+
+// The kernels of one instruction set for one type of number.
+struct Kernels {
+  int width;  // W, numbers in a vector
+  void (*forward)(const Recurrence&, const Evaluation&);
+  void (*backward)(const Recurrence&, const Evaluation&, const Gradients&);
+};
+
+}  // namespace wenet

@@ -1,0 +1,150 @@
+// Vectors of numbers and the activations on them. Compiled once for each instruction set, in a namespace of its own;
+// nothing here or in the headers beside it may use inline functions of the standard library, of which the linker would
+// keep one copy for all instruction sets.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if !defined(WENET_ISA) || !defined(WENET_VECTOR_BYTES) || !defined(WENET_TILE_ROWS)
+#error "define WENET_ISA, WENET_VECTOR_BYTES and WENET_TILE_ROWS before including this"
+#endif
+
+#define WENET_INLINE inline __attribute__((always_inline))
+
+namespace wenet {
+namespace WENET_ISA {
+
+using std::int32_t;
+using std::int64_t;
+
+template <typename T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(WENET_VECTOR_BYTES)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(WENET_VECTOR_BYTES)));
+};
+typedef std::uint32_t BitVector __attribute__((vector_size(WENET_VECTOR_BYTES)));
+
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+
+template <typename T>
+constexpr int kWidth = WENET_VECTOR_BYTES / sizeof(T);
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <typename T>
+WENET_INLINE Vector<T> load(const T* from) {
+  Vector<T> v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <typename T>
+WENET_INLINE void store(T* to, Vector<T> v) {
+  __builtin_memcpy(to, &v, sizeof v);
+}
+
+// The first `count` numbers, zeros behind them.
+template <typename T>
+WENET_INLINE Vector<T> load_part(const T* from, int count) {
+  if (count == kWidth<T>) return load(from);
+  Vector<T> v{};
+  for (int i = 0; i < count; ++i) v[i] = from[i];
+  return v;
+}
+
+template <typename T>
+WENET_INLINE void store_part(T* to, Vector<T> v, int count) {
+  if (count == kWidth<T>) return store(to, v);
+  for (int i = 0; i < count; ++i) to[i] = v[i];
+}
+
+template <typename T>
+WENET_INLINE T sum(Vector<T> v) {
+  T total = 0;
+  for (int i = 0; i < kWidth<T>; ++i) total += v[i];
+  return total;
+}
+
+WENET_INLINE Vector<float> clamp(Vector<float> x, float low, float high) {
+  x = x < low ? Vector<float>{} + low : x;  // in this form NaN stays NaN
+  return x > high ? Vector<float>{} + high : x;
+}
+
+// exp(x) - 1 for -87 <= x <= 87, to rounding near 0 too: 2^n (exp(r) - 1) + 2^n - 1 with x = n ln 2 + r.
+WENET_INLINE Vector<float> expm1(Vector<float> x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  const Vector<float> shifted = x * 1.44269504f + kRound;
+  const Vector<float> n = shifted - kRound;
+  const Vector<float> r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // ln 2 in two parts
+  Vector<float> series = r * (1.0f / 5040) + (1.0f / 720);
+  series = series * r + (1.0f / 120);
+  series = series * r + (1.0f / 24);
+  series = series * r + (1.0f / 6);
+  series = series * r + 0.5f;
+  const Vector<float> q = series * (r * r) + r;
+  BitVector bits;
+  __builtin_memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 127) << 23;  // the integer n as the exponent of 2^n; what kRound left above is shifted out
+  Vector<float> power;
+  __builtin_memcpy(&power, &bits, sizeof power);
+  return power * q + (power - 1.0f);
+}
+
+WENET_INLINE Vector<float> sigmoid(Vector<float> x) { return 1.0f / (2.0f + expm1(clamp(-x, -87.0f, 87.0f))); }
+
+WENET_INLINE Vector<float> tanh(Vector<float> x) {
+  const Vector<float> e = expm1(clamp(2.0f * x, -40.0f, 40.0f));  // tanh(20) rounds to 1
+  return e / (e + 2.0f);
+}
+
+// Double precision is for checking, so it takes the library's functions.
+WENET_INLINE Vector<double> sigmoid(Vector<double> x) {
+  for (int i = 0; i < kWidth<double>; ++i) x[i] = 1.0 / (1.0 + ::exp(-x[i]));
+  return x;
+}
+
+WENET_INLINE Vector<double> tanh(Vector<double> x) {
+  for (int i = 0; i < kWidth<double>; ++i) x[i] = ::tanh(x[i]);
+  return x;
+}
+
+WENET_INLINE Vector<float> inverse_sqrt(Vector<float> x) {
+  for (int i = 0; i < kWidth<float>; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return 1.0f / x;
+}
+
+WENET_INLINE Vector<double> inverse_sqrt(Vector<double> x) {
+  for (int i = 0; i < kWidth<double>; ++i) x[i] = __builtin_sqrt(x[i]);
+  return 1.0 / x;
+}
+
+// Codes of wenet_kernels.ACTIVATIONS.
+enum Activation : int32_t { kTanh, kRelu, kSigmoid, kIdentity };
+
+template <Activation kind, typename V>
+WENET_INLINE V activate(V u) {
+  if constexpr (kind == kTanh) return tanh(u);
+  if constexpr (kind == kRelu) return u < 0 ? V{} : u;  // in this form NaN stays NaN
+  if constexpr (kind == kSigmoid) return sigmoid(u);
+  return u;
+}
+
+// Derivative of the activation, from its value.
+template <Activation kind, typename V>
+WENET_INLINE V slope(V f) {
+  if constexpr (kind == kTanh) return 1 - f * f;
+  if constexpr (kind == kRelu) return f > 0 ? V{} + 1 : V{};
+  if constexpr (kind == kSigmoid) return f * (1 - f);
+  return V{} + 1;
+}
+
+}  // namespace WENET_ISA
+}  // namespace wenet

@@ -1,0 +1,99 @@
+"""The native kernels against the reference, in every instruction set that this processor runs."""
+
+import os
+
+import pytest
+import torch
+
+from wenet_kernels import WenetError, backends, resolve_backend
+
+from .cases import CASES, make_case, run_op
+
+if backends()["cpu"] != "ready":
+    pytest.skip(f"native kernels: {backends()['cpu']}", allow_module_level=True)
+
+from wenet_kernels import _native
+
+LARGER = [
+    (3, 4, 20, 33, 8, form, coupling, norm, True)
+    for form in ("highway", "plain")
+    for coupling in ("weighted", "independent")
+    for norm in (None, "batch")
+]
+
+
+@pytest.fixture(params=_native.kernel_sets())
+def instruction_set(request, monkeypatch):
+    monkeypatch.setenv("WENET_INSTRUCTION_SET", request.param)
+    return request.param
+
+
+def results(operands, backend):
+    output = run_op(operands, backend)
+    generator = torch.Generator().manual_seed(3)
+    seed = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    return output, *operands.gradients(output, seed.to(output.dtype))
+
+
+@pytest.mark.parametrize("case", [*CASES, *LARGER], ids=str)
+def test_matches_the_reference(case, instruction_set):
+    operands = make_case(case)
+    for got, want in zip(results(operands, "cpu"), results(operands, "reference"), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", LARGER, ids=str)
+def test_single_precision_is_as_exact_as_the_reference(case, instruction_set):
+    exact, single = make_case(case), make_case(case, dtype=torch.float32)
+    with torch.no_grad():  # weights of a trained model's size: larger ones make the recurrence chaotic
+        for own, other in zip(single.leaves, exact.leaves, strict=True):
+            own.copy_(other.mul_(0.2))
+            other.copy_(own)
+    single.norm, single.mask_h = exact.norm, exact.mask_h.float()
+    for truth, ours, eager in zip(
+        results(exact, "reference"), results(single, "cpu"), results(single, "reference"), strict=True
+    ):
+        scale = truth.norm() + 1e-30
+        assert (ours - truth).norm() / scale <= 2 * (eager - truth).norm() / scale + 1e-5
+
+
+@pytest.mark.parametrize("networks", [1, 3, 4])
+@pytest.mark.parametrize("coupling", ["weighted", "independent"])
+def test_the_number_of_threads_changes_no_bit(coupling, networks, instruction_set):
+    operands = make_case((4, networks, 5, 40, 4, "highway", coupling, "batch", True), dtype=torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = results(operands, "cpu")
+        torch.set_num_threads(2)
+        two, again = results(operands, "cpu"), results(operands, "cpu")
+    finally:
+        torch.set_num_threads(threads)
+    for a, b, c in zip(one, two, again, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(b, c)
+
+
+@pytest.mark.parametrize("form", ["highway", "plain"])
+def test_gradcheck(form):
+    operands = make_case((2, 2, 3, 5, 3, form, "weighted", "batch", True))
+    assert torch.autograd.gradcheck(lambda *_: run_op(operands, "cpu"), operands.leaves)
+
+
+def test_compiles_into_one_graph():
+    operands = make_case((3, 2, 4, 5, 3, "highway", "weighted", "batch", True))
+    compiled = torch.compile(lambda o: run_op(o, "cpu"), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(operands), run_op(operands, "cpu"), rtol=0, atol=0)
+
+
+def test_an_instruction_set_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setenv("WENET_INSTRUCTION_SET", "abacus")
+    with pytest.raises(WenetError, match="WENET_INSTRUCTION_SET=abacus"):
+        resolve_backend("cpu")
+
+
+def test_auto_takes_the_native_kernels_where_they_can_run(monkeypatch):
+    monkeypatch.delenv("WENET_BACKEND", raising=False)
+    assert resolve_backend("auto", "cpu") == "cpu"
+    assert resolve_backend("auto", "cpu", torch.bfloat16) == "reference"
+    assert "WENET_INSTRUCTION_SET" not in os.environ

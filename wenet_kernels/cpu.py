@@ -1,0 +1,128 @@
+"""The native kernels of `csrc/cpu`: the same equations fused, on as many threads as PyTorch uses."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from wenet_kernels.recurrence import Evaluation, Gradients, Recurrence
+
+if TYPE_CHECKING:
+    from wenet_kernels import _native
+else:
+    try:
+        from wenet_kernels import _native
+    except ImportError:
+        _native = None
+
+INSTRUCTION_SET_VARIABLE = "WENET_INSTRUCTION_SET"
+# Read once, as torch.compile cannot look into native functions.
+KERNEL_SETS: tuple[str, ...] = () if _native is None else tuple(_native.kernel_sets())
+
+
+def status() -> str:
+    if _native is None:
+        return "not built, as no C++ compiler was found at installation"
+    wanted = os.environ.get(INSTRUCTION_SET_VARIABLE, "auto")
+    if wanted not in ("auto", *KERNEL_SETS):
+        return f"{INSTRUCTION_SET_VARIABLE}={wanted}, but this processor runs {', '.join(KERNEL_SETS)}"
+    return "ready"
+
+
+def takes(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float32, torch.float64)
+
+
+def kept_shape(
+    steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype
+) -> tuple[int, ...]:
+    """Gates and candidates in blocks of as many hidden units as a vector holds."""
+    width = _kernels(dtype).width
+    vectors = -(-hidden // width) * (2 if form == "highway" else 1)
+    return networks, steps, nodes + 1, vectors, rows, width
+
+
+def forward(r: Recurrence, keep: bool) -> Evaluation:
+    """Evaluate all cells over all time steps; `keep` stores what backward needs."""
+    steps, networks, _, hidden, nodes = r.sizes
+    statistics = (steps, networks, nodes + 1, hidden) if r.norm == "batch" else (0,)
+    evaluation = Evaluation(
+        r.pre.new_empty(steps, *r.h0.shape),
+        _reusable(kept_shape(*r.sizes, r.form, r.pre.dtype), r.pre.dtype) if keep else r.pre.new_empty(0),
+        r.pre.new_empty(statistics),
+        r.pre.new_empty(statistics),
+    )
+    operands = _laid_out(r)
+    _kernels(r.pre.dtype).forward(_recurrence(operands), _evaluation(evaluation))
+    return evaluation
+
+
+def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients:
+    """Derivatives of a loss whose derivative with respect to the output is `grad_output`."""
+    operands = _laid_out(r)
+    grads = Gradients(
+        _reusable(r.pre.shape, r.pre.dtype).as_strided(r.pre.shape, operands.pre.stride()),
+        torch.empty_like(operands.h0),
+        _reusable(r.weight_hidden.shape, r.pre.dtype),
+        _reusable(r.weight_nodes.shape, r.pre.dtype),
+        r.pre.new_empty(0 if r.mix is None else r.mix.shape),
+    )
+    addresses = _native.Gradients()
+    addresses.output = grad_output.data_ptr()
+    for name in grads._fields:
+        setattr(addresses, name, getattr(grads, name).data_ptr())
+    _kernels(r.pre.dtype).backward(_recurrence(operands), _evaluation(evaluation), addresses)
+    grad_pre = torch.empty_like(r.pre)
+    return grads if grad_pre.stride() == grads.pre.stride() else grads._replace(pre=grad_pre.copy_(grads.pre))
+
+
+def _kernels(dtype: torch.dtype) -> _native.Kernels:
+    return _kernels_of(os.environ.get(INSTRUCTION_SET_VARIABLE, "auto"), dtype == torch.float64)
+
+
+@functools.cache
+def _kernels_of(instruction_set: str, doubles: bool) -> _native.Kernels:
+    return _native.Kernels(instruction_set, doubles)
+
+
+def _reusable(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor in memory that the next call can have without asking the system for new pages."""
+    return torch.frombuffer(_native.Block(math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
+
+
+def _laid_out(r: Recurrence) -> Recurrence:
+    """The operands as the kernels read them: contiguous, but `pre` in either order of steps and networks."""
+    contiguous: dict[str, Any] = {
+        field.name: value.contiguous()
+        for field in fields(r)
+        if isinstance(value := getattr(r, field.name), Tensor) and field.name != "pre"
+    }
+    by_network = r.pre.transpose(0, 1).is_contiguous()
+    return replace(r, pre=r.pre if by_network else r.pre.contiguous(), **contiguous)
+
+
+def _recurrence(r: Recurrence) -> _native.Recurrence:
+    native = _native.Recurrence()
+    native.steps, native.networks, native.rows, native.hidden, native.nodes = r.sizes
+    native.highway, native.weighted = r.highway, r.mix is not None
+    native.norm = getattr(_native.Norm, r.norm)
+    native.threads = torch.get_num_threads()
+    native.pre_step_stride, native.pre_network_stride = r.pre.stride()[:2]
+    for field in fields(r):
+        value = getattr(r, field.name)
+        if isinstance(value, Tensor):
+            setattr(native, field.name, value.data_ptr())
+    return native
+
+
+def _evaluation(evaluation: Evaluation) -> _native.Evaluation:
+    native = _native.Evaluation()
+    native.output, native.kept = evaluation.output.data_ptr(), evaluation.activated.data_ptr()
+    native.mean, native.var = evaluation.mean.data_ptr(), evaluation.var.data_ptr()
+    return native
