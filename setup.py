@@ -22,7 +22,8 @@ class CMakeBuild(build_ext):
         build = (Path(self.build_temp) / "cmake").resolve()
         build.mkdir(parents=True, exist_ok=True)
         configure = [
-            *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
+            # Afresh: what an earlier build has cached names tools of a build environment that is gone by now.
+            *("cmake", "--fresh", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DWENET_OUTPUT={target}",

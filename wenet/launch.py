@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from wenet.console import Console, duration, size
 from wenet.data import Corpus, batchify, load_corpus
 from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
+from wenet.interrupt import Interrupt
 from wenet.memory import explaining_out_of_memory, total_memory
 from wenet.search import Search
 from wenet_kernels import WenetError, backends, native_status, resolve_backend
@@ -76,9 +78,10 @@ def search(
     for part, rows in ((corpus.train, config.data_batch), (corpus.valid, config.eval_batch)):
         batchify(part, rows)  # refuses a text that is too short, before anything is written
     _check_memory(config, corpus)
-    run = RunFolder.create(_path(out) or default_folder(corpus.name), _run_settings(config, corpus, data_dir))
-    _say_header(console, config, corpus, [file_settings, settings])
-    return _run(config, corpus, run, console, checkpoint_every)
+    folder = _path(out) or default_folder(corpus.name)
+    with Interrupt() as interrupt, closing(RunFolder.create(folder, _run_settings(config, corpus, data_dir))) as run:
+        _say_header(console, config, corpus, [file_settings, settings])
+        return _run(config, corpus, run, console, checkpoint_every, interrupt)
 
 
 def resume_search(
@@ -95,20 +98,22 @@ def resume_search(
         Stopped: as in `search`.
     """
     console = console or Console(silent=True)
-    run = RunFolder.open(Path(folder))
-    config = _stored_config(run)
-    if resolve_machine(config) != config:
-        raise WenetError(f"{run.path} cannot go on here: {config.device} with backend {config.backend} is not ready")
-    corpus = load_corpus(config.dataset, _path(data_dir or run.config["data_dir"]), config.max_vocabulary)
-    if corpus.fingerprint != run.config["corpus"]:
-        raise WenetError(f"the text of {config.dataset} has changed since {run.path} began; start a new run")
-    console.say(f"continuing {run.path}")
-    if run.config["threads"] != torch.get_num_threads():
-        console.say(
-            f"note: begun with {run.config['threads']} threads, now {torch.get_num_threads()}; the result may differ "
-            "in the last digits"
-        )
-    return _run(config, corpus, run, console, checkpoint_every)
+    with Interrupt() as interrupt, closing(RunFolder.open(Path(folder))) as run:
+        config = _stored_config(run)
+        if resolve_machine(config) != config:
+            raise WenetError(
+                f"{run.path} cannot go on here: {config.device} with backend {config.backend} is not ready"
+            )
+        corpus = load_corpus(config.dataset, _path(data_dir or run.config["data_dir"]), config.max_vocabulary)
+        if corpus.fingerprint != run.config["corpus"]:
+            raise WenetError(f"the text of {config.dataset} has changed since {run.path} began; start a new run")
+        console.say(f"continuing {run.path}")
+        if run.config["threads"] != torch.get_num_threads():
+            console.say(
+                f"note: begun with {run.config['threads']} threads, now {torch.get_num_threads()}; the result may "
+                "differ in the last digits"
+            )
+        return _run(config, corpus, run, console, checkpoint_every, interrupt)
 
 
 def default_preset() -> str:
@@ -146,16 +151,20 @@ def default_folder(dataset: str) -> Path:
 
 
 def _run(
-    config: SearchConfig, corpus: Corpus, run: RunFolder, console: Console, checkpoint_every: float
+    config: SearchConfig,
+    corpus: Corpus,
+    run: RunFolder,
+    console: Console,
+    checkpoint_every: float,
+    interrupt: Interrupt,
 ) -> SearchResult:
     needed = size(estimate_memory(config, len(corpus.vocabulary)))
     advice = f"about {needed} are needed; lower --batch, --hidden, --data-batch or --bptt"
     try:
         with explaining_out_of_memory(advice):
-            best = Search(config, corpus, run, console, checkpoint_every).run()
+            best = Search(config, corpus, run, console, checkpoint_every, interrupt).run()
     finally:
         console.stop()
-        run.close()
     return SearchResult(Genotype.from_dict(best["genotype"]), best, run.path)
 
 

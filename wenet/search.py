@@ -79,19 +79,26 @@ class Search:
         corpus: its test part is not touched.
         run: takes records and checkpoints.
         checkpoint_every: minutes between checkpoints; one more is written at the end of each round.
+        interrupt: tells when someone asks the run to stop.
     """
 
     def __init__(
-        self, config: SearchConfig, corpus: Corpus, run: RunFolder, console: Console, checkpoint_every: float
+        self,
+        config: SearchConfig,
+        corpus: Corpus,
+        run: RunFolder,
+        console: Console,
+        checkpoint_every: float,
+        interrupt: Interrupt,
     ) -> None:
         self.config, self.corpus, self.folder, self.console = config, corpus, run, console
+        self.interrupt = interrupt
         self.device = torch.device(config.device)
         self.train_stream = batchify(corpus.train, config.data_batch).to(self.device)  # [steps, M]
         self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
         self.windows = windows_per_epoch(self.train_stream, config.bptt)
         self.windows_per_round = max(1, round(config.epochs_per_round * self.windows))
         self.checkpoint_seconds = 60 * checkpoint_every
-        self.interrupt = Interrupt()
         self.state = SearchState()
         self.tensors: dict[str, Tensor] = {}  # of the checkpoint that the run goes on from
 
@@ -103,7 +110,7 @@ class Search:
             Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
         """
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), self.interrupt:
+        with torch.random.fork_rng(devices):
             torch.manual_seed(self.config.seed)
             pool = random_genotypes(self.config.pool, self.config.nodes, self.config.seed)
             self._restore()

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from wenet import WenetError, resume_search, search
 from wenet.cli import search_main
+from wenet.estimate import Estimate
 
 from .helpers import TINY, results, write_text
 
@@ -75,6 +76,27 @@ def test_stop_on_request(text, tmp_path, number):
     assert "Traceback" not in output
     assert (run / "checkpoint" / "000001.safetensors").exists()
     assert search_main(["--resume", str(run)]) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_before_training_begins(text, tmp_path, monkeypatch, capsys, number):
+    """A signal that comes once the folder is there, while the header still measures its estimates."""
+    run, estimates = tmp_path / "run", []
+
+    def measured(*_):
+        if not estimates:
+            assert (run / "config.json").exists()
+            signal.raise_signal(number)
+        estimates.append(Estimate(seconds=1.0, memory=1))
+        return estimates[-1]
+
+    monkeypatch.setattr("wenet.launch.estimate", measured)
+    assert search_main([str(text), *TINY, "--out", str(run)]) == 128 + number
+    assert f"stopped; continue with: wenet-search --resume {run}" in capsys.readouterr().err
+    assert [path.name for path in (run / "checkpoint").iterdir()] == ["000001.safetensors"]
+    resume_search(run)
+    assert search_main([str(text), *TINY, "--out", str(tmp_path / "whole")]) == 0
+    assert results(run) == results(tmp_path / "whole")
 
 
 @pytest.fixture
