@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("svg")
-from matplotlib import pyplot
+from matplotlib.figure import Figure as Drawing
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -89,10 +87,11 @@ def render(run: Run) -> str:
         [
             _machine(run),
             "### Targets, forward and backward\n\n" + "\n".join(_target_table(run)),
-            "\n".join(_other_targets(run)),
+            *_other_targets(run),
             "![Fraction of the dense rate at every compared shape](figures/compared.svg)",
             "![Cost over the number of networks, rate over the hidden size](figures/sweeps.svg)",
-            "### Everything measured\n\n" + "\n".join(_full_table(run)),
+            "### Everything measured",
+            *_shape_tables(run),
         ]
     )
 
@@ -119,7 +118,7 @@ def _target_table(run: Run) -> Iterator[str]:
             figure = run.find(case, backend)
             if figure is None:
                 continue
-            dense = _against(figure.of_dense, target.get("dense"))
+            dense = against(figure.of_dense, target.get("dense"))
             peers = [_over(run, figure, name, target.get(name)) for name in ("batched", "loop", "compile")]
             yield _row(_shape(figure.case), backend, _time(figure.seconds), dense, *peers)
 
@@ -127,15 +126,16 @@ def _target_table(run: Run) -> Iterator[str]:
 def _over(run: Run, figure: Figure, name: str, target: float | None) -> str:
     peer = run.peer(figure.case["name"], name, figure.backward)
     if peer is None or peer is figure:
-        return "–"
+        return "-"
     which = f"{peer.contestant} " if name == "batched" else ""
-    return f"{_against(peer.seconds / figure.seconds, target)} ({which}{_time(peer.seconds)})"
+    return f"{against(peer.seconds / figure.seconds, target)} ({which}{_time(peer.seconds)})"
 
 
-def _against(value: float, target: float | None) -> str:
+def against(value: float, target: float | None) -> str:
+    """A ratio beside what it must reach."""
     if target is None:
         return f"{value:.2f}"
-    return f"{value:.2f}, {'reached' if value >= target else 'not'} {target:g}"
+    return f"**{value:.2f}** ≥ {target:g}" if value >= target else f"{value:.2f} < {target:g}"
 
 
 def _other_targets(run: Run) -> Iterator[str]:
@@ -144,41 +144,46 @@ def _other_targets(run: Run) -> Iterator[str]:
         if len(flat) == len(FLAT_CASES):
             costs = [figure.seconds / figure.case["networks"] for figure in flat]
             ratio = max(costs) / min(costs)
-            verdict = "reached" if ratio <= FLAT_TARGET else "not"
+            verdict = f"**{ratio:.2f}** ≤ {FLAT_TARGET:g}" if ratio <= FLAT_TARGET else f"{ratio:.2f} > {FLAT_TARGET:g}"
             yield (
-                f"- `{backend}`, cost a network at n = 16, 64, 120: {', '.join(map(_time, costs))}; the dearest "
-                f"{ratio:.2f} times the cheapest, {verdict} {FLAT_TARGET:g}."
+                f"- `{backend}`, dearest over cheapest cost a network at n = 16, 64, 120: {verdict} "
+                f"({', '.join(map(_time, costs))})."
             )
         half = run.find("paper", f"{backend} bf16")
         full = run.find("paper", backend)
         if half is not None and full is not None:
             ratio = full.seconds / half.seconds
             yield (
-                f"- `{backend}` in bf16 at the paper shape: {_against(ratio, BF16_TARGET)} times as fast as in fp32 "
-                f"({_time(half.seconds)} to {_time(full.seconds)})."
+                f"- `{backend}` at the paper shape, bf16 over fp32: {against(ratio, BF16_TARGET)} "
+                f"({_time(half.seconds)} against {_time(full.seconds)})."
             )
 
 
-def _full_table(run: Run) -> Iterator[str]:
+def _shape_tables(run: Run) -> Iterator[str]:
+    for case in dict.fromkeys(figure.case["name"] for figure in run.figures):
+        figures = [figure for figure in run.figures if figure.case["name"] == case]
+        yield f"#### {_shape(figures[0].case)}"
+        yield "\n".join(_shape_table(run, figures))
+
+
+def _shape_table(run: Run, figures: list[Figure]) -> Iterator[str]:
     yield (
-        "| shape | direction | contestant | time | GF/s | of dense (GF/s) | over batched eager | over loop "
-        "| over compile | LSTMs | memory |"
+        "| direction | contestant | time | of dense rate | over batched eager | over per-network loop "
+        "| over torch.compile | over LSTMs | memory |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
-    for figure in run.figures:
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for figure in figures:
         title = figure.title
         if figure.contestant == "compile":
             title += f", first call {_time(figure.first_call_seconds)}"
         lowest, highest = figure.dense_gflops_range
         yield _row(
-            _shape(figure.case),
             "both" if figure.backward else "forward",
             title,
             _time(figure.seconds),
-            f"{figure.gflops:.1f}",
-            f"{figure.of_dense:.2f} ({lowest:.0f}–{highest:.0f})",
+            f"{figure.of_dense:.2f} ({figure.gflops:.1f} of {lowest:.0f} to {highest:.0f} GF/s)",
             *(_over(run, figure, name, None) for name in ("batched", "loop", "compile", "lstm")),
-            "–" if figure.memory_bytes is None else f"{figure.memory_bytes / 1e6:.0f} MB",
+            "-" if figure.memory_bytes is None else f"{figure.memory_bytes / 1e6:.0f} MB",
         )
 
 
@@ -207,7 +212,8 @@ def _draw_compared(run: Run, path: Path) -> None:
     compared = [f for f in run.figures if f.backward and run.find(f.case["name"], "loop") and f.contestant != "lstm"]
     cases = list(dict.fromkeys(figure.case["name"] for figure in compared))
     contestants = list(dict.fromkeys(figure.contestant for figure in compared))
-    figure, axes = pyplot.subplots(figsize=(8, 3.2), layout="constrained")
+    drawing = Drawing(figsize=(8, 3.2), layout="constrained")
+    axes = drawing.subplots()
     width = 0.8 / max(1, len(contestants))
     for index, contestant in enumerate(contestants):
         found = [run.find(case, contestant) for case in cases]
@@ -218,31 +224,29 @@ def _draw_compared(run: Run, path: Path) -> None:
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.set_ylabel("of the dense rate, forward and backward")
     axes.legend(fontsize=7)
-    _save(figure, path)
+    drawing.savefig(path, metadata={"Date": None})
 
 
 def _draw_sweeps(run: Run, path: Path) -> None:
-    figure, (by_networks, by_hidden) = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    drawing = Drawing(figsize=(8, 3.2), layout="constrained")
+    by_networks, by_hidden = drawing.subplots(1, 2)
     for backend in run.backends():
         swept = [f for f in run.figures if f.backward and f.contestant == backend]
         networks = [(f.case["networks"], 1e3 * f.seconds / f.case["networks"]) for f in swept if _is_sweep(f, "n-")]
         hidden = [(f.case["hidden"], f.of_dense) for f in swept if _is_sweep(f, "h-")]
-        by_networks.plot(*zip(*networks, strict=True) if networks else ([], []), marker="o", label=backend)
-        by_hidden.plot(*zip(*hidden, strict=True) if hidden else ([], []), marker="o", label=backend)
-    by_networks.set(xlabel="networks", ylabel="ms a network", xscale="log", yscale="log")
+        if networks:
+            by_networks.loglog(*zip(*networks, strict=True), marker="o", label=backend)
+            by_networks.legend(fontsize=7)
+        if hidden:
+            by_hidden.plot(*zip(*hidden, strict=True), marker="o", label=backend)
+    by_networks.set(xlabel="networks", ylabel="ms a network, forward and backward")
     by_hidden.set(xlabel="hidden size", ylabel="of the dense rate")
     by_hidden.axhline(1, color="grey", linewidth=0.8)
-    by_networks.legend(fontsize=7)
-    _save(figure, path)
+    drawing.savefig(path, metadata={"Date": None})
 
 
 def _is_sweep(figure: Figure, prefix: str) -> bool:
     return str(figure.case["name"]).startswith(prefix)
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
 
 
 def insert(document: str, text: str) -> str:
@@ -254,11 +258,11 @@ def insert(document: str, text: str) -> str:
     return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write a run of `pytest bench/` into a document.")
     parser.add_argument("result", type=Path, help="what --benchmark-json wrote")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="default: docs/performance.md")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     run = Run(json.loads(options.result.read_text(encoding="utf-8")))
     draw(run, options.document.parent / "figures")
     document = options.document.read_text(encoding="utf-8")
