@@ -223,7 +223,8 @@ def _draw_compared(run: Run, path: Path) -> None:
     axes.set_xticks([x + 0.4 - width / 2 for x in range(len(cases))], cases)
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.set_ylabel("of the dense rate, forward and backward")
-    axes.legend(fontsize=7)
+    if compared:
+        axes.legend(fontsize=7)
     drawing.savefig(path, metadata={"Date": None})
 
 
