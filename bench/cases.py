@@ -1,0 +1,114 @@
+"""Shapes of the recurrence that every backend and every peer is measured at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from wenet import Genotype, random_genotypes
+from wenet.genotypes import DARTS_V2
+from wenet_kernels import CellBatch
+
+NODES = 8
+SEED = 1  # of the random cells and of the operands
+SCALE = 0.04  # weights are U(-SCALE, SCALE), as a language model starts
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape. Sizes are named as in `wenet_kernels.dag_rnn`; `cell` is what all networks are, else random cells."""
+
+    name: str
+    networks: int
+    hidden: int
+    rows: int = 20
+    steps: int = 35
+    form: str = "highway"
+    coupling: str = "weighted"
+    norm: Literal["batch"] | None = "batch"
+    cell: Genotype | None = None
+
+    @property
+    def genotypes(self) -> list[Genotype]:
+        if self.cell is not None:
+            return [self.cell] * self.networks
+        return random_genotypes(self.networks, NODES, SEED)
+
+    @property
+    def width(self) -> int:
+        """Columns of a weight, G."""
+        return 2 * self.hidden if self.form == "highway" else self.hidden
+
+    def flops(self, backward: bool) -> int:
+        """Of the recurrence's products; the projection of the input is outside.
+
+        Forward has one product a node and step; backward two more, for the state's gradient and for the weight's.
+        """
+        products = self.steps * self.networks * (NODES + 1)
+        return (3 if backward else 1) * 2 * products * self.rows * self.hidden * self.width
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What the recurrence is given, to be differentiated, and the derivative of the loss by its output."""
+
+    case: Case
+    pre: Tensor  # [T, n, M, G]
+    h0: Tensor  # [M, H] weighted, [n, M, H] independent
+    weight_hidden: Tensor  # [n, H, G]
+    weight_nodes: Tensor  # [n, L, H, G]
+    mix: Tensor | None  # [n]
+    cells: CellBatch
+    grad_output: Tensor  # [T, M, H] or [T, n, M, H]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        tensors = (self.pre, self.h0, self.weight_hidden, self.weight_nodes, self.mix)
+        return [tensor for tensor in tensors if tensor is not None]
+
+
+def make_operands(case: Case) -> Operands:
+    """Random operands, the same in every process."""
+    generator = torch.Generator().manual_seed(SEED)
+    networks, rows, hidden, width = case.networks, case.rows, case.hidden, case.width
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.empty(*shape).uniform_(-SCALE, SCALE, generator=generator)
+
+    weighted = case.coupling == "weighted"
+    h0 = uniform(rows, hidden) if weighted else uniform(networks, rows, hidden)
+    return Operands(
+        case,
+        uniform(case.steps, networks, rows, width).requires_grad_(),
+        h0.requires_grad_(),
+        uniform(networks, hidden, width).requires_grad_(),
+        uniform(networks, NODES, hidden, width).requires_grad_(),
+        torch.softmax(uniform(networks), dim=0).requires_grad_() if weighted else None,
+        CellBatch.from_genotypes(case.genotypes),
+        uniform(case.steps, *h0.shape),
+    )
+
+
+PAPER = Case("paper", networks=100, hidden=200)
+QUICK = Case("quick", networks=20, hidden=64)
+ONE_CELL = Case("cell-200", networks=1, hidden=200, coupling="independent", norm=None, cell=DARTS_V2)
+LARGE_CELL = Case("cell-850", networks=1, hidden=850, rows=64, coupling="independent", norm=None, cell=DARTS_V2)
+
+# Measured with every peer: the shapes that have targets, and the other form and coupling at a shape between them.
+COMPARED = [
+    PAPER,
+    QUICK,
+    ONE_CELL,
+    LARGE_CELL,
+    Case("plain", networks=20, hidden=200, form="plain"),
+    Case("independent", networks=20, hidden=200, coupling="independent"),
+]
+# Measured with the backends alone.
+SWEEPS = [
+    *(Case(f"n-{networks}", networks, hidden=200) for networks in (1, 4, 16, 64, 120)),
+    *(Case(f"h-{hidden}", networks=8, hidden=hidden) for hidden in (64, 200, 400, 850)),
+]
+CASES = [*COMPARED, *SWEEPS]

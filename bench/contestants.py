@@ -1,0 +1,134 @@
+"""Everything that is measured at a case: the backends and their peers, each ready to be called again and again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.cases import COMPARED, Case, Operands
+from bench.peers import BatchedStep, PerNetworkLoop, batched_loop
+from wenet_kernels import WenetError, backends, dag_rnn
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way to compute the recurrence of a case.
+
+    Attributes:
+        forward: computes the output.
+        leaves: what it takes derivatives for.
+        grad_output: derivative of the loss by the output.
+        flops_forward: of the products of one call.
+        calls: how many calls do the work of the case.
+    """
+
+    forward: Callable[[], Tensor]
+    leaves: list[Tensor]
+    grad_output: Tensor
+    flops_forward: int
+    calls: int = 1
+
+    def run(self, backward: bool) -> None:
+        """Forward without a graph, or forward and all derivatives."""
+        if backward:
+            torch.autograd.grad(self.forward(), self.leaves, self.grad_output)
+        else:
+            with torch.no_grad():
+                self.forward()
+
+    def flops(self, backward: bool) -> int:
+        """Of the products of one call; backward has two for each of forward's."""
+        return (3 if backward else 1) * self.flops_forward
+
+
+def prepare_loop(operands: Operands) -> Contestant:
+    """Every network a module of its own, called in turn."""
+    loop = PerNetworkLoop(operands)
+    pre, h0, _, _, *mix = operands.leaves
+    leaves = [pre, h0, *loop.parameters(), *mix]
+    return _contestant(operands, lambda: loop(pre, h0, operands.mix), leaves)
+
+
+def prepare_traced(operands: Operands) -> Contestant:
+    """All networks in batched products, and autograd's backward."""
+    return _prepare_batched(operands, BatchedStep(operands))
+
+
+def prepare_compiled(operands: Operands) -> Contestant:
+    """The same, one time step compiled and called in a loop: compiling many steps as one graph takes too long."""
+    torch.compiler.reset()
+    return _prepare_batched(operands, torch.compile(BatchedStep(operands), dynamic=False, fullgraph=True))
+
+
+def prepare_lstm(operands: Operands) -> Contestant:
+    """A `torch.nn.LSTM` of the case's hidden size for each network; its products include those with the input."""
+    case = operands.case
+    lstm = nn.LSTM(case.hidden, case.hidden)
+    x = torch.randn(case.steps, case.rows, case.hidden, requires_grad=True)
+    return Contestant(
+        lambda: lstm(x)[0],
+        [x, *lstm.parameters()],
+        torch.randn(case.steps, case.rows, case.hidden),
+        2 * case.steps * case.rows * (2 * case.hidden) * (4 * case.hidden),
+        calls=case.networks,
+    )
+
+
+def prepare_backend(name: str, operands: Operands) -> Contestant:
+    """`dag_rnn` with a backend, named alone or with a precision ("cpu bf16").
+
+    Raises:
+        WenetError: the backend cannot run here, or not in this precision.
+    """
+    backend, _, precision = name.partition(" ")
+    status = backends().get(backend, "this version has no such backend")
+    if status != "ready":
+        raise WenetError(f"{backend}: {status}")
+    if precision and "precision" not in inspect.signature(dag_rnn).parameters:
+        raise WenetError("this version's dag_rnn takes no precision")
+    options: dict[str, Any] = {"precision": precision} if precision else {}
+
+    def forward() -> Tensor:
+        o, case = operands, operands.case
+        result = dag_rnn(
+            o.pre, o.h0, o.weight_hidden, o.weight_nodes, o.mix, o.cells,
+            form=case.form, norm=case.norm, coupling=case.coupling, backend=backend, **options,
+        )  # fmt: skip
+        return result[0] if isinstance(result, tuple) else result
+
+    return _contestant(operands, forward, operands.leaves)
+
+
+PEERS: dict[str, Callable[[Operands], Contestant]] = {
+    "loop": prepare_loop,
+    "traced": prepare_traced,
+    "compile": prepare_compiled,
+    "lstm": prepare_lstm,
+}
+
+
+def prepare(name: str, operands: Operands) -> Contestant:
+    """A peer or a backend by name.
+
+    Raises:
+        WenetError: it cannot run here.
+    """
+    return PEERS[name](operands) if name in PEERS else prepare_backend(name, operands)
+
+
+def contestants_of(case: Case) -> list[str]:
+    """Names of all that is measured at a case, whether it can run here or not."""
+    return [*(PEERS if case in COMPARED else ()), *backends(), "cpu bf16"]
+
+
+def _prepare_batched(operands: Operands, step: Callable[..., Tensor]) -> Contestant:
+    return _contestant(operands, lambda: batched_loop(step, operands), operands.leaves)
+
+
+def _contestant(operands: Operands, forward: Callable[[], Tensor], leaves: list[Tensor]) -> Contestant:
+    return Contestant(forward, leaves, operands.grad_output, operands.case.flops(backward=False))

@@ -1,0 +1,58 @@
+"""What the machine does at best, and what a process holds in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+DENSE_SIZE = 2048
+DENSE_ROUNDS = 3
+
+
+class DenseRate:
+    """The rate of `torch.mm` of two fp32 matrices of 2048 x 2048, sampled where other things are measured."""
+
+    def __init__(self) -> None:
+        self.left, self.right = torch.randn(2, DENSE_SIZE, DENSE_SIZE).unbind(0)
+        torch.mm(self.left, self.right)
+        self.samples: list[float] = []  # GF/s
+
+    def sample(self) -> None:
+        for _ in range(DENSE_ROUNDS):
+            started = time.perf_counter()
+            torch.mm(self.left, self.right)
+            self.samples.append(2 * DENSE_SIZE**3 / (time.perf_counter() - started) / 1e9)
+
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+
+class PeakMemory:
+    """Bytes by which this process grew at most since this was made; the kernel of Linux alone can say."""
+
+    def __init__(self) -> None:
+        try:
+            _release_free_memory()
+            Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew, see proc(5)
+            self.before: int | None = _memory("VmRSS")
+        except (OSError, AttributeError):  # another system, or another C library than glibc
+            self.before = None
+
+    def grown(self) -> int | None:
+        return None if self.before is None else _memory("VmHWM") - self.before
+
+
+def _release_free_memory() -> None:
+    """Hand what earlier measurements freed back to the system, or this one would grow into it unseen."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _memory(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -1,0 +1,122 @@
+"""The benchmarks themselves: peers compute what the backends compute, and a run becomes a report."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("pytest_benchmark", reason="needs the extra `bench`")
+pytest.importorskip("matplotlib", reason="needs the extra `bench`")
+
+from bench import profile_window, report
+from bench.cases import PAPER, QUICK, Case, make_operands
+from bench.contestants import prepare
+from bench.search_speed import Cost, table
+from wenet.config import resolve_config
+from wenet.genotypes import ENAS_LM
+
+ROOT = Path(__file__).parents[1]
+
+TINY = [
+    Case("tiny", networks=3, hidden=6, rows=4, steps=3, form=form, coupling=coupling, norm=norm)
+    for form in ("highway", "plain")
+    for coupling in ("weighted", "independent")
+    for norm in ("batch", None)
+]
+TINY.append(Case("tiny cell", networks=1, hidden=5, rows=3, steps=2, coupling="independent", norm=None, cell=ENAS_LM))
+
+
+@pytest.fixture
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def gradients(name, operands):
+    contestant = prepare(name, operands)
+    output = contestant.forward()
+    pre, h0, *weights = torch.autograd.grad(output, contestant.leaves, operands.grad_output)
+    if name == "loop":  # its weights are modules' own
+        count = operands.case.networks
+        mix, weights = weights[9 * count :], weights[: 9 * count]
+        own = [torch.stack(weights[9 * k : 9 * k + 9]) for k in range(count)]
+        weights = [torch.stack([w[0] for w in own]), torch.stack([w[1:] for w in own]), *mix]
+    return [output.detach(), pre, h0, *weights]
+
+
+@pytest.mark.parametrize("peer", ["loop", "traced"])
+@pytest.mark.parametrize("case", TINY, ids=lambda case: f"{case.form}-{case.coupling}-{case.norm}")
+def test_peers_compute_what_the_reference_does(case, peer, double_precision):
+    operands = make_operands(case)
+    for actual, expected in zip(gradients(peer, operands), gradients("reference", operands), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_products_are_counted_as_the_paper_shape_has_them():
+    assert PAPER.flops(backward=False) == 2 * 35 * 100 * 9 * 20 * 200 * 400
+    assert PAPER.flops(backward=True) == 3 * PAPER.flops(backward=False)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """A short run of `pytest bench/` over two contestants at the quick shape."""
+    path = tmp_path_factory.mktemp("bench") / "result.json"
+    chosen = ["-k", "quick and backward and (lstm or reference)", "--steps", "1", f"--benchmark-json={path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "bench/", *chosen], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(path.read_text())
+
+
+def test_a_run_records_rates_and_ratios(result):
+    infos = {benchmark["extra_info"]["contestant"]: benchmark["extra_info"] for benchmark in result["benchmarks"]}
+    lstm, reference = infos["lstm"], infos["reference"]
+    assert reference["faster_than"]["lstm"] == lstm["seconds"] / reference["seconds"]
+    assert reference["of_dense"] == reference["gflops"] / reference["dense_gflops"]
+    work = replace(QUICK, steps=1).flops(backward=True)
+    assert reference["gflops"] == pytest.approx(work / reference["seconds"] / 1e9)
+    assert all(benchmark["stats"]["rounds"] >= 5 for benchmark in result["benchmarks"])
+
+
+def test_a_run_becomes_a_report(result, tmp_path):
+    path, document = tmp_path / "result.json", tmp_path / "performance.md"
+    path.write_text(json.dumps(result))
+    document.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    for _ in range(2):  # the second time it replaces what the first wrote
+        report.main([str(path), "--document", str(document)])
+        text = document.read_text()
+        assert text.startswith("above\n") and text.endswith("\nbelow\n") and "old" not in text
+        assert text.count("#### quick (n=20, H=64, M=20, T=1, highway, weighted, norm batch)") == 1
+    for figure in re.findall(r"\((figures/\S+)\)", text):
+        assert (tmp_path / figure).stat().st_size > 1000
+
+
+def test_a_target_is_bold_only_where_it_is_reached():
+    assert report.against(8.0, 8) == "**8.00** ≥ 8"
+    assert report.against(7.9, 8) == "7.90 < 8"
+
+
+def test_the_phases_of_a_window_add_up(tmp_path):
+    settings = {"hidden": 8, "nodes": 2, "bptt": 4, "data_batch": 4, "device": "cpu", "backend": "reference"}
+    config = resolve_config("quick", settings)
+    event = profile_window.profiled(profile_window.prepare_window(config, 2, tmp_path, None))
+    phases, products = profile_window.split(event)
+    assert sum(phases.values()) == pytest.approx(event.cpu_time_total, rel=0.01)
+    for phase in ("recurrence, forward", "recurrence, backward"):
+        assert 0 < products[phase] < phases[phase]
+    named = set(profile_window.PHASES) - {"dropout and penalties"}
+    assert all(phases[phase] > 0 for phase in named)
+    assert phases[profile_window.OTHER] < 0.2 * event.cpu_time_total
+
+
+def test_whole_searches_are_compared_in_pairs():
+    pairs = [(Cost(1, 10**9), Cost(3, 2 * 10**9)), (Cost(2, 10**9), Cost(8, 10**9))]
+    assert table("cpu", pairs)[2:4] == ["| cpu | 1.5 s | 1.00 GB |", "| reference | 5.5 s | 2.00 GB |"]
+    assert table("cpu", pairs)[-1].startswith("cpu over reference: 3.50 times as fast, from 3.00 to 4.00")
