@@ -1,6 +1,7 @@
 """The benchmarks themselves: peers compute what the backends compute, and a run becomes a report."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -68,8 +69,14 @@ def result(tmp_path_factory):
     """A short run of `pytest bench/` over two contestants at the quick shape."""
     path = tmp_path_factory.mktemp("bench") / "result.json"
     chosen = ["-k", "quick and backward and (lstm or reference)", "--steps", "1", f"--benchmark-json={path}"]
+    # Inside a worker of a parallel run it would think itself one, and not measure.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "bench/", *chosen], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "pytest", "-q", "bench/", *chosen],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(path.read_text())

@@ -178,7 +178,8 @@ void outer_tile(const T* left, const T* right, int64_t right_stride, int64_t dep
 template <typename T, int V>
 void outer_product(Blocked<const T> left, Blocked<const T> right, int64_t depth, int64_t blocks, T* out) {
   constexpr int W = kWidth<T>;
-  constexpr int R = WENET_TILE_ROWS < 12 ? 4 : 8;  // as many as the registers hold; divides W
+  constexpr int R = W < 4 ? W : WENET_TILE_ROWS < 12 ? 4 : 8;  // as many as the registers hold; must divide W
+  static_assert(W % R == 0);
   constexpr int64_t kDepth = 128;                  // rows at a time, which stay in the first cache
   const int64_t out_stride = blocks * W * W;
   for (int64_t i = 0; i < V * out_stride; i += W) store<T>(out + i, Vector<T>{});

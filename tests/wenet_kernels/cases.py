@@ -72,6 +72,9 @@ def make_case(sizes: Sizes, dtype: torch.dtype = torch.float64, cells: list[Rand
     def leaf(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=dtype).requires_grad_()
 
+    def weight(*shape: int) -> Tensor:  # of a size that keeps products near one; larger ones make the recurrence chaotic
+        return (torch.randn(*shape, dtype=dtype) / hidden**0.5).requires_grad_()
+
     weighted = coupling == "weighted"
     running = (
         torch.randn(networks, nodes + 1, hidden, dtype=dtype),
@@ -80,8 +83,8 @@ def make_case(sizes: Sizes, dtype: torch.dtype = torch.float64, cells: list[Rand
     return Case(
         leaf(steps, networks, rows, width),
         leaf(rows, hidden) if weighted else leaf(networks, rows, hidden),
-        leaf(networks, hidden, width),
-        leaf(networks, nodes, hidden, width),
+        weight(networks, hidden, width),
+        weight(networks, nodes, hidden, width),
         torch.softmax(torch.randn(networks, dtype=dtype), 0).requires_grad_() if weighted else None,
         genotypes,
         CellBatch.from_genotypes(genotypes),
