@@ -72,7 +72,7 @@ def make_case(sizes: Sizes, dtype: torch.dtype = torch.float64, cells: list[Rand
     def leaf(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=dtype).requires_grad_()
 
-    def weight(*shape: int) -> Tensor:  # of a size that keeps products near one; larger ones make the recurrence chaotic
+    def weight(*shape: int) -> Tensor:  # of a size that keeps products near one: larger ones make it chaotic
         return (torch.randn(*shape, dtype=dtype) / hidden**0.5).requires_grad_()
 
     weighted = coupling == "weighted"
