@@ -18,8 +18,12 @@ def windows_per_epoch(stream: Tensor, bptt: int) -> int:
 
 def window(stream: Tensor, bptt: int, index: int) -> tuple[Tensor, Tensor]:
     """Tokens and targets of a window, `[T, M]` each, T <= bptt; the targets are one step ahead."""
-    start = index * bptt
-    stop = min(start + bptt, len(stream) - 1)
+    return window_at(stream, index * bptt, bptt)
+
+
+def window_at(stream: Tensor, start: int, length: int) -> tuple[Tensor, Tensor]:
+    """Tokens and targets of a window that begins at step `start`, `[T, M]` each, T <= length."""
+    stop = min(start + length, len(stream) - 1)
     return stream[start:stop], stream[start + 1 : stop + 1]
 
 
