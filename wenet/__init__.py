@@ -5,6 +5,7 @@ from importlib.metadata import version
 from wenet import genotypes, nn
 from wenet.genotype import Genotype, random_genotypes
 from wenet.launch import SearchResult, resume_search, search
+from wenet.launch_train import TrainResult, resume_train, train
 from wenet_kernels import WenetError
 
 __version__ = version("wenet-rnn")
@@ -12,10 +13,13 @@ __version__ = version("wenet-rnn")
 __all__ = [
     "Genotype",
     "SearchResult",
+    "TrainResult",
     "WenetError",
     "genotypes",
     "nn",
     "random_genotypes",
     "resume_search",
+    "resume_train",
     "search",
+    "train",
 ]

@@ -8,15 +8,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from wenet.config import SearchConfig, flag, read_config_file, value_type
+from wenet.config import Config, SearchConfig, TrainConfig, flag, read_config_file, value_type
 from wenet.console import Console
 from wenet.genotype import random_genotypes
 from wenet.genotypes import PUBLISHED, load_genotype
 from wenet.interrupt import Stopped
 from wenet.launch import CHECKPOINT_MINUTES, describe_result, resume_search, search
+from wenet.launch_train import describe_training, resume_train, train
 from wenet_kernels import WenetError
+
+Result = TypeVar("Result")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,6 +32,11 @@ class _Parser(argparse.ArgumentParser):
 def search_main(arguments: Sequence[str] | None = None) -> int:
     """The command `wenet-search`."""
     return _reporting("wenet-search", _search, arguments)
+
+
+def train_main(arguments: Sequence[str] | None = None) -> int:
+    """The command `wenet-train`."""
+    return _reporting("wenet-train", _train, arguments)
 
 
 def cell_main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +52,7 @@ def _reporting(command: str, run: Callable[[Sequence[str] | None], None], argume
         print(f"{command}: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"{command}: stopped; continue with: wenet-search --resume {stopped.folder}", file=sys.stderr)
+        print(f"{command}: stopped; continue with: {command} --resume {stopped.folder}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
@@ -56,7 +64,28 @@ def _reporting(command: str, run: Callable[[Sequence[str] | None], None], argume
 
 
 def _search(arguments: Sequence[str] | None) -> None:
-    given = vars(_search_parser().parse_args(arguments))
+    parser = _run_parser(
+        "wenet-search",
+        "Find a recurrent cell for a text: many random cells compete inside one language model.",
+        SearchConfig,
+        at_end_of="round",
+    )
+    console, result = _begin_or_resume(parser, arguments, search, resume_search)
+    console.say(describe_result(result))
+
+
+def _train(arguments: Sequence[str] | None) -> None:
+    parser = _run_parser(
+        "wenet-train", "Train one recurrent cell as a language model, and test it.", TrainConfig, at_end_of="epoch"
+    )
+    console, result = _begin_or_resume(parser, arguments, train, resume_train)
+    console.say(describe_training(result))
+
+
+def _begin_or_resume(
+    parser: _Parser, arguments: Sequence[str] | None, begin: Callable[..., Result], resume: Callable[..., Result]
+) -> tuple[Console, Result]:
+    given = vars(parser.parse_args(arguments))
     console = Console(quiet=given.pop("quiet"))
     common = {
         "data_dir": given.pop("data_dir"),
@@ -64,25 +93,20 @@ def _search(arguments: Sequence[str] | None) -> None:
         "console": console,
     }
     folder = given.pop("resume")
-    if folder is not None:
-        if given:
-            raise WenetError(f"--resume takes its settings from {folder}; leave out {flag(next(iter(given)))}")
-        result = resume_search(folder, **common)
-    else:
+    if folder is None:
         file = given.pop("config", None)
-        result = search(config_file=read_config_file(file) if file else None, **common, **given)
-    console.say(describe_result(result))
+        return console, begin(config_file=read_config_file(file) if file else None, **common, **given)
+    if given:
+        raise WenetError(f"--resume takes its settings from {folder}; leave out {flag(next(iter(given)))}")
+    return console, resume(folder, **common)
 
 
-def _search_parser() -> _Parser:
-    parser = _Parser(
-        prog="wenet-search",
-        description="Find a recurrent cell for a text: many random cells compete inside one language model.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
+def _run_parser(command: str, description: str, config_class: type[Config], at_end_of: str) -> _Parser:
+    """Flags of a resumable run, and one for every field of its settings."""
+    parser = _Parser(prog=command, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    folder = f"runs/{command.removeprefix('wenet-')}-TEXT-TIME"
     run = parser.add_argument_group("the run")
-    run.add_argument("--out", type=Path, metavar="DIR", help="new run folder (default: runs/search-TEXT-TIME)")
+    run.add_argument("--out", type=Path, metavar="DIR", help=f"new run folder (default: {folder})")
     run.add_argument("--resume", type=Path, metavar="DIR", default=None, help="continue the run in this folder")
     run.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings; flags override it")
     run.add_argument(
@@ -93,11 +117,11 @@ def _search_parser() -> _Parser:
         type=_minutes,
         metavar="MINUTES",
         default=CHECKPOINT_MINUTES,
-        help="time between checkpoints (default: %(default)s); one more at the end of each round",
+        help=f"time between checkpoints (default: %(default)s); one more at the end of each {at_end_of}",
     )
     run.add_argument("--quiet", action="store_true", default=False, help="plain lines instead of a progress bar")
     settings = parser.add_argument_group("settings (defaults are those of the preset paper)")
-    for option in dataclasses.fields(SearchConfig):
+    for option in dataclasses.fields(config_class):
         _add_setting(settings, option)
     return parser
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
-from wenet.genotype import Genotype
+from wenet.genotype import Genotype, random_genotypes
 from wenet_kernels import WenetError
 
 # Liu et al., DARTS: Differentiable Architecture Search, 2019: first and second order.
@@ -28,15 +29,19 @@ PUBLISHED: dict[str, tuple[Genotype, str]] = {
     "naonet-ws": (NAONET_WS, "Luo et al. 2018, with weight sharing"),
 }
 
+RANDOM_NODES = 8  # of a cell asked for as "random:SEED", as many as the searched cells of the paper have
+
 
 def load_genotype(source: str) -> Genotype:
-    """A cell by published name, JSON file, run folder, or in text such as "tanh0 relu1".
+    """A cell by published name, "random:SEED" (8 nodes), JSON file, run folder, or text such as "tanh0 relu1".
 
     Raises:
         WenetError: nothing of the kind is there, or it holds no valid cell.
     """
     if source in PUBLISHED:
         return PUBLISHED[source][0]
+    if re.fullmatch(r"random:\d+", source):
+        return random_genotypes(1, RANDOM_NODES, int(source.removeprefix("random:")))[0]
     path = Path(source)
     if path.is_dir():
         return _read_genotype(path / "best.json")
@@ -48,7 +53,7 @@ def load_genotype(source: str) -> Genotype:
         except WenetError:
             if " " in source:
                 raise
-    raise WenetError(f"no cell {source!r}: name a file, a run folder or one of {', '.join(PUBLISHED)}")
+    raise WenetError(f"no cell {source!r}: name a file, a run folder, random:SEED or one of {', '.join(PUBLISHED)}")
 
 
 def _read_genotype(path: Path) -> Genotype:

@@ -240,6 +240,7 @@ class LanguageModel(nn.Module):
         rnn: `DagRNN` or weighted `WeightedDagRNN` whose input and hidden size are both d.
         dropout_embedding: on embedded words, one draw per call, shared over time.
         dropout_output: on the layer's output before the decoder, likewise.
+        dropout_word: on whole rows of the embedding, one draw per call: a word dropped is zero wherever it is read.
         init_range: every weight starts as U(-init_range, init_range) (0.04 in the paper's bases), the bias at zero.
 
     Raises:
@@ -253,13 +254,16 @@ class LanguageModel(nn.Module):
         dropout_embedding: float = 0.0,
         dropout_output: float = 0.0,
         init_range: float = 0.04,
+        dropout_word: float = 0.0,
     ) -> None:
         super().__init__()
         if rnn.input_size != rnn.hidden_size:
             raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")
         _check_probability("dropout_embedding", dropout_embedding)
         _check_probability("dropout_output", dropout_output)
+        _check_probability("dropout_word", dropout_word)
         self.dropout_embedding, self.dropout_output = dropout_embedding, dropout_output
+        self.dropout_word = dropout_word
         self.embedding = nn.Embedding(vocabulary_size, rnn.input_size)
         self.rnn = rnn
         self.decoder_bias = nn.Parameter(torch.zeros(vocabulary_size))
@@ -299,8 +303,15 @@ class LanguageModel(nn.Module):
         return loss, cross_entropy.detach(), h
 
     def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-        embedded = self._locked_dropout(self.embedding(tokens), self.dropout_embedding)  # [T, M, d]
+        embedded = self._locked_dropout(self._embed(tokens), self.dropout_embedding)  # [T, M, d]
         return self.rnn(embedded, h0)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        embedded = self.embedding(tokens)
+        if not self.training or self.dropout_word == 0:
+            return embedded
+        kept = functional.dropout(embedded.new_ones(self.embedding.num_embeddings), self.dropout_word)  # [V]
+        return embedded * kept[tokens].unsqueeze(-1)
 
     def _decode(self, features: Tensor) -> Tensor:
         return functional.linear(features, self.embedding.weight, self.decoder_bias)

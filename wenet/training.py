@@ -36,12 +36,14 @@ def perplexity(model: LanguageModel, stream: Tensor, bptt: int, between: Callabl
     """
     total, h = 0.0, None
     model.eval()
-    for index in range(windows_per_epoch(stream, bptt)):
-        tokens, targets = window(stream, bptt, index)
-        _, cross_entropy, h = model.loss(tokens, targets, h)
-        total += float(cross_entropy) * targets.numel()
-        between()
-    model.train()
+    try:
+        for index in range(windows_per_epoch(stream, bptt)):
+            tokens, targets = window(stream, bptt, index)
+            _, cross_entropy, h = model.loss(tokens, targets, h)
+            total += float(cross_entropy) * targets.numel()
+            between()
+    finally:
+        model.train()
     mean = total / (stream[1:].numel())
     return math.exp(mean) if mean < 700 else math.inf  # a float overflows above
 
