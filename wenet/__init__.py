@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from wenet import genotypes, nn
+from wenet.evaluate import evaluate
 from wenet.genotype import Genotype, random_genotypes
 from wenet.launch import SearchResult, resume_search, search
 from wenet.launch_train import TrainResult, resume_train, train
@@ -15,6 +16,7 @@ __all__ = [
     "SearchResult",
     "TrainResult",
     "WenetError",
+    "evaluate",
     "genotypes",
     "nn",
     "random_genotypes",

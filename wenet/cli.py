@@ -12,6 +12,8 @@ from typing import Any, NoReturn, TypeVar
 
 from wenet.config import Config, SearchConfig, TrainConfig, flag, read_config_file, value_type
 from wenet.console import Console
+from wenet.evaluate import SETTINGS as EVAL_SETTINGS
+from wenet.evaluate import evaluate
 from wenet.genotype import random_genotypes
 from wenet.genotypes import PUBLISHED, load_genotype
 from wenet.interrupt import Stopped
@@ -37,6 +39,11 @@ def search_main(arguments: Sequence[str] | None = None) -> int:
 def train_main(arguments: Sequence[str] | None = None) -> int:
     """The command `wenet-train`."""
     return _reporting("wenet-train", _train, arguments)
+
+
+def eval_main(arguments: Sequence[str] | None = None) -> int:
+    """The command `wenet-eval`."""
+    return _reporting("wenet-eval", _evaluate, arguments)
 
 
 def cell_main(arguments: Sequence[str] | None = None) -> int:
@@ -80,6 +87,25 @@ def _train(arguments: Sequence[str] | None) -> None:
     )
     console, result = _begin_or_resume(parser, arguments, train, resume_train)
     console.say(describe_training(result))
+
+
+def _evaluate(arguments: Sequence[str] | None) -> None:
+    parser = _Parser(
+        prog="wenet-eval",
+        description="Perplexity of a trained model on the validation and test part of a text.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", type=Path, help="folder that wenet-train made")
+    parser.add_argument("dataset", nargs="?", default=None, help="another text, read with the run's vocabulary")
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR", default=None, help="look for ptb and wikitext-2 here first"
+    )
+    for option in dataclasses.fields(TrainConfig):
+        if option.name in EVAL_SETTINGS:
+            _add_setting(parser, option)
+    given = vars(parser.parse_args(arguments))
+    evaluate(given.pop("run"), console=Console(), **given)
 
 
 def _begin_or_resume(
@@ -126,7 +152,7 @@ def _run_parser(command: str, description: str, config_class: type[Config], at_e
     return parser
 
 
-def _add_setting(group: argparse._ArgumentGroup, option: dataclasses.Field[Any]) -> None:
+def _add_setting(group: argparse._ActionsContainer, option: dataclasses.Field[Any]) -> None:
     if option.name == "dataset":
         group.add_argument("dataset", nargs="?", help=f"{option.metadata['help']} (default: {option.default})")
         return

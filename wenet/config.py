@@ -155,7 +155,7 @@ TRAIN_PRESETS: dict[str, dict[str, Any]] = {
     # Some minutes on two processor cores. A small model that sees the text a few times needs little regularisation.
     "quick": {
         "hidden": 128,
-        "epochs": 8,
+        "epochs": 5,
         "data_batch": 20,
         "eval_batch": 64,
         "test_batch": 64,
