@@ -18,7 +18,6 @@ from wenet.data.corpus import UNKNOWN
 from wenet.launch import as_path, resolve_machine, stored_config, stored_corpus
 from wenet.launch_train import stored_genotype
 from wenet.nn import LanguageModel
-from wenet.search import DTYPES
 from wenet.train import trained_model
 from wenet.training import perplexity
 from wenet_kernels import check_choice
@@ -62,7 +61,6 @@ def evaluate(
         if dataset is not None:
             held_out = encode_held_out(dataset, as_path(data_dir), corpus.vocabulary)
         _, tensors = run.load_best()
-        tensors = {name: tensor.to(DTYPES[config.precision]) for name, tensor in tensors.items()}
         model = trained_model(config, stored_genotype(run), len(corpus.vocabulary), tensors).to(config.device)
         record: dict[str, Any] = {"dataset": dataset or stored.dataset, "precision": config.precision}
         unknown = corpus.vocabulary.index(UNKNOWN) if UNKNOWN in corpus.vocabulary else None
