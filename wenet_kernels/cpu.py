@@ -35,8 +35,8 @@ def status() -> str:
     return "ready"
 
 
-def takes(dtype: torch.dtype) -> bool:
-    return dtype in (torch.float32, torch.float64)
+def takes(dtype: torch.dtype, precision: str) -> bool:
+    return dtype in (torch.float32, torch.float64) and precision == "full"
 
 
 def kept_shape(

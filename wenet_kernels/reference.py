@@ -18,8 +18,8 @@ def status() -> str:
     return "ready"
 
 
-def takes(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point
+def takes(dtype: torch.dtype, precision: str) -> bool:
+    return dtype.is_floating_point and precision == "full"
 
 
 def kept_shape(
