@@ -10,6 +10,7 @@ import torch
 from wenet.config import SearchConfig, TrainConfig
 from wenet.data import Corpus
 from wenet.genotype import Genotype, random_genotypes
+from wenet.nn import MIXTURE_ROWS
 from wenet.search import DTYPES, build_model, build_optimizer
 from wenet.train import LONGER_AT_MOST
 from wenet.train import build_model as build_trained_model
@@ -45,24 +46,27 @@ def estimate_memory(config: SearchConfig, vocabulary_size: int) -> int:
     return INTERPRETER + DTYPES[config.precision].itemsize * (4 * parameters + recurrence + logits)
 
 
-def estimate_training(config: TrainConfig, genotype: Genotype, corpus: Corpus) -> Estimate:
+def estimate_training(config: TrainConfig, genotype: Genotype | None, corpus: Corpus) -> Estimate:
     """Estimate the training of one cell on the device and backend that its settings name."""
     per_epoch = _seconds_per_epoch(config, genotype, corpus)
     return Estimate(config.epochs * per_epoch, estimate_training_memory(config, genotype, len(corpus.vocabulary)))
 
 
-def estimate_training_memory(config: TrainConfig, genotype: Genotype, vocabulary_size: int) -> int:
+def estimate_training_memory(config: TrainConfig, genotype: Genotype | None, vocabulary_size: int) -> int:
     """Bytes of a training step of the longest window: weights, their gradients and average, and what backward needs."""
-    width = 2 * config.hidden if config.form == "highway" else config.hidden
     positions = (config.bptt + LONGER_AT_MOST) * config.data_batch
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_trained_model(config, genotype, vocabulary_size).parameters())
-    recurrence = positions * (2 * width + (genotype.nodes + 1) * (2 * width + config.hidden))
-    logits = 3 * positions * vocabulary_size
+    if genotype is None:
+        recurrence = positions * config.layers * 8 * config.hidden  # four gates, forward and backward
+    else:
+        width = 2 * config.hidden if config.form == "highway" else config.hidden
+        recurrence = positions * (2 * width + (genotype.nodes + 1) * (2 * width + config.hidden))
+    logits = 3 * (positions if config.softmax == "tied" else MIXTURE_ROWS) * vocabulary_size
     return INTERPRETER + DTYPES[config.precision].itemsize * (3 * parameters + recurrence + logits)
 
 
-def _seconds_per_epoch(config: TrainConfig, genotype: Genotype, corpus: Corpus) -> float:
+def _seconds_per_epoch(config: TrainConfig, genotype: Genotype | None, corpus: Corpus) -> float:
     """From windows of two lengths, as one part of a step's cost grows with the window and another does not."""
     vocabulary_size = len(corpus.vocabulary)
     with torch.random.fork_rng():  # the probe must not change what the training draws

@@ -19,6 +19,8 @@ ENAS_LM = Genotype.from_text("sigmoid0 tanh1 relu2 sigmoid2 tanh4 tanh5 sigmoid3
 # Luo et al., Neural Architecture Optimization, 2018: without and with weight sharing.
 NAONET = Genotype.from_text("relu0 relu0 relu1 tanh3 relu4 relu4 relu5 relu1 relu7 relu1 identity1")
 NAONET_WS = Genotype.from_text("relu0 relu1 sigmoid2 sigmoid1 relu4 relu4 relu4 relu7 sigmoid8 tanh1 relu4")
+# Zilly et al., Recurrent Highway Networks, 2017: ten layers a step, gates coupled; here without its biases.
+RHN = Genotype([("tanh", layer) for layer in range(9)], concat=[9])
 
 PUBLISHED: dict[str, tuple[Genotype, str]] = {
     "darts-v1": (DARTS_V1, "Liu et al. 2019, first order"),
@@ -26,6 +28,7 @@ PUBLISHED: dict[str, tuple[Genotype, str]] = {
     "enas": (ENAS, "Pham et al. 2018, as listed by DARTS"),
     "enas-lm": (ENAS_LM, "Pham et al. 2018, later release"),
     "naonet": (NAONET, "Luo et al. 2018"),
+    "rhn": (RHN, "Zilly et al. 2017, ten layers a step"),
     "naonet-ws": (NAONET_WS, "Luo et al. 2018, with weight sharing"),
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wenet.checkpoint import RunFolder
-from wenet.config import TrainConfig, resolve_train_config
+from wenet.config import LSTMS, TrainConfig, resolve_train_config
 from wenet.console import Console, duration, size
 from wenet.data import Corpus, batchify, load_corpus
 from wenet.estimate import estimate_training, estimate_training_memory
@@ -60,7 +60,8 @@ def train(
 
     Args:
         dataset, out, data_dir, checkpoint_every, console, config_file: as in `search`.
-        cell: a genotype, a published name, "random:SEED", a JSON file, a run folder, or text such as "tanh0 relu1".
+        cell: a genotype, a published name, "lstm" or "lstm-skip", "random:SEED", a JSON file, a run folder, or text
+            such as "tanh0 relu1".
         preset: "paper" or "quick"; by default "paper" with a GPU and "quick" without.
         settings: any field of `TrainConfig`.
 
@@ -78,7 +79,7 @@ def train(
     preset = preset or given.pop("preset", None) or default_preset()
     given.pop("preset", None)
     config = resolve_machine(resolve_train_config(preset, given))
-    genotype = load_genotype(config.cell)
+    genotype = None if config.cell in LSTMS else load_genotype(config.cell)
     corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
     config = with_absolute_dataset(config)
     for part, rows in (
@@ -89,7 +90,7 @@ def train(
         batchify(part, rows)  # refuses a text that is too short, before anything is written
     check_memory(estimate_training_memory(config, genotype, len(corpus.vocabulary)), config.device, SIZE_FLAGS)
     folder = as_path(out) or default_folder("train", corpus.name)
-    stored = {**run_settings("train", config, corpus, data_dir), "genotype": genotype.to_dict()}
+    stored = {**run_settings("train", config, corpus, data_dir), "genotype": genotype and genotype.to_dict()}
     with Interrupt() as interrupt, closing(RunFolder.create(folder, stored)) as run:
         _say_header(console, config, genotype, corpus)
         return _run(config, genotype, corpus, run, console, checkpoint_every, interrupt)
@@ -115,14 +116,15 @@ def resume_train(
         return _run(config, stored_genotype(run), corpus, run, console, checkpoint_every, interrupt)
 
 
-def stored_genotype(run: RunFolder) -> Genotype:
-    """The cell that a run trains; the file it was read from may have changed since."""
-    return Genotype.from_dict(run.config.get("genotype"))
+def stored_genotype(run: RunFolder) -> Genotype | None:
+    """The cell that a run trains, None for an LSTM; the file that a cell was read from may have changed since."""
+    stored = run.config["genotype"]
+    return None if stored is None else Genotype.from_dict(stored)
 
 
 def _run(
     config: TrainConfig,
-    genotype: Genotype,
+    genotype: Genotype | None,
     corpus: Corpus,
     run: RunFolder,
     console: Console,
@@ -138,9 +140,9 @@ def _run(
     return TrainResult(best["valid_perplexity"], best["test_perplexity"], best, run.path)
 
 
-def _say_header(console: Console, config: TrainConfig, genotype: Genotype, corpus: Corpus) -> None:
+def _say_header(console: Console, config: TrainConfig, genotype: Genotype | None, corpus: Corpus) -> None:
     say_text_and_machine(console, config, corpus)
-    console.say(f"cell      {genotype}" + ("" if config.cell == str(genotype) else f" ({config.cell})"))
+    console.say(f"cell      {config.cell}" + ("" if genotype is None else f": {genotype}"))
     expected = estimate_training(config, genotype, corpus)
     console.say(
         f"{config.preset:<9} {config.epochs:,} epochs, hidden {config.hidden}, batch {config.data_batch}: about "

@@ -18,7 +18,7 @@ from wenet.data import Corpus, batchify
 from wenet.genotype import Genotype
 from wenet.interrupt import Interrupt
 from wenet.memory import peak_memory
-from wenet.nn import DagRNN, LanguageModel
+from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM
 from wenet.resumable import Diverged, ResumableRun
 from wenet.search import DTYPES
 from wenet.training import perplexity, restore_random, restore_training, training_tensors, window_at
@@ -51,7 +51,7 @@ class Training(ResumableRun):
 
     Args:
         config: with backend and device resolved.
-        genotype: the cell that `config.cell` names.
+        genotype: the cell that `config.cell` names; None where that is an LSTM.
         corpus: its test part is read once, at the end.
         run, console, checkpoint_every, interrupt: as in `Search`; one more checkpoint is written after each epoch.
     """
@@ -59,7 +59,7 @@ class Training(ResumableRun):
     def __init__(
         self,
         config: TrainConfig,
-        genotype: Genotype,
+        genotype: Genotype | None,
         corpus: Corpus,
         run: RunFolder,
         console: Console,
@@ -201,9 +201,10 @@ class Training(ResumableRun):
     def _best(self) -> dict[str, Any]:
         """The best epoch so far, and how it was come by; the test comes in at the end."""
         records = self.folder.records(RECORDS)
+        cell = {} if self.genotype is None else {"genotype": self.genotype.to_dict(), "text": str(self.genotype)}
         return {
-            "genotype": self.genotype.to_dict(),
-            "text": str(self.genotype),
+            "cell": self.config.cell,
+            **cell,
             "valid_perplexity": min(self.state.history),
             "test_perplexity": None,
             "epoch": self.state.best_epoch,
@@ -288,17 +289,13 @@ def stopped_improving(history: Sequence[float], newest: float, nonmonotone: int)
     return len(history) > nonmonotone and newest > min(history[:-nonmonotone])
 
 
-def build_model(config: TrainConfig, genotype: Genotype, vocabulary_size: int) -> LanguageModel:
-    """One cell within a language model."""
-    rnn = DagRNN(
-        config.hidden,
-        config.hidden,
-        genotype,
-        form=config.form,
-        dropout_x=config.dropout_x,
-        dropout_h=config.dropout_h,
-        backend=config.backend,
-    )
+def build_model(config: TrainConfig, genotype: Genotype | None, vocabulary_size: int) -> LanguageModel:
+    """A cell within a language model, or the LSTM that `config.cell` names."""
+    embedding = config.embedding or config.hidden
+    rnn = build_lstm(config, embedding) if genotype is None else build_cell(config, genotype, embedding)
+    mixture = None
+    if config.softmax == "mos":
+        mixture = MixtureOfSoftmaxes(rnn.hidden_size, embedding, config.experts, config.dropout_latent)
     model = LanguageModel(
         vocabulary_size,
         rnn,
@@ -306,12 +303,30 @@ def build_model(config: TrainConfig, genotype: Genotype, vocabulary_size: int) -
         dropout_output=config.dropout_output,
         init_range=config.init_range,
         dropout_word=config.dropout_word,
+        mixture=mixture,
     )
     return model.to(DTYPES[config.precision])
 
 
+def build_cell(config: TrainConfig, genotype: Genotype, embedding: int) -> DagRNN:
+    return DagRNN(
+        embedding,
+        config.hidden,
+        genotype,
+        form=config.form,
+        dropout_x=config.dropout_x,
+        dropout_h=config.dropout_h,
+        backend=config.backend,
+    )
+
+
+def build_lstm(config: TrainConfig, embedding: int) -> StackedLSTM:
+    sizes = [*[config.hidden] * (config.layers - 1), config.last_hidden or embedding]
+    return StackedLSTM(embedding, sizes, config.cell == "lstm-skip", config.dropout_x, config.dropout_h)
+
+
 def trained_model(
-    config: TrainConfig, genotype: Genotype, vocabulary_size: int, tensors: dict[str, Tensor]
+    config: TrainConfig, genotype: Genotype | None, vocabulary_size: int, tensors: dict[str, Tensor]
 ) -> LanguageModel:
     """The model that `RunFolder.load_best` holds, with averaged weights where there are any."""
     model = build_model(config, genotype, vocabulary_size)
