@@ -125,8 +125,22 @@ class TrainConfig(Config):
         WenetError: a value outside its range.
     """
 
-    cell: str = _option("darts-v2", "published name, random:SEED, JSON file, run folder, or text such as 'tanh0 relu1'")
-    hidden: int = _option(850, "size of embedding and hidden state", metavar="H", at_least=1)
+    cell: str = _option(
+        "darts-v2", "published name, lstm, lstm-skip, random:SEED, JSON file, run folder, or text such as 'tanh0 relu1'"
+    )
+    hidden: int = _option(850, "size of the hidden state", metavar="H", at_least=1)
+    embedding: int | None = _option(
+        None, "size of an embedded word; by default that of the hidden state", metavar="D", at_least=1
+    )
+    layers: int = _option(3, "layers of an lstm", metavar="N", at_least=1)
+    last_hidden: int | None = _option(
+        None, "size of the last layer of an lstm; by default that of the embedding", metavar="H", at_least=1
+    )
+    softmax: str = _option("tied", "tied (one, with the embedding's weights) or mos (a mixture)", choices=SOFTMAXES)
+    experts: int = _option(15, "softmaxes of a mixture", metavar="K", at_least=1)
+    dropout_latent: float = _option(
+        0.29, "on the context of every expert of a mixture, locked", metavar="P", at_least=0, below=1
+    )
     form: str = _option("highway", "highway (every node gated) or plain (eqs. 1-3 as printed)", choices=FORMS)
     epochs: int = _option(1600, "passes over the training text", metavar="N", at_least=1)
     lr: float = _option(20.0, "learning rate of a window of --bptt steps; in proportion for others", above=0)

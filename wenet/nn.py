@@ -276,8 +276,8 @@ class StackedLSTM(nn.Module):
 
     def reset_parameters(self, bound: float | None = None) -> None:
         """As `torch.nn.LSTM` does, whatever the bound of the embedding around it."""
-        for layer in self.layers:
-            layer.reset_parameters()
+        for layer in self.layers.children():
+            layer.reset_parameters()  # type: ignore[operator]
 
     def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over a sequence.
@@ -290,7 +290,9 @@ class StackedLSTM(nn.Module):
             output `[T, M, H]` and the last state `[1, M, S]`.
         """
         states = (x.new_zeros(1, x.shape[1], sum(self.state_sizes)) if h0 is None else h0).split(self.state_sizes, -1)
-        output, outputs, last = x, [], []
+        output = x
+        outputs: list[Tensor] = []
+        last: list[Tensor] = []
         for layer, h, c in zip(self.layers, states[::2], states[1::2], strict=True):
             mask = _mask(self, output, self.dropout_x, output.shape[-1]) if outputs else None
             output, h, c = self._run(layer, output if mask is None else output * mask, h, c)
@@ -299,9 +301,10 @@ class StackedLSTM(nn.Module):
         return torch.stack(outputs).sum(0) if self.skip else output, torch.cat(last, -1)
 
     def _run(self, layer: nn.Module, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # Not by calling the layer, which would go on using the weights that it was made with.
-        hidden = functional.dropout(layer.weight_hh_l0, self.dropout_h, self.training)
-        weights = [layer.weight_ih_l0, hidden, layer.bias_ih_l0, layer.bias_hh_l0]
+        """One layer; not by calling it, as it would go on using the weights that it was made with."""
+        assert isinstance(layer, nn.LSTM)
+        [[from_input, from_hidden, *biases]] = layer.all_weights
+        weights = [from_input, functional.dropout(from_hidden, self.dropout_h, self.training), *biases]
         return torch.lstm(x, (h.contiguous(), c.contiguous()), weights, True, 1, 0.0, self.training, False, False)
 
 

@@ -395,6 +395,42 @@ def test_evaluation_on_another_text(text, tmp_path, whole, capsys):
     assert "'w99' does not occur" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cell": "lstm", "layers": 2},
+        {"cell": "lstm-skip", "layers": 2},
+        {"cell": "lstm", "softmax": "mos", "experts": 2, "embedding": 6, "last_hidden": 5},
+        {"cell": "rhn", "softmax": "mos", "experts": 2},
+        {"cell": "random:2"},
+    ],
+)
+def test_architectures_train_stop_and_resume(text, tmp_path, monkeypatch, settings):
+    settings = {**TINY, "epochs": 2, "bptt": 20, **settings}
+    train(str(text), out=tmp_path / "whole", **settings)
+    real = Training._update
+
+    def update(self, tokens, targets):
+        if self.state.epoch == 1 and self.state.windows == 2:
+            self.interrupt.requested = signal.SIGTERM
+        return real(self, tokens, targets)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_update", update)
+        assert train_main([str(text), *flags(settings), "--out", str(tmp_path / "run")]) == 128 + signal.SIGTERM
+    result = resume_train(tmp_path / "run")
+    same_end(tmp_path / "run", tmp_path / "whole")
+    assert evaluate(tmp_path / "run")["test"]["perplexity"] == result.test_perplexity < 60
+
+
+def test_settings_of_an_lstm():
+    lstm = resolve_train_config("paper", {"cell": "lstm"})
+    assert (lstm.embedding, lstm.hidden, lstm.layers, lstm.bptt, lstm.data_batch, lstm.lr) == (400, 1150, 3, 70, 20, 30)
+    assert (lstm.activation_reg, lstm.temporal_activation_reg, lstm.dropout_h) == (2, 1, 0.5)
+    mixture = resolve_train_config("paper", {"cell": "lstm", "softmax": "mos"})
+    assert (mixture.embedding, mixture.hidden, mixture.last_hidden, mixture.experts) == (280, 960, 620, 15)
+
+
 def test_presets():
     paper = resolve_train_config("paper", {"dataset": "ptb"})
     assert (paper.hidden, paper.data_batch, paper.lr, paper.clip, paper.weight_decay) == (850, 64, 20, 0.25, 8e-7)
