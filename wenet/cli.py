@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from wenet.adaptive import Cache, Dynamic
 from wenet.config import Config, SearchConfig, TrainConfig, flag, read_config_file, value_type
 from wenet.console import Console
 from wenet.evaluate import SETTINGS as EVAL_SETTINGS
@@ -104,8 +105,53 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
     for option in dataclasses.fields(TrainConfig):
         if option.name in EVAL_SETTINGS:
             _add_setting(parser, option)
+    adaptive = parser.add_argument_group("adapting to the text while reading it, which the paper does not")
+    adaptive.add_argument(
+        "--cache", type=_count, metavar="N", default=None, help="neural cache of the last N states (500, 2000 ...)"
+    )
+    adaptive.add_argument(
+        "--cache-flatness", type=float, metavar="F", help=f"weight of similarity (default: {Cache.flatness})"
+    )
+    adaptive.add_argument(
+        "--cache-share", type=_share, metavar="P", help=f"of the cache in a prediction (default: {Cache.share})"
+    )
+    adaptive.add_argument("--dynamic", action="store_true", default=False, help="dynamic evaluation")
+    adaptive.add_argument("--dynamic-lr", type=float, metavar="RATE", help=f"of its steps (default: {Dynamic.lr})")
+    adaptive.add_argument(
+        "--dynamic-decay", type=_share, metavar="W", help=f"back to the trained weights (default: {Dynamic.decay})"
+    )
     given = vars(parser.parse_args(arguments))
-    evaluate(given.pop("run"), console=Console(), **given)
+    length, dynamic = given.pop("cache"), given.pop("dynamic")
+    of_cache, of_dynamic = _taken("cache_", given), _taken("dynamic_", given)
+    if (of_cache and length is None) or (of_dynamic and not dynamic):
+        raise WenetError("settings of the cache need --cache, those of dynamic evaluation --dynamic")
+    evaluate(
+        given.pop("run"),
+        cache=None if length is None else Cache(length, **of_cache),
+        dynamic=Dynamic(**of_dynamic) if dynamic else None,
+        console=Console(),
+        **given,
+    )
+
+
+def _taken(prefix: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of this prefix, without it, and no longer among the others."""
+    names = [name for name in given if name.startswith(prefix)]
+    return {name.removeprefix(prefix): given.pop(name) for name in names}
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError
+    return count
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share < 1:
+        raise ValueError
+    return share
 
 
 def _begin_or_resume(

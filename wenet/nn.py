@@ -305,7 +305,8 @@ class StackedLSTM(nn.Module):
         assert isinstance(layer, nn.LSTM)
         [[from_input, from_hidden, *biases]] = layer.all_weights
         weights = [from_input, functional.dropout(from_hidden, self.dropout_h, self.training), *biases]
-        return torch.lstm(x, (h.contiguous(), c.contiguous()), weights, True, 1, 0.0, self.training, False, False)
+        # Nothing is dropped within, so "training" only lets gradients be had in evaluation too.
+        return torch.lstm(x, (h.contiguous(), c.contiguous()), weights, True, 1, 0.0, True, False, False)
 
 
 class MixtureOfSoftmaxes(nn.Module):
@@ -436,6 +437,10 @@ class LanguageModel(nn.Module):
         if temporal_activation_reg and len(raw) > 1:
             loss = loss + temporal_activation_reg * raw.diff(dim=0).square().mean()
         return loss, cross_entropy.detach(), h
+
+    def log_probabilities(self, features: Tensor) -> Tensor:
+        """`[T, M, V]` of the words that follow, from the recurrent layer's output `[T, M, H]`."""
+        return functional.log_softmax(self._decode(features), -1)
 
     def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
         embedded = self._locked_dropout(self._embed(tokens), self.dropout_embedding)  # [T, M, d]

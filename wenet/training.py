@@ -44,7 +44,12 @@ def perplexity(model: LanguageModel, stream: Tensor, bptt: int, between: Callabl
             between()
     finally:
         model.train()
-    mean = total / (stream[1:].numel())
+    return exp_of_mean(total, stream)
+
+
+def exp_of_mean(nats: float, stream: Tensor) -> float:
+    """Perplexity from the cross-entropy summed over all predicted tokens of a stream `[steps, M]`."""
+    mean = nats / stream[1:].numel()
     return math.exp(mean) if mean < 700 else math.inf  # a float overflows above
 
 

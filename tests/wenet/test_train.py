@@ -380,8 +380,27 @@ def test_evaluation_reports_the_perplexities_of_the_run(text, tmp_path, whole, c
     double = evaluate(whole, str(text), precision="fp64")
     assert double["test"]["perplexity"] == pytest.approx(best["test_perplexity"], rel=1e-5)
     assert json.loads((whole / "eval.jsonl").read_text().splitlines()[-1]) == double
-    assert eval_main([str(whole), "--eval-batch", "3"]) == 0
+    for flags_of_evaluation in (["--eval-batch", "3"], ["--cache", "50", "--cache-share", "0.2"], ["--dynamic"]):
+        assert eval_main([str(whole), *flags_of_evaluation]) == 0
+    *_, cached, dynamic = [json.loads(line) for line in (whole / "eval.jsonl").read_text().splitlines()]
+    assert cached["cache"] == {"length": 50, "flatness": 0.3, "share": 0.2}
+    assert dynamic["dynamic"]["lr"] == 2e-3
+    plain, *adapted = (record["test"]["perplexity"] for record in (double, cached, dynamic))
+    assert all(value != pytest.approx(plain, rel=1e-6) for value in adapted)
     assert "predicted tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cache", "0"], "--cache"),
+        (["--cache", "5", "--dynamic"], "ask for one of them"),
+        (["--dynamic-lr", "0.1"], "need --cache"),
+        (["--cache", "5", "--cache-share", "1"], "--cache-share"),
+    ],
+)
+def test_bad_flags_of_evaluation(whole, capsys, arguments, message):
+    assert message in fails(eval_main, capsys, whole, *arguments)
 
 
 def test_evaluation_on_another_text(text, tmp_path, whole, capsys):
