@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from wenet.adaptive import Cache, Dynamic
+from wenet.compare import describe_common
 from wenet.config import Config, SearchConfig, TrainConfig, flag, read_config_file, value_type
 from wenet.console import Console
 from wenet.evaluate import SETTINGS as EVAL_SETTINGS
@@ -228,6 +229,9 @@ def _cell(arguments: Sequence[str] | None) -> None:
     show.add_argument("cell", help="published name, JSON file, run folder, or text such as 'tanh0 relu1'")
     show.add_argument("--json", action="store_true", help="print it as JSON instead")
     show.set_defaults(run=_show_cell)
+    compare = actions.add_parser("compare", help="what two cells have in common")
+    compare.add_argument("cells", nargs=2, metavar="CELL", help="as for show")
+    compare.set_defaults(run=_compare_cells)
     draw = actions.add_parser("random", help="draw cells at random (Algorithm 1)")
     draw.add_argument("--count", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
     draw.add_argument("--nodes", type=int, default=8, metavar="L", help="nodes of each (default: %(default)s)")
@@ -246,6 +250,11 @@ def _list_cells(options: argparse.Namespace) -> None:
 def _show_cell(options: argparse.Namespace) -> None:
     genotype = load_genotype(options.cell)
     print(genotype.to_json() if options.json else f"{genotype}\n\n{genotype.draw()}")
+
+
+def _compare_cells(options: argparse.Namespace) -> None:
+    first, second = options.cells
+    print(describe_common(first, load_genotype(first), second, load_genotype(second)))
 
 
 def _random_cells(options: argparse.Namespace) -> None:
