@@ -31,7 +31,7 @@ def common_structure(a: Genotype, b: Genotype) -> dict[int, int]:
     def tree(i: int, j: int) -> Tree:
         return below(i, j) if _activation(a, i) == _activation(b, j) else ()
 
-    trees = (tree(i, j) for i in range(a.nodes + 1) for j in range(b.nodes + 1))
+    trees: list[Tree] = [tree(i, j) for i in range(a.nodes + 1) for j in range(b.nodes + 1)]
     return dict(sorted(max(trees, key=_nodes)))
 
 

@@ -28,8 +28,8 @@ PUBLISHED: dict[str, tuple[Genotype, str]] = {
     "enas": (ENAS, "Pham et al. 2018, as listed by DARTS"),
     "enas-lm": (ENAS_LM, "Pham et al. 2018, later release"),
     "naonet": (NAONET, "Luo et al. 2018"),
-    "rhn": (RHN, "Zilly et al. 2017, ten layers a step"),
     "naonet-ws": (NAONET_WS, "Luo et al. 2018, with weight sharing"),
+    "rhn": (RHN, "Zilly et al. 2017, ten layers a step"),
 }
 
 RANDOM_NODES = 8  # of a cell asked for as "random:SEED", as many as the searched cells of the paper have

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from wenet import Genotype, random_genotypes
@@ -23,7 +25,7 @@ def test_common_structure(a, b, expected):
 
 def test_a_common_structure_is_in_both_cells():
     cells = random_genotypes(12, 8, seed=4)
-    for a, b in zip(cells, cells[1:], strict=False):
+    for a, b in pairwise(cells):
         common = common_structure(a, b)
         assert len(common) == len(common_structure(b, a))
         assert len(set(common.values())) == len(common)
