@@ -31,8 +31,8 @@ def common_structure(a: Genotype, b: Genotype) -> dict[int, int]:
     def tree(i: int, j: int) -> Tree:
         return below(i, j) if _activation(a, i) == _activation(b, j) else ()
 
-    trees: list[Tree] = [tree(i, j) for i in range(a.nodes + 1) for j in range(b.nodes + 1)]
-    return dict(sorted(max(trees, key=_nodes)))
+    largest = max((tree(i, j) for i in range(a.nodes + 1) for j in range(b.nodes + 1)), key=_nodes)
+    return dict(sorted(largest))
 
 
 def same_beginning(a: Genotype, b: Genotype) -> int:
