@@ -3,8 +3,10 @@
 from importlib.metadata import version
 
 from wenet import genotypes, nn
+from wenet.evaluate import evaluate
 from wenet.genotype import Genotype, random_genotypes
 from wenet.launch import SearchResult, resume_search, search
+from wenet.launch_train import TrainResult, resume_train, train
 from wenet_kernels import WenetError
 
 __version__ = version("wenet-rnn")
@@ -12,10 +14,14 @@ __version__ = version("wenet-rnn")
 __all__ = [
     "Genotype",
     "SearchResult",
+    "TrainResult",
     "WenetError",
+    "evaluate",
     "genotypes",
     "nn",
     "random_genotypes",
     "resume_search",
+    "resume_train",
     "search",
+    "train",
 ]

@@ -26,12 +26,14 @@ _UNBORN = (".lock", "checkpoint", "config.json.partial")
 class RunFolder:
     """The folder of one run, held by one process at a time.
 
-    Layout: `config.json`, `search.jsonl` or another list of records, `best.json`, `checkpoint/NNNNNN.safetensors`.
+    Layout: `config.json`, `search.jsonl` or another list of records, `best.json`, `checkpoint/NNNNNN.safetensors`;
+    where one model is trained `checkpoint/best.safetensors` besides.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], lock: FileLock) -> None:
         self.path = path
         self.config = config
+        self._best = path / "checkpoint" / "best.safetensors"
         self._lock = lock
 
     @classmethod
@@ -119,11 +121,7 @@ class RunFolder:
         checkpoints = self.checkpoints()
         number = int(checkpoints[-1].stem) + 1 if checkpoints else 1
         path = self.path / "checkpoint" / f"{number:06d}.safetensors"
-        partial = path.with_suffix(".partial")
-        metadata = {"progress": json.dumps(progress), "config": self._config_hash()}
-        with _reporting_full_disk(path, self._sweep):
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
-            _move_into_place(partial, path)
+        self._write_tensors(path, progress, tensors)
         for old in checkpoints[: -(KEPT_CHECKPOINTS - 1)]:
             old.unlink()
         return path
@@ -137,18 +135,26 @@ class RunFolder:
         checkpoints = self.checkpoints()
         if not checkpoints:
             return None
-        newest = checkpoints[-1]
-        try:
-            with safe_open(newest, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            progress, config_hash = json.loads(metadata["progress"]), metadata["config"]
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            before = f"continue from {checkpoints[-2].name}" if len(checkpoints) > 1 else "start the run again"
-            raise WenetError(f"checkpoint {newest} is damaged ({error}); delete it to {before}") from None
-        if config_hash != self._config_hash():
-            raise WenetError(f"checkpoint {newest} belongs to other settings than {self.path / 'config.json'}")
-        return progress, tensors
+        before = f"continue from {checkpoints[-2].name}" if len(checkpoints) > 1 else "start the run again"
+        return self._read_tensors(checkpoints[-1], f"delete it to {before}")
+
+    def save_best(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Replace what is kept of the best state that training has been in.
+
+        Raises:
+            WenetError: it cannot be written; the one before it stays as it is.
+        """
+        self._write_tensors(self._best, progress, tensors)
+
+    def load_best(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What `save_best` took last.
+
+        Raises:
+            WenetError: there is none, it is damaged, or was written under other settings.
+        """
+        if not self._best.exists():
+            raise WenetError(f"{self._best} is missing; training writes it at the end of its first epoch")
+        return self._read_tensors(self._best, "train again")
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
@@ -156,8 +162,27 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove what a write that did not finish has left, ours or the library's."""
-        for path in set((self.path / "checkpoint").iterdir()) - set(self.checkpoints()):
+        for path in set((self.path / "checkpoint").iterdir()) - {*self.checkpoints(), self._best}:
             path.unlink()
+
+    def _write_tensors(self, path: Path, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        partial = path.with_suffix(".partial")
+        metadata = {"progress": json.dumps(progress), "config": self._config_hash()}
+        with _reporting_full_disk(path, self._sweep):
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+            _move_into_place(partial, path)
+
+    def _read_tensors(self, path: Path, mend: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            progress, config_hash = json.loads(metadata["progress"]), metadata["config"]
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise WenetError(f"checkpoint {path} is damaged ({error}); {mend}") from None
+        if config_hash != self._config_hash():
+            raise WenetError(f"checkpoint {path} belongs to other settings than {self.path / 'config.json'}")
+        return progress, tensors
 
     def _config_hash(self) -> str:
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()

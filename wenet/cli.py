@@ -8,15 +8,22 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from wenet.config import SearchConfig, flag, read_config_file, value_type
+from wenet.adaptive import Cache, Dynamic
+from wenet.compare import describe_common
+from wenet.config import Config, SearchConfig, TrainConfig, flag, read_config_file, value_type
 from wenet.console import Console
+from wenet.evaluate import SETTINGS as EVAL_SETTINGS
+from wenet.evaluate import evaluate
 from wenet.genotype import random_genotypes
 from wenet.genotypes import PUBLISHED, load_genotype
 from wenet.interrupt import Stopped
 from wenet.launch import CHECKPOINT_MINUTES, describe_result, resume_search, search
+from wenet.launch_train import describe_training, resume_train, train
 from wenet_kernels import WenetError
+
+Result = TypeVar("Result")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,6 +36,16 @@ class _Parser(argparse.ArgumentParser):
 def search_main(arguments: Sequence[str] | None = None) -> int:
     """The command `wenet-search`."""
     return _reporting("wenet-search", _search, arguments)
+
+
+def train_main(arguments: Sequence[str] | None = None) -> int:
+    """The command `wenet-train`."""
+    return _reporting("wenet-train", _train, arguments)
+
+
+def eval_main(arguments: Sequence[str] | None = None) -> int:
+    """The command `wenet-eval`."""
+    return _reporting("wenet-eval", _evaluate, arguments)
 
 
 def cell_main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +61,7 @@ def _reporting(command: str, run: Callable[[Sequence[str] | None], None], argume
         print(f"{command}: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"{command}: stopped; continue with: wenet-search --resume {stopped.folder}", file=sys.stderr)
+        print(f"{command}: stopped; continue with: {command} --resume {stopped.folder}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
@@ -56,7 +73,92 @@ def _reporting(command: str, run: Callable[[Sequence[str] | None], None], argume
 
 
 def _search(arguments: Sequence[str] | None) -> None:
-    given = vars(_search_parser().parse_args(arguments))
+    parser = _run_parser(
+        "wenet-search",
+        "Find a recurrent cell for a text: many random cells compete inside one language model.",
+        SearchConfig,
+        at_end_of="round",
+    )
+    console, result = _begin_or_resume(parser, arguments, search, resume_search)
+    console.say(describe_result(result))
+
+
+def _train(arguments: Sequence[str] | None) -> None:
+    parser = _run_parser(
+        "wenet-train", "Train one recurrent cell as a language model, and test it.", TrainConfig, at_end_of="epoch"
+    )
+    console, result = _begin_or_resume(parser, arguments, train, resume_train)
+    console.say(describe_training(result))
+
+
+def _evaluate(arguments: Sequence[str] | None) -> None:
+    parser = _Parser(
+        prog="wenet-eval",
+        description="Perplexity of a trained model on the validation and test part of a text.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", type=Path, help="folder that wenet-train made")
+    parser.add_argument("dataset", nargs="?", default=None, help="another text, read with the run's vocabulary")
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR", default=None, help="look for ptb and wikitext-2 here first"
+    )
+    for option in dataclasses.fields(TrainConfig):
+        if option.name in EVAL_SETTINGS:
+            _add_setting(parser, option)
+    adaptive = parser.add_argument_group("adapting to the text while reading it, which the paper does not")
+    adaptive.add_argument(
+        "--cache", type=_count, metavar="N", default=None, help="neural cache of the last N states (500, 2000 ...)"
+    )
+    adaptive.add_argument(
+        "--cache-flatness", type=float, metavar="F", help=f"weight of similarity (default: {Cache.flatness})"
+    )
+    adaptive.add_argument(
+        "--cache-share", type=_share, metavar="P", help=f"of the cache in a prediction (default: {Cache.share})"
+    )
+    adaptive.add_argument("--dynamic", action="store_true", default=False, help="dynamic evaluation")
+    adaptive.add_argument("--dynamic-lr", type=float, metavar="RATE", help=f"of its steps (default: {Dynamic.lr})")
+    adaptive.add_argument(
+        "--dynamic-decay", type=_share, metavar="W", help=f"back to the trained weights (default: {Dynamic.decay})"
+    )
+    given = vars(parser.parse_args(arguments))
+    length, dynamic = given.pop("cache"), given.pop("dynamic")
+    of_cache, of_dynamic = _taken("cache_", given), _taken("dynamic_", given)
+    if (of_cache and length is None) or (of_dynamic and not dynamic):
+        raise WenetError("settings of the cache need --cache, those of dynamic evaluation --dynamic")
+    evaluate(
+        given.pop("run"),
+        cache=None if length is None else Cache(length, **of_cache),
+        dynamic=Dynamic(**of_dynamic) if dynamic else None,
+        console=Console(),
+        **given,
+    )
+
+
+def _taken(prefix: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of this prefix, without it, and no longer among the others."""
+    names = [name for name in given if name.startswith(prefix)]
+    return {name.removeprefix(prefix): given.pop(name) for name in names}
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError
+    return count
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share < 1:
+        raise ValueError
+    return share
+
+
+def _begin_or_resume(
+    parser: _Parser, arguments: Sequence[str] | None, begin: Callable[..., Result], resume: Callable[..., Result]
+) -> tuple[Console, Result]:
+    given = vars(parser.parse_args(arguments))
     console = Console(quiet=given.pop("quiet"))
     common = {
         "data_dir": given.pop("data_dir"),
@@ -64,25 +166,20 @@ def _search(arguments: Sequence[str] | None) -> None:
         "console": console,
     }
     folder = given.pop("resume")
-    if folder is not None:
-        if given:
-            raise WenetError(f"--resume takes its settings from {folder}; leave out {flag(next(iter(given)))}")
-        result = resume_search(folder, **common)
-    else:
+    if folder is None:
         file = given.pop("config", None)
-        result = search(config_file=read_config_file(file) if file else None, **common, **given)
-    console.say(describe_result(result))
+        return console, begin(config_file=read_config_file(file) if file else None, **common, **given)
+    if given:
+        raise WenetError(f"--resume takes its settings from {folder}; leave out {flag(next(iter(given)))}")
+    return console, resume(folder, **common)
 
 
-def _search_parser() -> _Parser:
-    parser = _Parser(
-        prog="wenet-search",
-        description="Find a recurrent cell for a text: many random cells compete inside one language model.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
+def _run_parser(command: str, description: str, config_class: type[Config], at_end_of: str) -> _Parser:
+    """Flags of a resumable run, and one for every field of its settings."""
+    parser = _Parser(prog=command, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    folder = f"runs/{command.removeprefix('wenet-')}-TEXT-TIME"
     run = parser.add_argument_group("the run")
-    run.add_argument("--out", type=Path, metavar="DIR", help="new run folder (default: runs/search-TEXT-TIME)")
+    run.add_argument("--out", type=Path, metavar="DIR", help=f"new run folder (default: {folder})")
     run.add_argument("--resume", type=Path, metavar="DIR", default=None, help="continue the run in this folder")
     run.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings; flags override it")
     run.add_argument(
@@ -93,16 +190,16 @@ def _search_parser() -> _Parser:
         type=_minutes,
         metavar="MINUTES",
         default=CHECKPOINT_MINUTES,
-        help="time between checkpoints (default: %(default)s); one more at the end of each round",
+        help=f"time between checkpoints (default: %(default)s); one more at the end of each {at_end_of}",
     )
     run.add_argument("--quiet", action="store_true", default=False, help="plain lines instead of a progress bar")
     settings = parser.add_argument_group("settings (defaults are those of the preset paper)")
-    for option in dataclasses.fields(SearchConfig):
+    for option in dataclasses.fields(config_class):
         _add_setting(settings, option)
     return parser
 
 
-def _add_setting(group: argparse._ArgumentGroup, option: dataclasses.Field[Any]) -> None:
+def _add_setting(group: argparse._ActionsContainer, option: dataclasses.Field[Any]) -> None:
     if option.name == "dataset":
         group.add_argument("dataset", nargs="?", help=f"{option.metadata['help']} (default: {option.default})")
         return
@@ -132,6 +229,9 @@ def _cell(arguments: Sequence[str] | None) -> None:
     show.add_argument("cell", help="published name, JSON file, run folder, or text such as 'tanh0 relu1'")
     show.add_argument("--json", action="store_true", help="print it as JSON instead")
     show.set_defaults(run=_show_cell)
+    compare = actions.add_parser("compare", help="what two cells have in common")
+    compare.add_argument("cells", nargs=2, metavar="CELL", help="as for show")
+    compare.set_defaults(run=_compare_cells)
     draw = actions.add_parser("random", help="draw cells at random (Algorithm 1)")
     draw.add_argument("--count", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
     draw.add_argument("--nodes", type=int, default=8, metavar="L", help="nodes of each (default: %(default)s)")
@@ -150,6 +250,11 @@ def _list_cells(options: argparse.Namespace) -> None:
 def _show_cell(options: argparse.Namespace) -> None:
     genotype = load_genotype(options.cell)
     print(genotype.to_json() if options.json else f"{genotype}\n\n{genotype.draw()}")
+
+
+def _compare_cells(options: argparse.Namespace) -> None:
+    first, second = options.cells
+    print(describe_common(first, load_genotype(first), second, load_genotype(second)))
 
 
 def _random_cells(options: argparse.Namespace) -> None:

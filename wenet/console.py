@@ -27,29 +27,29 @@ class Console:
         if self._bar is not None:
             self._bar.refresh()
 
-    def start(self, total: int, done: int) -> None:
-        """Begin to count windows, `done` of `total` behind us."""
-        self._total, self._done, self._first = total, done, done
+    def start(self, total: int, done: int, unit: str = "window") -> None:
+        """Begin to count windows or another unit of work, `done` of `total` behind us."""
+        self._total, self._done, self._first, self._unit = total, done, done, unit
         self._tokens = 0
         self._started = self._last_line = time.monotonic()
         if self.with_bar:
-            self._bar = tqdm(total=total, initial=done, unit="window", dynamic_ncols=True, smoothing=0.1)
+            self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, smoothing=0.1)
 
-    def advance(self, label: str, tokens: int, state: str) -> None:
-        """One window of so many tokens is done; `label` says where we are and `state` how it goes."""
+    def advance(self, label: str, tokens: int, state: str, count: int = 1) -> None:
+        """So many units of so many tokens are done; `label` says where we are and `state` how it goes."""
         now = time.monotonic()
-        self._done += 1
+        self._done += count
         self._tokens += tokens
         state = f"{state}, {self._tokens / (now - self._started):,.0f} tokens/s"
         if self._bar is not None:
             self._bar.set_description_str(label, refresh=False)
             self._bar.set_postfix_str(state, refresh=False)
-            self._bar.update()
+            self._bar.update(count)
         elif now - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = now
-            per_window = (now - self._started) / (self._done - self._first)
-            left = duration(per_window * (self._total - self._done))
-            self.say(f"{label}, window {self._done:,}/{self._total:,}, {state}, about {left} left")
+            each = (now - self._started) / (self._done - self._first)
+            left = duration(each * (self._total - self._done))
+            self.say(f"{label}, {self._unit} {self._done:,}/{self._total:,}, {state}, about {left} left")
 
     def stop(self) -> None:
         if self._bar is not None:

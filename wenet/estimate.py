@@ -1,4 +1,4 @@
-"""What a search will take, before it starts: time from a short measurement, memory by counting."""
+"""What a run will take, before it starts: time from a short measurement, memory by counting."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from wenet.config import SearchConfig
+from wenet.config import SearchConfig, TrainConfig
 from wenet.data import Corpus
-from wenet.genotype import random_genotypes
+from wenet.genotype import Genotype, random_genotypes
+from wenet.nn import MIXTURE_ROWS
 from wenet.search import DTYPES, build_model, build_optimizer
+from wenet.train import LONGER_AT_MOST
+from wenet.train import build_model as build_trained_model
 
+INTERPRETER = 400_000_000  # bytes, with torch
+TRAIN_PROBE_STEPS = (2, 10)
 PROBE_STEPS, PROBE_ROWS = 4, 20
 PROBE_WEIGHTS = 5_000_000  # in the networks of the probe: enough to be typical, little enough to take a moment
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a whole search and bytes at its peak, both rough."""
+    """Seconds of a whole run and bytes at its peak, both rough."""
 
     seconds: float
     memory: int
@@ -38,8 +43,47 @@ def estimate_memory(config: SearchConfig, vocabulary_size: int) -> int:
     # Per state and position: what forward keeps, and in backward both factors of the weight gradients.
     recurrence = config.networks * positions * (2 * width + products * (2 * width + config.hidden))
     logits = 3 * positions * vocabulary_size
-    interpreter = 400_000_000
-    return interpreter + DTYPES[config.precision].itemsize * (4 * parameters + recurrence + logits)
+    return INTERPRETER + DTYPES[config.precision].itemsize * (4 * parameters + recurrence + logits)
+
+
+def estimate_training(config: TrainConfig, genotype: Genotype | None, corpus: Corpus) -> Estimate:
+    """Estimate the training of one cell on the device and backend that its settings name."""
+    per_epoch = _seconds_per_epoch(config, genotype, corpus)
+    return Estimate(config.epochs * per_epoch, estimate_training_memory(config, genotype, len(corpus.vocabulary)))
+
+
+def estimate_training_memory(config: TrainConfig, genotype: Genotype | None, vocabulary_size: int) -> int:
+    """Bytes of a training step of the longest window: weights, their gradients and average, and what backward needs."""
+    positions = (config.bptt + LONGER_AT_MOST) * config.data_batch
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_trained_model(config, genotype, vocabulary_size).parameters())
+    if genotype is None:
+        recurrence = positions * config.layers * 8 * config.hidden  # four gates, forward and backward
+    else:
+        width = 2 * config.hidden if config.form == "highway" else config.hidden
+        recurrence = positions * (2 * width + (genotype.nodes + 1) * (2 * width + config.hidden))
+    logits = 3 * (positions if config.softmax == "tied" else MIXTURE_ROWS) * vocabulary_size
+    return INTERPRETER + DTYPES[config.precision].itemsize * (3 * parameters + recurrence + logits)
+
+
+def _seconds_per_epoch(config: TrainConfig, genotype: Genotype | None, corpus: Corpus) -> float:
+    """From windows of two lengths, as one part of a step's cost grows with the window and another does not."""
+    vocabulary_size = len(corpus.vocabulary)
+    with torch.random.fork_rng():  # the probe must not change what the training draws
+        model = build_trained_model(config, genotype, vocabulary_size).to(config.device)
+        optimizer = torch.optim.SGD(model.parameters(), 1e-6, weight_decay=config.weight_decay, fused=True)
+        short, long = (
+            min(_timed_step(model, optimizer, tokens) for _ in range(2))
+            for tokens in (
+                torch.randint(vocabulary_size, (steps + 1, config.data_batch), device=config.device)
+                for steps in TRAIN_PROBE_STEPS
+            )
+        )
+    per_step = max(0.0, long - short) / (TRAIN_PROBE_STEPS[1] - TRAIN_PROBE_STEPS[0])
+    per_window = max(0.0, short - TRAIN_PROBE_STEPS[0] * per_step)
+    steps = len(corpus.train) / config.data_batch
+    validated = len(corpus.valid) / 3 / config.data_batch  # validation costs a third, for want of backward
+    return steps / config.bptt * per_window + (steps + validated) * per_step
 
 
 def _network_weights(config: SearchConfig) -> int:

@@ -6,7 +6,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,20 +97,30 @@ class Genotype:
             raise WenetError(f"the cell is not valid JSON: {error}") from None
         return cls.from_dict(value)
 
-    def draw(self) -> str:
-        """The cell as a tree of text; every node reads one ancestor, so a tree is the whole picture."""
-        lines = ["0 init (x, h)"]
-        lines += self._draw_children(0, "")
+    def children(self, node: int) -> list[int]:
+        """The nodes that read this one."""
+        return [i for i, (_, ancestor) in enumerate(self.recurrent, start=1) if ancestor == node]
+
+    def draw(self, notes: Mapping[int, str] | None = None) -> str:
+        """The cell as a tree of text; every node reads one ancestor, so a tree is the whole picture.
+
+        Args:
+            notes: what to write behind nodes.
+        """
+        notes = notes or {}
+        lines = [f"0 init (x, h){notes.get(0, '')}"]
+        lines += self._draw_children(0, "", notes)
         return "\n".join(lines)
 
-    def _draw_children(self, node: int, indent: str) -> list[str]:
-        children = [i for i, (_, ancestor) in enumerate(self.recurrent, start=1) if ancestor == node]
+    def _draw_children(self, node: int, indent: str, notes: Mapping[int, str]) -> list[str]:
+        children = self.children(node)
         lines = []
         for child in children:
             last = child == children[-1]
             unused = "" if child in self.concat else "  (not averaged)"
-            lines.append(f"{indent}{'└─' if last else '├─'} {child} {self.recurrent[child - 1][0]}{unused}")
-            lines += self._draw_children(child, indent + ("   " if last else "│  "))
+            branch, activation = "└─" if last else "├─", self.recurrent[child - 1][0]
+            lines.append(f"{indent}{branch} {child} {activation}{unused}{notes.get(child, '')}")
+            lines += self._draw_children(child, indent + ("   " if last else "│  "), notes)
         return lines
 
 

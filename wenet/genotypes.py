@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
-from wenet.genotype import Genotype
+from wenet.genotype import Genotype, random_genotypes
 from wenet_kernels import WenetError
 
 # Liu et al., DARTS: Differentiable Architecture Search, 2019: first and second order.
@@ -18,6 +19,8 @@ ENAS_LM = Genotype.from_text("sigmoid0 tanh1 relu2 sigmoid2 tanh4 tanh5 sigmoid3
 # Luo et al., Neural Architecture Optimization, 2018: without and with weight sharing.
 NAONET = Genotype.from_text("relu0 relu0 relu1 tanh3 relu4 relu4 relu5 relu1 relu7 relu1 identity1")
 NAONET_WS = Genotype.from_text("relu0 relu1 sigmoid2 sigmoid1 relu4 relu4 relu4 relu7 sigmoid8 tanh1 relu4")
+# Zilly et al., Recurrent Highway Networks, 2017: ten layers a step, gates coupled; here without its biases.
+RHN = Genotype([("tanh", layer) for layer in range(9)], concat=[9])
 
 PUBLISHED: dict[str, tuple[Genotype, str]] = {
     "darts-v1": (DARTS_V1, "Liu et al. 2019, first order"),
@@ -26,17 +29,22 @@ PUBLISHED: dict[str, tuple[Genotype, str]] = {
     "enas-lm": (ENAS_LM, "Pham et al. 2018, later release"),
     "naonet": (NAONET, "Luo et al. 2018"),
     "naonet-ws": (NAONET_WS, "Luo et al. 2018, with weight sharing"),
+    "rhn": (RHN, "Zilly et al. 2017, ten layers a step"),
 }
+
+RANDOM_NODES = 8  # of a cell asked for as "random:SEED", as many as the searched cells of the paper have
 
 
 def load_genotype(source: str) -> Genotype:
-    """A cell by published name, JSON file, run folder, or in text such as "tanh0 relu1".
+    """A cell by published name, "random:SEED" (8 nodes), JSON file, run folder, or text such as "tanh0 relu1".
 
     Raises:
         WenetError: nothing of the kind is there, or it holds no valid cell.
     """
     if source in PUBLISHED:
         return PUBLISHED[source][0]
+    if re.fullmatch(r"random:\d+", source):
+        return random_genotypes(1, RANDOM_NODES, int(source.removeprefix("random:")))[0]
     path = Path(source)
     if path.is_dir():
         return _read_genotype(path / "best.json")
@@ -48,7 +56,7 @@ def load_genotype(source: str) -> Genotype:
         except WenetError:
             if " " in source:
                 raise
-    raise WenetError(f"no cell {source!r}: name a file, a run folder or one of {', '.join(PUBLISHED)}")
+    raise WenetError(f"no cell {source!r}: name a file, a run folder, random:SEED or one of {', '.join(PUBLISHED)}")
 
 
 def _read_genotype(path: Path) -> Genotype:

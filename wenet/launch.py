@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from wenet.checkpoint import RunFolder
-from wenet.config import PRESETS, SearchConfig, resolve_config
+from wenet.config import PRESETS, Config, SearchConfig, resolve_config
 from wenet.console import Console, duration, size
 from wenet.data import Corpus, batchify, load_corpus
 from wenet.estimate import estimate, estimate_memory
@@ -25,6 +25,9 @@ from wenet_kernels import WenetError, backends, native_status, resolve_backend
 
 CHECKPOINT_MINUTES = 5.0
 FORMAT = 1  # of a run folder
+SIZE_FLAGS = "--hidden, --data-batch or --bptt"  # that decide how much memory a run takes
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,14 @@ def search(
         settings["dataset"] = dataset
     asked = resolve_config(preset, file_settings, settings)
     config = resolve_machine(asked)
-    corpus = load_corpus(config.dataset, _path(data_dir), config.max_vocabulary)
-    if Path(config.dataset).is_dir():
-        config = replace(config, dataset=str(Path(config.dataset).resolve()))
+    corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
+    config = with_absolute_dataset(config)
     for part, rows in ((corpus.train, config.data_batch), (corpus.valid, config.eval_batch)):
         batchify(part, rows)  # refuses a text that is too short, before anything is written
     _check_memory(config, corpus)
-    folder = _path(out) or default_folder(corpus.name)
-    with Interrupt() as interrupt, closing(RunFolder.create(folder, _run_settings(config, corpus, data_dir))) as run:
+    folder = as_path(out) or default_folder("search", corpus.name)
+    settings_file = run_settings("search", config, corpus, data_dir)
+    with Interrupt() as interrupt, closing(RunFolder.create(folder, settings_file)) as run:
         _say_header(console, config, corpus, [file_settings, settings])
         return _run(config, corpus, run, console, checkpoint_every, interrupt)
 
@@ -99,20 +102,8 @@ def resume_search(
     """
     console = console or Console(silent=True)
     with Interrupt() as interrupt, closing(RunFolder.open(Path(folder))) as run:
-        config = _stored_config(run)
-        if resolve_machine(config) != config:
-            raise WenetError(
-                f"{run.path} cannot go on here: {config.device} with backend {config.backend} is not ready"
-            )
-        corpus = load_corpus(config.dataset, _path(data_dir or run.config["data_dir"]), config.max_vocabulary)
-        if corpus.fingerprint != run.config["corpus"]:
-            raise WenetError(f"the text of {config.dataset} has changed since {run.path} began; start a new run")
-        console.say(f"continuing {run.path}")
-        if run.config["threads"] != torch.get_num_threads():
-            console.say(
-                f"note: begun with {run.config['threads']} threads, now {torch.get_num_threads()}; the result may "
-                "differ in the last digits"
-            )
+        config = stored_config(run, "search", resolve_config)
+        corpus = take_up(run, config, data_dir, console)
         return _run(config, corpus, run, console, checkpoint_every, interrupt)
 
 
@@ -120,7 +111,7 @@ def default_preset() -> str:
     return "paper" if torch.cuda.is_available() else "quick"
 
 
-def resolve_machine(config: SearchConfig) -> SearchConfig:
+def resolve_machine(config: AnyConfig) -> AnyConfig:
     """The settings with device and backend named.
 
     Raises:
@@ -140,9 +131,9 @@ def resolve_machine(config: SearchConfig) -> SearchConfig:
     return replace(config, device=str(device), backend=resolve_backend(config.backend, device))
 
 
-def default_folder(dataset: str) -> Path:
+def default_folder(kind: str, dataset: str) -> Path:
     """A folder that does not exist yet, named by the time."""
-    base = Path("runs") / f"search-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    base = Path("runs") / f"{kind}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = base, 1
     while folder.exists():
         number += 1
@@ -159,7 +150,7 @@ def _run(
     interrupt: Interrupt,
 ) -> SearchResult:
     needed = size(estimate_memory(config, len(corpus.vocabulary)))
-    advice = f"about {needed} are needed; lower --batch, --hidden, --data-batch or --bptt"
+    advice = f"about {needed} are needed; lower --batch, {SIZE_FLAGS}"
     try:
         with explaining_out_of_memory(advice):
             best = Search(config, corpus, run, console, checkpoint_every, interrupt).run()
@@ -169,18 +160,32 @@ def _run(
 
 
 def _check_memory(config: SearchConfig, corpus: Corpus) -> None:
-    needed, there = estimate_memory(config, len(corpus.vocabulary)), total_memory(torch.device(config.device))
+    check_memory(estimate_memory(config, len(corpus.vocabulary)), config.device, "--batch, " + SIZE_FLAGS)
+
+
+def check_memory(needed: int, device: str, flags: str) -> None:
+    """Refuse what cannot fit.
+
+    Raises:
+        WenetError: the device has less memory than needed.
+    """
+    there = total_memory(torch.device(device))
     if needed > there:
-        raise WenetError(
-            f"about {size(needed)} of memory are needed and {config.device} has {size(there)}; lower --batch, "
-            "--hidden, --data-batch or --bptt"
-        )
+        raise WenetError(f"about {size(needed)} of memory are needed and {device} has {size(there)}; lower {flags}")
 
 
-def _run_settings(config: SearchConfig, corpus: Corpus, data_dir: str | Path | None) -> dict[str, Any]:
+def with_absolute_dataset(config: AnyConfig) -> AnyConfig:
+    """The settings with a folder of text named so that it is found from anywhere."""
+    if not Path(config.dataset).is_dir():
+        return config
+    return replace(config, dataset=str(Path(config.dataset).resolve()))
+
+
+def run_settings(kind: str, config: Config, corpus: Corpus, data_dir: str | Path | None) -> dict[str, Any]:
+    """What `config.json` holds: all that a run needs to be taken up again."""
     return {
         "format": FORMAT,
-        "kind": "search",
+        "kind": kind,
         "settings": config.to_dict(),
         "corpus": corpus.fingerprint,
         "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
@@ -189,17 +194,61 @@ def _run_settings(config: SearchConfig, corpus: Corpus, data_dir: str | Path | N
     }
 
 
-def _stored_config(run: RunFolder) -> SearchConfig:
+def stored_config(run: RunFolder, kind: str, resolve: Callable[..., AnyConfig]) -> AnyConfig:
+    """The settings that a run of this kind began with.
+
+    Raises:
+        WenetError: it is of another kind or version.
+    """
     try:
-        if run.config["kind"] != "search" or run.config["format"] != FORMAT:
+        if run.config["kind"] != kind or run.config["format"] != FORMAT:
             raise KeyError
         stored = dict(run.config["settings"])
-        return resolve_config(stored.pop("preset"), stored)
+        return resolve(stored.pop("preset"), stored)
     except (KeyError, TypeError, WenetError):
-        raise WenetError(f"{run.path / 'config.json'} is not of a search by this version; start a new run") from None
+        what = {"search": "a search", "train": "training"}[kind]
+        raise WenetError(f"{run.path / 'config.json'} is not of {what} by this version; start a new run") from None
+
+
+def take_up(run: RunFolder, config: Config, data_dir: str | Path | None, console: Console) -> Corpus:
+    """The text of a run that goes on, after a check that machine and text still are what it began with.
+
+    Raises:
+        WenetError: they are not.
+    """
+    if resolve_machine(config) != config:
+        raise WenetError(f"{run.path} cannot go on here: {config.device} with backend {config.backend} is not ready")
+    corpus = stored_corpus(run, config, data_dir)
+    console.say(f"continuing {run.path}")
+    if run.config["threads"] != torch.get_num_threads():
+        console.say(
+            f"note: begun with {run.config['threads']} threads, now {torch.get_num_threads()}; the result may "
+            "differ in the last digits"
+        )
+    return corpus
+
+
+def stored_corpus(run: RunFolder, config: Config, data_dir: str | Path | None) -> Corpus:
+    """The text that a run began with.
+
+    Raises:
+        WenetError: it is not there any more, or has changed.
+    """
+    corpus = load_corpus(config.dataset, as_path(data_dir or run.config["data_dir"]), config.max_vocabulary)
+    if corpus.fingerprint != run.config["corpus"]:
+        raise WenetError(f"the text of {config.dataset} has changed since {run.path} began; start a new run")
+    return corpus
 
 
 def _say_header(console: Console, config: SearchConfig, corpus: Corpus, layers: list[Mapping[str, Any]]) -> None:
+    say_text_and_machine(console, config, corpus)
+    for preset in PRESETS:
+        chosen = preset == config.preset
+        candidate = config if chosen else resolve_machine(resolve_config(preset, *layers))
+        console.say(_preset_line(preset, candidate, corpus) + ("   <- this run" if chosen else ""))
+
+
+def say_text_and_machine(console: Console, config: Config, corpus: Corpus) -> None:
     tokens = f"{len(corpus.train):,} training tokens, {len(corpus.vocabulary):,} words"
     console.say(f"text      {corpus.name}: {tokens}")
     slower = [f"{name} {status}" for name, status in backends().items() if status != "ready"]
@@ -208,10 +257,6 @@ def _say_header(console: Console, config: SearchConfig, corpus: Corpus, layers: 
         f"{config.precision}" + (f" ({'; '.join(slower)})" if slower else "")
     )
     console.say(f"native    {native_status()}")
-    for preset in PRESETS:
-        chosen = preset == config.preset
-        candidate = config if chosen else resolve_machine(resolve_config(preset, *layers))
-        console.say(_preset_line(preset, candidate, corpus) + ("   <- this run" if chosen else ""))
 
 
 def _preset_line(preset: str, config: SearchConfig, corpus: Corpus) -> str:
@@ -223,7 +268,7 @@ def _preset_line(preset: str, config: SearchConfig, corpus: Corpus) -> str:
     )
 
 
-def _path(value: str | Path | None) -> Path | None:
+def as_path(value: str | Path | None) -> Path | None:
     return None if value is None else Path(value)
 
 

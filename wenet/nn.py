@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from wenet.genotype import Genotype
 from wenet.loss import decoder_cross_entropy
 from wenet_kernels import COUPLINGS, FORMS, CellBatch, Norm, WenetError, check_choice, dag_rnn, project
 
+MIXTURE_ROWS = 1024  # of scores over the vocabulary that a mixture of softmaxes holds at once
 NORM_MOMENTUM = 0.1  # of running statistics, as in `torch.nn.BatchNorm1d`
 
 
@@ -56,10 +59,11 @@ class DagRNN(nn.Module):
         self.weight_nodes = nn.Parameter(torch.empty(genotype.nodes, hidden_size, width))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """U(-k, k) with k = 1 / sqrt(H), as `torch.nn.RNN` does."""
+    def reset_parameters(self, bound: float | None = None) -> None:
+        """U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.RNN`."""
+        bound = self.hidden_size**-0.5 if bound is None else bound
         for parameter in self.parameters():
-            nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
+            nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over a sequence.
@@ -151,10 +155,11 @@ class WeightedDagRNN(nn.Module):
             self.register_buffer("running_var", torch.ones(count, nodes + 1, hidden_size))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Weights U(-k, k) with k = 1 / sqrt(H), as `torch.nn.RNN` does; equal mixing weights."""
+    def reset_parameters(self, bound: float | None = None) -> None:
+        """Weights U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.RNN`; equal mixing weights."""
+        bound = self.hidden_size**-0.5 if bound is None else bound
         for parameter in (self.weight_input, self.weight_hidden, self.weight_nodes):
-            nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
+            nn.init.uniform_(parameter, -bound, bound)
         if self.mix_logits is not None:
             nn.init.zeros_(self.mix_logits)
 
@@ -227,42 +232,177 @@ class WeightedDagRNN(nn.Module):
         return f"{sizes}, coupling={self.coupling}, norm={self.norm}"
 
 
+class StackedLSTM(nn.Module):
+    """LSTM layers with dropped hidden weights (Merity et al. 2017), called like `DagRNN`.
+
+    Args:
+        input_size: features of the input, I.
+        hidden_sizes: features of each layer's state; the output has as many as the last, H.
+        skip: add up the outputs of all layers, which then have one size (Melis et al. 2018).
+        dropout_x: on what one layer hands to the next, one draw per call, shared over time.
+        dropout_h: on the weights between hidden states, one draw per call.
+
+    The state of all layers is one tensor `[1, M, S]`, S twice the sum of `hidden_sizes`: h and c of each in turn.
+
+    Raises:
+        WenetError: no layers, a size below 1, sizes that cannot be added up, a probability outside 0..1.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_sizes: Sequence[int],
+        skip: bool = False,
+        dropout_x: float = 0.0,
+        dropout_h: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sizes = [input_size, *hidden_sizes]
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise WenetError(f"an LSTM needs at least one layer, and sizes of at least 1, not {sizes}")
+        if skip and len(set(hidden_sizes)) > 1:
+            raise WenetError(f"the outputs of layers are added up, so their sizes must be equal, not {sizes[1:]}")
+        _check_probability("dropout_x", dropout_x)
+        _check_probability("dropout_h", dropout_h)
+        self.input_size, self.hidden_size = input_size, sizes[-1]
+        self.skip, self.dropout_x, self.dropout_h = skip, dropout_x, dropout_h
+        self.state_sizes = [size for size in sizes[1:] for _ in ("h", "c")]
+        self.layers = nn.ModuleList(nn.LSTM(below, size) for below, size in pairwise(sizes))
+
+    def reset_parameters(self, bound: float | None = None) -> None:
+        """As `torch.nn.LSTM` does, whatever the bound of the embedding around it."""
+        for layer in self.layers.children():
+            layer.reset_parameters()  # type: ignore[operator]
+
+    def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run over a sequence.
+
+        Args:
+            x: `[T, M, I]`.
+            h0: `[1, M, S]`; zeros by default.
+
+        Returns:
+            output `[T, M, H]` and the last state `[1, M, S]`.
+        """
+        states = (x.new_zeros(1, x.shape[1], sum(self.state_sizes)) if h0 is None else h0).split(self.state_sizes, -1)
+        output = x
+        outputs: list[Tensor] = []
+        last: list[Tensor] = []
+        for layer, h, c in zip(self.layers, states[::2], states[1::2], strict=True):
+            mask = _mask(self, output, self.dropout_x, output.shape[-1]) if outputs else None
+            output, h, c = self._run(layer, output if mask is None else output * mask, h, c)
+            outputs.append(output)
+            last += [h, c]
+        return torch.stack(outputs).sum(0) if self.skip else output, torch.cat(last, -1)
+
+    def _run(self, layer: nn.Module, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One layer; not by calling it, as it would go on using the weights that it was made with."""
+        assert isinstance(layer, nn.LSTM)
+        [[from_input, from_hidden, *biases]] = layer.all_weights
+        weights = [from_input, functional.dropout(from_hidden, self.dropout_h, self.training), *biases]
+        # Nothing is dropped within, so "training" only lets gradients be had in evaluation too.
+        return torch.lstm(x, (h.contiguous(), c.contiguous()), weights, True, 1, 0.0, True, False, False)
+
+
+class MixtureOfSoftmaxes(nn.Module):
+    """Several softmaxes over the vocabulary, mixed by weights that depend on the context (Yang et al. 2018).
+
+    Args:
+        hidden_size: features of what is decoded, H.
+        embedding_size: features of a word, d.
+        experts: softmaxes, K.
+        dropout: on the context of every expert, one draw per call, shared over time.
+    """
+
+    def __init__(self, hidden_size: int, embedding_size: int, experts: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        _check_probability("dropout", dropout)
+        self.experts, self.dropout = experts, dropout
+        self.prior = nn.Linear(hidden_size, experts, bias=False)
+        self.context = nn.Linear(hidden_size, experts * embedding_size)
+
+    def forward(self, features: Tensor, words: Tensor, bias: Tensor) -> Tensor:
+        """Log-probabilities `[T, M, V]` after features `[T, M, H]`, with word vectors `[V, d]` and a bias `[V]`."""
+        log_prior, contexts = self._experts(features)
+        log_softmax = functional.log_softmax(functional.linear(contexts, words, bias), -1)  # [T, M, K, V]
+        return torch.logsumexp(log_prior.unsqueeze(-1) + log_softmax, -2)
+
+    def cross_entropy(self, features: Tensor, targets: Tensor, words: Tensor, bias: Tensor) -> Tensor:
+        """Mean nats of the targets `[T, M]`, without ever holding the scores of all positions at once."""
+        log_prior, contexts = self._experts(features)
+        positions = max(1, MIXTURE_ROWS // self.experts)
+        parts = zip(
+            log_prior.flatten(0, 1).split(positions),
+            contexts.flatten(0, 1).split(positions),
+            targets.flatten().split(positions),
+            strict=True,
+        )
+        nats = [
+            checkpoint(_mixture_nats, *part, words, bias, use_reentrant=False, preserve_rng_state=False)
+            for part in parts
+        ]
+        return torch.stack(nats).sum() / targets.numel()
+
+    def _experts(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Log of the weights `[T, M, K]` and the contexts `[T, M, K, d]`."""
+        contexts = torch.tanh(self.context(features))
+        mask = _mask(self, contexts, self.dropout, contexts.shape[-1])
+        contexts = contexts if mask is None else contexts * mask
+        return functional.log_softmax(self.prior(features), -1), contexts.unflatten(-1, (self.experts, -1))
+
+
+def _mixture_nats(log_prior: Tensor, contexts: Tensor, targets: Tensor, words: Tensor, bias: Tensor) -> Tensor:
+    """Nats of N targets, summed, given the experts' log weights `[N, K]` and contexts `[N, K, d]`."""
+    count, experts = log_prior.shape
+    scores = functional.linear(contexts.flatten(0, 1), words, bias)  # [N*K, V]
+    each = functional.cross_entropy(scores, targets.repeat_interleave(experts), reduction="none")
+    return -torch.logsumexp(log_prior - each.view(count, experts), -1).sum()
+
+
 class LanguageModel(nn.Module):
     """Next-word prediction: embedding, a recurrent layer, and a decoder that shares the embedding's weights.
 
     Args:
         vocabulary_size: V.
-        rnn: `DagRNN` or weighted `WeightedDagRNN` whose input and hidden size are both d.
+        rnn: the recurrent layer; its input size is the embedding's, d, and so is its hidden size without a mixture.
         dropout_embedding: on embedded words, one draw per call, shared over time.
         dropout_output: on the layer's output before the decoder, likewise.
-        init_range: every weight starts as U(-init_range, init_range) (0.04 in the paper's bases), the bias at zero.
+        dropout_word: on whole rows of the embedding, one draw per call: a word dropped is zero wherever it is read.
+        init_range: the embedding and the weights of a layer of cells start as U(-init_range, init_range) (0.04 in the
+            paper's bases), the bias at zero.
+        mixture: decodes in place of a single softmax.
 
     Raises:
-        WenetError: the layer's input and hidden size differ, or a probability outside 0..1.
+        WenetError: the layer's input and hidden size differ without a mixture, or a probability outside 0..1.
     """
 
     def __init__(
         self,
         vocabulary_size: int,
-        rnn: DagRNN | WeightedDagRNN,
+        rnn: DagRNN | WeightedDagRNN | StackedLSTM,
         dropout_embedding: float = 0.0,
         dropout_output: float = 0.0,
         init_range: float = 0.04,
+        dropout_word: float = 0.0,
+        mixture: MixtureOfSoftmaxes | None = None,
     ) -> None:
         super().__init__()
-        if rnn.input_size != rnn.hidden_size:
+        if mixture is None and rnn.input_size != rnn.hidden_size:
             raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")
         _check_probability("dropout_embedding", dropout_embedding)
         _check_probability("dropout_output", dropout_output)
+        _check_probability("dropout_word", dropout_word)
         self.dropout_embedding, self.dropout_output = dropout_embedding, dropout_output
+        self.dropout_word = dropout_word
         self.embedding = nn.Embedding(vocabulary_size, rnn.input_size)
         self.rnn = rnn
+        self.mixture = mixture
         self.decoder_bias = nn.Parameter(torch.zeros(vocabulary_size))
-        for weight in (self.embedding.weight, rnn.weight_input, rnn.weight_hidden, rnn.weight_nodes):
-            nn.init.uniform_(weight, -init_range, init_range)
+        nn.init.uniform_(self.embedding.weight, -init_range, init_range)
+        rnn.reset_parameters(init_range)
 
     def forward(self, tokens: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits `[T, M, V]` of the words that follow tokens `[T, M]`, and the last state `[1, M, d]`."""
+        """Logits `[T, M, V]`, or log-probabilities with a mixture, of what follows tokens `[T, M]`, and the state."""
         output, h = self._recur(tokens, h0)
         return self._decode(self._locked_dropout(output, self.dropout_output)), h
 
@@ -285,9 +425,7 @@ class LanguageModel(nn.Module):
         """
         raw, h = self._recur(tokens, h0)
         dropped = self._locked_dropout(raw, self.dropout_output)
-        cross_entropy = decoder_cross_entropy(
-            dropped.flatten(0, 1), self.embedding.weight, self.decoder_bias, targets.flatten()
-        )
+        cross_entropy = self._cross_entropy(dropped, targets)
         loss = cross_entropy
         if activation_reg:
             loss = loss + activation_reg * dropped.square().mean()
@@ -295,11 +433,32 @@ class LanguageModel(nn.Module):
             loss = loss + temporal_activation_reg * raw.diff(dim=0).square().mean()
         return loss, cross_entropy.detach(), h
 
+    def log_probabilities(self, features: Tensor) -> Tensor:
+        """`[T, M, V]` of the words that follow, from the recurrent layer's output `[T, M, H]`."""
+        return functional.log_softmax(self._decode(features), -1)
+
     def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-        embedded = self._locked_dropout(self.embedding(tokens), self.dropout_embedding)  # [T, M, d]
+        embedded = self._locked_dropout(self._embed(tokens), self.dropout_embedding)  # [T, M, d]
         return self.rnn(embedded, h0)
 
+    def _embed(self, tokens: Tensor) -> Tensor:
+        embedded = self.embedding(tokens)
+        if not self.training or self.dropout_word == 0:
+            return embedded
+        kept = functional.dropout(embedded.new_ones(self.embedding.num_embeddings), self.dropout_word)  # [V]
+        return embedded * kept[tokens].unsqueeze(-1)
+
+    def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
+        if self.mixture is not None:
+            return self.mixture.cross_entropy(features, targets, self.embedding.weight, self.decoder_bias)
+        return decoder_cross_entropy(
+            features.flatten(0, 1), self.embedding.weight, self.decoder_bias, targets.flatten()
+        )
+
     def _decode(self, features: Tensor) -> Tensor:
+        if self.mixture is not None:
+            scores: Tensor = self.mixture(features, self.embedding.weight, self.decoder_bias)
+            return scores
         return functional.linear(features, self.embedding.weight, self.decoder_bias)
 
     def _locked_dropout(self, x: Tensor, probability: float) -> Tensor:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,19 +15,18 @@ from wenet.config import SearchConfig
 from wenet.console import Console, duration
 from wenet.data import Corpus, batchify
 from wenet.genotype import Genotype, random_genotypes
-from wenet.interrupt import Interrupt, Stopped
+from wenet.interrupt import Interrupt
 from wenet.memory import peak_memory
 from wenet.nn import LanguageModel, WeightedDagRNN
+from wenet.resumable import ResumableRun
 from wenet.training import (
     perplexity,
-    random_tensors,
     restore_random,
     restore_training,
     training_tensors,
     window,
     windows_per_epoch,
 )
-from wenet_kernels import WenetError
 
 RECORDS = "search.jsonl"
 CURVE_POINTS = 20  # of the training loss, in the record of a round
@@ -71,7 +68,7 @@ class SearchState:
         return cls(**{**value, "seeds": [Candidate.from_dict(seed) for seed in value["seeds"]]})
 
 
-class Search:
+class Search(ResumableRun):
     """One search over one corpus, recorded in one run folder.
 
     Args:
@@ -91,15 +88,13 @@ class Search:
         checkpoint_every: float,
         interrupt: Interrupt,
     ) -> None:
-        self.config, self.corpus, self.folder, self.console = config, corpus, run, console
-        self.interrupt = interrupt
-        self.device = torch.device(config.device)
+        super().__init__(config.device, run, console, checkpoint_every, interrupt)
+        self.config, self.corpus = config, corpus
         self.train_stream = batchify(corpus.train, config.data_batch).to(self.device)  # [steps, M]
         self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
         self.windows = windows_per_epoch(self.train_stream, config.bptt)
         self.windows_per_round = max(1, round(config.epochs_per_round * self.windows))
-        self.checkpoint_seconds = 60 * checkpoint_every
-        self.state = SearchState()
+        self.state: SearchState = SearchState()
         self.tensors: dict[str, Tensor] = {}  # of the checkpoint that the run goes on from
 
     def run(self) -> dict[str, Any]:
@@ -166,21 +161,8 @@ class Search:
         self.h = h.detach()
         return float(cross_entropy)
 
-    def _check_finite(self, name: str, value: Tensor) -> None:
-        if not bool(torch.isfinite(value)):
-            raise self._divergence(f"the {name} is {value.item()}")
-
-    @contextmanager
-    def _naming_divergence(self) -> Iterator[None]:
-        """The settings are checked by now, so all that the model can still refuse is NaN."""
-        try:
-            yield
-        except WenetError as error:
-            raise self._divergence(str(error).split(";")[0]) from None
-
-    def _divergence(self, what: str) -> WenetError:
-        where = f"round {self.state.round + 1}, window {len(self.state.losses) + 1}"
-        return WenetError(f"training diverged: {what} in {where}; lower --lr or --init-range")
+    def _position(self) -> str:
+        return f"round {self.state.round + 1}, window {len(self.state.losses) + 1}"
 
     def _end_round(self, candidates: Sequence[Candidate]) -> None:
         """Line 9: keep the K networks of the largest weights; record them all."""
@@ -242,34 +224,10 @@ class Search:
             self.state = SearchState.from_dict(progress)
             restore_random(self.tensors, self.device)
         self.folder.truncate_records(RECORDS, self.state.round)
-        self._lap_started = self._saved = time.monotonic()
 
-    def _checkpoint_if_due(self) -> None:
-        self._stop_if_asked()
-        if time.monotonic() - self._saved >= self.checkpoint_seconds:
-            self._save_within_round()
-
-    def _stop_if_asked(self) -> None:
-        if self.interrupt.requested is not None:
-            self._save_within_round()
-            self.console.stop()
-            raise Stopped(self.interrupt.requested, self.folder.path)
-
-    def _save_within_round(self) -> None:
+    def _save_between_windows(self) -> None:
         h = {} if self.h is None else {"h": self.h}
         self._save({**training_tensors(self.model, self.optimizer), **h})
-
-    def _save(self, tensors: dict[str, Tensor]) -> None:
-        self._lap()
-        self.folder.save_checkpoint(self.state.to_dict(), {**tensors, **random_tensors(self.device)})
-        self._saved = time.monotonic()
-
-    def _lap(self) -> float:
-        """Add the time since the last call to what the run has cost."""
-        now = time.monotonic()
-        self.state.seconds += now - self._lap_started
-        self._lap_started = now
-        return self.state.seconds
 
     def _windows_done(self) -> int:
         return self.state.round * self.windows_per_round + len(self.state.losses)

@@ -18,8 +18,12 @@ def windows_per_epoch(stream: Tensor, bptt: int) -> int:
 
 def window(stream: Tensor, bptt: int, index: int) -> tuple[Tensor, Tensor]:
     """Tokens and targets of a window, `[T, M]` each, T <= bptt; the targets are one step ahead."""
-    start = index * bptt
-    stop = min(start + bptt, len(stream) - 1)
+    return window_at(stream, index * bptt, bptt)
+
+
+def window_at(stream: Tensor, start: int, length: int) -> tuple[Tensor, Tensor]:
+    """Tokens and targets of a window that begins at step `start`, `[T, M]` each, T <= length."""
+    stop = min(start + length, len(stream) - 1)
     return stream[start:stop], stream[start + 1 : stop + 1]
 
 
@@ -32,13 +36,20 @@ def perplexity(model: LanguageModel, stream: Tensor, bptt: int, between: Callabl
     """
     total, h = 0.0, None
     model.eval()
-    for index in range(windows_per_epoch(stream, bptt)):
-        tokens, targets = window(stream, bptt, index)
-        _, cross_entropy, h = model.loss(tokens, targets, h)
-        total += float(cross_entropy) * targets.numel()
-        between()
-    model.train()
-    mean = total / (stream[1:].numel())
+    try:
+        for index in range(windows_per_epoch(stream, bptt)):
+            tokens, targets = window(stream, bptt, index)
+            _, cross_entropy, h = model.loss(tokens, targets, h)
+            total += float(cross_entropy) * targets.numel()
+            between()
+    finally:
+        model.train()
+    return exp_of_mean(total, stream)
+
+
+def exp_of_mean(nats: float, stream: Tensor) -> float:
+    """Perplexity from the cross-entropy summed over all predicted tokens of a stream `[steps, M]`."""
+    mean = nats / stream[1:].numel()
     return math.exp(mean) if mean < 700 else math.inf  # a float overflows above
 
 

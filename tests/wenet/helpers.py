@@ -31,9 +31,9 @@ def write_text(folder: Path, lines: int = 120) -> Path:
     return folder
 
 
-def results(run: Path) -> list[dict]:
+def results(run: Path, records: str = "search.jsonl") -> list[dict]:
     """Everything a run found, without what it cost."""
     costs = ("seconds", "seconds_so_far", "peak_memory_bytes")
-    records = [json.loads(line) for line in (run / "search.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (run / records).read_text().splitlines()]
     records.append(json.loads((run / "best.json").read_text()))
     return [{key: value for key, value in record.items() if key not in costs} for record in records]

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from wenet import Genotype, WenetError, random_genotypes
-from wenet.genotypes import DARTS_V2, NAONET
-from wenet.nn import DagRNN, LanguageModel, WeightedDagRNN
+from wenet.config import LSTMS, resolve_train_config
+from wenet.genotypes import DARTS_V2, NAONET, load_genotype
+from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM, WeightedDagRNN
+from wenet.train import build_model
 
 CELL = Genotype.from_text("sigmoid0 relu1 tanh1 mean 2,3")
 
@@ -32,6 +34,29 @@ def test_parameter_counts_are_the_published_ones(vocabulary, size, genotype, for
     with torch.device("meta"):
         model = LanguageModel(vocabulary, DagRNN(size, size, genotype, form=form))
     assert count(model) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "vocabulary", "millions"),
+    [
+        ({"cell": "lstm"}, 10_000, 24),
+        ({"cell": "lstm", "dataset": "wikitext-2"}, 33_278, 33),
+        ({"cell": "lstm-skip"}, 10_000, 24),
+        ({"cell": "rhn"}, 10_000, 23),
+        ({"cell": "lstm", "softmax": "mos"}, 10_000, 22),
+        ({"cell": "darts-v1"}, 10_000, 23),
+        ({"cell": "enas-lm"}, 10_000, 23),
+        ({"cell": "naonet-ws"}, 10_000, 27),
+        ({"cell": "random:1"}, 10_000, 23),
+        ({"cell": "naonet-ws", "dataset": "wikitext-2"}, 33_278, 36),
+    ],
+)
+def test_parameter_counts_of_trained_architectures(settings, vocabulary, millions):
+    config = resolve_train_config("paper", settings)
+    genotype = None if config.cell in LSTMS else load_genotype(config.cell)
+    with torch.device("meta"):
+        model = build_model(config, genotype, vocabulary)
+    assert millions - 0.5 <= count(model) / 1e6 < millions + 0.6
 
 
 def test_weights_of_a_search_network():
@@ -126,6 +151,70 @@ def test_dropout_masks_are_locked_over_time_and_off_in_evaluation():
     assert torch.equal(model(tokens)[0], model(tokens)[0])
 
 
+def test_stacked_lstm_is_torch_lstm():
+    """Layers of one size without dropout are those of torch; the state carries over."""
+    ours, torchs = StackedLSTM(5, [7, 7, 7]).double(), torch.nn.LSTM(5, 7, num_layers=3).double()
+    with torch.no_grad():
+        for index, layer in enumerate(ours.layers):
+            for name, parameter in layer.named_parameters():
+                parameter.copy_(getattr(torchs, name.replace("l0", f"l{index}")))
+    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    expected, _ = torchs(x)
+    whole, state = ours(x)
+    torch.testing.assert_close(whole, expected)
+    first, h = ours(x[:2])
+    second, last = ours(x[2:], h)
+    torch.testing.assert_close(torch.cat([first, second]), expected)
+    torch.testing.assert_close(last, state)
+
+
+def test_lstm_that_adds_up_its_layers():
+    plain, skip = StackedLSTM(5, [7, 7]), StackedLSTM(5, [7, 7], skip=True)
+    skip.load_state_dict(plain.state_dict())
+    lower = StackedLSTM(5, [7])
+    lower.load_state_dict({name: value for name, value in plain.state_dict().items() if ".0." in name})
+    x = torch.randn(6, 3, 5)
+    torch.testing.assert_close(skip(x)[0], lower(x)[0] + plain(x)[0])
+
+
+def test_dropped_hidden_weights():
+    """With all but none of the hidden weights kept, a layer sees its input alone; the gradient reaches those kept."""
+    torch.manual_seed(0)
+    lstm = StackedLSTM(5, [64], dropout_h=0.5)
+    x = torch.randn(3, 2, 5)
+    assert not torch.equal(lstm(x)[0], lstm(x)[0])
+    lstm(x)[0].square().sum().backward()
+    gradient = lstm.layers[0].weight_hh_l0.grad
+    assert 0.4 < (gradient == 0).float().mean() < 0.6
+    lstm.eval()
+    assert torch.equal(lstm(x)[0], lstm(x)[0])
+
+
+def test_mixture_of_softmaxes():
+    """Its loss, computed in parts, is that of its log-probabilities, which are those of the formula."""
+    torch.manual_seed(0)
+    mixture = MixtureOfSoftmaxes(6, 4, 3).double()
+    features, words = torch.randn(50, 20, 6, dtype=torch.float64, requires_grad=True), torch.randn(11, 4).double()
+    bias, targets = torch.randn(11, dtype=torch.float64), torch.randint(11, (50, 20))
+    prior = torch.softmax(features @ mixture.prior.weight.T, -1)
+    contexts = torch.tanh(mixture.context(features)).view(50, 20, 3, 4)
+    expected = (prior.unsqueeze(-1) * torch.softmax(contexts @ words.T + bias, -1)).sum(-2).log()
+    torch.testing.assert_close(mixture(features, words, bias), expected)
+    nats = -expected.gather(-1, targets.unsqueeze(-1)).mean()
+    found = mixture.cross_entropy(features, targets, words, bias)
+    torch.testing.assert_close(found, nats)
+    gradients = (torch.autograd.grad(value, features, retain_graph=True)[0] for value in (found, nats))
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_mixture_of_one_is_a_softmax():
+    model = LanguageModel(11, DagRNN(4, 6, CELL), mixture=MixtureOfSoftmaxes(6, 4, 1))
+    tokens, targets = torch.randint(11, (2, 5, 3))
+    scores, _ = model(tokens)
+    expected = torch.nn.functional.cross_entropy(scores.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(model.loss(tokens, targets)[1], expected.detach())
+
+
 def test_loss_and_regularisers():
     model = LanguageModel(11, DagRNN(6, 6, CELL)).double()
     tokens, targets = torch.randint(11, (2, 5, 3))
@@ -177,6 +266,8 @@ def test_a_search_model_compiles_into_one_graph():
         (lambda: WeightedDagRNN(5, 7, [CELL], coupling="loose"), "unknown coupling"),
         (lambda: WeightedDagRNN(5, 7, [CELL], norm="layer"), "unknown norm"),
         (lambda: LanguageModel(9, DagRNN(5, 7, CELL)), "input_size == hidden_size"),
+        (lambda: StackedLSTM(5, []), "at least one layer"),
+        (lambda: StackedLSTM(5, [4, 3], skip=True), "sizes must be equal"),
         (lambda: DagRNN(5, 7, CELL)(torch.randn(4, 3, 6)), r"\[T, M, 5\]"),
         (lambda: DagRNN(5, 7, CELL)(torch.randn(4, 3, 5), torch.zeros(1, 2, 7)), "h0 must have shape"),
         (lambda: WeightedDagRNN(5, 7, [CELL])(torch.randn(4, 3, 5), torch.zeros(2, 3, 7)), "h0 must have shape"),

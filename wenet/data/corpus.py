@@ -56,6 +56,22 @@ def load_corpus(dataset: str, data_dir: Path | None = None, max_vocabulary: int 
     return corpus
 
 
+def encode_held_out(dataset: str, data_dir: Path | None, vocabulary: Sequence[str]) -> dict[str, Tensor]:
+    """The validation and test part of any text in the indices of a vocabulary that was learned elsewhere.
+
+    Words beyond it are read as `<unk>` where the vocabulary has that.
+
+    Raises:
+        WenetError: as `load_corpus`; a word beyond a vocabulary without `<unk>`.
+    """
+    texts = read_texts(dataset, data_dir)
+    index = {word: i for i, word in enumerate(vocabulary)}
+    held_out = {}
+    for split in ("valid", "test"):
+        held_out[split] = _indices(texts[split].name, _words(texts[split]), index, index.get(UNKNOWN))
+    return held_out
+
+
 def batchify(tokens: Tensor, data_batch: int) -> Tensor:
     """Cut a stream into `data_batch` streams side by side, `[steps, data_batch]`; what does not fill a row is left out.
 

@@ -1,0 +1,116 @@
+"""A trained model on validation and test text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from wenet.adaptive import Cache, Dynamic, cache_perplexity, dynamic_perplexity
+from wenet.checkpoint import RunFolder
+from wenet.config import TrainConfig, resolve_train_config
+from wenet.console import Console, duration
+from wenet.data import batchify, encode_held_out
+from wenet.data.corpus import UNKNOWN
+from wenet.launch import as_path, resolve_machine, stored_config, stored_corpus
+from wenet.launch_train import stored_genotype
+from wenet.nn import LanguageModel
+from wenet.train import trained_model
+from wenet.training import perplexity
+from wenet_kernels import WenetError, check_choice
+
+RECORDS = "eval.jsonl"
+SETTINGS = ("eval_batch", "test_batch", "backend", "device", "precision")  # of the run that an evaluation may change
+
+
+def evaluate(
+    folder: str | Path,
+    dataset: str | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    cache: Cache | None = None,
+    dynamic: Dynamic | None = None,
+    console: Console | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Perplexity of the best weights of a training run on the validation and the test part of a text.
+
+    Args:
+        folder: of the run; what is found is added to its `eval.jsonl` too.
+        dataset: the run's own text by default; another is read with the run's vocabulary.
+        data_dir, console: as in `train`.
+        cache, dynamic: adapt to the text while reading it, in one way or the other.
+        settings: eval_batch, test_batch, backend, device, precision; the run's own by default, but backend and device
+            what this machine has.
+
+    Returns:
+        For each part the perplexity, the tokens predicted (all but the first of each stream, and but the few that do
+        not fill a row), how many of them are `<unk>`, and the seconds taken.
+
+    Raises:
+        WenetError: no trained model there, an unusable text or setting.
+    """
+    console = console or Console(silent=True)
+    if cache and dynamic:
+        raise WenetError("the cache and dynamic evaluation are not combined; ask for one of them")
+    for name in settings:
+        check_choice("setting", name, SETTINGS)
+    with closing(RunFolder.open(Path(folder))) as run:
+        stored = stored_config(run, "train", resolve_train_config)
+        config = resolve_machine(replace(stored, **{"backend": "auto", "device": "auto", **settings}))
+        corpus = stored_corpus(run, stored, data_dir)
+        held_out = {"valid": corpus.valid, "test": corpus.test}
+        if dataset is not None:
+            held_out = encode_held_out(dataset, as_path(data_dir), corpus.vocabulary)
+        _, tensors = run.load_best()
+        model = trained_model(config, stored_genotype(run), len(corpus.vocabulary), tensors).to(config.device)
+        measure = _measure(model, config, batchify(corpus.train, config.data_batch).to(config.device), cache, dynamic)
+        record: dict[str, Any] = {
+            "dataset": dataset or stored.dataset,
+            "precision": config.precision,
+            "cache": cache and asdict(cache),
+            "dynamic": dynamic and asdict(dynamic),
+        }
+        unknown = corpus.vocabulary.index(UNKNOWN) if UNKNOWN in corpus.vocabulary else None
+        for part, rows in (("valid", config.eval_batch), ("test", config.test_batch)):
+            stream = batchify(held_out[part], rows).to(config.device)
+            record[part] = _score(measure, stream, unknown)
+            console.say(_describe(part, record[part], rows))
+        run.append_record(RECORDS, record)
+    return record
+
+
+def _measure(
+    model: LanguageModel, config: TrainConfig, train_stream: Tensor, cache: Cache | None, dynamic: Dynamic | None
+) -> Callable[[Tensor], float]:
+    """Perplexity of a stream in the way asked for."""
+    if cache is not None:
+        return lambda stream: cache_perplexity(model, stream, config.bptt, cache)
+    if dynamic is not None:
+        return lambda stream: dynamic_perplexity(model, train_stream, stream, config.bptt, dynamic)
+    return lambda stream: perplexity(model, stream, config.bptt)
+
+
+def _score(measure: Callable[[Tensor], float], stream: Tensor, unknown: int | None) -> dict[str, Any]:
+    started = time.monotonic()
+    value = measure(stream)
+    predicted = stream[1:]
+    return {
+        "perplexity": value,
+        "tokens_predicted": predicted.numel(),
+        "unknown_tokens": 0 if unknown is None else int((predicted == unknown).sum()),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _describe(part: str, score: dict[str, Any], rows: int) -> str:
+    return (
+        f"{part:<6} perplexity {score['perplexity']:.2f} over {score['tokens_predicted']:,} predicted tokens "
+        f"({score['unknown_tokens']:,} of them <unk>), {rows} stream{'s' * (rows > 1)} side by side, "
+        f"{duration(score['seconds'])}"
+    )

@@ -1,0 +1,173 @@
+"""From a cell and a text to a trained model: settings, folder, and what is said before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wenet.checkpoint import RunFolder
+from wenet.config import LSTMS, TrainConfig, resolve_train_config
+from wenet.console import Console, duration, size
+from wenet.data import Corpus, batchify, load_corpus
+from wenet.estimate import estimate_training, estimate_training_memory
+from wenet.genotype import Genotype
+from wenet.genotypes import load_genotype
+from wenet.interrupt import Interrupt
+from wenet.launch import (
+    CHECKPOINT_MINUTES,
+    SIZE_FLAGS,
+    as_path,
+    check_memory,
+    default_folder,
+    default_preset,
+    resolve_machine,
+    run_settings,
+    say_text_and_machine,
+    stored_config,
+    take_up,
+    with_absolute_dataset,
+)
+from wenet.memory import explaining_out_of_memory
+from wenet.train import Training
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training came to: perplexities, what `best.json` says, and the run folder."""
+
+    valid_perplexity: float
+    test_perplexity: float
+    best: dict[str, Any]
+    folder: Path
+
+
+def train(
+    dataset: str | None = None,
+    *,
+    cell: str | Genotype | None = None,
+    preset: str | None = None,
+    out: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    checkpoint_every: float = CHECKPOINT_MINUTES,
+    console: Console | None = None,
+    config_file: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> TrainResult:
+    """Train one cell as a language model, as the paper evaluates what it found (section 4.2).
+
+    Args:
+        dataset, out, data_dir, checkpoint_every, console, config_file: as in `search`.
+        cell: a genotype, a published name, "lstm" or "lstm-skip", "random:SEED", a JSON file, a run folder, or text
+            such as "tanh0 relu1".
+        preset: "paper" or "quick"; by default "paper" with a GPU and "quick" without.
+        settings: any field of `TrainConfig`.
+
+    Raises:
+        WenetError: an impossible setting, no such cell, missing or unusable text, too little memory, or diverged
+            training.
+        Stopped: SIGINT or SIGTERM came; `resume_train` goes on from there.
+    """
+    console = console or Console(silent=True)
+    given = {**(config_file or {}), **settings}
+    if dataset is not None:
+        given["dataset"] = dataset
+    if cell is not None:
+        given["cell"] = str(cell)
+    preset = preset or given.pop("preset", None) or default_preset()
+    given.pop("preset", None)
+    config = resolve_machine(resolve_train_config(preset, given))
+    genotype = None if config.cell in LSTMS else load_genotype(config.cell)
+    corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
+    config = with_absolute_dataset(config)
+    for part, rows in (
+        (corpus.train, config.data_batch),
+        (corpus.valid, config.eval_batch),
+        (corpus.test, config.test_batch),
+    ):
+        batchify(part, rows)  # refuses a text that is too short, before anything is written
+    check_memory(estimate_training_memory(config, genotype, len(corpus.vocabulary)), config.device, SIZE_FLAGS)
+    folder = as_path(out) or default_folder("train", corpus.name)
+    stored = {**run_settings("train", config, corpus, data_dir), "genotype": genotype and genotype.to_dict()}
+    with Interrupt() as interrupt, closing(RunFolder.create(folder, stored)) as run:
+        _say_header(console, config, genotype, corpus)
+        return _run(config, genotype, corpus, run, console, checkpoint_every, interrupt)
+
+
+def resume_train(
+    folder: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    checkpoint_every: float = CHECKPOINT_MINUTES,
+    console: Console | None = None,
+) -> TrainResult:
+    """Continue training bit-exactly from its last checkpoint.
+
+    Raises:
+        WenetError: no such run, it is in use, its checkpoint is damaged, or text or machine differ from what it needs.
+        Stopped: as in `train`.
+    """
+    console = console or Console(silent=True)
+    with Interrupt() as interrupt, closing(RunFolder.open(Path(folder))) as run:
+        config = stored_config(run, "train", resolve_train_config)
+        corpus = take_up(run, config, data_dir, console)
+        return _run(config, stored_genotype(run), corpus, run, console, checkpoint_every, interrupt)
+
+
+def stored_genotype(run: RunFolder) -> Genotype | None:
+    """The cell that a run trains, None for an LSTM; the file that a cell was read from may have changed since."""
+    stored = run.config["genotype"]
+    return None if stored is None else Genotype.from_dict(stored)
+
+
+def _run(
+    config: TrainConfig,
+    genotype: Genotype | None,
+    corpus: Corpus,
+    run: RunFolder,
+    console: Console,
+    checkpoint_every: float,
+    interrupt: Interrupt,
+) -> TrainResult:
+    needed = size(estimate_training_memory(config, genotype, len(corpus.vocabulary)))
+    try:
+        with explaining_out_of_memory(f"about {needed} are needed; lower {SIZE_FLAGS}"):
+            best = Training(config, genotype, corpus, run, console, checkpoint_every, interrupt).run()
+    finally:
+        console.stop()
+    return TrainResult(best["valid_perplexity"], best["test_perplexity"], best, run.path)
+
+
+def _say_header(console: Console, config: TrainConfig, genotype: Genotype | None, corpus: Corpus) -> None:
+    say_text_and_machine(console, config, corpus)
+    console.say(f"cell      {config.cell}" + ("" if genotype is None else f": {genotype}"))
+    expected = estimate_training(config, genotype, corpus)
+    console.say(
+        f"{config.preset:<9} {config.epochs:,} epochs, hidden {config.hidden}, batch {config.data_batch}: about "
+        f"{duration(expected.seconds)}, {size(expected.memory)}"
+    )
+
+
+def describe_training(result: TrainResult) -> str:
+    """Perplexities, how they were come by, and what to do next."""
+    best, folder = result.best, result.folder
+    averaged = "never averaged" if best["averaging_from"] is None else f"averaged from epoch {best['averaging_from']}"
+    rollbacks = best["rollbacks"]
+    lines = [
+        "",
+        f"perplexity  valid {result.valid_perplexity:.2f}, test {result.test_perplexity:.2f}",
+        f"weights     of epoch {best['epoch']} of {best['epochs']}, the best in validation; {averaged}; "
+        f"{best['parameters']:,} parameters",
+        f"cost        {duration(best['seconds'])}, peak memory {size(best['peak_memory_bytes'])}",
+    ]
+    if rollbacks:
+        lines.append(f"caution     training diverged {rollbacks} time{'s' * (rollbacks > 1)} and went back each time")
+    return "\n".join(
+        [
+            *lines,
+            f"files       {folder}/best.json (the result), train.jsonl (every epoch), config.json (settings)",
+            f"next        wenet-eval {folder}",
+        ]
+    )
