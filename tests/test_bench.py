@@ -14,12 +14,14 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="needs the extra `bench`")
 pytest.importorskip("matplotlib", reason="needs the extra `bench`")
 
-from bench import profile_window, report
+from bench import compare_cells, profile_window, report, train_step
 from bench.cases import PAPER, QUICK, Case, make_operands
 from bench.contestants import prepare
 from bench.search_speed import Cost, table
+from bench.train_step import EagerRNN
 from wenet.config import resolve_config
-from wenet.genotypes import ENAS_LM
+from wenet.genotypes import ENAS_LM, load_genotype
+from wenet.nn import DagRNN
 
 ROOT = Path(__file__).parents[1]
 
@@ -127,3 +129,38 @@ def test_whole_searches_are_compared_in_pairs():
     pairs = [(Cost(1, 10**9), Cost(3, 2 * 10**9)), (Cost(2, 10**9), Cost(8, 10**9))]
     assert table("cpu", pairs)[2:4] == ["| cpu | 1.5 s | 1.00 GB |", "| reference | 5.5 s | 2.00 GB |"]
     assert table("cpu", pairs)[-1].startswith("cpu over reference: 3.50 times as fast, from 3.00 to 4.00")
+
+
+def test_the_eager_cell_computes_the_same():
+    genotype = load_genotype("enas")
+    ours, eager = DagRNN(5, 7, genotype).double(), EagerRNN(5, 7, genotype).double()
+    with torch.no_grad():
+        eager.weight_first.copy_(torch.cat([ours.weight_input, ours.weight_hidden]))
+        for own, weight in zip(eager.weight_nodes, ours.weight_nodes, strict=True):
+            own.copy_(weight)
+    x, h0 = torch.randn(6, 3, 5, dtype=torch.float64), torch.randn(1, 3, 7, dtype=torch.float64)
+    torch.testing.assert_close(eager(x, h0), ours(x, h0))
+
+
+def test_a_training_step_is_measured():
+    result = train_step.measure(train_step.Shape(8, 3, 4, 20), load_genotype("tanh0 relu1"), "reference", pairs=2)
+    assert result["times_as_fast_range"][0] <= result["times_as_fast"] <= result["times_as_fast_range"][1]
+    assert "| 8 | 3 | 4 |" in train_step.table([result])[2]
+
+
+def test_cells_with_flags_of_their_own():
+    assert compare_cells.parse_cell("tanh0 relu1") == ("tanh0 relu1", [])
+    assert compare_cells.parse_cell("lstm --layers 2 --hidden 9") == ("lstm", ["--layers", "2", "--hidden", "9"])
+
+
+def test_table_of_compared_cells(tmp_path):
+    def trained(cell, seed, valid):
+        best = {"parameters": 10, "valid_perplexity": valid, "test_perplexity": 2 * valid, "epochs": 2, "seconds": 1.5}
+        return compare_cells.Trained(cell, seed, best, [valid + 1, None, valid])
+
+    runs = [trained("a", 1, 5.0), trained("b", 1, 3.0), trained("a", 2, 7.0), trained("b", 2, 4.0)]
+    compare_cells.write_results(tmp_path, runs)
+    *_, first, second = (tmp_path / "table.md").read_text().splitlines()
+    assert first.startswith("| b | 10 | 2 | 3.50 (0.71) | 7.00 (1.41) |")
+    assert second.startswith("| a |")
+    assert len(json.loads((tmp_path / "compare.json").read_text())) == 4

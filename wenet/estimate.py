@@ -10,6 +10,7 @@ import torch
 from wenet.config import SearchConfig, TrainConfig
 from wenet.data import Corpus
 from wenet.genotype import Genotype, random_genotypes
+from wenet.loss import CHUNK
 from wenet.nn import MIXTURE_ROWS
 from wenet.search import DTYPES, build_model, build_optimizer
 from wenet.train import LONGER_AT_MOST
@@ -62,7 +63,10 @@ def estimate_training_memory(config: TrainConfig, genotype: Genotype | None, voc
     else:
         width = 2 * config.hidden if config.form == "highway" else config.hidden
         recurrence = positions * (2 * width + (genotype.nodes + 1) * (2 * width + config.hidden))
-    logits = 3 * (positions if config.softmax == "tied" else MIXTURE_ROWS) * vocabulary_size
+    words = vocabulary_size * (config.embedding or config.hidden)
+    logits = 2 * max(CHUNK, vocabulary_size) + 2 * words  # and the decoder's share of the embedding's gradient
+    if config.softmax == "mos":
+        logits = 3 * MIXTURE_ROWS * vocabulary_size
     return INTERPRETER + DTYPES[config.precision].itemsize * (3 * parameters + recurrence + logits)
 
 

@@ -142,7 +142,8 @@ def _run(
 
 def _say_header(console: Console, config: TrainConfig, genotype: Genotype | None, corpus: Corpus) -> None:
     say_text_and_machine(console, config, corpus)
-    console.say(f"cell      {config.cell}" + ("" if genotype is None else f": {genotype}"))
+    same = genotype is None or str(genotype) == config.cell
+    console.say(f"cell      {config.cell}" + ("" if same else f": {genotype}"))
     expected = estimate_training(config, genotype, corpus)
     console.say(
         f"{config.preset:<9} {config.epochs:,} epochs, hidden {config.hidden}, batch {config.data_batch}: about "

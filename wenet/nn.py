@@ -451,9 +451,8 @@ class LanguageModel(nn.Module):
     def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
         if self.mixture is not None:
             return self.mixture.cross_entropy(features, targets, self.embedding.weight, self.decoder_bias)
-        return decoder_cross_entropy(
-            features.flatten(0, 1), self.embedding.weight, self.decoder_bias, targets.flatten()
-        )
+        weight, bias = self.embedding.weight, self.decoder_bias
+        return decoder_cross_entropy(features.flatten(0, 1), weight, bias, targets.flatten())
 
     def _decode(self, features: Tensor) -> Tensor:
         if self.mixture is not None:
