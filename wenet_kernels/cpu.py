@@ -35,8 +35,8 @@ def status() -> str:
     return "ready"
 
 
-def devices() -> tuple[str, ...]:
-    return ("cpu",)
+def runs_on(kind: str) -> bool:
+    return kind == "cpu"
 
 
 def takes(dtype: torch.dtype, precision: str) -> bool:

@@ -23,7 +23,7 @@ class Backend(Protocol):
     """What a backend module provides."""
 
     def status(self) -> str: ...  # "ready", or the reason why not
-    def devices(self) -> tuple[str, ...]: ...  # kinds that it runs on
+    def runs_on(self, kind: str) -> bool: ...  # of device, as in `torch.device.type`
     def takes(self, dtype: torch.dtype, precision: str) -> bool: ...
     def kept_shape(
         self, steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype, precision: str
@@ -66,7 +66,7 @@ def resolve_backend(
         raise WenetError(f"no backend on {kind} has products of {dtype} in precision {precision!r}; use 'full'")
     check_choice("backend", name, ["auto", *_BACKENDS])
     reason = _BACKENDS[name].status()
-    if reason == "ready" and kind not in _BACKENDS[name].devices():
+    if reason == "ready" and not _BACKENDS[name].runs_on(kind):
         reason = f"it does not run on {kind}"
     if reason == "ready" and not _BACKENDS[name].takes(dtype, precision):
         reason = f"it has no products of {dtype} in precision {precision!r} here"

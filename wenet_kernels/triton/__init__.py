@@ -27,9 +27,9 @@ def status() -> str:
     return "ready"
 
 
-def devices() -> tuple[str, ...]:
-    """In Triton's interpreter, which is for tests, the kernels run on the CPU too."""
-    return ("cuda", "cpu") if _interpreted() else ("cuda",)
+def runs_on(kind: str) -> bool:
+    """On a GPU; in Triton's interpreter, which is for tests, on the CPU too."""
+    return kind == "cuda" or (kind == "cpu" and _interpreted())
 
 
 def takes(dtype: torch.dtype, precision: str) -> bool:

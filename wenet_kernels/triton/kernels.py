@@ -30,8 +30,8 @@ def _tanh(x):
     decay = tl.exp(-2 * tl.abs(x))  # in 0..1
     far = (1 - decay) / (1 + decay)
     square = x * x
-    near = x * (1 - square * (1 / 3 - square * (2 / 15)))
-    return tl.where(square < 1e-3, near, tl.where(x < 0, -far, far))
+    near = x * (1 - square * (1 / 3 - square * (2 / 15 - square * (17 / 315 - square * (62 / 2835)))))
+    return tl.where(square < 0.06, near, tl.where(x < 0, -far, far))
 
 
 @triton.jit
