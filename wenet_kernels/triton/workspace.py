@@ -22,9 +22,11 @@ class Workspace:
     All buffers begin with the time steps, so a shorter sequence uses the beginnings of them, at the same addresses.
     """
 
-    def __init__(self, shape: Shape, capacity: int, device: torch.device) -> None:
+    def __init__(self, shape: Shape, capacity: int, device: torch.device, machine: Machine | None = None) -> None:
         self.shape, self.capacity, self.device = shape, capacity, device
-        self.tiling = choose_tiling(shape, Machine.of(device))
+        # What asks for it is NVIDIA's assembler.
+        self.prefetch = self.device.type == "cuda" and torch.version.hip is None
+        self.tiling = choose_tiling(shape, machine or Machine.of(device))
         s = shape
         networks, nodes, rows, hidden, width = s.networks, s.nodes, s.rows, s.hidden, s.width
         self.pre = self._empty(capacity, networks, rows, width)
@@ -44,6 +46,9 @@ class Workspace:
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _launch(self, kernel: Any, grid: tuple[int, ...], *operands: object, **options: object) -> None:
+        kernel[grid](*operands, **options)
 
     def load(self, r: Recurrence) -> None:
         """Copy the operands in; the products' factors are rounded here, once for all time steps."""
@@ -84,7 +89,8 @@ class Workspace:
 
     def _step_forward(self, t: int, init: bool, first: int, last: int) -> None:
         tiling = self.tiling
-        kernels.step_forward[self._grid()](
+        self._launch(
+            kernels.step_forward, self._grid(),
             self.pre, *self.pre.stride()[:2], self.hidden, *self._hidden_strides(), self.weights, self.mask, self.mean,
             self.var, self._statistics_stride(), self.ancestor, self.activation, self.share, *self._kept_operands(),
             self.cell_output, 0 if self.shape.weighted else self.hidden.stride(0), t, first, last,
@@ -130,7 +136,8 @@ class Workspace:
 
     def _step_backward(self, t: int, head: bool, first: int, last: int, link: bool, tail: bool) -> None:
         s, tiling = self.shape, self.tiling
-        kernels.step_backward[self._grid()](
+        self._launch(
+            kernels.step_backward, self._grid(),
             self.pre, *self.pre.stride()[:2], self.hidden, *self._hidden_strides(), self.weights, self.mask, self.var,
             self._statistics_stride(), self.ancestor, self.activation, self.portions, *self._kept_operands(),
             self.grad_hidden, *self._hidden_strides(), self.grad_states, self.grad_previous, self.grad_product,
@@ -149,7 +156,8 @@ class Workspace:
             (True, self.hidden, self._hidden_strides(), grad_hidden, s.networks),
             (False, states, (states_step, state_stride), grad_nodes, s.networks * s.nodes),
         ):
-            kernels.weight_gradient[(*tiles, matrices)](
+            self._launch(
+                kernels.weight_gradient, (*tiles, matrices),
                 inputs, *strides, self.mask, self.ancestor, self.grad_product, self.grad_product.stride(0), result,
                 steps, M=s.rows, H=s.hidden, L=s.nodes, WIDTH=s.width, HAS_MASK=s.masked, INIT=init, DEPTH=32,
                 HEIGHT=tile, COLUMNS=tile, INPUT_PRECISION=INPUT_PRECISIONS[s.precision], num_warps=4,
@@ -163,7 +171,8 @@ class Workspace:
         """`sum_networks` of weighted networks; of independent ones it only adds the addend."""
         count = self.shape.networks if self.shape.weighted else 1
         size = values.numel() // count
-        kernels.sum_networks[(-(-size // SUM_BLOCK),)](
+        self._launch(
+            kernels.sum_networks, (-(-size // SUM_BLOCK),),
             values, values if factors is None else factors, result if addend is None else addend, size, result, size,
             count, size, t,
             WEIGHTED=factors is not None, ADD=addend is not None, NETWORKS=SUM_NETWORKS, BLOCK=SUM_BLOCK, num_warps=4,
@@ -198,7 +207,7 @@ class Workspace:
             "ROWS": tiling.rows,
             "COLUMNS": tiling.columns,
             "BLOCKS": tiling.blocks if tiling.fused else 1,
-            "PREFETCH": tiling.fused and self.device.type == "cuda" and torch.version.hip is None,
+            "PREFETCH": tiling.fused and self.prefetch,
             "INPUT_PRECISION": INPUT_PRECISIONS[s.precision],
             "num_warps": tiling.warps,
         }
