@@ -9,14 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from wenet_kernels.errors import WenetError
 
 # What a search at the paper's setting launches, and what training one large cell does.
 PAPER = dict(networks=120, rows=20, hidden=200, nodes=8, form="highway", norm="batch", weighted=True, masked=True)
@@ -125,6 +123,7 @@ def compile_launch(launch: Launch, arch: str) -> Usage:
     for parameter in parameters[len(launch.operands) :]:
         signature[parameter.name], constants[parameter.name] = "constexpr", launch.options[parameter.name]
     settings = {name: value for name, value in launch.options.items() if name in ("num_warps", "num_stages")}
+    settings["enable_fp_fusion"] = True
     source = ASTSource(launch.kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=target, options=settings)
     registers, spills = _of_cubin(compiled.asm["cubin"]) if nvidia else _of_amdgcn(compiled.asm["amdgcn"])
@@ -162,7 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("wenet_kernels.aot: triton is not installed", file=sys.stderr)
         return 2
     print(f"triton {triton.__version__}")
-    print(f"{'arch':<8}{'setting':<23}{'kernel':<34}{'warps':>6}{'stages':>7}{'registers':>10}{'spills':>8}{'shared':>9}")
+    print(
+        f"{'arch':<8}{'setting':<23}{'kernel':<34}{'warps':>6}{'stages':>7}{'registers':>10}{'spills':>8}{'shared':>9}"
+    )
     spilled = False
     for arch in options.arch:
         for name in options.setting:

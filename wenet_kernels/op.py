@@ -26,7 +26,15 @@ class Backend(Protocol):
     def runs_on(self, kind: str) -> bool: ...  # of device, as in `torch.device.type`
     def takes(self, dtype: torch.dtype, precision: str) -> bool: ...
     def kept_shape(
-        self, steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype, precision: str
+        self,
+        steps: int,
+        networks: int,
+        rows: int,
+        hidden: int,
+        nodes: int,
+        form: str,
+        dtype: torch.dtype,
+        precision: str,
     ) -> tuple[int, ...]: ...  # of `Evaluation.activated`
     def forward(self, r: Recurrence, keep: bool) -> Evaluation: ...
     def backward(self, r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients: ...

@@ -40,7 +40,7 @@ def count_memory(shape: Shape, steps: int) -> Memory:
     operands = 4 * (projected + (steps + 1) * hidden + 2 * statistics + state) + size * weights
     if not s.keep:
         return Memory(operands, 4 * s.states_size, 0)
-    blocks = choose_tiling(shape, Machine()).blocks
+    blocks = choose_tiling(shape, Machine()).backward.blocks
     alignment = steps * s.networks * s.nodes * blocks
     gradients = 4 * (projected + 2 * steps * hidden + s.states_size + state + alignment)
     return Memory(
@@ -56,7 +56,8 @@ def check_memory(shape: Shape, steps: int, device: torch.device) -> None:
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     needed = count_memory(shape, steps).total
     if needed > free:
-        advice = "fewer networks, rows or steps need less" + (", and so does precision 'bf16'" * (shape.precision != "bf16"))
+        less = "" if shape.precision == "bf16" else ", and so does precision 'bf16'"
+        advice = f"fewer networks, rows or steps need less{less}"
         raise WenetError(
             f"the recurrence of {shape.networks} cells over {steps} steps needs {needed / 1e9:.1f} GB of memory and "
             f"{device} has {free / 1e9:.1f} GB left; {advice}"

@@ -81,28 +81,39 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """How a direction cuts the columns of a state.
+
+    Attributes:
+        size: columns of a tile.
+        blocks: tiles side by side in a network.
+        depth: of the inner dimension that a program multiplies at once.
+        stages: tiles of weights on their way at a time.
+        warps: of a program.
+    """
+
+    size: int
+    blocks: int
+    depth: int
+    stages: int
+    warps: int
+
+
+@dataclass(frozen=True)
 class Tiling:
     """How a step is cut.
 
     Attributes:
-        rows, columns: of a tile of a state.
-        blocks: of columns in a network.
+        rows: of a tile of a state.
+        forward, backward: how the columns are cut in each direction.
         fused: a program evaluates a network alone, all nodes in one launch; else a launch evaluates one node, and
             every block of columns has a program of its own.
-        depth_forward, depth_backward: of the inner dimension that a program multiplies at once.
-        stages_forward, stages_backward: tiles of weights on their way at a time.
-        warps: of a program.
     """
 
     rows: int
-    columns: int
-    blocks: int
+    forward: Columns
+    backward: Columns
     fused: bool
-    depth_forward: int
-    depth_backward: int
-    stages_forward: int
-    stages_backward: int
-    warps: int
 
 
 def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
@@ -114,38 +125,33 @@ def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
     if shape.rows > MOST_ROWS:
         raise WenetError(f"backend 'triton' takes at most {MOST_ROWS} rows in a data batch, not {shape.rows}")
     rows = max(16, _power_of_two(shape.rows))
-    columns = max(16, min(_power_of_two(shape.hidden), MOST_ELEMENTS // rows))
     fused = 2 * shape.networks >= machine.multiprocessors
+    columns = _power_of_two(shape.hidden)
     while not fused and columns > 16 and shape.networks * -(-shape.hidden // columns) < machine.multiprocessors:
         columns //= 2
     matrices = 2 if shape.form == "highway" else 1
     size = shape.dtype.itemsize
-    forward = _depth(matrices * columns * size, shape.hidden)
-    backward = _depth(columns * size, shape.width)
-    # A stage holds weights and, of the state that they multiply, fp32 elements and their mask, or a gradient.
-    stage_forward = forward * (matrices * columns * size + 8 * rows)
-    stage_backward = backward * size * (columns + rows)
+    # A stage holds weights, and with them fp32 states and their mask; in backward, gradients.
+    forward, backward = (8 * rows, matrices * size), (size * rows, size)
     return Tiling(
         rows,
-        columns,
-        -(-shape.hidden // columns),
+        _cut_columns(shape.hidden, rows, min(columns, MOST_ELEMENTS // rows), shape.hidden, *forward, machine),
+        # Backward holds more of a tile in registers.
+        _cut_columns(shape.hidden, rows, min(columns, MOST_ELEMENTS // 2 // rows), shape.width, *backward, machine),
         fused,
-        forward,
-        backward,
-        _stages(machine, stage_forward),
-        _stages(machine, stage_backward),
-        8 if rows * columns >= 4096 else 4,
     )
 
 
-def _depth(bytes_of_one: int, size: int) -> int:
-    fitting = max(16, min(128, STAGE_BYTES // bytes_of_one))
-    return max(16, min(_power_of_two(fitting + 1) // 2, _power_of_two(size)))
-
-
-def _stages(machine: Machine, stage: int) -> int:
+def _cut_columns(
+    hidden: int, rows: int, columns: int, inner: int, factor_bytes: int, weight_bytes: int, machine: Machine
+) -> Columns:
+    """Tiles of at most so many columns; `_bytes`: of one inner index, in all rows of a factor or a column of a weight."""
+    size = max(16, columns)
+    fitting = max(16, min(128, STAGE_BYTES // (size * weight_bytes)))
+    depth = max(16, min(_power_of_two(fitting + 1) // 2, _power_of_two(inner)))
     reserve = 16384  # for reductions and for tiles that change hands between warps
-    return max(1, min(MOST_STAGES, (machine.shared_memory - reserve) // stage))
+    stages = (machine.shared_memory - reserve) // (depth * (factor_bytes + size * weight_bytes))
+    return Columns(size, -(-hidden // size), depth, max(1, min(MOST_STAGES, stages)), 8 if rows * size >= 4096 else 4)
 
 
 def _power_of_two(size: int) -> int:

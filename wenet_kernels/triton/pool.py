@@ -36,7 +36,7 @@ class Lane:
 
     def hand_out(self, steps: int) -> Tensor:
         """What `steps` steps have kept, `[T, words]`: a tensor of its own in the workspace's memory."""
-        kept: Tensor = torch.from_dlpack(self.workspace.kept[:steps])  # type: ignore[attr-defined]
+        kept: Tensor = torch.from_dlpack(self.workspace.kept[:steps])
         self.holder = StorageWeakRef(kept.untyped_storage())
         return kept
 

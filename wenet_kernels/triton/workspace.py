@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wenet_kernels.recurrence import Recurrence
 from wenet_kernels.triton import kernels
-from wenet_kernels.triton.plan import INPUT_PRECISIONS, Machine, Shape, choose_tiling
+from wenet_kernels.triton.plan import INPUT_PRECISIONS, Columns, Machine, Shape, choose_tiling
 
 SUM_BLOCK, SUM_NETWORKS = 32, 32  # of `sum_networks`: elements of a program, and networks added at once
 GRADIENT_TILE = 64  # of `weight_gradient`
@@ -48,7 +48,7 @@ class Workspace:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
     def _launch(self, kernel: Any, grid: tuple[int, ...], *operands: object, **options: object) -> None:
-        kernel[grid](*operands, **options)
+        kernel[grid](*operands, **options, enable_fp_fusion=True)
 
     def load(self, r: Recurrence) -> None:
         """Copy the operands in; the products' factors are rounded here, once for all time steps."""
@@ -88,14 +88,13 @@ class Workspace:
                 yield False, node, node + 1
 
     def _step_forward(self, t: int, init: bool, first: int, last: int) -> None:
-        tiling = self.tiling
+        columns = self.tiling.forward
         self._launch(
-            kernels.step_forward, self._grid(),
+            kernels.step_forward, self._grid(columns),
             self.pre, *self.pre.stride()[:2], self.hidden, *self._hidden_strides(), self.weights, self.mask, self.mean,
             self.var, self._statistics_stride(), self.ancestor, self.activation, self.share, *self._kept_operands(),
             self.cell_output, 0 if self.shape.weighted else self.hidden.stride(0), t, first, last,
-            KEEP=self.shape.keep, INIT=init, DEPTH=tiling.depth_forward, num_stages=tiling.stages_forward,
-            **self._constants(),
+            KEEP=self.shape.keep, INIT=init, **self._constants(columns),
         )  # fmt: skip
 
     def allocate_gradients(self) -> None:
@@ -110,7 +109,7 @@ class Workspace:
         self.grad_product = self._empty(capacity, s.networks, s.nodes + 1, s.rows, s.width, dtype=s.dtype)
         self.grad_pre = torch.empty_like(self.pre)
         self.grad_h0 = self._empty(1, *s.hidden_shape)
-        self.alignment = self._empty(capacity, s.networks, s.nodes, self.tiling.blocks)
+        self.alignment = self._empty(capacity, s.networks, s.nodes, self.tiling.backward.blocks)
 
     def backward(self, steps: int) -> None:
         """Launch the kernels that take `grad_output` of some steps back to all but the weights."""
@@ -135,15 +134,14 @@ class Workspace:
             yield False, 1, 2, False, True
 
     def _step_backward(self, t: int, head: bool, first: int, last: int, link: bool, tail: bool) -> None:
-        s, tiling = self.shape, self.tiling
+        columns = self.tiling.backward
         self._launch(
-            kernels.step_backward, self._grid(),
+            kernels.step_backward, self._grid(columns),
             self.pre, *self.pre.stride()[:2], self.hidden, *self._hidden_strides(), self.weights, self.mask, self.var,
             self._statistics_stride(), self.ancestor, self.activation, self.portions, *self._kept_operands(),
             self.grad_hidden, *self._hidden_strides(), self.grad_states, self.grad_previous, self.grad_product,
             self.grad_pre, *self.grad_pre.stride()[:2], self.alignment, t, first, last,
-            ALIGN=s.weighted, HEAD=head, LINK=link, TAIL=tail, DEPTH=tiling.depth_backward,
-            num_stages=tiling.stages_backward, **self._constants(),
+            ALIGN=self.shape.weighted, HEAD=head, LINK=link, TAIL=tail, **self._constants(columns),
         )  # fmt: skip
 
     def weight_gradients(self, steps: int, grad_hidden: Tensor, grad_nodes: Tensor) -> None:
@@ -178,8 +176,8 @@ class Workspace:
             WEIGHTED=factors is not None, ADD=addend is not None, NETWORKS=SUM_NETWORKS, BLOCK=SUM_BLOCK, num_warps=4,
         )  # fmt: skip
 
-    def _grid(self) -> tuple[int, int]:
-        return self.shape.networks, 1 if self.tiling.fused else self.tiling.blocks
+    def _grid(self, columns: Columns) -> tuple[int, int]:
+        return self.shape.networks, 1 if self.tiling.fused else columns.blocks
 
     def _hidden_strides(self) -> tuple[int, int]:
         """Of a step and of a network; weighted networks share one hidden state."""
@@ -195,8 +193,8 @@ class Workspace:
         activated = states[self.shape.states_size if self.shape.keep else 0 :].view(self.shape.dtype)
         return states, step, activated, step * 4 // self.shape.dtype.itemsize
 
-    def _constants(self) -> dict[str, Any]:
-        s, tiling = self.shape, self.tiling
+    def _constants(self, columns: Columns) -> dict[str, Any]:
+        s = self.shape
         return {
             "M": s.rows,
             "H": s.hidden,
@@ -204,12 +202,14 @@ class Workspace:
             "HIGHWAY": s.form == "highway",
             "NORM": s.norm,
             "HAS_MASK": s.masked,
-            "ROWS": tiling.rows,
-            "COLUMNS": tiling.columns,
-            "BLOCKS": tiling.blocks if tiling.fused else 1,
-            "PREFETCH": tiling.fused and self.prefetch,
+            "ROWS": self.tiling.rows,
+            "COLUMNS": columns.size,
+            "DEPTH": columns.depth,
+            "BLOCKS": columns.blocks if self.tiling.fused else 1,
+            "PREFETCH": self.tiling.fused and self.prefetch,
             "INPUT_PRECISION": INPUT_PRECISIONS[s.precision],
-            "num_warps": tiling.warps,
+            "num_warps": columns.warps,
+            "num_stages": columns.stages,
         }
 
 
