@@ -1,4 +1,4 @@
-"""`python -m wenet_kernels.aot --arch sm_90`: compile every Triton kernel without a GPU, and see what it takes of one."""
+"""`python -m wenet_kernels.aot --arch sm_90`: compile all Triton kernels without a GPU, and see what they take."""
 
 from __future__ import annotations
 

@@ -305,7 +305,7 @@ def _product_backward(
     M: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, DEPTH: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`grad_previous += mask * (grad_product @ weight^T)` at some columns; empty `grad_state`, which was read before."""
+    """`grad_previous += mask * (grad_product @ weight^T)` at some columns; empties `grad_state`, read before."""
     rows = tl.arange(0, ROWS)
     columns = first_column + tl.arange(0, COLUMNS)
     inside = (rows[:, None] < M) & (columns[None, :] < H)

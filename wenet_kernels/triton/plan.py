@@ -11,7 +11,7 @@ from wenet_kernels.recurrence import Recurrence
 
 MOST_ROWS = 512
 MOST_ELEMENTS = 8192  # of a tile of a state: more would not fit into the registers of a program
-STAGE_BYTES = 32768  # of weights, on their way from memory while others are multiplied
+STAGE_BYTES = 32768  # of weights and what they multiply, on their way from memory while others are multiplied
 MOST_STAGES = 4
 DTYPES = {"full": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 # How tl.dot multiplies fp32 factors; three TF32 products have all digits of an fp32 one.
@@ -145,12 +145,13 @@ def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
 def _cut_columns(
     hidden: int, rows: int, columns: int, inner: int, factor_bytes: int, weight_bytes: int, machine: Machine
 ) -> Columns:
-    """Tiles of at most so many columns; `_bytes`: of one inner index, in all rows of a factor or a column of a weight."""
+    """Tiles of at most so many columns; `_bytes` are of one inner index, in a factor and in a column of a weight."""
     size = max(16, columns)
-    fitting = max(16, min(128, STAGE_BYTES // (size * weight_bytes)))
+    bytes_of_one = factor_bytes + size * weight_bytes
+    fitting = max(16, min(128, STAGE_BYTES // bytes_of_one))
     depth = max(16, min(_power_of_two(fitting + 1) // 2, _power_of_two(inner)))
     reserve = 16384  # for reductions and for tiles that change hands between warps
-    stages = (machine.shared_memory - reserve) // (depth * (factor_bytes + size * weight_bytes))
+    stages = (machine.shared_memory - reserve) // (depth * bytes_of_one)
     return Columns(size, -(-hidden // size), depth, max(1, min(MOST_STAGES, stages)), 8 if rows * size >= 4096 else 4)
 
 
