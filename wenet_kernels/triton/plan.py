@@ -131,8 +131,8 @@ def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
         columns //= 2
     matrices = 2 if shape.form == "highway" else 1
     size = shape.dtype.itemsize
-    # A stage holds weights, and with them fp32 states and their mask; in backward, gradients.
-    forward, backward = (8 * rows, matrices * size), (size * rows, size)
+    # Bytes of an inner index: of fp32 states and their mask, or of gradients; and of weights. Elements of a warp.
+    forward, backward = (8 * rows, matrices * size, 1024), (size * rows, size, 256)
     return Tiling(
         rows,
         _cut_columns(shape.hidden, rows, min(columns, MOST_ELEMENTS // rows), shape.hidden, *forward, machine),
@@ -143,7 +143,14 @@ def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
 
 
 def _cut_columns(
-    hidden: int, rows: int, columns: int, inner: int, factor_bytes: int, weight_bytes: int, machine: Machine
+    hidden: int,
+    rows: int,
+    columns: int,
+    inner: int,
+    factor_bytes: int,
+    weight_bytes: int,
+    warp_elements: int,
+    machine: Machine,
 ) -> Columns:
     """Tiles of at most so many columns; `_bytes` are of one inner index, in a factor and in a column of a weight."""
     size = max(16, columns)
@@ -152,7 +159,8 @@ def _cut_columns(
     depth = max(16, min(_power_of_two(fitting + 1) // 2, _power_of_two(inner)))
     reserve = 16384  # for reductions and for tiles that change hands between warps
     stages = (machine.shared_memory - reserve) // (depth * bytes_of_one)
-    return Columns(size, -(-hidden // size), depth, max(1, min(MOST_STAGES, stages)), 8 if rows * size >= 4096 else 4)
+    warps = max(4, rows * size // warp_elements)
+    return Columns(size, -(-hidden // size), depth, max(1, min(MOST_STAGES, stages)), warps)
 
 
 def _power_of_two(size: int) -> int:
