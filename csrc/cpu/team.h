@@ -35,7 +35,10 @@ class Member {
   void sync_network() const {
     if (!by_network_) sync();
   }
-  void sync() const { barrier_.wait(threads_); }
+  void sync() const {
+    fence();
+    barrier_.wait(threads_);
+  }
 
  private:
   Barrier& barrier_;
@@ -56,6 +59,7 @@ void run_team(Pass& pass, const Recurrence& r) {
       [](void* pointer, int rank, int threads) {
         Context& c = *static_cast<Context*>(pointer);
         c.pass.run(Member(c.barrier, rank, threads, c.r.networks));
+        fence();
       },
       &context);
 }
