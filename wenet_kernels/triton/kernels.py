@@ -351,14 +351,17 @@ def step_backward(
 
     Operands are as in `step_forward`, and: portions [n, L] of a node in the mixture, grad_hidden [T, (n,) M, H],
     grad_states [n, L+1, M, H] (zero before and after), grad_previous [n, M, H] of the hidden state of the step before,
-    grad_product [T, n, L+1, M, G], grad_pre [T, n, M, G], alignment [T, n, L, blocks].
+    grad_product [T, n, L+1, M, G], grad_pre [T, n, M, G], alignment [T, n, L, 2 blocks].
     """
     WIDTH: tl.constexpr = 2 * H if HIGHWAY else H
     MATRIX: tl.constexpr = H * WIDTH
-    blocks = tl.num_programs(1) * BLOCKS
+    # The first stage holds more of a tile in registers, so it takes half of one at a time.
+    HALF: tl.constexpr = COLUMNS // 2
+    halves = tl.num_programs(1) * BLOCKS * 2
     network = tl.program_id(0).to(tl.int64)
     first_block = tl.program_id(1) * BLOCKS
-    alignment += ((t.to(tl.int64) * tl.num_programs(0) + network) * L) * blocks + first_block
+    first_half = first_block * 2
+    alignment += ((t.to(tl.int64) * tl.num_programs(0) + network) * L) * halves + first_half
     grad_product += (t.to(tl.int64) * tl.num_programs(0) + network) * ((L + 1) * M * WIDTH)
     t = t.to(tl.int64)
     states = kept_states + t * states_step + network * ((L + 1) * M * H)
@@ -374,12 +377,12 @@ def step_backward(
         portion = tl.load(portions + network * L + L - 1)
         if PREFETCH:
             _prefetch(weights + L * MATRIX, MATRIX)
-        for block in range(BLOCKS):
+        for half in range(2 * BLOCKS):
             _differentiate_node(
                 states + source * (M * H), pre, var + L * H, states + L * (M * H), activated + L * (M * WIDTH),
                 grad_hidden, grad_states + L * (M * H), grad_states + source * (M * H),
-                grad_product + L * (M * WIDTH), grad_pre, alignment + (L - 1) * blocks + block, portion, kind,
-                (first_block + block) * COLUMNS, M, H, HIGHWAY, NORM, ALIGN, False, ROWS, COLUMNS,
+                grad_product + L * (M * WIDTH), grad_pre, alignment + (L - 1) * halves + half, portion, kind,
+                (first_half + half) * HALF, M, H, HIGHWAY, NORM, ALIGN, False, ROWS, HALF,
             )  # fmt: skip
         tl.debug_barrier()
     for node in range(first_node, last_node - 1, -1):
@@ -397,13 +400,13 @@ def step_backward(
         source = tl.load(ancestor + column)
         kind = tl.load(activation + column)
         portion = tl.load(portions + column)
-        for block in range(BLOCKS):
+        for half in range(2 * BLOCKS):
             _differentiate_node(
                 states + source * (M * H), pre, var + (node - 1) * H, states + (node - 1) * (M * H),
                 activated + (node - 1) * (M * WIDTH), grad_hidden, grad_states + (node - 1) * (M * H),
                 grad_states + source * (M * H), grad_product + (node - 1) * (M * WIDTH), grad_pre,
-                alignment + (node - 2) * blocks + block, portion, kind,
-                (first_block + block) * COLUMNS, M, H, HIGHWAY, NORM, ALIGN, False, ROWS, COLUMNS,
+                alignment + (node - 2) * halves + half, portion, kind,
+                (first_half + half) * HALF, M, H, HIGHWAY, NORM, ALIGN, False, ROWS, HALF,
             )  # fmt: skip
         tl.debug_barrier()
     if LINK:
@@ -416,12 +419,12 @@ def step_backward(
                 M, H, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, INPUT_PRECISION,
             )  # fmt: skip
         tl.debug_barrier()
-        for block in range(BLOCKS):
+        for half in range(2 * BLOCKS):
             _differentiate_node(
                 hidden + t * hidden_step + network * hidden_network, pre + t * pre_step + network * pre_network, var,
                 states, activated, grad_hidden, grad_states, grad_previous, grad_product,
                 grad_pre + t * grad_pre_step + network * grad_pre_network, alignment, 0.0, TANH,
-                (first_block + block) * COLUMNS, M, H, HIGHWAY, NORM, False, True, ROWS, COLUMNS,
+                (first_half + half) * HALF, M, H, HIGHWAY, NORM, False, True, ROWS, HALF,
             )  # fmt: skip
         tl.debug_barrier()
     if TAIL:

@@ -41,7 +41,7 @@ def count_memory(shape: Shape, steps: int) -> Memory:
     if not s.keep:
         return Memory(operands, 4 * s.states_size, 0)
     blocks = choose_tiling(shape, Machine()).backward.blocks
-    alignment = steps * s.networks * s.nodes * blocks
+    alignment = steps * s.networks * s.nodes * 2 * blocks
     gradients = 4 * (projected + 2 * steps * hidden + s.states_size + state + alignment)
     return Memory(
         operands, steps * (4 * s.states_size + size * s.activated_size), gradients + steps * size * s.activated_size

@@ -109,7 +109,7 @@ class Workspace:
         self.grad_product = self._empty(capacity, s.networks, s.nodes + 1, s.rows, s.width, dtype=s.dtype)
         self.grad_pre = torch.empty_like(self.pre)
         self.grad_h0 = self._empty(1, *s.hidden_shape)
-        self.alignment = self._empty(capacity, s.networks, s.nodes, self.tiling.backward.blocks)
+        self.alignment = self._empty(capacity, s.networks, s.nodes, 2 * self.tiling.backward.blocks)
 
     def backward(self, steps: int) -> None:
         """Launch the kernels that take `grad_output` of some steps back to all but the weights."""
