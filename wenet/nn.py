@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wenet.genotype import Genotype
-from wenet_kernels import COUPLINGS, FORMS, CellBatch, Norm, WenetError, check_choice, dag_rnn
+from wenet.loss import decoder_cross_entropy
+from wenet_kernels import COUPLINGS, FORMS, CellBatch, Norm, WenetError, check_choice, dag_rnn, project
 
 NORM_MOMENTUM = 0.1  # of running statistics, as in `torch.nn.BatchNorm1d`
 
@@ -78,9 +79,9 @@ class DagRNN(nn.Module):
         h = x.new_zeros(1, rows, self.hidden_size) if h0 is None else h0
         mask_x = _mask(self, x, self.dropout_x, self.input_size)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
-        pre = (x if mask_x is None else x * mask_x) @ self.weight_input  # [T, M, G]
+        masked = x if mask_x is None else x * mask_x
         output = dag_rnn(
-            pre.unsqueeze(1),
+            project(masked, self.weight_input.unsqueeze(0), backend=self.backend),
             h,
             self.weight_hidden.unsqueeze(0),
             self.weight_nodes.unsqueeze(0),
@@ -180,9 +181,11 @@ class WeightedDagRNN(nn.Module):
         h = x.new_zeros(states, rows, self.hidden_size) if h0 is None else h0
         if h.shape != (states, rows, self.hidden_size):
             raise WenetError(f"h0 must have shape {[states, rows, self.hidden_size]}, not {list(h.shape)}")
+        mask_x = _mask(self, x, self.dropout_x, self.input_size)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
+        masked = x if mask_x is None else x * mask_x
         result = dag_rnn(
-            self._project(x),
+            project(masked, self.weight_input, backend=self.backend),
             h[0] if weighted else h,
             self.weight_hidden,
             self.weight_nodes,
@@ -200,14 +203,6 @@ class WeightedDagRNN(nn.Module):
         else:
             output = result
         return output, output[-1:] if weighted else output[-1]
-
-    def _project(self, x: Tensor) -> Tensor:
-        """The input through every network's weights, one product for all steps, as `[T, n, M, G]`."""
-        mask_x = _mask(self, x, self.dropout_x, self.input_size)
-        masked = x if mask_x is None else x * mask_x
-        steps, rows, _ = x.shape
-        projected = masked.flatten(0, 1) @ self.weight_input  # [n, T*M, G]
-        return projected.unflatten(1, (steps, rows)).transpose(0, 1)
 
     def _norm(self) -> Norm:
         if self.norm is None:
@@ -290,7 +285,9 @@ class LanguageModel(nn.Module):
         """
         raw, h = self._recur(tokens, h0)
         dropped = self._locked_dropout(raw, self.dropout_output)
-        cross_entropy = functional.cross_entropy(self._decode(dropped).flatten(0, 1), targets.flatten())
+        cross_entropy = decoder_cross_entropy(
+            dropped.flatten(0, 1), self.embedding.weight, self.decoder_bias, targets.flatten()
+        )
         loss = cross_entropy
         if activation_reg:
             loss = loss + activation_reg * dropped.square().mean()

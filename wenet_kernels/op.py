@@ -36,6 +36,8 @@ class Backend(Protocol):
         dtype: torch.dtype,
         precision: str,
     ) -> tuple[int, ...]: ...  # of `Evaluation.activated`
+    def project(self, x: Tensor, weight: Tensor) -> Tensor: ...
+    def project_backward(self, grad_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]: ...
     def forward(self, r: Recurrence, keep: bool) -> Evaluation: ...
     def backward(self, r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients: ...
 
@@ -81,6 +83,31 @@ def resolve_backend(
     if reason != "ready":
         raise WenetError(f"backend {name!r} cannot run: {reason}")
     return name
+
+
+def project(x: Tensor, weight_input: Tensor, *, backend: str = "auto") -> Tensor:
+    """The input through every network's weights, one product for all steps: what `dag_rnn` takes as `pre`.
+
+    Args:
+        x: `[T, M, I]`, shared by all networks; masked already where there is dropout.
+        weight_input: `[n, I, G]`.
+        backend: as in `dag_rnn`.
+
+    Returns:
+        `[T, n, M, G]`.
+
+    Raises:
+        WenetError: operands that disagree, or a backend that cannot run.
+    """
+    if x.dim() != 3 or weight_input.dim() != 3 or x.shape[-1] != weight_input.shape[1]:
+        raise WenetError(f"x {list(x.shape)} must be [T, M, I] and weight_input {list(weight_input.shape)} [n, I, G]")
+    if x.dtype != weight_input.dtype or x.device != weight_input.device:
+        raise WenetError(
+            f"weight_input is {weight_input.dtype} on {weight_input.device}, but x is {x.dtype} on {x.device}"
+        )
+    backend = resolve_backend(backend, x.device, x.dtype)
+    product = torch.ops.wenet_kernels.project(x.flatten(0, 1), weight_input, backend)
+    return product.unflatten(1, x.shape[:2]).transpose(0, 1)
 
 
 def dag_rnn(
@@ -295,3 +322,35 @@ def _backward(ctx, grad_output, _activated, _mean, _var):
 
 
 _dag_rnn.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("wenet_kernels::project", mutates_args=())
+def _project(x: Tensor, weight: Tensor, backend: str) -> Tensor:
+    return _BACKENDS[backend].project(x, weight)
+
+
+@_project.register_fake
+def _(x, weight, backend):
+    return x.new_empty(weight.shape[0], x.shape[0], weight.shape[2])
+
+
+@torch.library.custom_op("wenet_kernels::project_backward", mutates_args=())
+def _project_backward(grad_output: Tensor, x: Tensor, weight: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return _BACKENDS[backend].project_backward(grad_output, x, weight)
+
+
+@_project_backward.register_fake
+def _(grad_output, x, weight, backend):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _setup_projection(ctx, inputs, output) -> None:
+    x, weight, ctx.backend = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate_projection(ctx, grad_output):
+    return *torch.ops.wenet_kernels.project_backward(grad_output, *ctx.saved_tensors, ctx.backend), None
+
+
+_project.register_autograd(_differentiate_projection, setup_context=_setup_projection)

@@ -32,6 +32,16 @@ def kept_shape(
     return steps, networks, nodes + 1, rows, 2 * hidden if form == "highway" else hidden
 
 
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    """`[R, I]` times every network's `[I, G]`, as `[n, R, G]`."""
+    return x @ weight
+
+
+def project_backward(grad_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives with respect to input and weights."""
+    return (grad_output @ weight.mT).sum(0), x.mT @ grad_output
+
+
 def forward(r: Recurrence, keep: bool) -> Evaluation:
     """Evaluate all cells over all time steps; `keep` stores what backward needs."""
     steps, networks, rows, hidden, nodes = r.sizes

@@ -11,11 +11,11 @@ namespace WENET_ISA {
 // Through a normalisation by the batch's own statistics, which depend on the states too: what of the derivative with
 // respect to the normalised states goes into the mean, and along the states.
 template <typename T>
-struct Projection {
+struct StatisticsGradient {
   Vector<T> mean{}, along{};
 
-  Projection() = default;
-  Projection(const T* normalised, const T* grad, int64_t rows) {
+  StatisticsGradient() = default;
+  StatisticsGradient(const T* normalised, const T* grad, int64_t rows) {
     constexpr int W = kWidth<T>;
     for (int64_t m = 0; m < rows * W; m += W) {
       mean += load(grad + m);
@@ -38,12 +38,12 @@ struct NodeBackward {
 
 // From the derivative with respect to a state to those with respect to its product and its ancestor.
 template <Activation kind, typename T>
-void node_rows(const NodeBackward<T>& node, const Normalisation<T>& norm, const Projection<T>& projection,
+void node_rows(const NodeBackward<T>& node, const Normalisation<T>& norm, const StatisticsGradient<T>& through,
                int64_t rows) {
   constexpr int W = kWidth<T>;
   for (int64_t m = 0; m < rows * W; m += W) {
     Vector<T> grad = load(node.grad + m);
-    if (norm.on) grad = (grad - projection.mean - load(node.state + m) * projection.along) * norm.scale;
+    if (norm.on) grad = (grad - through.mean - load(node.state + m) * through.along) * norm.scale;
     const Vector<T> candidate = load(node.value.candidate + m);
     if (node.value.gate) {
       const Vector<T> gate = load(node.value.gate + m);
@@ -83,7 +83,7 @@ class BackwardPass {
         scratch_(r.threads * kScratch * o_.block_size()),
         mask_(r.mask_h ? o_.state_size() : 0) {
     if (r.mask_h) block_mask(o_, mask_.data());
-    run_team(*this, r);
+    run_team(*this, r.threads, r.networks);
   }
 
   void run(const Member& member) {
@@ -157,7 +157,8 @@ class BackwardPass {
   void begin_network(const Member& member, int64_t network) {
     const Range blocks = member.blocks(o_.hidden.blocks());
     for (int64_t node = 0; node <= r_.nodes; ++node) {
-      pack_transposed(o_.weight(network, node), o_.columns, blocks.first, blocks.last, packed(network, node));
+      pack_transposed(o_.weight(network, node), o_.hidden, o_.columns, blocks.first, blocks.last, true,
+                      packed(network, node));
     }
     for (int64_t b = blocks.first; b < blocks.last; ++b) store<T>(grad_mix(network, b), Vector<T>{});
   }
@@ -273,10 +274,10 @@ class BackwardPass {
                                 node_block(columns(member, node), b, scratch(member, 0)),
                                 node_block(at(grad_product(network, node), t), b, nullptr)};
     const Normalisation<T> norm = normalisation(t, network, node, b);
-    const Projection<T> projection =
-        r_.norm == Norm::batch ? Projection<T>(block.state, block.grad, r_.rows) : Projection<T>();
+    const StatisticsGradient<T> through =
+        r_.norm == Norm::batch ? StatisticsGradient<T>(block.state, block.grad, r_.rows) : StatisticsGradient<T>();
     with_activation(o_.activation(network, node), [&](auto kind) {
-      node_rows<decltype(kind)::value>(block, norm, projection, r_.rows);
+      node_rows<decltype(kind)::value>(block, norm, through, r_.rows);
     });
     if (node == 0) {
       scatter_pre(t, network, 0, b, block.product.gate);
@@ -366,12 +367,7 @@ class BackwardPass {
     const Blocked<const T> left = node == 0 ? masked_h(chain(network)) : factor(network, o_.ancestor(network, node));
     const Blocked<T> grad = grad_product(network, node);
     const Blocked<const T> right{grad.block(first), grad.block_stride};
-    const int64_t depth = r_.steps * r_.rows;
-    if (last - first == 2) {
-      outer_product<T, 2>(left, right, depth, o_.hidden, out);
-    } else {
-      outer_product<T, 1>(left, right, depth, o_.hidden, out);
-    }
+    outer_vectors<T>(last - first, left, right, r_.steps * r_.rows, o_.hidden, out);
     T* to = node == 0 ? reinterpret_cast<T*>(gradients_.weight_hidden) + network * o_.weight_size()
                       : reinterpret_cast<T*>(gradients_.weight_nodes) +
                             (network * r_.nodes + node - 1) * o_.weight_size();

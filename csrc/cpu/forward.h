@@ -53,7 +53,7 @@ class ForwardPass {
         scratch_(r.threads * 3 * o_.block_size()),
         mask_(r.mask_h ? o_.state_size() : 0) {
     if (r.mask_h) block_mask(o_, mask_.data());
-    run_team(*this, r);
+    run_team(*this, r.threads, r.networks);
   }
 
   void run(const Member& member) {
@@ -97,7 +97,7 @@ class ForwardPass {
   void pack_network(const Member& member, int64_t network) {
     const Range vectors = member.blocks(o_.columns.vectors());
     for (int64_t node = 0; node <= r_.nodes; ++node) {
-      pack(o_.weight(network, node), o_.columns, vectors.first, vectors.last, packed(network, node));
+      pack(o_.weight(network, node), r_.hidden, o_.columns, vectors.first, vectors.last, true, packed(network, node));
     }
   }
 

@@ -34,20 +34,21 @@ struct Layout {
   int64_t column(int64_t vector) const { return (vector % per) * hidden + (vector / per) * kWidth<T>; }
 };
 
-// Packed weights [H, G]: for each vector of columns all H rows, [vectors, H, W].
+// Packed weights [rows, G]: for each vector of columns all rows, [vectors, rows, W]. `late` says that they are read when
+// the caches have forgotten them.
 template <typename T>
-void pack(const T* weight, const Layout<T>& layout, int64_t first, int64_t last, T* packed) {
+void pack(const T* weight, int64_t rows, const Layout<T>& layout, int64_t first, int64_t last, bool late, T* packed) {
   constexpr int W = kWidth<T>;
   constexpr int64_t kRows = 16;  // at a time, so that lines of the weights that two vectors share are read once
-  for (int64_t row = 0; row < layout.hidden; row += kRows) {
-    const int64_t end = smaller(row + kRows, layout.hidden);
+  for (int64_t row = 0; row < rows; row += kRows) {
+    const int64_t end = smaller(row + kRows, rows);
     for (int64_t v = first; v < last; ++v) {
       const T* from = weight + layout.column(v);
-      T* to = packed + v * layout.hidden * W;
+      T* to = packed + v * rows * W;
       const int count = layout.count(v / layout.per);
       for (int64_t k = row; k < end; ++k) {
         __builtin_prefetch(from + (k + kRows) * layout.width());
-        stream(to + k * W, load_part(from + k * layout.width(), count));
+        put(to + k * W, load_part(from + k * layout.width(), count), late);
       }
     }
   }
@@ -76,25 +77,26 @@ WENET_INLINE void transpose(Vector<T> (&square)[kWidth<T>]) {
   }
 }
 
-// Packed transposed weights [G, H]: for each vector of hidden units all G columns in the order of the vectors of a
-// product, [blocks, G, W].
+// Packed transposed weights [G, rows]: for each vector of rows all G columns in the order of the vectors of a product,
+// [blocks, G, W].
 template <typename T>
-void pack_transposed(const T* weight, const Layout<T>& layout, int64_t first, int64_t last, T* packed) {
+void pack_transposed(const T* weight, const Layout<T>& rows, const Layout<T>& layout, int64_t first, int64_t last,
+                     bool late, T* packed) {
   constexpr int W = kWidth<T>;
   const int64_t width = layout.width();
   for (int64_t b = first; b < last; ++b) {
     T* to = packed + b * width * W;
-    const int rows = layout.count(b);
+    const int lanes = rows.count(b);
     for (int64_t v = 0; v < layout.vectors(); ++v) {
       const T* from = weight + b * W * width + layout.column(v);
       const int count = layout.count(v / layout.per);
       Vector<T> square[W] = {};
-      for (int row = 0; row < rows; ++row) {
+      for (int row = 0; row < lanes; ++row) {
         __builtin_prefetch(from + row * width + 4 * W);
         square[row] = load_part(from + row * width, count);
       }
       transpose<T>(square);
-      for (int column = 0; column < count; ++column) stream(to + column * W, square[column]);
+      for (int column = 0; column < count; ++column) put(to + column * W, square[column], late);
       to += count * W;
     }
   }
@@ -224,6 +226,14 @@ void outer_product(Blocked<const T> left, Blocked<const T> right, int64_t depth,
       outer_tile<T, R, V>(l.block(i / W) + i % W, r.data, r.block_stride, count, ahead, out + i * W, out_stride);
     }
   }
+}
+
+// The same for one or two vectors, whichever is asked for.
+template <typename T>
+WENET_INLINE void outer_vectors(int64_t count, Blocked<const T> left, Blocked<const T> right, int64_t depth,
+                                const Layout<T>& hidden, T* out) {
+  if (count == 2) return outer_product<T, 2>(left, right, depth, hidden, out);
+  outer_product<T, 1>(left, right, depth, hidden, out);
 }
 
 }  // namespace WENET_ISA

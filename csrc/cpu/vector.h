@@ -74,6 +74,12 @@ WENET_INLINE void stream(T* to, Vector<T> v) {
 #endif
 }
 
+template <typename T>
+WENET_INLINE void put(T* to, Vector<T> v, bool past_caches) {
+  if (past_caches) return stream(to, v);
+  store(to, v);
+}
+
 WENET_INLINE void fence() {
 #if defined(__x86_64__)
   _mm_sfence();
