@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from wenet_kernels.recurrence import Evaluation, Gradients, Recurrence
+from wenet_kernels.reference import project, project_backward
 
 if TYPE_CHECKING:
     from wenet_kernels.triton.pool import Lane, Pool
+
+# The input's projection is one large product, which PyTorch's own library does best.
+__all__ = ["backward", "forward", "kept_shape", "project", "project_backward", "runs_on", "status", "takes"]
 
 INTERPRETER_VARIABLE = "TRITON_INTERPRET"  # read by Triton when it is imported
 
