@@ -12,6 +12,9 @@ from typing import Any
 
 from wenet_kernels import FORMS, WenetError, check_choice
 
+# By name: the precision of the products in `wenet_kernels.dag_rnn`. Parameters are fp32, or with fp64 double too.
+PRECISIONS = {"fp32": "full", "tf32": "tf32", "bf16": "bf16", "fp64": "full"}
+
 
 def _option(default: Any, text: str, **limits: Any) -> Any:
     """A setting with its help text; `limits` may hold metavar, choices, at_least, above and below."""
@@ -62,7 +65,11 @@ class SearchConfig:
     seed: int = _option(1, "of the pool, the initial weights and the dropouts", at_least=0)
     backend: str = _option("auto", "auto, or a name that this machine has ready")
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
-    precision: str = _option("fp32", "of parameters and products", choices=("fp32", "fp64"))
+    precision: str = _option(
+        "auto",
+        "of products: auto (bf16 on a GPU that has it, else fp32), fp32, tf32 or bf16; or fp64, of everything",
+        choices=("auto", *PRECISIONS),
+    )
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
