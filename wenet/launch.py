@@ -181,7 +181,7 @@ def _run(
 
 @contextmanager
 def pytorch_products_in(config: SearchConfig) -> Iterator[None]:
-    """On a GPU, let PyTorch's own fp32 products (projection, decoder) be TF32 where the recurrence's are rounded too."""
+    """On a GPU, let PyTorch's own products (projection, decoder) be TF32 where the recurrence's are rounded too."""
     before = torch.get_float32_matmul_precision()
     if torch.device(config.device).type == "cuda" and config.precision in ("tf32", "bf16"):
         torch.set_float32_matmul_precision("high")

@@ -5,7 +5,8 @@ import torch
 
 from wenet_kernels import WenetError, backends, dag_rnn, resolve_backend
 
-from .cases import CASES, make_case, run_op
+from . import cases
+from .cases import CASES, run_op
 
 if backends()["triton"] != "ready":
     pytest.skip(f"Triton kernels: {backends()['triton']}", allow_module_level=True)
@@ -22,6 +23,21 @@ RUNS = [
     (FUSED, (2, 2, 20, 40, 5, "highway", "weighted", "batch", True)),
     (BY_NODE, (2, 2, 20, 40, 5, "plain", "independent", "batch", True)),
 ]
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_case(*arguments, **options):
+    """A case of `cases.py` on the device of these tests."""
+    case = cases.make_case(*arguments, **options)
+    for name in ("pre", "h0", "weight_hidden", "weight_nodes", "mix"):
+        tensor = getattr(case, name)
+        setattr(case, name, None if tensor is None else tensor.detach().to(DEVICE).requires_grad_())
+    case.cells.to(DEVICE)
+    case.mask_h = None if case.mask_h is None else case.mask_h.to(DEVICE)
+    case.norm = tuple(part.to(DEVICE) for part in case.norm) if isinstance(case.norm, tuple) else case.norm
+    return case
 
 
 @pytest.fixture
@@ -41,7 +57,7 @@ def results(operands, backend):
     output = run_op(operands, backend)
     generator = torch.Generator().manual_seed(3)
     seed = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-    return output, *operands.gradients(output, seed.to(output.dtype))
+    return output, *operands.gradients(output, seed.to(output.dtype).to(output.device))
 
 
 def same_numbers(sizes):
