@@ -23,6 +23,7 @@ __all__ = ["backward", "forward", "kept_shape", "project", "project_backward", "
 INTERPRETER_VARIABLE = "TRITON_INTERPRET"  # read by Triton when it is imported
 
 
+@torch.compiler.assume_constant_result
 def status() -> str:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
@@ -39,8 +40,7 @@ def runs_on(kind: str) -> bool:
 def takes(dtype: torch.dtype, precision: str) -> bool:
     if dtype != torch.float32:
         return False
-    # The interpreter computes products of bf16 wrongly; a GPU without them has no kernels for them.
-    return precision != "bf16" or (not _interpreted() and torch.cuda.is_bf16_supported(including_emulation=False))
+    return precision != "bf16" or _has_bf16()
 
 
 def kept_shape(
@@ -57,7 +57,7 @@ def kept_shape(
 def forward(r: Recurrence, keep: bool) -> Evaluation:
     """Evaluate all cells over all time steps; `keep` stores what backward needs."""
     steps = len(r.pre)
-    with _on_device_of(r.pre):
+    with _on_device_of(r.pre), _pool().lock:
         lane = _lane(r, keep)
         workspace = lane.workspace
         workspace.load(r)
@@ -74,7 +74,7 @@ def forward(r: Recurrence, keep: bool) -> Evaluation:
 def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients:
     """Derivatives of a loss whose derivative with respect to the output is `grad_output`."""
     steps = len(r.pre)
-    with _on_device_of(r.pre):
+    with _on_device_of(r.pre), _pool().lock:
         lane = _pool().holding(evaluation.activated) or _restored(r, evaluation)
         workspace = lane.workspace
         workspace.allocate_gradients()
@@ -125,5 +125,12 @@ def _pool() -> Pool:
     return Pool()
 
 
+@torch.compiler.assume_constant_result
+def _has_bf16() -> bool:
+    """Whether the GPU multiplies bf16; the interpreter computes such products wrongly."""
+    return not _interpreted() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@torch.compiler.assume_constant_result
 def _interpreted() -> bool:
     return os.environ.get(INTERPRETER_VARIABLE) == "1"

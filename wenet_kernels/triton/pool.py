@@ -56,11 +56,11 @@ class Lane:
 
 
 class Pool:
-    """All lanes of this process. One thread at a time asks for one, autograd's threads among them."""
+    """All lanes of this process. One thread at a time takes one and launches in it, autograd's threads among them."""
 
     def __init__(self) -> None:
         self.lanes: dict[Key, list[Lane]] = {}  # the least recently used shape first
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def take(self, shape: Shape, steps: int, device: torch.device) -> Lane:
         """A free lane for at least so many steps.
