@@ -11,6 +11,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
+SANITIZE = os.environ.get("WENET_SANITIZE") == "1"  # see scripts/sanitize.sh
 NATIVE = os.environ.get("WENET_NATIVE", "auto")  # 0: do without; 1: fail without a compiler
 
 
@@ -27,6 +28,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DWENET_OUTPUT={target}",
+            f"-DWENET_SANITIZE={'ON' if SANITIZE else 'OFF'}",
         ]
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build)], check=True)

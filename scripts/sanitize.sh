@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Runs the tests of the native kernels under the address and undefined-behaviour sanitizers, in a build of their own.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+WENET_NATIVE=1 WENET_SANITIZE=1 pip install --quiet --no-deps --target "$build" .
+
+compiler=${CXX:-g++}
+# Python itself is not built with them, so their libraries must be there first; and it never frees all it has.
+export LD_PRELOAD="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libubsan.so)"
+export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+export PYTHONPATH="$build"
+pytest --import-mode=append -q tests/wenet_kernels/test_cpu.py tests/wenet_kernels/test_project.py "$@"
