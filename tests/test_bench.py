@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="needs the extra `bench`")
 pytest.importorskip("matplotlib", reason="needs the extra `bench`")
 
-from bench import profile_window, report
+from bench import floors, profile_window, report
 from bench.cases import PAPER, QUICK, Case, make_operands
 from bench.contestants import prepare
 from bench.search_speed import Cost, table
@@ -127,3 +127,21 @@ def test_whole_searches_are_compared_in_pairs():
     pairs = [(Cost(1, 10**9), Cost(3, 2 * 10**9)), (Cost(2, 10**9), Cost(8, 10**9))]
     assert table("cpu", pairs)[2:4] == ["| cpu | 1.5 s | 1.00 GB |", "| reference | 5.5 s | 2.00 GB |"]
     assert table("cpu", pairs)[-1].startswith("cpu over reference: 3.50 times as fast, from 3.00 to 4.00")
+
+
+def test_floors_of_the_paper_shape_by_hand():
+    """120 networks of 9 matrices of 200 x 400 in bf16 are 172.8 MB, read 35 times, and once more in backward."""
+    case = replace(PAPER, networks=120)
+    card = floors.Card(bandwidth=4.32e12, rates={"bf16": 1e15})
+    assert floors.count_forward(case, "bf16").weights == 172_800_000
+    assert floors.floor_seconds(case, card, "bf16", backward=False) == pytest.approx(35 * 40e-6)
+    assert floors.floor_seconds(case, card, "bf16", backward=True) == pytest.approx(70 * 40e-6)
+    assert floors.floor_seconds(case, floors.Card(1e15, {"bf16": 1e12}), "bf16", True) == pytest.approx(0.36288)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would measure this GPU for minutes")
+def test_the_gpu_command_says_that_there_is_no_gpu():
+    done = subprocess.run([sys.executable, "bench/gpu.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
