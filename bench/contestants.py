@@ -68,12 +68,13 @@ def prepare_compiled(operands: Operands) -> Contestant:
 def prepare_lstm(operands: Operands) -> Contestant:
     """A `torch.nn.LSTM` of the case's hidden size for each network; its products include those with the input."""
     case = operands.case
-    lstm = nn.LSTM(case.hidden, case.hidden)
-    x = torch.randn(case.steps, case.rows, case.hidden, requires_grad=True)
+    like: dict[str, Any] = {"device": operands.pre.device, "dtype": operands.pre.dtype}
+    lstm = nn.LSTM(case.hidden, case.hidden, **like)
+    x = torch.randn(case.steps, case.rows, case.hidden, requires_grad=True, **like)
     return Contestant(
         lambda: lstm(x)[0],
         [x, *lstm.parameters()],
-        torch.randn(case.steps, case.rows, case.hidden),
+        torch.randn(case.steps, case.rows, case.hidden, **like),
         2 * case.steps * case.rows * (2 * case.hidden) * (4 * case.hidden),
         calls=case.networks,
     )

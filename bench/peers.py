@@ -84,7 +84,7 @@ class BatchedStep:
     def __init__(self, operands: Operands) -> None:
         cells = operands.cells
         self.highway, self.norm = operands.case.form == "highway", operands.case.norm == "batch"
-        self.networks = torch.arange(cells.count)
+        self.networks = torch.arange(cells.count, device=cells.ancestor.device)
         self.ancestors = list(cells.ancestor.long().unbind(1))  # [n] each
         self.kinds = [  # [n, 1, 1] each: whether a network's node has this activation
             {name: (column == ACTIVATIONS.index(name))[:, None, None] for name in FUNCTIONS}

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="needs the extra `bench`")
 pytest.importorskip("matplotlib", reason="needs the extra `bench`")
 
-from bench import compare_cells, profile_window, report, train_step
+from bench import compare_cells, floors, profile_window, report, train_step
 from bench.cases import PAPER, QUICK, Case, make_operands
 from bench.contestants import prepare
 from bench.search_speed import Cost, table
@@ -164,3 +164,21 @@ def test_table_of_compared_cells(tmp_path):
     assert first.startswith("| b | 10 | 2 | 3.50 (0.71) | 7.00 (1.41) |")
     assert second.startswith("| a |")
     assert len(json.loads((tmp_path / "compare.json").read_text())) == 4
+
+
+def test_floors_of_the_paper_shape_by_hand():
+    """120 networks of 9 matrices of 200 x 400 in bf16 are 172.8 MB, read 35 times, and once more in backward."""
+    case = replace(PAPER, networks=120)
+    card = floors.Card(bandwidth=4.32e12, rates={"bf16": 1e15})
+    assert floors.count_forward(case, "bf16").weights == 172_800_000
+    assert floors.floor_seconds(case, card, "bf16", backward=False) == pytest.approx(35 * 40e-6)
+    assert floors.floor_seconds(case, card, "bf16", backward=True) == pytest.approx(70 * 40e-6)
+    assert floors.floor_seconds(case, floors.Card(1e15, {"bf16": 1e12}), "bf16", True) == pytest.approx(0.36288)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would measure this GPU for minutes")
+def test_the_gpu_command_says_that_there_is_no_gpu():
+    done = subprocess.run([sys.executable, "bench/gpu.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1

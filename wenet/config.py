@@ -14,6 +14,8 @@ from wenet_kernels import FORMS, WenetError, check_choice
 
 LSTMS = ("lstm", "lstm-skip")  # what can be trained though it is no cell of the search space
 SOFTMAXES = ("tied", "mos")
+# By name: the precision of the products in `wenet_kernels.dag_rnn`. Parameters are fp32, or with fp64 double too.
+PRECISIONS = {"fp32": "full", "tf32": "tf32", "bf16": "bf16", "fp64": "full"}
 
 
 def _option(default: Any, text: str, **limits: Any) -> Any:
@@ -36,7 +38,11 @@ class Config:
     )
     backend: str = _option("auto", "auto, or a name that this machine has ready")
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
-    precision: str = _option("fp32", "of parameters and products", choices=("fp32", "fp64"))
+    precision: str = _option(
+        "auto",
+        "of products: auto (bf16 on a GPU that has it, else fp32), fp32, tf32 or bf16; or fp64, of everything",
+        choices=("auto", *PRECISIONS),
+    )
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):

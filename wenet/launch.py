@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 import torch
 
 from wenet.checkpoint import RunFolder
-from wenet.config import PRESETS, Config, SearchConfig, resolve_config
+from wenet.config import PRECISIONS, PRESETS, Config, SearchConfig, resolve_config
 from wenet.console import Console, duration, size
 from wenet.data import Corpus, batchify, load_corpus
 from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
 from wenet.interrupt import Interrupt
 from wenet.memory import explaining_out_of_memory, total_memory
-from wenet.search import Search
+from wenet.search import DTYPES, Search
 from wenet_kernels import WenetError, backends, native_status, resolve_backend
 
 CHECKPOINT_MINUTES = 5.0
@@ -112,10 +112,10 @@ def default_preset() -> str:
 
 
 def resolve_machine(config: AnyConfig) -> AnyConfig:
-    """The settings with device and backend named.
+    """The settings with device, backend and precision named.
 
     Raises:
-        WenetError: a device or backend asked for is not there.
+        WenetError: a device or backend asked for is not there, or has no products of the precision asked for.
     """
     name = config.device
     if name == "auto":
@@ -128,7 +128,18 @@ def resolve_machine(config: AnyConfig) -> AnyConfig:
         raise WenetError(f"unknown --device {name!r}; choose auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise WenetError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return replace(config, device=str(device), backend=resolve_backend(config.backend, device))
+    precision = config.precision if config.precision != "auto" else best_precision(config.backend, device)
+    backend = resolve_backend(config.backend, device, DTYPES[precision], PRECISIONS[precision])
+    return replace(config, device=str(device), backend=backend, precision=precision)
+
+
+def best_precision(backend: str, device: torch.device) -> str:
+    """The fastest precision that trains as well: bf16 products on a GPU whose backend has them, else fp32."""
+    if device.type == "cuda":
+        with suppress(WenetError):
+            resolve_backend(backend, device, precision="bf16")
+            return "bf16"
+    return "fp32"
 
 
 def default_folder(kind: str, dataset: str) -> Path:
@@ -152,11 +163,23 @@ def _run(
     needed = size(estimate_memory(config, len(corpus.vocabulary)))
     advice = f"about {needed} are needed; lower --batch, {SIZE_FLAGS}"
     try:
-        with explaining_out_of_memory(advice):
+        with explaining_out_of_memory(advice), pytorch_products_in(config):
             best = Search(config, corpus, run, console, checkpoint_every, interrupt).run()
     finally:
         console.stop()
     return SearchResult(Genotype.from_dict(best["genotype"]), best, run.path)
+
+
+@contextmanager
+def pytorch_products_in(config: Config) -> Iterator[None]:
+    """On a GPU, let PyTorch's own products (projection, decoder) be TF32 where the recurrence's are rounded too."""
+    before = torch.get_float32_matmul_precision()
+    if torch.device(config.device).type == "cuda" and config.precision in ("tf32", "bf16"):
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _check_memory(config: SearchConfig, corpus: Corpus) -> None:

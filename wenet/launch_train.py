@@ -23,6 +23,7 @@ from wenet.launch import (
     check_memory,
     default_folder,
     default_preset,
+    pytorch_products_in,
     resolve_machine,
     run_settings,
     say_text_and_machine,
@@ -133,7 +134,7 @@ def _run(
 ) -> TrainResult:
     needed = size(estimate_training_memory(config, genotype, len(corpus.vocabulary)))
     try:
-        with explaining_out_of_memory(f"about {needed} are needed; lower {SIZE_FLAGS}"):
+        with explaining_out_of_memory(f"about {needed} are needed; lower {SIZE_FLAGS}"), pytorch_products_in(config):
             best = Training(config, genotype, corpus, run, console, checkpoint_every, interrupt).run()
     finally:
         console.stop()

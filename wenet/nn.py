@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wenet.genotype import Genotype
 from wenet.loss import decoder_cross_entropy
-from wenet_kernels import COUPLINGS, FORMS, CellBatch, Norm, WenetError, check_choice, dag_rnn, project
+from wenet_kernels import COUPLINGS, FORMS, PRECISIONS, CellBatch, Norm, WenetError, check_choice, dag_rnn, project
 
 MIXTURE_ROWS = 1024  # of scores over the vocabulary that a mixture of softmaxes holds at once
 NORM_MOMENTUM = 0.1  # of running statistics, as in `torch.nn.BatchNorm1d`
@@ -29,6 +29,7 @@ class DagRNN(nn.Module):
         dropout_x, dropout_h: probability of variational dropout on the inputs of the products with the input and with
             every state; one draw per call, shared over time.
         backend: "auto" or a name from `wenet_kernels.backends()`.
+        precision: of the recurrence's products, as in `wenet_kernels.dag_rnn`.
 
     Parameters: weight_input `[I, G]`, weight_hidden `[H, G]`, weight_nodes `[L, H, G]`; G is 2H (highway) or H (plain).
     There are no biases.
@@ -46,11 +47,12 @@ class DagRNN(nn.Module):
         dropout_x: float = 0.0,
         dropout_h: float = 0.0,
         backend: str = "auto",
+        precision: str = "full",
     ) -> None:
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size
         self.genotype, self.form, self.backend = genotype, form, backend
-        self.dropout_x, self.dropout_h = dropout_x, dropout_h
+        self.dropout_x, self.dropout_h, self.precision = dropout_x, dropout_h, precision
         _check_layer(self)
         self.cells = CellBatch.from_genotypes([genotype])
         width = 2 * hidden_size if form == "highway" else hidden_size
@@ -94,6 +96,7 @@ class DagRNN(nn.Module):
             form=self.form,
             mask_h=mask_h,
             coupling="independent",
+            precision=self.precision,
             backend=self.backend,
         )
         assert isinstance(output, Tensor)
@@ -108,7 +111,8 @@ class WeightedDagRNN(nn.Module):
     """`n` different cells over one sequence, their outputs mixed by learned softmax weights (eq. 4).
 
     Args:
-        input_size, hidden_size, form, dropout_x, dropout_h, backend: as in `DagRNN`.
+        input_size, hidden_size, form, dropout_x, dropout_h, backend, precision: as in
+            `DagRNN`.
         genotypes: the cells, all of the same number of nodes L.
         coupling: "weighted" (one hidden state, the mixture) or "independent" (n models side by side, nothing mixed).
         norm: "batch" normalises every state over the data batch, with running statistics of momentum 0.1 for
@@ -135,11 +139,12 @@ class WeightedDagRNN(nn.Module):
         dropout_x: float = 0.0,
         dropout_h: float = 0.0,
         backend: str = "auto",
+        precision: str = "full",
     ) -> None:
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size
         self.form, self.coupling, self.norm, self.backend = form, coupling, norm, backend
-        self.dropout_x, self.dropout_h = dropout_x, dropout_h
+        self.dropout_x, self.dropout_h, self.precision = dropout_x, dropout_h, precision
         _check_layer(self)
         check_choice("coupling", coupling, COUPLINGS)
         check_choice("norm", norm or "none", ("batch", "none"))
@@ -200,6 +205,7 @@ class WeightedDagRNN(nn.Module):
             mask_h=mask_h,
             norm=self._norm(),
             coupling=self.coupling,
+            precision=self.precision,
             backend=self.backend,
         )
         if isinstance(result, tuple):
@@ -476,6 +482,7 @@ def _check_layer(layer: DagRNN | WeightedDagRNN) -> None:
     if layer.input_size < 1 or layer.hidden_size < 1:
         raise WenetError(f"input_size and hidden_size must be at least 1, not {layer.input_size}, {layer.hidden_size}")
     check_choice("form", layer.form, FORMS)
+    check_choice("precision", layer.precision, PRECISIONS)
     _check_probability("dropout_x", layer.dropout_x)
     _check_probability("dropout_h", layer.dropout_h)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wenet.checkpoint import RunFolder
-from wenet.config import SearchConfig
+from wenet.config import PRECISIONS, SearchConfig
 from wenet.console import Console, duration
 from wenet.data import Corpus, batchify
 from wenet.genotype import Genotype, random_genotypes
@@ -30,7 +30,7 @@ from wenet.training import (
 
 RECORDS = "search.jsonl"
 CURVE_POINTS = 20  # of the training loss, in the record of a round
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters
 
 
 @dataclass(frozen=True)
@@ -259,6 +259,7 @@ def build_model(config: SearchConfig, genotypes: Sequence[Genotype], vocabulary_
         dropout_x=config.dropout_x,
         dropout_h=config.dropout_h,
         backend=config.backend,
+        precision=PRECISIONS[config.precision],
     )
     model = LanguageModel(vocabulary_size, rnn, config.dropout_embedding, config.dropout_output, config.init_range)
     return model.to(DTYPES[config.precision])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
 from wenet.checkpoint import RunFolder
-from wenet.config import TrainConfig
+from wenet.config import PRECISIONS, TrainConfig
 from wenet.console import Console, duration
 from wenet.data import Corpus, batchify
 from wenet.genotype import Genotype
@@ -317,6 +317,7 @@ def build_cell(config: TrainConfig, genotype: Genotype, embedding: int) -> DagRN
         dropout_x=config.dropout_x,
         dropout_h=config.dropout_h,
         backend=config.backend,
+        precision=PRECISIONS[config.precision],
     )
 
 

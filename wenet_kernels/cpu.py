@@ -35,12 +35,16 @@ def status() -> str:
     return "ready"
 
 
+def runs_on(kind: str) -> bool:
+    return kind == "cpu"
+
+
 def takes(dtype: torch.dtype, precision: str) -> bool:
     return dtype in (torch.float32, torch.float64) and precision == "full"
 
 
 def kept_shape(
-    steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype
+    steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype, precision: str
 ) -> tuple[int, ...]:
     """Gates and candidates in blocks of as many hidden units as a vector holds."""
     width = _kernels(dtype).width
@@ -54,7 +58,7 @@ def forward(r: Recurrence, keep: bool) -> Evaluation:
     statistics = (steps, networks, nodes + 1, hidden) if r.norm == "batch" else (0,)
     evaluation = Evaluation(
         r.pre.new_empty(steps, *r.h0.shape),
-        _reusable(kept_shape(*r.sizes, r.form, r.pre.dtype), r.pre.dtype) if keep else r.pre.new_empty(0),
+        _reusable(kept_shape(*r.sizes, r.form, r.pre.dtype, r.precision), r.pre.dtype) if keep else r.pre.new_empty(0),
         r.pre.new_empty(statistics),
         r.pre.new_empty(statistics),
     )

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from wenet_kernels import cpu, reference
+from wenet_kernels import cpu, reference, triton
 from wenet_kernels.cells import CellBatch
 from wenet_kernels.errors import WenetError, check_choice
 from wenet_kernels.recurrence import Evaluation, Gradients, Recurrence
@@ -23,9 +23,18 @@ class Backend(Protocol):
     """What a backend module provides."""
 
     def status(self) -> str: ...  # "ready", or the reason why not
+    def runs_on(self, kind: str) -> bool: ...  # of device, as in `torch.device.type`
     def takes(self, dtype: torch.dtype, precision: str) -> bool: ...
     def kept_shape(
-        self, steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype
+        self,
+        steps: int,
+        networks: int,
+        rows: int,
+        hidden: int,
+        nodes: int,
+        form: str,
+        dtype: torch.dtype,
+        precision: str,
     ) -> tuple[int, ...]: ...  # of `Evaluation.activated`
     def project(self, x: Tensor, weight: Tensor) -> Tensor: ...
     def project_backward(self, grad_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -33,8 +42,8 @@ class Backend(Protocol):
     def backward(self, r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients: ...
 
 
-_BACKENDS: dict[str, Backend] = {"reference": reference, "cpu": cpu}
-_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("reference",)}  # by device, best first
+_BACKENDS: dict[str, Backend] = {"reference": reference, "cpu": cpu, "triton": triton}
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}  # by device, best first
 
 
 def backends() -> dict[str, str]:
@@ -67,7 +76,7 @@ def resolve_backend(
         raise WenetError(f"no backend on {kind} has products of {dtype} in precision {precision!r}; use 'full'")
     check_choice("backend", name, ["auto", *_BACKENDS])
     reason = _BACKENDS[name].status()
-    if reason == "ready" and name != "reference" and name not in _PREFERENCE.get(kind, ()):
+    if reason == "ready" and not _BACKENDS[name].runs_on(kind):
         reason = f"it does not run on {kind}"
     if reason == "ready" and not _BACKENDS[name].takes(dtype, precision):
         reason = f"it has no products of {dtype} in precision {precision!r} here"
@@ -244,7 +253,7 @@ def _(
 ):  # fmt: skip
     steps, networks, rows, _ = pre.shape
     hidden, nodes = h0.shape[-1], weight_nodes.shape[1]
-    kept = _BACKENDS[backend].kept_shape(steps, networks, rows, hidden, nodes, form, pre.dtype)
+    kept = _BACKENDS[backend].kept_shape(steps, networks, rows, hidden, nodes, form, pre.dtype, precision)
     statistics = (steps, networks, nodes + 1, hidden) if norm == "batch" else (0,)
     return (
         pre.new_empty(steps, *h0.shape),

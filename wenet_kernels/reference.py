@@ -18,12 +18,16 @@ def status() -> str:
     return "ready"
 
 
+def runs_on(kind: str) -> bool:
+    return True
+
+
 def takes(dtype: torch.dtype, precision: str) -> bool:
     return dtype.is_floating_point and precision == "full"
 
 
 def kept_shape(
-    steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype
+    steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype, precision: str
 ) -> tuple[int, ...]:
     return steps, networks, nodes + 1, rows, 2 * hidden if form == "highway" else hidden
 
@@ -42,7 +46,7 @@ def forward(r: Recurrence, keep: bool) -> Evaluation:
     """Evaluate all cells over all time steps; `keep` stores what backward needs."""
     steps, networks, rows, hidden, nodes = r.sizes
     output = r.pre.new_empty(steps, *r.h0.shape)
-    activated = r.pre.new_empty(kept_shape(*r.sizes, r.form, r.pre.dtype) if keep else (0,))
+    activated = r.pre.new_empty(kept_shape(*r.sizes, r.form, r.pre.dtype, r.precision) if keep else (0,))
     statistics_shape = (steps, networks, nodes + 1, hidden) if r.norm == "batch" else (0,)
     mean, var = r.pre.new_empty(statistics_shape), r.pre.new_empty(statistics_shape)
     states = r.pre.new_empty(nodes + 1, networks, rows, hidden)

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from wenet import WenetError, random_genotypes, search
+from wenet import WenetError, launch, random_genotypes, search
 from wenet.config import resolve_config
 from wenet.genotypes import load_genotype
+from wenet.launch import resolve_machine
 from wenet.search import build_model, build_optimizer, inherit, inheritance
 from wenet.training import perplexity, window, windows_per_epoch
 
@@ -90,7 +91,9 @@ def test_training_lowers_the_loss(text, tmp_path):
 
 
 def test_rates_and_decay_go_to_their_parameters():
-    config = resolve_config("quick", {"hidden": 4, "nodes": 1, "lr": 0.01, "mix_lr": 0.5, "weight_decay": 0.1})
+    config = resolve_config(
+        "quick", {"hidden": 4, "nodes": 1, "lr": 0.01, "mix_lr": 0.5, "weight_decay": 0.1, "precision": "fp32"}
+    )
     model = build_model(config, random_genotypes(2, 1, 0), 5)
     others, mixing = build_optimizer(config, model).param_groups
     assert (others["lr"], others["weight_decay"]) == (0.01, 0.1)
@@ -100,7 +103,7 @@ def test_rates_and_decay_go_to_their_parameters():
 
 
 def test_seeds_that_keep_their_parameters_inherit_them():
-    config = resolve_config("quick", {"hidden": 4, "nodes": 2})
+    config = resolve_config("quick", {"hidden": 4, "nodes": 2, "precision": "fp32"})
     old = build_model(config, random_genotypes(3, 2, 0), 5)
     new = build_model(config, random_genotypes(4, 2, 1), 5)
     fresh = new.rnn.weight_nodes[:2].clone()
@@ -161,3 +164,11 @@ def test_every_setting_of_the_run_is_recorded(text, tmp_path):
     assert set(stored["settings"]) == fields
     assert stored["settings"]["device"] == "cpu"
     assert stored["settings"]["backend"] == "reference"
+
+
+def test_precision_is_named_and_never_replaced(monkeypatch):
+    assert resolve_machine(resolve_config("quick", {"device": "cpu"})).precision == "fp32"
+    with pytest.raises(WenetError, match="precision 'tf32'"):
+        resolve_machine(resolve_config("quick", {"device": "cpu", "precision": "tf32"}))
+    monkeypatch.setattr(launch, "resolve_backend", lambda *_, **__: "triton")  # as a GPU that has bf16 answers
+    assert launch.best_precision("auto", torch.device("cuda")) == "bf16"

@@ -1,0 +1,175 @@
+"""The Triton kernels against the reference: on a GPU where there is one, else in Triton's interpreter."""
+
+import pytest
+import torch
+
+from wenet_kernels import WenetError, backends, dag_rnn, resolve_backend
+
+from . import cases
+from .cases import CASES, run_op
+
+if backends()["triton"] != "ready":
+    pytest.skip(f"Triton kernels: {backends()['triton']}", allow_module_level=True)
+
+from wenet_kernels.triton import _pool as pool
+from wenet_kernels.triton import plan, workspace
+
+# One program for a network; or one for a block of its columns, and a launch for every node.
+FUSED, BY_NODE = "fused", "by node"
+MULTIPROCESSORS = {FUSED: 1, BY_NODE: 1_000_000}  # which make the plan choose so
+RUNS = [
+    *((FUSED, case) for case in CASES),
+    *((BY_NODE, case) for case in CASES if case[:2] == (2, 3) or case[5:8] == ("highway", "weighted", "batch")),
+    (FUSED, (2, 2, 20, 40, 5, "highway", "weighted", "batch", True)),
+    (BY_NODE, (2, 2, 20, 40, 5, "plain", "independent", "batch", True)),
+]
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_case(*arguments, **options):
+    """A case of `cases.py` on the device of these tests."""
+    case = cases.make_case(*arguments, **options)
+    for name in ("pre", "h0", "weight_hidden", "weight_nodes", "mix"):
+        tensor = getattr(case, name)
+        setattr(case, name, None if tensor is None else tensor.detach().to(DEVICE).requires_grad_())
+    case.cells.to(DEVICE)
+    case.mask_h = None if case.mask_h is None else case.mask_h.to(DEVICE)
+    case.norm = tuple(part.to(DEVICE) for part in case.norm) if isinstance(case.norm, tuple) else case.norm
+    return case
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Choose how the work is cut, into tiles so small that small cases have several."""
+
+    def choose(schedule):
+        machine = plan.Machine(MULTIPROCESSORS[schedule])
+        monkeypatch.setattr(workspace.Machine, "of", lambda device: machine)
+        monkeypatch.setattr(plan, "MOST_ELEMENTS", 512)
+        pool().lanes.clear()
+
+    return choose
+
+
+def results(operands, backend):
+    output = run_op(operands, backend)
+    generator = torch.Generator().manual_seed(3)
+    seed = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    return output, *operands.gradients(output, seed.to(output.dtype).to(output.device))
+
+
+def same_numbers(sizes):
+    """A case in double and in single precision."""
+    exact, single = make_case(sizes), make_case(sizes, dtype=torch.float32)
+    with torch.no_grad():
+        for own, other in zip(single.leaves, exact.leaves, strict=True):
+            own.copy_(other)
+    single.mask_h = None if exact.mask_h is None else exact.mask_h.float()
+    single.norm = tuple(part.float() for part in exact.norm) if isinstance(exact.norm, tuple) else exact.norm
+    return exact, single
+
+
+@pytest.mark.parametrize(("schedule", "case"), RUNS, ids=str)
+def test_as_exact_as_the_reference(schedule, case, cut):
+    cut(schedule)
+    exact, single = same_numbers(case)
+    for truth, ours, eager in zip(
+        results(exact, "reference"), results(single, "triton"), results(single, "reference"), strict=True
+    ):
+        # Normalising few rows can multiply the last digit of an activation by a hundred: more than 1e-5 is chance.
+        scale = truth.norm() + 1e-30
+        assert (ours - truth).norm() / scale <= 2 * (eager - truth).norm() / scale + 5e-5
+
+
+def test_batch_statistics():
+    operands = make_case((2, 2, 6, 3, 2, "highway", "weighted", "batch", False), dtype=torch.float32)
+    _, ours = dag_rnn(*operands.positional, norm="batch", backend="triton")
+    _, expected = dag_rnn(*operands.positional, norm="batch", backend="reference")
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("schedule", MULTIPROCESSORS)
+def test_repeats_bitwise_and_writes_every_element(schedule, cut, monkeypatch):
+    """Memory comes uninitialised: filled with NaN, none may be left in a result."""
+    cut(schedule)
+    operands = make_case((2, 3, 5, 7, 3, "highway", "weighted", "batch", True), dtype=torch.float32)
+    once = results(operands, "triton")
+    real = torch.empty
+
+    def poisoned(*sizes, **options):
+        result = real(*sizes, **options)
+        return result.fill_(float("nan")) if result.is_floating_point() else result
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    pool().lanes.clear()
+    twice = results(operands, "triton")
+    for a, b in zip(once, twice, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_saturated_activations_stay_finite():
+    operands = make_case((2, 4, 2, 3, 4, "highway", "independent", None, False), dtype=torch.float32)
+    with torch.no_grad():
+        operands.pre.copy_(torch.where(operands.pre > 0, 80.0, -80.0))
+    assert all(torch.isfinite(tensor).all() for tensor in results(operands, "triton"))
+
+
+def test_forward_passes_before_a_backward_keep_what_they_need():
+    """Two layers of one shape, and a longer and a shorter sequence through the same memory."""
+    cases = [
+        make_case((steps, 2, 3, 4, 2, "highway", "weighted", "batch", True), dtype=torch.float32) for steps in (2, 3, 2)
+    ]
+    outputs = [run_op(case, "triton") for case in cases]
+    for case, output in zip(cases, outputs, strict=True):
+        expected = case.gradients(run_op(case, "reference"), torch.ones_like(output))
+        for got, want in zip(case.gradients(output, torch.ones_like(output)), expected, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+def test_memory_is_used_again_once_nothing_holds_it():
+    case = make_case((2, 2, 3, 4, 2, "highway", "weighted", None, False), dtype=torch.float32)
+    shorter = make_case((1, 2, 3, 4, 2, "highway", "weighted", None, False), dtype=torch.float32)
+    pool().lanes.clear()
+    for operands in (case, case, shorter):
+        results(operands, "triton")
+    first, second = run_op(case, "triton"), run_op(case, "triton")
+    assert [len(lanes) for lanes in pool().lanes.values()] == [2]
+    del first, second
+    assert all(lane.free for lanes in pool().lanes.values() for lane in lanes)
+
+
+def test_backward_of_what_was_moved_meanwhile():
+    case = make_case((2, 2, 3, 4, 2, "plain", "weighted", "batch", True), dtype=torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.clone(), lambda tensor: tensor):
+        output = run_op(case, "triton")
+    expected = case.gradients(run_op(case, "reference"), torch.ones_like(output))
+    for got, want in zip(case.gradients(output, torch.ones_like(output)), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+def test_compiles_into_one_graph():
+    operands = make_case((2, 2, 4, 5, 2, "highway", "weighted", "batch", True), dtype=torch.float32)
+    compiled = torch.compile(lambda o: run_op(o, "triton"), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(operands), run_op(operands, "triton"), rtol=0, atol=0)
+
+
+def test_opcheck():
+    o = make_case((2, 2, 3, 4, 2, "highway", "weighted", "batch", True), dtype=torch.float32)
+    torch.library.opcheck(
+        torch.ops.wenet_kernels.dag_rnn.default,
+        (*o.positional[:5], o.cells.ancestor, o.cells.activation, o.cells.concat, o.mask_h, None, None, "highway",
+         "batch", "full", True, "triton"),
+        # Outputs of one call lie in memory that the next one uses, which a backward recorded in advance forbids.
+    )  # fmt: skip
+
+
+def test_never_chosen_on_the_cpu_by_itself():
+    assert resolve_backend("auto", "cpu") != "triton"
+
+
+def test_too_many_rows_is_an_error():
+    case = make_case((1, 1, 513, 1, 1, "plain", "weighted", None, False), dtype=torch.float32)
+    with pytest.raises(WenetError, match="at most 512 rows"):
+        run_op(case, "triton")

@@ -1,0 +1,136 @@
+"""Fused GPU kernels in Triton: a time step of all networks in a launch or two, a sequence in one CUDA graph."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from wenet_kernels.recurrence import Evaluation, Gradients, Recurrence
+from wenet_kernels.reference import project, project_backward
+
+if TYPE_CHECKING:
+    from wenet_kernels.triton.pool import Lane, Pool
+
+# The input's projection is one large product, which PyTorch's own library does best.
+__all__ = ["backward", "forward", "kept_shape", "project", "project_backward", "runs_on", "status", "takes"]
+
+INTERPRETER_VARIABLE = "TRITON_INTERPRET"  # read by Triton when it is imported
+
+
+@torch.compiler.assume_constant_result
+def status() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not torch.cuda.is_available() and not _interpreted():
+        return "no CUDA device"
+    return "ready"
+
+
+def runs_on(kind: str) -> bool:
+    """On a GPU; in Triton's interpreter, which is for tests, on the CPU too."""
+    return kind == "cuda" or (kind == "cpu" and _interpreted())
+
+
+def takes(dtype: torch.dtype, precision: str) -> bool:
+    if dtype != torch.float32:
+        return False
+    return precision != "bf16" or _has_bf16()
+
+
+def kept_shape(
+    steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype, precision: str
+) -> tuple[int, ...]:
+    """Of each step the states, then the gates and candidates in the type of the products, as fp32 words."""
+    from wenet_kernels.triton.plan import Shape
+    from wenet_kernels.triton.workspace import kept_words
+
+    shape = Shape(networks, rows, hidden, nodes, form, "none", precision, weighted=True, masked=False, keep=True)
+    return steps, kept_words(shape)
+
+
+def forward(r: Recurrence, keep: bool) -> Evaluation:
+    """Evaluate all cells over all time steps; `keep` stores what backward needs."""
+    steps = len(r.pre)
+    with _on_device_of(r.pre), _pool().lock:
+        lane = _lane(r, keep)
+        workspace = lane.workspace
+        workspace.load(r)
+        lane.run("forward", steps, workspace.forward)
+        statistics = steps if r.norm == "batch" else 0
+        return Evaluation(
+            workspace.hidden[1 : steps + 1].clone(),
+            lane.hand_out(steps) if keep else r.pre.new_empty(0),
+            workspace.mean[:statistics].clone() if statistics else r.pre.new_empty(0),
+            workspace.var[:statistics].clone() if statistics else r.pre.new_empty(0),
+        )
+
+
+def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients:
+    """Derivatives of a loss whose derivative with respect to the output is `grad_output`."""
+    steps = len(r.pre)
+    with _on_device_of(r.pre), _pool().lock:
+        lane = _pool().holding(evaluation.activated) or _restored(r, evaluation)
+        workspace = lane.workspace
+        workspace.allocate_gradients()
+        workspace.grad_output[:steps].copy_(grad_output)
+        lane.run("backward", steps, workspace.backward)
+        grads = Gradients(
+            torch.empty_like(r.pre).copy_(workspace.grad_pre[:steps]),
+            workspace.grad_h0[0].clone(),
+            torch.empty(r.weight_hidden.shape, device=r.pre.device),
+            torch.empty(r.weight_nodes.shape, device=r.pre.device),
+            r.pre.new_empty(0) if r.mix is None else workspace.grad_mix(steps),
+        )
+        workspace.weight_gradients(steps, grads.weight_hidden, grads.weight_nodes)
+        return grads
+
+
+def _lane(r: Recurrence, keep: bool) -> Lane:
+    """While someone else records a graph, its replays must find the workspace unchanged: it gets one of its own."""
+    from wenet_kernels.triton.plan import Shape
+    from wenet_kernels.triton.pool import Lane
+
+    shape, steps, device = Shape.of(r, keep), len(r.pre), r.pre.device
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return Lane(shape, steps, device)
+    return _pool().take(shape, steps, device)
+
+
+def _restored(r: Recurrence, evaluation: Evaluation) -> Lane:
+    """A lane as forward left it, where the tensor that it handed out has been moved or copied since."""
+    steps = len(r.pre)
+    lane = _lane(r, keep=True)
+    lane.workspace.load(r)
+    lane.workspace.hidden[1 : steps + 1].copy_(evaluation.output)
+    lane.workspace.kept[:steps].copy_(evaluation.activated)
+    if r.norm == "batch":
+        lane.workspace.var[:steps].copy_(evaluation.var)
+    return lane
+
+
+def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device_of(tensor) if tensor.is_cuda else nullcontext()
+
+
+@functools.cache
+def _pool() -> Pool:
+    from wenet_kernels.triton.pool import Pool
+
+    return Pool()
+
+
+@torch.compiler.assume_constant_result
+def _has_bf16() -> bool:
+    """Whether the GPU multiplies bf16; the interpreter computes such products wrongly."""
+    return not _interpreted() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@torch.compiler.assume_constant_result
+def _interpreted() -> bool:
+    return os.environ.get(INTERPRETER_VARIABLE) == "1"

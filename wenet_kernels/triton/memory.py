@@ -1,0 +1,64 @@
+"""What the kernels need of a GPU's memory, counted before it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from wenet_kernels.errors import WenetError
+from wenet_kernels.triton.plan import Machine, Shape, choose_tiling
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a recurrence over some steps, by what holds them.
+
+    Attributes:
+        operands: copies of the operands, the weights in the type of the products.
+        kept: states, gates and candidates of all steps.
+        gradients: what backward works in; both factors of the weight gradients are in here and in `kept`.
+    """
+
+    operands: int
+    kept: int
+    gradients: int
+
+    @property
+    def total(self) -> int:
+        return self.operands + self.kept + self.gradients
+
+
+def count_memory(shape: Shape, steps: int) -> Memory:
+    """Bytes of a workspace; the parameters, their gradients and an optimizer's state come on top."""
+    s, size = shape, shape.dtype.itemsize
+    projected = steps * s.networks * s.rows * s.width
+    state = s.networks * s.rows * s.hidden
+    hidden = s.rows * s.hidden if s.weighted else state
+    statistics = steps * s.networks * (s.nodes + 1) * s.hidden if s.norm == "batch" else 0
+    weights = s.networks * (s.nodes + 1) * s.hidden * s.width
+    operands = 4 * (projected + (steps + 1) * hidden + 2 * statistics + state) + size * weights
+    if not s.keep:
+        return Memory(operands, 4 * s.states_size, 0)
+    blocks = choose_tiling(shape, Machine()).backward.blocks
+    alignment = steps * s.networks * s.nodes * 2 * blocks
+    gradients = 4 * (projected + 2 * steps * hidden + s.states_size + state + alignment)
+    return Memory(
+        operands, steps * (4 * s.states_size + size * s.activated_size), gradients + steps * size * s.activated_size
+    )
+
+
+def check_memory(shape: Shape, steps: int, device: torch.device) -> None:
+    """Raise `WenetError` where the workspace would not fit into what a GPU has left."""
+    if device.type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    needed = count_memory(shape, steps).total
+    if needed > free:
+        less = "" if shape.precision == "bf16" else ", and so does precision 'bf16'"
+        advice = f"fewer networks, rows or steps need less{less}"
+        raise WenetError(
+            f"the recurrence of {shape.networks} cells over {steps} steps needs {needed / 1e9:.1f} GB of memory and "
+            f"{device} has {free / 1e9:.1f} GB left; {advice}"
+        )

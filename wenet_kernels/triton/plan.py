@@ -1,0 +1,168 @@
+"""What decides which kernels run: the sizes of a recurrence, and how its work is cut into programs and tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from wenet_kernels.errors import WenetError
+from wenet_kernels.recurrence import Recurrence
+
+MOST_ROWS = 512
+MOST_ELEMENTS = 8192  # of a tile of a state: more would not fit into the registers of a program
+STAGE_BYTES = 32768  # of weights and what they multiply, on their way from memory while others are multiplied
+MOST_STAGES = 4
+DTYPES = {"full": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
+# How tl.dot multiplies fp32 factors; three TF32 products have all digits of an fp32 one.
+INPUT_PRECISIONS = {"full": "tf32x3", "tf32": "tf32", "bf16": "ieee"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A recurrence but for its length: calls with equal shapes run the same kernels."""
+
+    networks: int
+    rows: int
+    hidden: int
+    nodes: int
+    form: str
+    norm: str
+    precision: str
+    weighted: bool
+    masked: bool
+    keep: bool
+
+    @classmethod
+    def of(cls, r: Recurrence, keep: bool) -> Shape:
+        _, networks, rows, hidden, nodes = r.sizes
+        weighted, masked = r.mix is not None, r.mask_h is not None
+        return cls(networks, rows, hidden, nodes, r.form, r.norm, r.precision, weighted, masked, keep)
+
+    @property
+    def width(self) -> int:
+        """Columns of a weight, G."""
+        return 2 * self.hidden if self.form == "highway" else self.hidden
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the products' factors, and of what is kept of an activation."""
+        return DTYPES[self.precision]
+
+    @property
+    def states_size(self) -> int:
+        """Elements of all states of a time step, [n, L+1, M, H]."""
+        return self.networks * (self.nodes + 1) * self.rows * self.hidden
+
+    @property
+    def activated_size(self) -> int:
+        """Elements of all gates and candidates of a time step, [n, L+1, M, G]."""
+        return self.networks * (self.nodes + 1) * self.rows * self.width
+
+    @property
+    def hidden_shape(self) -> tuple[int, ...]:
+        """Of the hidden state between two time steps."""
+        return (self.rows, self.hidden) if self.weighted else (self.networks, self.rows, self.hidden)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the plan depends on of a GPU; the defaults are an H100's, for where there is none."""
+
+    multiprocessors: int = 132
+    shared_memory: int = 232448  # bytes that one program may have
+
+    @classmethod
+    def of(cls, device: torch.device) -> Machine:
+        if device.type != "cuda":
+            return cls()
+        properties = torch.cuda.get_device_properties(device)
+        return cls(properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", 49152))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How a direction cuts the columns of a state.
+
+    Attributes:
+        size: columns of a tile.
+        blocks: tiles side by side in a network.
+        depth: of the inner dimension that a program multiplies at once.
+        stages: tiles of weights on their way at a time.
+        warps: of a program.
+    """
+
+    size: int
+    blocks: int
+    depth: int
+    stages: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a step is cut.
+
+    Attributes:
+        rows: of a tile of a state.
+        forward, backward: how the columns are cut in each direction.
+        fused: a program evaluates a network alone, all nodes in one launch; else a launch evaluates one node, and
+            every block of columns has a program of its own.
+    """
+
+    rows: int
+    forward: Columns
+    backward: Columns
+    fused: bool
+
+
+def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
+    """Few launches where the networks keep the GPU busy by themselves, many programs where they do not.
+
+    Raises:
+        WenetError: more rows than a tile can hold.
+    """
+    if shape.rows > MOST_ROWS:
+        raise WenetError(f"backend 'triton' takes at most {MOST_ROWS} rows in a data batch, not {shape.rows}")
+    rows = max(16, _power_of_two(shape.rows))
+    fused = 2 * shape.networks >= machine.multiprocessors
+    columns = _power_of_two(shape.hidden)
+    while not fused and columns > 16 and shape.networks * -(-shape.hidden // columns) < machine.multiprocessors:
+        columns //= 2
+    matrices = 2 if shape.form == "highway" else 1
+    size = shape.dtype.itemsize
+    # Bytes of an inner index: of fp32 states and their mask, or of gradients; and of weights. Elements of a warp.
+    forward, backward = (8 * rows, matrices * size, 1024), (size * rows, size, 512)
+    return Tiling(
+        rows,
+        _cut_columns(shape.hidden, rows, min(columns, MOST_ELEMENTS // rows), shape.hidden, *forward, machine),
+        # Backward holds more of a tile in registers.
+        _cut_columns(shape.hidden, rows, min(columns, MOST_ELEMENTS // 2 // rows), shape.width, *backward, machine),
+        fused,
+    )
+
+
+def _cut_columns(
+    hidden: int,
+    rows: int,
+    columns: int,
+    inner: int,
+    factor_bytes: int,
+    weight_bytes: int,
+    warp_elements: int,
+    machine: Machine,
+) -> Columns:
+    """Tiles of at most so many columns; `_bytes` are of one inner index, in a factor and in a column of a weight."""
+    size = max(16, columns)
+    bytes_of_one = factor_bytes + size * weight_bytes
+    fitting = max(16, min(128, STAGE_BYTES // bytes_of_one))
+    depth = max(16, min(_power_of_two(fitting + 1) // 2, _power_of_two(inner)))
+    reserve = 16384  # for reductions and for tiles that change hands between warps
+    stages = (machine.shared_memory - reserve) // (depth * bytes_of_one)
+    warps = max(4, rows * size // warp_elements)
+    return Columns(size, -(-hidden // size), depth, max(1, min(MOST_STAGES, stages)), warps)
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest power of two that is no smaller."""
+    return 1 << (size - 1).bit_length()

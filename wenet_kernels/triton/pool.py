@@ -1,0 +1,120 @@
+"""Workspaces that are used again and again, with the launches in them recorded as CUDA graphs.
+
+What forward keeps for backward lies in its workspace, and is handed out as a tensor that shares that memory. While that
+tensor is alive the workspace is taken; a second forward pass before the first one's backward gets another workspace.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from wenet_kernels.triton.memory import check_memory
+from wenet_kernels.triton.plan import Shape
+from wenet_kernels.triton.workspace import Workspace
+
+MOST_FREE = 4  # workspaces that stay allocated though nothing uses them
+
+Key = tuple[Shape, torch.device, int]  # the last is the stream
+
+
+class Lane:
+    """A workspace, its graphs by direction and length, and who holds what it keeps."""
+
+    def __init__(self, shape: Shape, capacity: int, device: torch.device) -> None:
+        self.workspace = Workspace(shape, capacity, device)
+        self.graphs: dict[tuple[str, int], torch.cuda.CUDAGraph | None] = {}
+        self.holder: StorageWeakRef | None = None
+
+    @property
+    def free(self) -> bool:
+        return self.holder is None or self.holder.expired()
+
+    def hand_out(self, steps: int) -> Tensor:
+        """What `steps` steps have kept, `[T, words]`: a tensor of its own in the workspace's memory."""
+        kept: Tensor = torch.from_dlpack(self.workspace.kept[:steps])
+        self.holder = StorageWeakRef(kept.untyped_storage())
+        return kept
+
+    def run(self, direction: str, steps: int, launch: Callable[[int], None]) -> None:
+        """Launch kernels: one by one at first, which compiles them; then recorded; from then on as one graph."""
+        key = direction, steps
+        if not _may_record(self.workspace.device):
+            launch(steps)
+        elif key not in self.graphs:
+            launch(steps)
+            self.graphs[key] = None
+        else:
+            graph = self.graphs[key]
+            if graph is None:
+                graph = self.graphs[key] = _record(lambda: launch(steps), self.workspace.device)
+            graph.replay()
+
+
+class Pool:
+    """All lanes of this process. One thread at a time takes one and launches in it, autograd's threads among them."""
+
+    def __init__(self) -> None:
+        self.lanes: dict[Key, list[Lane]] = {}  # the least recently used shape first
+        self.lock = threading.RLock()
+
+    def take(self, shape: Shape, steps: int, device: torch.device) -> Lane:
+        """A free lane for at least so many steps.
+
+        Raises:
+            WenetError: a new one is needed, and the device has too little memory left.
+        """
+        key = shape, device, _stream(device)
+        with self.lock:
+            lanes = self.lanes[key] = self.lanes.pop(key, [])
+            free = [lane for lane in lanes if lane.free]
+            for lane in free:
+                if lane.workspace.capacity >= steps:
+                    return lane
+            for lane in free:  # too short: longer ones take their place
+                lanes.remove(lane)
+            self._discard_unused()
+            check_memory(shape, steps, device)
+            lanes.append(Lane(shape, steps, device))
+            return lanes[-1]
+
+    def holding(self, kept: Tensor) -> Lane | None:
+        """The lane in whose memory a tensor lies that `hand_out` made."""
+        with self.lock:
+            for lanes in self.lanes.values():
+                for lane in lanes:
+                    if not lane.free and lane.workspace.kept.data_ptr() == kept.data_ptr():
+                        return lane
+        return None
+
+    def _discard_unused(self) -> None:
+        free = [(lanes, lane) for lanes in self.lanes.values() for lane in lanes if lane.free]
+        for lanes, lane in free[: max(0, len(free) - MOST_FREE + 1)]:
+            lanes.remove(lane)
+
+
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def _may_record(device: torch.device) -> bool:
+    return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+
+
+def _record(launch: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
+    """What is launched, as a graph. The current stream's work comes first, and nothing runs yet."""
+    graph = torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        # Other threads, such as a loader that pins memory, may go on calling CUDA.
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            launch()
+        finally:
+            graph.capture_end()
+    return graph

@@ -1,0 +1,218 @@
+"""The memory that the kernels of one recurrence work in, and the order in which they are launched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wenet_kernels.recurrence import Recurrence
+from wenet_kernels.triton import kernels
+from wenet_kernels.triton.plan import INPUT_PRECISIONS, Columns, Machine, Shape, choose_tiling
+
+SUM_BLOCK, SUM_NETWORKS = 32, 32  # of `sum_networks`: elements of a program, and networks added at once
+GRADIENT_TILE = 64  # of `weight_gradient`
+
+
+class Workspace:
+    """Buffers for sequences of up to `capacity` steps of one shape, and the launches that fill them.
+
+    All buffers begin with the time steps, so a shorter sequence uses the beginnings of them, at the same addresses.
+    """
+
+    def __init__(self, shape: Shape, capacity: int, device: torch.device, machine: Machine | None = None) -> None:
+        self.shape, self.capacity, self.device = shape, capacity, device
+        # What asks for it is NVIDIA's assembler.
+        self.prefetch = self.device.type == "cuda" and torch.version.hip is None
+        self.tiling = choose_tiling(shape, machine or Machine.of(device))
+        s = shape
+        networks, nodes, rows, hidden, width = s.networks, s.nodes, s.rows, s.hidden, s.width
+        self.pre = self._empty(capacity, networks, rows, width)
+        self.hidden = self._empty(capacity + 1, *s.hidden_shape)
+        self.weights = self._empty(networks, nodes + 1, hidden, width, dtype=s.dtype)
+        self.mask = self._empty(rows, hidden)
+        statistics = {"none": (0,), "running": (networks, nodes + 1, hidden)}
+        self.mean = self._empty(*statistics.get(s.norm, (capacity, networks, nodes + 1, hidden)))
+        self.var = torch.empty_like(self.mean)
+        self.ancestor = self._empty(networks, nodes, dtype=torch.int32)
+        self.activation = torch.empty_like(self.ancestor)
+        self.share = self._empty(networks, nodes)  # of a node in its cell's output
+        self.portions = self._empty(networks, nodes)  # of a node in the mixture
+        self.mix = self._empty(networks)
+        self.kept = self._empty(capacity if s.keep else 1, kept_words(s) if s.keep else s.states_size)
+        self.cell_output = self._empty(networks, rows, hidden) if s.weighted else self.hidden[1:]
+
+    def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _launch(self, kernel: Any, grid: tuple[int, ...], *operands: object, **options: object) -> None:
+        kernel[grid](*operands, **options, enable_fp_fusion=True)
+
+    def load(self, r: Recurrence) -> None:
+        """Copy the operands in; the products' factors are rounded here, once for all time steps."""
+        self.pre[: len(r.pre)].copy_(r.pre)
+        self.hidden[0].copy_(r.h0)
+        self.weights[:, 0].copy_(r.weight_hidden)
+        self.weights[:, 1:].copy_(r.weight_nodes)
+        self.ancestor.copy_(r.ancestor)
+        self.activation.copy_(r.activation)
+        torch.div(r.concat, r.concat.sum(1, keepdim=True), out=self.share)
+        self.portions.copy_(self.share)
+        if r.mix is not None:
+            self.mix.copy_(r.mix)
+            self.portions.mul_(self.mix[:, None])
+        if r.mask_h is not None:
+            self.mask.copy_(r.mask_h)
+        if r.running_mean is not None and r.running_var is not None:
+            self.mean.copy_(r.running_mean)
+            self.var.copy_(r.running_var)
+
+    def forward(self, steps: int) -> None:
+        """Launch the kernels that evaluate the operands over some steps."""
+        for t in range(steps):
+            for init, first, last in self._launches():
+                self._step_forward(t, init, first, last)
+            if self.shape.weighted:
+                self._sum(self.cell_output, self.mix, None, self.hidden[1:], t)
+
+    def _launches(self) -> Iterator[tuple[bool, int, int]]:
+        """Whether a launch evaluates the init node, and the range of the other nodes that it evaluates."""
+        nodes = self.shape.nodes
+        if self.tiling.fused:
+            yield True, 1, nodes + 1
+        else:
+            yield True, 1, 1
+            for node in range(1, nodes + 1):
+                yield False, node, node + 1
+
+    def _step_forward(self, t: int, init: bool, first: int, last: int) -> None:
+        columns = self.tiling.forward
+        self._launch(
+            kernels.step_forward, self._grid(columns),
+            self.pre, *self.pre.stride()[:2], self.hidden, *self._hidden_strides(), self.weights, self.mask, self.mean,
+            self.var, self._statistics_stride(), self.ancestor, self.activation, self.share, *self._kept_operands(),
+            self.cell_output, 0 if self.shape.weighted else self.hidden.stride(0), t, first, last,
+            KEEP=self.shape.keep, INIT=init, **self._constants(columns),
+        )  # fmt: skip
+
+    def allocate_gradients(self) -> None:
+        """The buffers of `backward`, at its first call."""
+        if hasattr(self, "grad_states"):
+            return
+        s, capacity = self.shape, self.capacity
+        self.grad_output = self._empty(capacity, *s.hidden_shape)
+        self.grad_hidden = torch.empty_like(self.grad_output)
+        self.grad_states = self._empty(s.networks, s.nodes + 1, s.rows, s.hidden)
+        self.grad_previous = self._empty(s.networks, s.rows, s.hidden)
+        self.grad_product = self._empty(capacity, s.networks, s.nodes + 1, s.rows, s.width, dtype=s.dtype)
+        self.grad_pre = torch.empty_like(self.pre)
+        self.grad_h0 = self._empty(1, *s.hidden_shape)
+        self.alignment = self._empty(capacity, s.networks, s.nodes, 2 * self.tiling.backward.blocks)
+
+    def backward(self, steps: int) -> None:
+        """Launch the kernels that take `grad_output` of some steps back to all but the weights."""
+        self.grad_states.zero_()
+        self.grad_previous.zero_()
+        for t in reversed(range(steps)):
+            self._sum(self.grad_previous, None, self.grad_output, self.grad_hidden, t)
+            for head, first, last, link, tail in self._launches_backward():
+                self._step_backward(t, head, first, last, link, tail)
+        self._sum(self.grad_previous, None, None, self.grad_h0, 0)
+
+    def _launches_backward(self) -> Iterator[tuple[bool, int, int, bool, bool]]:
+        """Arguments HEAD, first_node, last_node, LINK and TAIL of `step_backward`."""
+        nodes = self.shape.nodes
+        if self.tiling.fused:
+            yield True, nodes, 2, True, True
+        else:
+            yield True, 1, 2, False, False
+            for node in range(nodes, 1, -1):
+                yield False, node, node, False, False
+            yield False, 1, 2, True, False
+            yield False, 1, 2, False, True
+
+    def _step_backward(self, t: int, head: bool, first: int, last: int, link: bool, tail: bool) -> None:
+        columns = self.tiling.backward
+        self._launch(
+            kernels.step_backward, self._grid(columns),
+            self.pre, *self.pre.stride()[:2], self.hidden, *self._hidden_strides(), self.weights, self.mask, self.var,
+            self._statistics_stride(), self.ancestor, self.activation, self.portions, *self._kept_operands(),
+            self.grad_hidden, *self._hidden_strides(), self.grad_states, self.grad_previous, self.grad_product,
+            self.grad_pre, *self.grad_pre.stride()[:2], self.alignment, t, first, last,
+            ALIGN=self.shape.weighted, HEAD=head, LINK=link, TAIL=tail, **self._constants(columns),
+        )  # fmt: skip
+
+    def weight_gradients(self, steps: int, grad_hidden: Tensor, grad_nodes: Tensor) -> None:
+        """Launch the products over all steps and rows that end in `[n, H, G]` and `[n, L, H, G]`."""
+        s, tile = self.shape, GRADIENT_TILE
+        states, states_step, _, _ = self._kept_operands()
+        state_stride = (s.nodes + 1) * s.rows * s.hidden
+        tiles = -(-s.hidden // tile), -(-s.width // tile)
+        for init, inputs, strides, result, matrices in (
+            (True, self.hidden, self._hidden_strides(), grad_hidden, s.networks),
+            (False, states, (states_step, state_stride), grad_nodes, s.networks * s.nodes),
+        ):
+            self._launch(
+                kernels.weight_gradient, (*tiles, matrices),
+                inputs, *strides, self.mask, self.ancestor, self.grad_product, self.grad_product.stride(0), result,
+                steps, M=s.rows, H=s.hidden, L=s.nodes, WIDTH=s.width, HAS_MASK=s.masked, INIT=init, DEPTH=32,
+                HEIGHT=tile, COLUMNS=tile, INPUT_PRECISION=INPUT_PRECISIONS[s.precision], num_warps=4,
+            )  # fmt: skip
+
+    def grad_mix(self, steps: int) -> Tensor:
+        """Of each mixing weight, `[n]`: its cell's output times the gradient of the mixture, over all steps."""
+        return (self.alignment[:steps].sum((0, 3)) * self.share).sum(1)
+
+    def _sum(self, values: Tensor, factors: Tensor | None, addend: Tensor | None, result: Tensor, t: int) -> None:
+        """`sum_networks` of weighted networks; of independent ones it only adds the addend."""
+        count = self.shape.networks if self.shape.weighted else 1
+        size = values.numel() // count
+        self._launch(
+            kernels.sum_networks, (-(-size // SUM_BLOCK),),
+            values, values if factors is None else factors, result if addend is None else addend, size, result, size,
+            count, size, t,
+            WEIGHTED=factors is not None, ADD=addend is not None, NETWORKS=SUM_NETWORKS, BLOCK=SUM_BLOCK, num_warps=4,
+        )  # fmt: skip
+
+    def _grid(self, columns: Columns) -> tuple[int, int]:
+        return self.shape.networks, 1 if self.tiling.fused else columns.blocks
+
+    def _hidden_strides(self) -> tuple[int, int]:
+        """Of a step and of a network; weighted networks share one hidden state."""
+        return self.hidden.stride(0), 0 if self.shape.weighted else self.hidden.stride(1)
+
+    def _statistics_stride(self) -> int:
+        return self.var.stride(0) if self.shape.norm == "batch" else 0
+
+    def _kept_operands(self) -> tuple[Tensor, int, Tensor, int]:
+        """The states of all steps, and their gates and candidates, each with the elements from one step to the next."""
+        step = self.kept.stride(0) if self.shape.keep else 0
+        states = self.kept.view(-1)
+        activated = states[self.shape.states_size if self.shape.keep else 0 :].view(self.shape.dtype)
+        return states, step, activated, step * 4 // self.shape.dtype.itemsize
+
+    def _constants(self, columns: Columns) -> dict[str, Any]:
+        s = self.shape
+        return {
+            "M": s.rows,
+            "H": s.hidden,
+            "L": s.nodes,
+            "HIGHWAY": s.form == "highway",
+            "NORM": s.norm,
+            "HAS_MASK": s.masked,
+            "ROWS": self.tiling.rows,
+            "COLUMNS": columns.size,
+            "DEPTH": columns.depth,
+            "BLOCKS": columns.blocks if self.tiling.fused else 1,
+            "PREFETCH": self.tiling.fused and self.prefetch,
+            "INPUT_PRECISION": INPUT_PRECISIONS[s.precision],
+            "num_warps": columns.warps,
+            "num_stages": columns.stages,
+        }
+
+
+def kept_words(shape: Shape) -> int:
+    """fp32 elements that a time step keeps for backward: states, then gates and candidates, these in their own type."""
+    return shape.states_size + -(-shape.activated_size * shape.dtype.itemsize // 4)
