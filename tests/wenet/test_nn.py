@@ -52,7 +52,7 @@ def test_parameter_counts_are_the_published_ones(vocabulary, size, genotype, for
     ],
 )
 def test_parameter_counts_of_trained_architectures(settings, vocabulary, millions):
-    config = resolve_train_config("paper", settings)
+    config = resolve_train_config("paper", {**settings, "precision": "fp32"})
     genotype = None if config.cell in LSTMS else load_genotype(config.cell)
     with torch.device("meta"):
         model = build_model(config, genotype, vocabulary)

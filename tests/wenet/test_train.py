@@ -89,7 +89,8 @@ def traced(text, tmp_path, monkeypatch):
     settings = {**TINY, **NO_DROPOUT, "nonmonotone": 1, "precision": "fp64", "weight_decay": 0.01, "bptt": 35}
     train(str(text), out=tmp_path / "run", **settings)
     tensors = load_file(tmp_path / "run" / "checkpoint" / "best.safetensors")
-    config = resolve_train_config("quick", {k: v for k, v in settings.items() if k != "preset"})
+    given = {"precision": "fp32", **{k: v for k, v in settings.items() if k != "preset"}}
+    config = resolve_train_config("quick", given)
     return config, updates, first["weights"], tensors
 
 

@@ -5,7 +5,7 @@ import torch
 
 from wenet_kernels import WenetError, backends, project
 
-READY = [name for name, status in backends().items() if status == "ready"]
+READY = [name for name in ("reference", "cpu") if backends()[name] == "ready"]  # Triton leaves it to PyTorch
 
 # T, n, M, I, G: tiny, ragged, and wider than several vectors
 SIZES = [(1, 1, 1, 1, 1), (3, 2, 5, 7, 9), (4, 3, 20, 33, 66)]
