@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from wenet.genotype import Genotype
@@ -165,7 +167,7 @@ class WeightedDagRNN(nn.Module):
         """Run over a sequence.
 
         Args:
-            x: `[T, M, I]`, shared by all networks.
+            x: `[T, M, I]`, shared by all networks; with independent coupling also `[n, T, M, I]`, one for each.
             h0: `[1, M, H]`, or `[n, M, H]` with independent coupling; zeros by default.
 
         Returns:
@@ -174,8 +176,8 @@ class WeightedDagRNN(nn.Module):
         Raises:
             WenetError: shapes that disagree, or NaN in the input.
         """
-        _check_input(self, x)
-        rows, weighted = x.shape[1], self.coupling == "weighted"
+        _check_input(self, x[0] if self._one_input_each(x) else x)
+        rows, weighted = x.shape[-2], self.coupling == "weighted"
         states = 1 if weighted else self.cells.count
         h = x.new_zeros(states, rows, self.hidden_size) if h0 is None else h0
         if h.shape != (states, rows, self.hidden_size):
@@ -205,9 +207,11 @@ class WeightedDagRNN(nn.Module):
         """The input through every network's weights, one product for all steps, as `[T, n, M, G]`."""
         mask_x = _mask(self, x, self.dropout_x, self.input_size)
         masked = x if mask_x is None else x * mask_x
-        steps, rows, _ = x.shape
-        projected = masked.flatten(0, 1) @ self.weight_input  # [n, T*M, G]
-        return projected.unflatten(1, (steps, rows)).transpose(0, 1)
+        projected = masked.flatten(-3, -2) @ self.weight_input  # [n, T*M, G]
+        return projected.unflatten(1, x.shape[-3:-1]).transpose(0, 1)
+
+    def _one_input_each(self, x: Tensor) -> bool:
+        return self.coupling == "independent" and x.dim() == 4 and len(x) == self.cells.count
 
     def _norm(self) -> Norm:
         if self.norm is None:
@@ -255,10 +259,7 @@ class LanguageModel(nn.Module):
         init_range: float = 0.04,
     ) -> None:
         super().__init__()
-        if rnn.input_size != rnn.hidden_size:
-            raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")
-        _check_probability("dropout_embedding", dropout_embedding)
-        _check_probability("dropout_output", dropout_output)
+        _check_language_model(rnn, dropout_embedding, dropout_output)
         self.dropout_embedding, self.dropout_output = dropout_embedding, dropout_output
         self.embedding = nn.Embedding(vocabulary_size, rnn.input_size)
         self.rnn = rnn
@@ -269,7 +270,7 @@ class LanguageModel(nn.Module):
     def forward(self, tokens: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits `[T, M, V]` of the words that follow tokens `[T, M]`, and the last state `[1, M, d]`."""
         output, h = self._recur(tokens, h0)
-        return self._decode(self._locked_dropout(output, self.dropout_output)), h
+        return self._decode(_locked_dropout(self, output, self.dropout_output)), h
 
     def loss(
         self,
@@ -289,7 +290,7 @@ class LanguageModel(nn.Module):
             h0: `[1, M, d]`; zeros by default.
         """
         raw, h = self._recur(tokens, h0)
-        dropped = self._locked_dropout(raw, self.dropout_output)
+        dropped = _locked_dropout(self, raw, self.dropout_output)
         cross_entropy = functional.cross_entropy(self._decode(dropped).flatten(0, 1), targets.flatten())
         loss = cross_entropy
         if activation_reg:
@@ -299,22 +300,161 @@ class LanguageModel(nn.Module):
         return loss, cross_entropy.detach(), h
 
     def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-        embedded = self._locked_dropout(self.embedding(tokens), self.dropout_embedding)  # [T, M, d]
+        embedded = _locked_dropout(self, self.embedding(tokens), self.dropout_embedding)  # [T, M, d]
         return self.rnn(embedded, h0)
 
     def _decode(self, features: Tensor) -> Tensor:
         return functional.linear(features, self.embedding.weight, self.decoder_bias)
 
-    def _locked_dropout(self, x: Tensor, probability: float) -> Tensor:
-        mask = _mask(self, x, probability, x.shape[-1])
-        return x if mask is None else x * mask
+
+class IndependentLanguageModels(nn.Module):
+    """`n` standalone language models that differ in their cells, each with a tied decoder, evaluated at once.
+
+    All read the same text with the same dropout masks, so that they differ in nothing but cells and initial weights.
+
+    Args:
+        vocabulary_size: V.
+        rnn: independent `WeightedDagRNN` whose input and hidden size are both d.
+        dropout_embedding, dropout_output, init_range: as in `LanguageModel`.
+        shared_embedding: one embedding, which learns from all networks, instead of one each. The networks are then
+            standalone in their cells and biases only.
+
+    Parameters: embedding `[n, V, d]`, or `[1, V, d]` where it is shared; decoder_bias `[n, V]`; those of `rnn`.
+
+    Raises:
+        WenetError: as in `LanguageModel`; a weighted `rnn`.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        rnn: WeightedDagRNN,
+        dropout_embedding: float = 0.0,
+        dropout_output: float = 0.0,
+        init_range: float = 0.04,
+        shared_embedding: bool = False,
+    ) -> None:
+        super().__init__()
+        if rnn.coupling != "independent":
+            raise WenetError("standalone language models need a layer with coupling='independent'")
+        _check_language_model(rnn, dropout_embedding, dropout_output)
+        self.dropout_embedding, self.dropout_output = dropout_embedding, dropout_output
+        self.rnn = rnn
+        count = rnn.cells.count
+        self.embedding = nn.Parameter(torch.empty(1 if shared_embedding else count, vocabulary_size, rnn.input_size))
+        self.decoder_bias = nn.Parameter(torch.zeros(count, vocabulary_size))
+        for weight in (self.embedding, rnn.weight_input, rnn.weight_hidden, rnn.weight_nodes):
+            nn.init.uniform_(weight, -init_range, init_range)
+
+    @property
+    def count(self) -> int:
+        return self.rnn.cells.count
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        h0: Tensor | None = None,
+        activation_reg: float = 0.0,
+        temporal_activation_reg: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum over networks of what each one's training minimises, their cross-entropies `[n]` in nats per token,
+        and the last states `[n, M, d]`. The regularisers are those of `LanguageModel.loss`.
+
+        Args:
+            tokens, targets: `[T, M]`, the targets one step ahead.
+            h0: `[n, M, d]`; zeros by default.
+        """
+        embedded = _locked_dropout(self, self._embed(tokens), self.dropout_embedding)  # [T, M, d] or [n, T, M, d]
+        raw, h = self.rnn(embedded, h0)  # [T, n, M, d]
+        dropped = _locked_dropout(self, raw, self.dropout_output)
+        features = dropped.transpose(0, 1).flatten(1, 2)  # [n, T*M, d]
+        if torch.is_grad_enabled():
+            loss, cross_entropy = _TiedCrossEntropy.apply(
+                features, self.embedding, self.decoder_bias, targets.flatten()
+            )
+        else:
+            cross_entropy = self._cross_entropy(features, targets.flatten())
+            loss = cross_entropy.sum()
+        if activation_reg:
+            loss = loss + activation_reg * self.count * dropped.square().mean()
+        if temporal_activation_reg and len(raw) > 1:
+            loss = loss + temporal_activation_reg * self.count * raw.diff(dim=0).square().mean()
+        return loss, cross_entropy, h
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """`[T, M, d]` where the embedding is shared, else `[n, T, M, d]`."""
+        if len(self.embedding) == 1 and self.count > 1:
+            return functional.embedding(tokens, self.embedding[0])
+        offsets = torch.arange(self.count, device=tokens.device) * self.embedding.shape[1]
+        return functional.embedding(tokens + offsets[:, None, None], self.embedding.flatten(0, 1))
+
+    def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Without derivatives; as there, the logits of one network at a time."""
+        losses = [
+            functional.cross_entropy(functional.linear(*operands), targets)
+            for operands in zip(features, self.embedding.expand(self.count, -1, -1), self.decoder_bias, strict=True)
+        ]
+        return torch.stack(losses)
+
+
+class _TiedCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of `n` networks through their tied decoders, with the derivatives taken along the way.
+
+    So the logits of one network at a time are all that is ever held, and no product is done twice: with a vocabulary
+    of 10,000 the logits of 24 networks would otherwise be most of the memory of training.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, features: Tensor, embedding: Tensor, bias: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """features `[n, P, d]`, embedding `[n, V, d]` or `[1, V, d]`, bias `[n, V]`, targets `[P]`; returns the sum of
+        the cross-entropies, and each `[n]` without derivative."""
+        count, positions, _ = features.shape
+        grad_features, grad_bias = torch.empty_like(features), torch.empty_like(bias)
+        grad_embedding = torch.zeros_like(embedding)
+        cross_entropy = features.new_empty(count)
+        minus_one = features.new_full((positions, 1), -1.0)
+        for k in range(count):
+            own = k if len(embedding) > 1 else 0
+            logits = torch.addmm(bias[k], features[k], embedding[own].t())  # [P, V]
+            probabilities = torch.softmax(logits, dim=1)
+            # log-sum-exp of the logits, from what the softmax has computed: the largest logit - the log of its share.
+            normaliser = logits.amax(1) - probabilities.amax(1).log()
+            cross_entropy[k] = (normaliser - logits.gather(1, targets[:, None]).squeeze(1)).mean()
+            grad_logits = probabilities.scatter_add_(1, targets[:, None], minus_one).div_(positions)
+            torch.mm(grad_logits, embedding[own], out=grad_features[k])
+            grad_embedding[own].addmm_(grad_logits.t(), features[k])
+            torch.sum(grad_logits, 0, out=grad_bias[k])
+        ctx.save_for_backward(grad_features, grad_embedding, grad_bias)
+        ctx.mark_non_differentiable(cross_entropy)
+        return cross_entropy.sum(), cross_entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grads = ctx.saved_tensors
+        return (*(grad_loss * grad for grad in grads), None)
 
 
 def _mask(module: nn.Module, x: Tensor, probability: float, features: int) -> Tensor | None:
     """A draw of variational dropout, `[M, features]`, shared over time; None outside training."""
     if not module.training or probability == 0:
         return None
-    return functional.dropout(x.new_ones(x.shape[1], features), probability)
+    return functional.dropout(x.new_ones(x.shape[-2], features), probability)
+
+
+def _locked_dropout(module: nn.Module, x: Tensor, probability: float) -> Tensor:
+    mask = _mask(module, x, probability, x.shape[-1])
+    return x if mask is None else x * mask
+
+
+def _check_language_model(rnn: DagRNN | WeightedDagRNN, dropout_embedding: float, dropout_output: float) -> None:
+    if rnn.input_size != rnn.hidden_size:
+        raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")
+    _check_probability("dropout_embedding", dropout_embedding)
+    _check_probability("dropout_output", dropout_output)
 
 
 def _check_layer(layer: DagRNN | WeightedDagRNN) -> None:
