@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from wenet_kernels import FORMS, WenetError, check_choice
+
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
 
 def _option(default: Any, text: str, **limits: Any) -> Any:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from wenet.config import SearchConfig
+from wenet.config import DTYPES, SearchConfig
 from wenet.data import Corpus
 from wenet.genotype import random_genotypes
-from wenet.search import DTYPES, build_model, build_optimizer
+from wenet.search import build_model, build_optimizer
 
 PROBE_STEPS, PROBE_ROWS = 4, 20
 PROBE_WEIGHTS = 5_000_000  # in the networks of the probe: enough to be typical, little enough to take a moment

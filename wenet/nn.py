@@ -350,6 +350,15 @@ class IndependentLanguageModels(nn.Module):
     def count(self) -> int:
         return self.rnn.cells.count
 
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Those with a leading n: all but a shared embedding."""
+        return [parameter for parameter in self.parameters() if len(parameter) == self.count]
+
+    def largest_weights(self) -> Tensor:
+        """The largest absolute value among each network's own parameters, `[n]`."""
+        norm = torch.linalg.vector_norm
+        return torch.stack([norm(p.detach().flatten(1), torch.inf, dim=1) for p in self.own_parameters()]).amax(0)
+
     def loss(
         self,
         tokens: Tensor,
@@ -406,9 +415,7 @@ class _TiedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, features: Tensor, embedding: Tensor, bias: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, features: Tensor, embedding: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """features `[n, P, d]`, embedding `[n, V, d]` or `[1, V, d]`, bias `[n, V]`, targets `[P]`; returns the sum of
         the cross-entropies, and each `[n]` without derivative."""
         count, positions, _ = features.shape
@@ -433,7 +440,7 @@ class _TiedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads = ctx.saved_tensors
         return (*(grad_loss * grad for grad in grads), None)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wenet.checkpoint import RunFolder
-from wenet.config import SearchConfig
+from wenet.config import DTYPES, SearchConfig
 from wenet.console import Console, duration
 from wenet.data import Corpus, batchify
 from wenet.genotype import Genotype, random_genotypes
@@ -33,7 +33,6 @@ from wenet_kernels import WenetError
 
 RECORDS = "search.jsonl"
 CURVE_POINTS = 20  # of the training loss, in the record of a round
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
 
 @dataclass(frozen=True)
