@@ -65,9 +65,10 @@ def _search(arguments: Sequence[str] | None) -> None:
     }
     folder = given.pop("resume")
     if folder is not None:
+        audit = {name: given.pop(name) for name in ("audit", "audit_epochs") if name in given}
         if given:
             raise WenetError(f"--resume takes its settings from {folder}; leave out {flag(next(iter(given)))}")
-        result = resume_search(folder, **common)
+        result = resume_search(folder, **common, **audit)
     else:
         file = given.pop("config", None)
         result = search(config_file=read_config_file(file) if file else None, **common, **given)
@@ -83,7 +84,13 @@ def _search_parser() -> _Parser:
     )
     run = parser.add_argument_group("the run")
     run.add_argument("--out", type=Path, metavar="DIR", help="new run folder (default: runs/search-TEXT-TIME)")
-    run.add_argument("--resume", type=Path, metavar="DIR", default=None, help="continue the run in this folder")
+    run.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        default=None,
+        help="continue the run in this folder, or audit it when it is finished",
+    )
     run.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings; flags override it")
     run.add_argument(
         "--data-dir", type=Path, metavar="DIR", default=None, help="look for ptb and wikitext-2 here first"

@@ -63,6 +63,13 @@ class SearchConfig:
         "fresh", "whether a seed network starts its next round fresh or keeps its parameters", choices=("fresh", "keep")
     )
     init_range: float = _option(0.04, "weights start as U(-R, R)", metavar="R", above=0)
+    audit: int = _option(
+        0,
+        "train N of the cells standalone after the search, the kept and some of the rejected",
+        metavar="N",
+        at_least=0,
+    )
+    audit_epochs: float = _option(1.0, "passes over the training text of a standalone training", metavar="F", above=0)
     seed: int = _option(1, "of the pool, the initial weights and the dropouts", at_least=0)
     backend: str = _option("auto", "auto, or a name that this machine has ready")
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
@@ -73,6 +80,9 @@ class SearchConfig:
             _check(option, getattr(self, option.name))
         if self.norm == "batch" and self.data_batch < 2:
             raise WenetError("--data-batch must be at least 2 with --norm batch, which compares the rows of a batch")
+
+        if 0 < self.audit < self.seeds + 2:
+            raise WenetError(f"--audit must be at least {self.seeds + 2}: the --seeds kept and two rejected cells")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -99,6 +109,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_batch": 64,
         "lr": 3e-3,
         "mix_lr": 1e-2,
+        "audit_epochs": 0.25,
     },
 }
 

@@ -329,8 +329,7 @@ class IndependentTraining:
         return self.state.seconds
 
     def _show_window(self, tokens: int, cross_entropy: Tensor) -> None:
-        alive = cross_entropy[self.alive]
-        self.console.advance(self.label, tokens, f"losses {float(alive.min()):.3f} to {float(alive.max()):.3f}")
+        self.console.advance(self.label, tokens, f"mean loss {float(cross_entropy[self.alive].mean()):.3f}")
 
 
 def build_independent(

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
+from wenet.audit import begun_audit, describe_audit, run_audit
 from wenet.checkpoint import RunFolder
 from wenet.config import PRESETS, SearchConfig, resolve_config
 from wenet.console import Console, duration, size
 from wenet.data import Corpus, batchify, load_corpus
 from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
+from wenet.independent import Workplace
 from wenet.interrupt import Interrupt
 from wenet.memory import explaining_out_of_memory, total_memory
 from wenet.search import Search
@@ -29,11 +31,12 @@ FORMAT = 1  # of a run folder
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found: the cell, what `best.json` says of it, and the run folder."""
+    """What a search found: the cell, what `best.json` says of it, the run folder, and what the audit found."""
 
     genotype: Genotype
     best: dict[str, Any]
     folder: Path
+    audit: dict[str, Any] | None = None  # what `audit.json` holds, where there is one
 
 
 def search(
@@ -90,8 +93,13 @@ def resume_search(
     data_dir: str | Path | None = None,
     checkpoint_every: float = CHECKPOINT_MINUTES,
     console: Console | None = None,
+    audit: int | None = None,
+    audit_epochs: float | None = None,
 ) -> SearchResult:
     """Continue a search bit-exactly from its last checkpoint.
+
+    Args:
+        audit, audit_epochs: as in `SearchConfig`, for a search that was begun without.
 
     Raises:
         WenetError: no such run, it is in use, its checkpoint is damaged, or text or machine differ from what it needs.
@@ -99,7 +107,7 @@ def resume_search(
     """
     console = console or Console(silent=True)
     with Interrupt() as interrupt, closing(RunFolder.open(Path(folder))) as run:
-        config = _stored_config(run)
+        config = _with_audit(_stored_config(run), run.path, audit, audit_epochs)
         if resolve_machine(config) != config:
             raise WenetError(
                 f"{run.path} cannot go on here: {config.device} with backend {config.backend} is not ready"
@@ -160,12 +168,27 @@ def _run(
 ) -> SearchResult:
     needed = size(estimate_memory(config, len(corpus.vocabulary)))
     advice = f"about {needed} are needed; lower --batch, --hidden, --data-batch or --bptt"
+    work = Workplace(config, corpus, run.path, console, checkpoint_every, interrupt)
     try:
         with explaining_out_of_memory(advice):
             best = Search(config, corpus, run, console, checkpoint_every, interrupt).run()
+        with explaining_out_of_memory("training the audited cells at once; lower --audit"):
+            audit = run_audit(work, run) if config.audit else None
     finally:
         console.stop()
-    return SearchResult(Genotype.from_dict(best["genotype"]), best, run.path)
+    return SearchResult(Genotype.from_dict(best["genotype"]), best, run.path, audit)
+
+
+def _with_audit(config: SearchConfig, folder: Path, audit: int | None, epochs: float | None) -> SearchConfig:
+    """The settings with the audit that is asked for now, or that was begun on this run before."""
+    if audit is None and config.audit == 0:
+        begun = begun_audit(folder)
+        audit, epochs = begun if begun is not None else (0, None)
+    return replace(
+        config,
+        audit=config.audit if audit is None else audit,
+        audit_epochs=config.audit_epochs if epochs is None else epochs,
+    )
 
 
 def _check_memory(config: SearchConfig, corpus: Corpus) -> None:
@@ -244,7 +267,14 @@ def describe_result(result: SearchResult) -> str:
             f"cost      {duration(best['seconds'])}, peak memory {size(best['peak_memory_bytes'])}",
             f"mixture   validation perplexity {best['mixture_valid_perplexity']:.1f}, of all networks of the last "
             "round together",
-            "caution   one search, ranked by mixing weights: whether the cell beats a random one was not measured",
+            *(
+                describe_audit(result.audit)
+                if result.audit
+                else [
+                    "caution   one search, ranked by mixing weights: whether the cell beats a random one was not "
+                    f"measured; measure it with wenet-search --resume {folder} --audit 24"
+                ]
+            ),
             f"files     {folder}/best.json (the cell), search.jsonl (every round), config.json (settings)",
             f"next      wenet-cell show {folder}",
         ]
