@@ -9,6 +9,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def choose(ranking: Sequence[Ranked], count: int, seed: int) -> list[Ranked]:
     strata = min(count - len(survivors), len(rejected))
     generator = random.Random(seed)
     bounds = [len(rejected) * i // strata for i in range(strata + 1)] if strata else [0]
-    return survivors + [rejected[generator.randrange(low, high)] for low, high in zip(bounds, bounds[1:], strict=False)]
+    return survivors + [rejected[generator.randrange(low, high)] for low, high in pairwise(bounds)]
 
 
 def verdict(cells: Sequence[Ranked], outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
@@ -206,8 +207,9 @@ def describe_audit(audit: dict[str, Any]) -> list[str]:
     again = audit["seniority"]["kept_again"]
     lines = [
         f"audit     {audit['cells']} cells trained standalone for {audit['epochs']:g} epochs, "
-        f"{duration(audit['seconds'])} more: score and perplexity agree by Kendall's tau {_correlation(audit['kendall'])}, "
-        f"Spearman's rho {_correlation(audit['spearman'])} (1 is full agreement, 0 is chance)",
+        f"{duration(audit['seconds'])} more",
+        "          agreement of score and perplexity, 1 in full and 0 by chance: "
+        f"Kendall's tau {_correlation(audit['kendall'])}, Spearman's rho {_correlation(audit['spearman'])}",
         f"          kept {_summary(kept)}, rejected {_summary(rejected)}: kept better at p = {_figure(p)}",
     ]
     if again is not None:
