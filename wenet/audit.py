@@ -33,7 +33,8 @@ class Ranked:
     """A cell as the search left it.
 
     Attributes:
-        score: its weight in its last mixture in units of an equal share, so that rounds of different sizes compare.
+        score: its weight in its last mixture in units of an equal share, so that rounds of different sizes compare; of
+            successive halving, where there are no weights, the rungs it has reached and its place in the last.
         survivor: whether it was among the K kept at the end.
     """
 
@@ -109,12 +110,19 @@ def final_ranking(records: Sequence[dict[str, Any]], seeds: int) -> list[Ranked]
         for place, network in enumerate(record["networks"]):
             ranked[network["genotype"]] = Ranked(
                 Genotype.from_text(network["genotype"]),
-                network["weight"] / record["uniform_weight"],
+                _score(record, place),
                 record["round"],
                 network["rounds_kept"],
                 survivor=record is records[-1] and place < seeds,
             )
     return sorted(ranked.values(), key=lambda cell: -cell.score)
+
+
+def _score(record: dict[str, Any], place: int) -> float:
+    weight = record["networks"][place]["weight"]
+    if weight is None:
+        return record["round"] - place / len(record["networks"])
+    return weight / record["uniform_weight"]
 
 
 def choose(ranking: Sequence[Ranked], count: int, seed: int) -> list[Ranked]:

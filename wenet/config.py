@@ -63,6 +63,12 @@ class SearchConfig:
         "fresh", "whether a seed network starts its next round fresh or keeps its parameters", choices=("fresh", "keep")
     )
     init_range: float = _option(0.04, "weights start as U(-R, R)", metavar="R", above=0)
+    strategy: str = _option(
+        "wenet",
+        "wenet, or random: successive halving of standalone training at the same number of network-steps",
+        choices=("wenet", "random"),
+    )
+    runs: int = _option(1, "separate searches, their winners ranked by standalone training", metavar="R", at_least=1)
     audit: int = _option(
         0,
         "train N of the cells standalone after the search, the kept and some of the rejected",
@@ -71,6 +77,7 @@ class SearchConfig:
     )
     audit_epochs: float = _option(1.0, "passes over the training text of a standalone training", metavar="F", above=0)
     seed: int = _option(1, "of the pool, the initial weights and the dropouts", at_least=0)
+    pool_seed: int | None = _option(None, "of the pool alone, where it is to differ from --seed", at_least=0)
     backend: str = _option("auto", "auto, or a name that this machine has ready")
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
     precision: str = _option("fp32", "of parameters and products", choices=("fp32", "fp64"))

@@ -19,9 +19,11 @@ from wenet.console import Console, duration, size
 from wenet.data import Corpus, batchify, load_corpus
 from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
+from wenet.halving import Halving
 from wenet.independent import Workplace
-from wenet.interrupt import Interrupt
+from wenet.interrupt import Interrupt, Stopped
 from wenet.memory import explaining_out_of_memory, total_memory
+from wenet.runs import describe_runs, rank_runs
 from wenet.search import Search
 from wenet_kernels import WenetError, backends, native_status, resolve_backend
 
@@ -171,12 +173,37 @@ def _run(
     work = Workplace(config, corpus, run.path, console, checkpoint_every, interrupt)
     try:
         with explaining_out_of_memory(advice):
-            best = Search(config, corpus, run, console, checkpoint_every, interrupt).run()
+            best = _run_all(work, run) if config.runs > 1 else _search_once(work, run)
         with explaining_out_of_memory("training the audited cells at once; lower --audit"):
-            audit = run_audit(work, run) if config.audit else None
+            audit = run_audit(work, run) if config.audit and config.runs == 1 else None
     finally:
         console.stop()
     return SearchResult(Genotype.from_dict(best["genotype"]), best, run.path, audit)
+
+
+def _search_once(work: Workplace, run: RunFolder) -> dict[str, Any]:
+    if work.config.strategy == "random":
+        return Halving(work, run).run()
+    return Search(work.config, work.corpus, run, work.console, work.checkpoint_every, work.interrupt).run()
+
+
+def _run_all(work: Workplace, run: RunFolder) -> dict[str, Any]:
+    """Searches of different seeds, each a run folder of its own that a stopped run goes on in; then their ranking."""
+
+    def search_one(number: int) -> dict[str, Any]:
+        config = replace(work.config, runs=1, seed=work.config.seed + number)
+        settings = _run_settings(config, work.corpus, run.config["data_dir"])
+        work.console.say(f"run {number + 1}/{work.config.runs}")
+        with closing(RunFolder.open_or_create(run.path / f"run-{number + 1}", settings)) as own:
+            best = _search_once(replace(work, config=config), own)
+            if config.audit:
+                run_audit(replace(work, config=config), own)
+        return best
+
+    try:
+        return rank_runs(work, run, [search_one(number) for number in range(work.config.runs)])
+    except Stopped as stopped:
+        raise Stopped(stopped.signal_number, run.path) from None
 
 
 def _with_audit(config: SearchConfig, folder: Path, audit: int | None, epochs: float | None) -> SearchConfig:
@@ -235,6 +262,10 @@ def _say_header(console: Console, config: SearchConfig, corpus: Corpus, layers: 
         chosen = preset == config.preset
         candidate = config if chosen else resolve_machine(resolve_config(preset, *layers))
         console.say(_preset_line(preset, candidate, corpus) + ("   <- this run" if chosen else ""))
+    if config.strategy == "random":
+        console.say("strategy  random: as many network-steps, which take longer standalone than in one mixture")
+    if config.runs > 1:
+        console.say(f"runs      {config.runs}, each of them as above")
 
 
 def _preset_line(preset: str, config: SearchConfig, corpus: Corpus) -> str:
@@ -253,29 +284,51 @@ def _path(value: str | Path | None) -> Path | None:
 def describe_result(result: SearchResult) -> str:
     """The winner as a person wants it: drawn, beside what chance would give, with its cost and what to do next."""
     best, folder = result.best, result.folder
-    kept = best["rounds_kept"] - 1
     return "\n".join(
         [
             "",
-            f"best of {best['networks_searched']:,} networks: weight {best['weight']:.4f} in the last mixture, where "
-            f"equal weights would be {best['uniform_weight']:.4f}; "
-            + (f"kept from {kept} earlier round{'s' * (kept > 1)}" if kept else "new in the last round"),
+            _how_it_won(best),
             "",
             result.genotype.draw(),
             "",
             f"cell      {result.genotype}",
             f"cost      {duration(best['seconds'])}, peak memory {size(best['peak_memory_bytes'])}",
-            f"mixture   validation perplexity {best['mixture_valid_perplexity']:.1f}, of all networks of the last "
-            "round together",
-            *(
-                describe_audit(result.audit)
-                if result.audit
-                else [
-                    "caution   one search, ranked by mixing weights: whether the cell beats a random one was not "
-                    f"measured; measure it with wenet-search --resume {folder} --audit 24"
-                ]
-            ),
-            f"files     {folder}/best.json (the cell), search.jsonl (every round), config.json (settings)",
+            *_what_is_known(result),
+            f"files     {folder}/best.json (the cell), config.json (settings), and of every search search.jsonl",
             f"next      wenet-cell show {folder}",
         ]
     )
+
+
+def _how_it_won(best: dict[str, Any]) -> str:
+    searched = f"best of {best['networks_searched']:,} networks"
+    if "runs" in best:
+        return f"{searched}: first of the winners of {len(best['runs'])} runs after standalone training"
+    if best["weight"] is None:
+        return f"{searched} by successive halving: validation perplexity {best['perplexity']:.1f} standalone"
+    kept = best["rounds_kept"] - 1
+    return (
+        f"{searched}: weight {best['weight']:.4f} in the last mixture, where equal weights would be "
+        f"{best['uniform_weight']:.4f}; "
+        + (f"kept from {kept} earlier round{'s' * (kept > 1)}" if kept else "new in the last round")
+    )
+
+
+def _what_is_known(result: SearchResult) -> list[str]:
+    best = result.best
+    if "runs" in best:
+        return describe_runs(best)
+    lines = []
+    if best["weight"] is not None:
+        lines.append(
+            f"mixture   validation perplexity {best['mixture_valid_perplexity']:.1f}, of all networks of the last round "
+            "together"
+        )
+    if result.audit:
+        return lines + describe_audit(result.audit)
+    if best["weight"] is not None:
+        lines.append(
+            "caution   one search, ranked by mixing weights: whether the cell beats a random one was not measured; "
+            f"measure it with wenet-search --resume {result.folder} --audit 24"
+        )
+    return lines

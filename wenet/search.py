@@ -111,7 +111,7 @@ class Search:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.config.seed)
-            pool = random_genotypes(self.config.pool, self.config.nodes, self.config.seed)
+            pool = draw_pool(self.config)
             self._restore()
             self.console.start(self.config.rounds * self.windows_per_round, self._windows_done())
             while self.state.round < self.config.rounds:
@@ -228,6 +228,7 @@ class Search:
             "rounds": self.state.round,
             "rounds_planned": self.config.rounds,
             "networks_searched": min(self.state.round * self.config.batch, self.config.pool),
+            "network_windows": sum(record["windows"] * len(record["networks"]) for record in records),
             "mixture_valid_perplexity": last["valid_perplexity"],
             "seconds": last["seconds_so_far"],
             "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
@@ -287,6 +288,11 @@ class Search:
             f"{record['valid_perplexity']:.1f}, best weight {best['weight']:.4f} (uniform "
             f"{record['uniform_weight']:.4f}): {best['genotype']}"
         )
+
+
+def draw_pool(config: SearchConfig) -> list[Genotype]:
+    """The random cells that a search goes through, in order."""
+    return random_genotypes(config.pool, config.nodes, config.seed if config.pool_seed is None else config.pool_seed)
 
 
 def build_model(config: SearchConfig, genotypes: Sequence[Genotype], vocabulary_size: int) -> LanguageModel:
