@@ -15,7 +15,8 @@ from wenet.console import Console
 from wenet.genotype import random_genotypes
 from wenet.genotypes import PUBLISHED, load_genotype
 from wenet.interrupt import Stopped
-from wenet.launch import CHECKPOINT_MINUTES, describe_result, resume_search, search
+from wenet.launch import CHECKPOINT_MINUTES, compare_cells, describe_result, resume_search, search
+from wenet.runs import describe_comparison
 from wenet_kernels import WenetError
 
 
@@ -36,6 +37,11 @@ def cell_main(arguments: Sequence[str] | None = None) -> int:
     return _reporting("wenet-cell", _cell, arguments)
 
 
+def compare_main(arguments: Sequence[str] | None = None) -> int:
+    """The command `wenet-compare`."""
+    return _reporting("wenet-compare", _compare, arguments)
+
+
 def _reporting(command: str, run: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None) -> int:
     try:
         run(arguments)
@@ -44,7 +50,8 @@ def _reporting(command: str, run: Callable[[Sequence[str] | None], None], argume
         print(f"{command}: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"{command}: stopped; continue with: wenet-search --resume {stopped.folder}", file=sys.stderr)
+        again = "the same command" if command == "wenet-compare" else f"wenet-search --resume {stopped.folder}"
+        print(f"{command}: stopped; continue with: {again}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
@@ -121,6 +128,23 @@ def _add_setting(group: argparse._ArgumentGroup, option: dataclasses.Field[Any])
         choices=option.metadata.get("choices"),
         help=option.metadata["help"].replace("%", "%%") + default,
     )
+
+
+def _compare(arguments: Sequence[str] | None) -> None:
+    parser = _Parser(
+        prog="wenet-compare",
+        description="Train cells standalone on equal terms over several seeds, and test whether they differ.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("cells", nargs="+", metavar="CELL", help="run folders or other cells; the first must be a run")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the results")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings a cell (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, metavar="F", help="default: --audit-epochs of the run")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="look for ptb and wikitext-2 here first")
+    parser.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
+    options = vars(parser.parse_args(arguments))
+    console = Console(quiet=options.pop("quiet"))
+    console.say(describe_comparison(compare_cells(**options, console=console)))
 
 
 def _minutes(text: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -19,11 +19,12 @@ from wenet.console import Console, duration, size
 from wenet.data import Corpus, batchify, load_corpus
 from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
+from wenet.genotypes import load_genotype
 from wenet.halving import Halving
 from wenet.independent import Workplace
 from wenet.interrupt import Interrupt, Stopped
 from wenet.memory import explaining_out_of_memory, total_memory
-from wenet.runs import describe_runs, rank_runs
+from wenet.runs import compare, describe_runs, rank_runs
 from wenet.search import Search
 from wenet_kernels import WenetError, backends, native_status, resolve_backend
 
@@ -114,9 +115,7 @@ def resume_search(
             raise WenetError(
                 f"{run.path} cannot go on here: {config.device} with backend {config.backend} is not ready"
             )
-        corpus = load_corpus(config.dataset, _path(data_dir or run.config["data_dir"]), config.max_vocabulary)
-        if corpus.fingerprint != run.config["corpus"]:
-            raise WenetError(f"the text of {config.dataset} has changed since {run.path} began; start a new run")
+        corpus = _stored_corpus(run, config, data_dir)
         console.say(f"continuing {run.path}")
         if run.config["threads"] != torch.get_num_threads():
             console.say(
@@ -124,6 +123,51 @@ def resume_search(
                 "differ in the last digits"
             )
         return _run(config, corpus, run, console, checkpoint_every, interrupt)
+
+
+def compare_cells(
+    cells: Sequence[str],
+    out: str | Path,
+    *,
+    seeds: int = 3,
+    epochs: float | None = None,
+    data_dir: str | Path | None = None,
+    checkpoint_every: float = CHECKPOINT_MINUTES,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train cells standalone on equal terms, over several seeds; the same call again goes on where it was stopped.
+
+    Args:
+        cells: run folders, names, files or texts of cells, as `load_genotype` takes them; the first is a run, from
+            which the text and all settings are taken.
+        out: folder for `compare.json` and the trainings.
+        seeds: trainings of each cell, at least 2.
+        epochs: passes over the training text; by default the run's `audit_epochs`.
+
+    Returns what `compare.json` holds.
+
+    Raises:
+        WenetError: fewer than two cells or seeds, cells of different sizes, no such run, or its text has changed.
+        Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
+    """
+    console = console or Console(silent=True)
+    if len(cells) < 2 or len(set(cells)) < len(cells):
+        raise WenetError("name at least two different cells, the first of them a run folder")
+    if seeds < 2:
+        raise WenetError(f"--seeds must be at least 2, not {seeds}")
+    genotypes = {cell: load_genotype(cell) for cell in cells}
+    with closing(RunFolder.open(Path(cells[0]))) as first:
+        config = _with_audit(_stored_config(first), first.path, None, epochs)
+        corpus = _stored_corpus(first, config, data_dir)
+        settings = _run_settings(config, corpus, data_dir)
+    settings |= {"kind": "comparison", "cells": {cell: str(genotype) for cell, genotype in genotypes.items()}}
+    with Interrupt() as interrupt, closing(RunFolder.open_or_create(Path(out), settings)) as run:
+        try:
+            return compare(
+                Workplace(config, corpus, run.path, console, checkpoint_every, interrupt), run, genotypes, seeds
+            )
+        finally:
+            console.stop()
 
 
 def default_preset() -> str:
@@ -249,6 +293,13 @@ def _stored_config(run: RunFolder) -> SearchConfig:
         raise WenetError(f"{run.path / 'config.json'} is not of a search by this version; start a new run") from None
 
 
+def _stored_corpus(run: RunFolder, config: SearchConfig, data_dir: str | Path | None) -> Corpus:
+    corpus = load_corpus(config.dataset, _path(data_dir or run.config["data_dir"]), config.max_vocabulary)
+    if corpus.fingerprint != run.config["corpus"]:
+        raise WenetError(f"the text of {config.dataset} has changed since {run.path} began; start a new run")
+    return corpus
+
+
 def _say_header(console: Console, config: SearchConfig, corpus: Corpus, layers: list[Mapping[str, Any]]) -> None:
     tokens = f"{len(corpus.train):,} training tokens, {len(corpus.vocabulary):,} words"
     console.say(f"text      {corpus.name}: {tokens}")
@@ -321,8 +372,8 @@ def _what_is_known(result: SearchResult) -> list[str]:
     lines = []
     if best["weight"] is not None:
         lines.append(
-            f"mixture   validation perplexity {best['mixture_valid_perplexity']:.1f}, of all networks of the last round "
-            "together"
+            f"mixture   validation perplexity {best['mixture_valid_perplexity']:.1f}, of all networks of the last "
+            "round together"
         )
     if result.audit:
         return lines + describe_audit(result.audit)
