@@ -77,6 +77,7 @@ class Halving:
     def _record(self, rung: int, ranked: Sequence[Outcome], results: Sequence[TrainingResult]) -> None:
         windows, best = self._windows(rung), ranked[0]
         losses = [outcome.train_loss for outcome in ranked if outcome.train_loss is not None]
+        seconds = round(sum(result.seconds for result in results), 3)
         record = {
             "round": rung + 1,
             "windows": windows,
@@ -84,13 +85,13 @@ class Halving:
             "train_loss": sum(losses) / len(losses) if losses else None,
             "valid_perplexity": best.perplexity if math.isfinite(best.perplexity) else None,
             "uniform_weight": None,
-            "seconds_so_far": round(sum(result.seconds for result in results), 3),
+            "seconds_so_far": seconds,
             "peak_memory_bytes": max(result.peak_memory for result in results),
             "networks": [{**outcome.to_dict(), "weight": None, "rounds_kept": rung} for outcome in ranked],
         }
         self.folder.append_record(RECORDS, record)
         self.work.console.say(
-            f"rung {rung + 1}/{len(self.rungs)} done after {duration(record['seconds_so_far'])}: {len(ranked)} cells, "
+            f"rung {rung + 1}/{len(self.rungs)} done after {duration(seconds)}: {len(ranked)} cells, "
             f"{windows:,} windows, best validation perplexity {best.perplexity:.1f}: {best.genotype}"
         )
 
