@@ -32,10 +32,9 @@ WINDOWS = 5  # timed without the profiler, after as many to warm up
 PHASES = {
     "recurrence, backward": ("wenet_kernels::dag_rnn_backward",),
     "recurrence, forward": ("wenet_kernels::dag_rnn",),
-    "input projection, forward": ("aten::matmul", "aten::bmm"),
-    "input projection, backward": ("MmBackward", "BmmBackward", "ExpandBackward", "UnsafeViewBackward"),
-    "decoder and loss, forward": ("aten::linear", "aten::cross_entropy_loss"),
-    "decoder and loss, backward": ("LogSoftmaxBackward", "NllLossBackward", "AddmmBackward", "LinearBackward"),
+    "input projection, backward": ("wenet_kernels_project", "wenet_kernels::project_backward"),
+    "input projection, forward": ("wenet_kernels::project",),
+    "decoder and loss": ("DecoderLoss",),
     "embedding": ("aten::embedding", "EmbeddingBackward"),
     "optimizer": ("Optimizer.step",),
     "clipping and checks": ("aten::_foreach", "aten::linalg_vector_norm", "aten::isfinite", "aten::stack"),

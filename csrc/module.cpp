@@ -67,6 +67,19 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("weight_nodes", &Gradients::weight_nodes)
       .def_readwrite("mix", &Gradients::mix);
 
+  py::class_<Projection>(m, "Projection")
+      .def(py::init<>())
+      .def_readwrite("networks", &Projection::networks)
+      .def_readwrite("rows", &Projection::rows)
+      .def_readwrite("inputs", &Projection::inputs)
+      .def_readwrite("columns", &Projection::columns)
+      .def_readwrite("threads", &Projection::threads)
+      .def_readwrite("input", &Projection::input)
+      .def_readwrite("weight", &Projection::weight)
+      .def_readwrite("output", &Projection::output)
+      .def_readwrite("grad_input", &Projection::grad_input)
+      .def_readwrite("grad_weight", &Projection::grad_weight);
+
   py::class_<Kernels>(m, "Kernels")
       .def(py::init(&kernels), py::arg("instruction_set"), py::arg("doubles"))
       .def_readonly("width", &Kernels::width)
@@ -74,5 +87,9 @@ PYBIND11_MODULE(_native, m) {
            py::call_guard<py::gil_scoped_release>())
       .def("backward",
            [](const Kernels& k, const Recurrence& r, const Evaluation& e, const Gradients& g) { k.backward(r, e, g); },
+           py::call_guard<py::gil_scoped_release>())
+      .def("project", [](const Kernels& k, const Projection& p) { k.project(p); },
+           py::call_guard<py::gil_scoped_release>())
+      .def("project_backward", [](const Kernels& k, const Projection& p) { k.project_backward(p); },
            py::call_guard<py::gil_scoped_release>());
 }

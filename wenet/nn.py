@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from wenet.genotype import Genotype
-from wenet_kernels import COUPLINGS, FORMS, CellBatch, Norm, WenetError, check_choice, dag_rnn
+from wenet.loss import decoder_cross_entropy
+from wenet_kernels import COUPLINGS, FORMS, CellBatch, Norm, WenetError, check_choice, dag_rnn, project
 
 NORM_MOMENTUM = 0.1  # of running statistics, as in `torch.nn.BatchNorm1d`
 
@@ -80,9 +79,9 @@ class DagRNN(nn.Module):
         h = x.new_zeros(1, rows, self.hidden_size) if h0 is None else h0
         mask_x = _mask(self, x, self.dropout_x, self.input_size)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
-        pre = (x if mask_x is None else x * mask_x) @ self.weight_input  # [T, M, G]
+        masked = x if mask_x is None else x * mask_x
         output = dag_rnn(
-            pre.unsqueeze(1),
+            project(masked, self.weight_input.unsqueeze(0), backend=self.backend),
             h,
             self.weight_hidden.unsqueeze(0),
             self.weight_nodes.unsqueeze(0),
@@ -182,9 +181,11 @@ class WeightedDagRNN(nn.Module):
         h = x.new_zeros(states, rows, self.hidden_size) if h0 is None else h0
         if h.shape != (states, rows, self.hidden_size):
             raise WenetError(f"h0 must have shape {[states, rows, self.hidden_size]}, not {list(h.shape)}")
+        mask_x = _mask(self, x, self.dropout_x, self.input_size)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
+        masked = x if mask_x is None else x * mask_x
         result = dag_rnn(
-            self._project(x),
+            self._project(masked),
             h[0] if weighted else h,
             self.weight_hidden,
             self.weight_nodes,
@@ -203,12 +204,12 @@ class WeightedDagRNN(nn.Module):
             output = result
         return output, output[-1:] if weighted else output[-1]
 
-    def _project(self, x: Tensor) -> Tensor:
-        """The input through every network's weights, one product for all steps, as `[T, n, M, G]`."""
-        mask_x = _mask(self, x, self.dropout_x, self.input_size)
-        masked = x if mask_x is None else x * mask_x
-        projected = masked.flatten(-3, -2) @ self.weight_input  # [n, T*M, G]
-        return projected.unflatten(1, x.shape[-3:-1]).transpose(0, 1)
+    def _project(self, masked: Tensor) -> Tensor:
+        """The masked input through every network's weights, `[T, n, M, G]`."""
+        if masked.dim() == 3:
+            return project(masked, self.weight_input, backend=self.backend)
+        own = masked.flatten(1, 2) @ self.weight_input  # [n, T*M, G]
+        return own.unflatten(1, masked.shape[1:3]).transpose(0, 1)
 
     def _one_input_each(self, x: Tensor) -> bool:
         return self.coupling == "independent" and x.dim() == 4 and len(x) == self.cells.count
@@ -291,7 +292,9 @@ class LanguageModel(nn.Module):
         """
         raw, h = self._recur(tokens, h0)
         dropped = _locked_dropout(self, raw, self.dropout_output)
-        cross_entropy = functional.cross_entropy(self._decode(dropped).flatten(0, 1), targets.flatten())
+        cross_entropy = decoder_cross_entropy(
+            dropped.flatten(0, 1), self.embedding.weight, self.decoder_bias, targets.flatten()
+        )
         loss = cross_entropy
         if activation_reg:
             loss = loss + activation_reg * dropped.square().mean()
@@ -378,18 +381,13 @@ class IndependentLanguageModels(nn.Module):
         raw, h = self.rnn(embedded, h0)  # [T, n, M, d]
         dropped = _locked_dropout(self, raw, self.dropout_output)
         features = dropped.transpose(0, 1).flatten(1, 2)  # [n, T*M, d]
-        if torch.is_grad_enabled():
-            loss, cross_entropy = _TiedCrossEntropy.apply(
-                features, self.embedding, self.decoder_bias, targets.flatten()
-            )
-        else:
-            cross_entropy = self._cross_entropy(features, targets.flatten())
-            loss = cross_entropy.sum()
+        cross_entropy = self._cross_entropy(features, targets.flatten())
+        loss = cross_entropy.sum()
         if activation_reg:
             loss = loss + activation_reg * self.count * dropped.square().mean()
         if temporal_activation_reg and len(raw) > 1:
             loss = loss + temporal_activation_reg * self.count * raw.diff(dim=0).square().mean()
-        return loss, cross_entropy, h
+        return loss, cross_entropy.detach(), h
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """`[T, M, d]` where the embedding is shared, else `[n, T, M, d]`."""
@@ -399,50 +397,10 @@ class IndependentLanguageModels(nn.Module):
         return functional.embedding(tokens + offsets[:, None, None], self.embedding.flatten(0, 1))
 
     def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
-        """Without derivatives; as there, the logits of one network at a time."""
-        losses = [
-            functional.cross_entropy(functional.linear(*operands), targets)
-            for operands in zip(features, self.embedding.expand(self.count, -1, -1), self.decoder_bias, strict=True)
-        ]
-        return torch.stack(losses)
-
-
-class _TiedCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of `n` networks through their tied decoders, with the derivatives taken along the way.
-
-    So the logits of one network at a time are all that is ever held, and no product is done twice: with a vocabulary
-    of 10,000 the logits of 24 networks would otherwise be most of the memory of training.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, embedding: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """features `[n, P, d]`, embedding `[n, V, d]` or `[1, V, d]`, bias `[n, V]`, targets `[P]`; returns the sum of
-        the cross-entropies, and each `[n]` without derivative."""
-        count, positions, _ = features.shape
-        grad_features, grad_bias = torch.empty_like(features), torch.empty_like(bias)
-        grad_embedding = torch.zeros_like(embedding)
-        cross_entropy = features.new_empty(count)
-        minus_one = features.new_full((positions, 1), -1.0)
-        for k in range(count):
-            own = k if len(embedding) > 1 else 0
-            logits = torch.addmm(bias[k], features[k], embedding[own].t())  # [P, V]
-            probabilities = torch.softmax(logits, dim=1)
-            # log-sum-exp of the logits, from what the softmax has computed: the largest logit - the log of its share.
-            normaliser = logits.amax(1) - probabilities.amax(1).log()
-            cross_entropy[k] = (normaliser - logits.gather(1, targets[:, None]).squeeze(1)).mean()
-            grad_logits = probabilities.scatter_add_(1, targets[:, None], minus_one).div_(positions)
-            torch.mm(grad_logits, embedding[own], out=grad_features[k])
-            grad_embedding[own].addmm_(grad_logits.t(), features[k])
-            torch.sum(grad_logits, 0, out=grad_bias[k])
-        ctx.save_for_backward(grad_features, grad_embedding, grad_bias)
-        ctx.mark_non_differentiable(cross_entropy)
-        return cross_entropy.sum(), cross_entropy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grads = ctx.saved_tensors
-        return (*(grad_loss * grad for grad in grads), None)
+        """Of every network, `[n]`, one after the other: a product with a whole vocabulary fills the processor alone."""
+        tables = self.embedding.unbind() * (self.count // len(self.embedding))
+        operands = zip(features.unbind(), tables, self.decoder_bias.unbind(), strict=True)
+        return torch.stack([decoder_cross_entropy(*each, targets) for each in operands])
 
 
 def _mask(module: nn.Module, x: Tensor, probability: float, features: int) -> Tensor | None:

@@ -3,12 +3,13 @@
 from wenet_kernels.cells import ACTIVATIONS, CellBatch
 from wenet_kernels.errors import WenetError, check_choice
 from wenet_kernels.native import native_status
-from wenet_kernels.op import COUPLINGS, FORMS, Norm, backends, dag_rnn, resolve_backend
+from wenet_kernels.op import COUPLINGS, FORMS, PRECISIONS, Norm, backends, dag_rnn, project, resolve_backend
 
 __all__ = [
     "ACTIVATIONS",
     "COUPLINGS",
     "FORMS",
+    "PRECISIONS",
     "CellBatch",
     "Norm",
     "WenetError",
@@ -16,5 +17,6 @@ __all__ = [
     "check_choice",
     "dag_rnn",
     "native_status",
+    "project",
     "resolve_backend",
 ]

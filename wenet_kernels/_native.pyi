@@ -51,8 +51,22 @@ class Gradients:
     weight_nodes: int
     mix: int
 
+class Projection:
+    networks: int
+    rows: int
+    inputs: int
+    columns: int
+    threads: int
+    input: int
+    weight: int
+    output: int
+    grad_input: int
+    grad_weight: int
+
 class Kernels:
     width: int
     def __init__(self, instruction_set: str, doubles: bool) -> None: ...
     def forward(self, recurrence: Recurrence, evaluation: Evaluation) -> None: ...
     def backward(self, recurrence: Recurrence, evaluation: Evaluation, gradients: Gradients) -> None: ...
+    def project(self, projection: Projection) -> None: ...
+    def project_backward(self, projection: Projection) -> None: ...

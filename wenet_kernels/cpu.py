@@ -35,8 +35,8 @@ def status() -> str:
     return "ready"
 
 
-def takes(dtype: torch.dtype) -> bool:
-    return dtype in (torch.float32, torch.float64)
+def takes(dtype: torch.dtype, precision: str) -> bool:
+    return dtype in (torch.float32, torch.float64) and precision == "full"
 
 
 def kept_shape(
@@ -80,6 +80,33 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
     _kernels(r.pre.dtype).backward(_recurrence(operands), _evaluation(evaluation), addresses)
     grad_pre = torch.empty_like(r.pre)
     return grads if grad_pre.stride() == grads.pre.stride() else grads._replace(pre=grad_pre.copy_(grads.pre))
+
+
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    """`[R, I]` times every network's `[I, G]`, as `[n, R, G]`."""
+    x, weight = x.contiguous(), weight.contiguous()
+    output = _reusable((weight.shape[0], x.shape[0], weight.shape[2]), x.dtype)
+    _kernels(x.dtype).project(_projection(x, weight, output))
+    return output
+
+
+def project_backward(grad_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives with respect to input and weights."""
+    grad_output, x, weight = grad_output.contiguous(), x.contiguous(), weight.contiguous()
+    grad_x, grad_weight = torch.empty_like(x), _reusable(weight.shape, x.dtype)
+    native = _projection(x, weight, grad_output)
+    native.grad_input, native.grad_weight = grad_x.data_ptr(), grad_weight.data_ptr()
+    _kernels(x.dtype).project_backward(native)
+    return grad_x, grad_weight
+
+
+def _projection(x: Tensor, weight: Tensor, output: Tensor) -> _native.Projection:
+    native = _native.Projection()
+    native.rows, native.inputs = x.shape
+    native.networks, _, native.columns = weight.shape
+    native.threads = torch.get_num_threads()
+    native.input, native.weight, native.output = x.data_ptr(), weight.data_ptr(), output.data_ptr()
+    return native
 
 
 def _kernels(dtype: torch.dtype) -> _native.Kernels:

@@ -13,6 +13,7 @@ from wenet_kernels.recurrence import Evaluation, Gradients, Recurrence
 
 FORMS = ("highway", "plain")
 COUPLINGS = ("weighted", "independent")
+PRECISIONS = ("full", "tf32", "bf16")
 
 Norm = Literal["batch"] | tuple[Tensor, Tensor] | None
 Statistics = tuple[Tensor, Tensor]
@@ -22,10 +23,12 @@ class Backend(Protocol):
     """What a backend module provides."""
 
     def status(self) -> str: ...  # "ready", or the reason why not
-    def takes(self, dtype: torch.dtype) -> bool: ...
+    def takes(self, dtype: torch.dtype, precision: str) -> bool: ...
     def kept_shape(
         self, steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype
     ) -> tuple[int, ...]: ...  # of `Evaluation.activated`
+    def project(self, x: Tensor, weight: Tensor) -> Tensor: ...
+    def project_backward(self, grad_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]: ...
     def forward(self, r: Recurrence, keep: bool) -> Evaluation: ...
     def backward(self, r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients: ...
 
@@ -40,29 +43,62 @@ def backends() -> dict[str, str]:
 
 
 def resolve_backend(
-    backend: str = "auto", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    backend: str = "auto",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    precision: str = "full",
 ) -> str:
-    """The name of the backend that `dag_rnn` will use on a device, for operands of a type.
+    """The name of the backend that `dag_rnn` will use on a device, for operands of a type and products of a precision.
 
     "auto" follows the environment variable WENET_BACKEND, and without it takes the fastest backend that is ready.
 
     Raises:
-        WenetError: a backend named explicitly is unknown or cannot run, with the reason; nothing replaces it.
+        WenetError: a backend named explicitly is unknown or cannot run, with the reason; nothing replaces it. Or none
+            has products of that precision.
     """
+    check_choice("precision", precision, PRECISIONS)
     name = os.environ.get("WENET_BACKEND", "auto") if backend == "auto" else backend
     kind = torch.device(device).type
     if name == "auto":
         preference = _PREFERENCE.get(kind, ("reference",))
-        return next(c for c in preference if _BACKENDS[c].status() == "ready" and _BACKENDS[c].takes(dtype))
+        for candidate in preference:
+            if _BACKENDS[candidate].status() == "ready" and _BACKENDS[candidate].takes(dtype, precision):
+                return candidate
+        raise WenetError(f"no backend on {kind} has products of {dtype} in precision {precision!r}; use 'full'")
     check_choice("backend", name, ["auto", *_BACKENDS])
     reason = _BACKENDS[name].status()
     if reason == "ready" and name != "reference" and name not in _PREFERENCE.get(kind, ()):
         reason = f"it does not run on {kind}"
-    if reason == "ready" and not _BACKENDS[name].takes(dtype):
-        reason = f"it does not take {dtype}"
+    if reason == "ready" and not _BACKENDS[name].takes(dtype, precision):
+        reason = f"it has no products of {dtype} in precision {precision!r} here"
     if reason != "ready":
         raise WenetError(f"backend {name!r} cannot run: {reason}")
     return name
+
+
+def project(x: Tensor, weight_input: Tensor, *, backend: str = "auto") -> Tensor:
+    """The input through every network's weights, one product for all steps: what `dag_rnn` takes as `pre`.
+
+    Args:
+        x: `[T, M, I]`, shared by all networks; masked already where there is dropout.
+        weight_input: `[n, I, G]`.
+        backend: as in `dag_rnn`.
+
+    Returns:
+        `[T, n, M, G]`.
+
+    Raises:
+        WenetError: operands that disagree, or a backend that cannot run.
+    """
+    if x.dim() != 3 or weight_input.dim() != 3 or x.shape[-1] != weight_input.shape[1]:
+        raise WenetError(f"x {list(x.shape)} must be [T, M, I] and weight_input {list(weight_input.shape)} [n, I, G]")
+    if x.dtype != weight_input.dtype or x.device != weight_input.device:
+        raise WenetError(
+            f"weight_input is {weight_input.dtype} on {weight_input.device}, but x is {x.dtype} on {x.device}"
+        )
+    backend = resolve_backend(backend, x.device, x.dtype)
+    product = torch.ops.wenet_kernels.project(x.flatten(0, 1), weight_input, backend)
+    return product.unflatten(1, x.shape[:2]).transpose(0, 1)
 
 
 def dag_rnn(
@@ -77,6 +113,7 @@ def dag_rnn(
     mask_h: Tensor | None = None,
     norm: Norm = None,
     coupling: str = "weighted",
+    precision: str = "full",
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Statistics]:
     """Run `n` different recurrent cells over a sequence of `T` steps as one operator (paper eqs. 1-4).
@@ -93,6 +130,8 @@ def dag_rnn(
         norm: "batch" normalises every state over the M rows; a pair (mean, var), `[n, L+1, H]` each, normalises with
             these instead; None does not normalise.
         coupling: "weighted" mixes the networks into one hidden state; "independent" keeps each network's own.
+        precision: of the products' factors: "full" (as the operands are), or for fp32 operands "tf32" or "bf16", summed
+            in fp32. Everything else is computed in the operands' own type.
         backend: "auto" or a name that `backends()` lists as ready.
 
     Returns:
@@ -107,10 +146,11 @@ def dag_rnn(
     _check_options(form, mode, coupling, mix)
     operands = (pre, h0, weight_hidden, weight_nodes, mix, mask_h, running_mean, running_var)
     _check_shapes(operands, cells, form, mode)
+    backend = resolve_backend(backend, pre.device, pre.dtype, precision)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
     output, _, mean, var = torch.ops.wenet_kernels.dag_rnn(
         pre, h0, weight_hidden, weight_nodes, mix, cells.ancestor, cells.activation, cells.concat, mask_h,
-        running_mean, running_var, form, mode, keep, resolve_backend(backend, pre.device, pre.dtype),
+        running_mean, running_var, form, mode, precision, keep, backend,
     )  # fmt: skip
     return (output, (mean.detach(), var.detach())) if mode == "batch" else output
 
@@ -174,12 +214,13 @@ def _dag_rnn(
     running_var: Tensor | None,
     form: str,
     norm: str,
+    precision: str,
     keep: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r = Recurrence(
         pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation, concat, mask_h, running_mean, running_var,
-        form, norm,
+        form, norm, precision,
     )  # fmt: skip
     evaluation = _BACKENDS[backend].forward(r, keep)
     _check_finite(r, evaluation.output)
@@ -199,7 +240,7 @@ def _check_finite(r: Recurrence, output: Tensor) -> None:
 @_dag_rnn.register_fake
 def _(
     pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation, concat, mask_h, running_mean, running_var,
-    form, norm, keep, backend,
+    form, norm, precision, keep, backend,
 ):  # fmt: skip
     steps, networks, rows, _ = pre.shape
     hidden, nodes = h0.shape[-1], weight_nodes.shape[1]
@@ -233,11 +274,12 @@ def _dag_rnn_backward(
     running_var: Tensor | None,
     form: str,
     norm: str,
+    precision: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     r = Recurrence(
         pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation, concat, mask_h, running_mean, running_var,
-        form, norm,
+        form, norm, precision,
     )  # fmt: skip
     grads = _BACKENDS[backend].backward(r, Evaluation(output, activated, mean, var), grad_output)
     return grads.pre, grads.h0, grads.weight_hidden, grads.weight_nodes, grads.mix
@@ -246,7 +288,7 @@ def _dag_rnn_backward(
 @_dag_rnn_backward.register_fake
 def _(
     grad_output, output, activated, mean, var, pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation,
-    concat, mask_h, running_mean, running_var, form, norm, backend,
+    concat, mask_h, running_mean, running_var, form, norm, precision, backend,
 ):  # fmt: skip
     grad_mix = pre.new_empty(0 if mix is None else mix.shape)
     contiguous = (x.new_empty(x.shape) for x in (h0, weight_hidden, weight_nodes))
@@ -254,20 +296,52 @@ def _(
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.form, ctx.norm, _, ctx.backend = inputs
+    *tensors, ctx.form, ctx.norm, ctx.precision, _, ctx.backend = inputs
     ctx.save_for_backward(*output, *tensors)
     ctx.set_materialize_grads(False)  # or zeros as large as all that forward kept would be filled in for nothing
 
 
 def _backward(ctx, grad_output, _activated, _mean, _var):
     if grad_output is None:
-        return (None,) * 15
+        return (None,) * 16
     output, activated, mean, var, *tensors = ctx.saved_tensors
     grads = torch.ops.wenet_kernels.dag_rnn_backward(
-        grad_output.contiguous(), output, activated, mean, var, *tensors, ctx.form, ctx.norm, ctx.backend
+        grad_output.contiguous(), output, activated, mean, var, *tensors, ctx.form, ctx.norm, ctx.precision, ctx.backend
     )
     grad_mix = None if tensors[4] is None else grads[4]
-    return (*grads[:4], grad_mix, *(None,) * 10)
+    return (*grads[:4], grad_mix, *(None,) * 11)
 
 
 _dag_rnn.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("wenet_kernels::project", mutates_args=())
+def _project(x: Tensor, weight: Tensor, backend: str) -> Tensor:
+    return _BACKENDS[backend].project(x, weight)
+
+
+@_project.register_fake
+def _(x, weight, backend):
+    return x.new_empty(weight.shape[0], x.shape[0], weight.shape[2])
+
+
+@torch.library.custom_op("wenet_kernels::project_backward", mutates_args=())
+def _project_backward(grad_output: Tensor, x: Tensor, weight: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return _BACKENDS[backend].project_backward(grad_output, x, weight)
+
+
+@_project_backward.register_fake
+def _(grad_output, x, weight, backend):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _setup_projection(ctx, inputs, output) -> None:
+    x, weight, ctx.backend = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate_projection(ctx, grad_output):
+    return *torch.ops.wenet_kernels.project_backward(grad_output, *ctx.saved_tensors, ctx.backend), None
+
+
+_project.register_autograd(_differentiate_projection, setup_context=_setup_projection)

@@ -32,6 +32,7 @@ class Recurrence:
     running_var: Tensor | None  # [n, L+1, H]
     form: str  # "highway" or "plain"
     norm: str  # "none", "batch" or "running"
+    precision: str  # of the products' factors: "full", "tf32" or "bf16"
 
     @property
     def highway(self) -> bool:

@@ -18,14 +18,24 @@ def status() -> str:
     return "ready"
 
 
-def takes(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point
+def takes(dtype: torch.dtype, precision: str) -> bool:
+    return dtype.is_floating_point and precision == "full"
 
 
 def kept_shape(
     steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype
 ) -> tuple[int, ...]:
     return steps, networks, nodes + 1, rows, 2 * hidden if form == "highway" else hidden
+
+
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    """`[R, I]` times every network's `[I, G]`, as `[n, R, G]`."""
+    return x @ weight
+
+
+def project_backward(grad_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives with respect to input and weights."""
+    return (grad_output @ weight.mT).sum(0), x.mT @ grad_output
 
 
 def forward(r: Recurrence, keep: bool) -> Evaluation:

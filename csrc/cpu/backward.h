@@ -8,52 +8,54 @@
 namespace wenet {
 namespace WENET_ISA {
 
-// Through the normalisation of one block: `grad` with respect to the normalised state becomes that with respect to the
-// state before. The batch's own statistics depend on the states too.
+// Through a normalisation by the batch's own statistics, which depend on the states too: what of the derivative with
+// respect to the normalised states goes into the mean, and along the states.
 template <typename T>
-void normalise_backward(const T* normalised, Vector<T> scale, bool of_batch, T* grad, int64_t rows) {
-  constexpr int W = kWidth<T>;
-  Vector<T> mean{}, projection{};
-  if (of_batch) {
+struct StatisticsGradient {
+  Vector<T> mean{}, along{};
+
+  StatisticsGradient() = default;
+  StatisticsGradient(const T* normalised, const T* grad, int64_t rows) {
+    constexpr int W = kWidth<T>;
     for (int64_t m = 0; m < rows * W; m += W) {
       mean += load(grad + m);
-      projection += load(grad + m) * load(normalised + m);
+      along += load(grad + m) * load(normalised + m);
     }
     mean /= T(rows);
-    projection /= T(rows);
+    along /= T(rows);
   }
-  for (int64_t m = 0; m < rows * W; m += W) {
-    store<T>(grad + m, (load(grad + m) - mean - load(normalised + m) * projection) * scale);
-  }
-}
+};
 
-// Through s = p + gate * (candidate - p): with respect to the gate's logit, the candidate's and p.
+// What is there of one block of a node when the derivative comes back through it, [M, W] each.
 template <typename T>
-void gate_backward(const T* grad, const T* previous, const T* gate, const T* candidate, T* grad_gate, T* grad_candidate,
-                   T* grad_previous, int64_t rows) {
-  constexpr int W = kWidth<T>;
-  for (int64_t m = 0; m < rows * W; m += W) {
-    const Vector<T> s = load(grad + m), g = load(gate + m);
-    store<T>(grad_gate + m, s * (load(candidate + m) - load(previous + m)) * g * (1 - g));
-    store<T>(grad_candidate + m, s * g);
-    store<T>(grad_previous + m, load(grad_previous + m) + s * (1 - g));
-  }
-}
+struct NodeBackward {
+  const T *previous, *state;      // `state` after normalisation
+  NodeBlock<const T> value;       // gate and candidate
+  const T* grad;                  // with respect to the state
+  T* grad_previous;               // is added to
+  NodeBlock<T> product, streamed;  // results: with respect to the product's columns, for reading soon and late
+};
 
+// From the derivative with respect to a state to those with respect to its product and its ancestor.
 template <Activation kind, typename T>
-void activate_backward(const T* value, const T* grad, T* to, int64_t rows) {
+void node_rows(const NodeBackward<T>& node, const Normalisation<T>& norm, const StatisticsGradient<T>& through,
+               int64_t rows) {
   constexpr int W = kWidth<T>;
-  for (int64_t m = 0; m < rows * W; m += W) store<T>(to + m, load(grad + m) * slope<kind>(load(value + m)));
-}
-
-// With respect to the activation's argument, from its value and the derivative with respect to that.
-template <typename T>
-void activate_backward(int32_t kind, const T* value, const T* grad, T* to, int64_t rows) {
-  switch (kind) {
-    case kTanh: return activate_backward<kTanh>(value, grad, to, rows);
-    case kRelu: return activate_backward<kRelu>(value, grad, to, rows);
-    case kSigmoid: return activate_backward<kSigmoid>(value, grad, to, rows);
-    default: return activate_backward<kIdentity>(value, grad, to, rows);
+  for (int64_t m = 0; m < rows * W; m += W) {
+    Vector<T> grad = load(node.grad + m);
+    if (norm.on) grad = (grad - through.mean - load(node.state + m) * through.along) * norm.scale;
+    const Vector<T> candidate = load(node.value.candidate + m);
+    if (node.value.gate) {
+      const Vector<T> gate = load(node.value.gate + m);
+      const Vector<T> grad_gate = grad * (candidate - load(node.previous + m)) * gate * (1 - gate);
+      store<T>(node.product.gate + m, grad_gate);
+      if (node.streamed.gate) stream(node.streamed.gate + m, grad_gate);
+      store<T>(node.grad_previous + m, load(node.grad_previous + m) + grad * (1 - gate));
+      grad *= gate;
+    }
+    grad *= slope<kind>(candidate);
+    store<T>(node.product.candidate + m, grad);
+    stream(node.streamed.candidate + m, grad);
   }
 }
 
@@ -73,6 +75,7 @@ class BackwardPass {
         masked_h_(r.mask_h ? chains_ * r.steps * o_.state_size() : 0),
         factors_(r.networks * r.nodes * r.steps * o_.state_size()),
         grad_products_(r.networks * o_.products() * grad_product_size()),
+        columns_(r.threads * o_.products() * grad_columns_size()),
         grad_h_(chains_ * o_.state_size()),
         grad_previous_h_(r.networks * o_.state_size()),
         grad_mix_(r.networks * o_.hidden.blocks() * kWidth<T>),
@@ -80,7 +83,7 @@ class BackwardPass {
         scratch_(r.threads * kScratch * o_.block_size()),
         mask_(r.mask_h ? o_.state_size() : 0) {
     if (r.mask_h) block_mask(o_, mask_.data());
-    run_team(*this, r);
+    run_team(*this, r.threads, r.networks);
   }
 
   void run(const Member& member) {
@@ -154,7 +157,8 @@ class BackwardPass {
   void begin_network(const Member& member, int64_t network) {
     const Range blocks = member.blocks(o_.hidden.blocks());
     for (int64_t node = 0; node <= r_.nodes; ++node) {
-      pack_transposed(o_.weight(network, node), o_.columns, blocks.first, blocks.last, packed(network, node));
+      pack_transposed(o_.weight(network, node), o_.hidden, o_.columns, blocks.first, blocks.last, true,
+                      packed(network, node));
     }
     for (int64_t b = blocks.first; b < blocks.last; ++b) store<T>(grad_mix(network, b), Vector<T>{});
   }
@@ -187,34 +191,28 @@ class BackwardPass {
   void step(const Member& member, int64_t t, int64_t network) {
     const Range blocks = member.blocks(o_.hidden.blocks());
     for (int64_t b = blocks.first; b < blocks.last; ++b) {
-      for (int64_t node = 0; node <= r_.nodes; ++node) rebuild(member, t, network, node, b);
-      enter(member, network, b);
+      Vector<T> product{};
+      for (int64_t node = 0; node <= r_.nodes; ++node) product += rebuild(member, t, network, node, b);
+      if (r_.weighted) store<T>(grad_mix(network, b), load(grad_mix(network, b)) + product);
+      zero_rows(grad_previous_h(network).block(b), r_.rows);
     }
     for (int64_t node = r_.nodes; node >= 0; --node) {
       for (int64_t b = blocks.first; b < blocks.last; ++b) node_backward(member, t, network, node, b);
       member.sync_network();
-      product_backward(member, t, network, node, blocks);
+      product_backward(member, network, node, blocks);
     }
   }
 
-  const T* kept(int64_t t, int64_t network, int64_t node, int64_t b) const {
-    return reinterpret_cast<const T*>(evaluation_.kept) + o_.kept_offset(t, network, node) +
-           b * o_.columns.per * o_.block_size();
-  }
-
-  struct Activated {
-    const T *gate, *candidate;
-  };
-
   // Gate (null where there is none) and candidate as forward kept them; the gate of a plain init node is made again.
-  Activated activated(const Member& member, int64_t t, int64_t network, int64_t node, int64_t b) {
-    const T* values = kept(t, network, node, b);
-    if (r_.highway) return {values, values + o_.block_size()};
-    if (node > 0) return {nullptr, values};
-    T* gate = scratch(member, 2);
-    gather_block(o_.pre(t, network, 0, b), r_.hidden, o_.hidden.count(b), r_.rows, gate);
-    activate_rows<kSigmoid>(gate, gate, r_.rows);
-    return {gate, values};
+  NodeBlock<const T> kept(const Member& member, int64_t t, int64_t network, int64_t node, int64_t b) {
+    NodeBlock<const T> block = o_.kept(reinterpret_cast<const T*>(evaluation_.kept), t, network, node, b);
+    if (!r_.highway && node == 0) {
+      T* gate = scratch(member, 2);
+      gather_block(o_.pre(t, network, 0, b), r_.hidden, o_.hidden.count(b), r_.rows, gate);
+      sigmoid_rows(gate, r_.rows);
+      block.gate = gate;
+    }
+    return block;
   }
 
   const T* previous(const Member& member, int64_t t, int64_t network, int64_t node, int64_t b) {
@@ -222,39 +220,42 @@ class BackwardPass {
     return state(member, o_.ancestor(network, node)).block(b);
   }
 
-  Statistics<T> statistics(int64_t t, int64_t network, int64_t node, int64_t b) const {
-    if (r_.norm == Norm::running) return o_.running_statistics(network, node, b);
+  Normalisation<T> normalisation(int64_t t, int64_t network, int64_t node, int64_t b) const {
+    if (r_.norm == Norm::none) return {};
+    if (r_.norm == Norm::running) return Normalisation<T>(o_.running_statistics(network, node, b));
     const int64_t offset = o_.statistics_offset(t, network, node, b);
     const int count = o_.hidden.count(b);
-    return {load_part(reinterpret_cast<const T*>(evaluation_.mean) + offset, count),
-            load_part(reinterpret_cast<const T*>(evaluation_.var) + offset, count)};
+    return Normalisation<T>({load_part(reinterpret_cast<const T*>(evaluation_.mean) + offset, count),
+                             load_part(reinterpret_cast<const T*>(evaluation_.var) + offset, count)});
   }
 
-  // The state of a node from what forward kept, without a product.
-  void rebuild(const Member& member, int64_t t, int64_t network, int64_t node, int64_t b) {
-    const Activated a = activated(member, t, network, node, b);
+  // The state of a node from what forward kept, without a product, and what the output sends back into it. Returns what
+  // the state adds to the derivative of the network's mixing weight.
+  Vector<T> rebuild(const Member& member, int64_t t, int64_t network, int64_t node, int64_t b) {
+    const NodeBlock<const T> value = kept(member, t, network, node, b);
+    const T* ancestor = previous(member, t, network, node, b);
+    const Normalisation<T> normalise = normalisation(t, network, node, b);
+    const T* dropout = mask(b);
+    const T* grad_output = grad_h(chain(network)).block(b);
+    const T share = o_.share(network, node), weight = r_.weighted ? share * o_.mix(network) : share;
     T* s = state(member, node).block(b);
-    combine_rows(previous(member, t, network, node, b), a.gate, a.candidate, s, r_.rows);
-    if (r_.norm != Norm::none) normalise_rows(s, statistics(t, network, node, b), r_.rows);
-    if (node < r_.nodes) mask_rows(s, mask(b), at(factor(network, node), t).block(b), r_.rows);
-  }
-
-  // What the output sends back into the states, and into the network's mixing weight.
-  void enter(const Member& member, int64_t network, int64_t b) {
-    const T* grad = grad_h(chain(network)).block(b);
-    const T weight = r_.weighted ? o_.mix(network) : T(1);
+    T* grad = grad_state(member, node).block(b);
+    T* left = node < r_.nodes ? at(factor(network, node), t).block(b) : nullptr;
     Vector<T> product{};
-    for (int64_t node = 0; node <= r_.nodes; ++node) {
-      T* to = grad_state(member, node).block(b);
-      zero_rows(to, r_.rows);
-      const T share = o_.share(network, node);
-      if (share == 0) continue;
-      add_scaled_rows(grad, share * weight, to, r_.rows);
-      const T* s = state(member, node).block(b);
-      for (int64_t m = 0; m < o_.block_size(); m += kWidth<T>) product += share * (load(s + m) * load(grad + m));
+    for (int64_t m = 0; m < o_.block_size(); m += kWidth<T>) {
+      Vector<T> v = load(value.candidate + m);
+      if (value.gate) v = combine(load(ancestor + m), load(value.gate + m), v);
+      v = normalise(v);
+      store<T>(s + m, v);
+      if (left) stream<T>(left + m, dropout ? v * load(dropout + m) : v);
+      Vector<T> entering{};
+      if (share != 0) {
+        entering = weight * load(grad_output + m);
+        product += share * (v * load(grad_output + m));
+      }
+      store<T>(grad + m, entering);
     }
-    if (r_.weighted) store<T>(grad_mix(network, b), load(grad_mix(network, b)) + product);
-    zero_rows(grad_previous_h(network).block(b), r_.rows);
+    return product;
   }
 
   // Where the derivative with respect to the state that a node reads is gathered.
@@ -265,24 +266,37 @@ class BackwardPass {
 
   // From a state to the result of its product, for one block of hidden units.
   void node_backward(const Member& member, int64_t t, int64_t network, int64_t node, int64_t b) {
-    const Activated a = activated(member, t, network, node, b);
-    T* grad = grad_state(member, node).block(b);
-    if (r_.norm != Norm::none) {
-      const Vector<T> scale = statistics(t, network, node, b).scale();
-      normalise_backward(state(member, node).block(b), scale, r_.norm == Norm::batch, grad, r_.rows);
-    }
-    const Blocked<T> grad_columns = at(grad_product(network, node), t);
-    T* grad_candidate = grad_columns.block((b + 1) * o_.columns.per - 1);
-    if (a.gate == nullptr) return activate_backward(o_.activation(network, node), a.candidate, grad, grad_candidate, r_.rows);
-    T* grad_gate = r_.highway ? grad_columns.block(2 * b) : scratch(member, 0);
-    gate_backward(grad, previous(member, t, network, node, b), a.gate, a.candidate, grad_gate, grad_candidate,
-                  grad_previous(member, network, node, b), r_.rows);
-    activate_backward(o_.activation(network, node), a.candidate, grad_candidate, grad_candidate, r_.rows);
+    const NodeBackward<T> block{previous(member, t, network, node, b),
+                                state(member, node).block(b),
+                                kept(member, t, network, node, b),
+                                grad_state(member, node).block(b),
+                                grad_previous(member, network, node, b),
+                                node_block(columns(member, node), b, scratch(member, 0)),
+                                node_block(at(grad_product(network, node), t), b, nullptr)};
+    const Normalisation<T> norm = normalisation(t, network, node, b);
+    const StatisticsGradient<T> through =
+        r_.norm == Norm::batch ? StatisticsGradient<T>(block.state, block.grad, r_.rows) : StatisticsGradient<T>();
+    with_activation(o_.activation(network, node), [&](auto kind) {
+      node_rows<decltype(kind)::value>(block, norm, through, r_.rows);
+    });
     if (node == 0) {
-      scatter_pre(t, network, 0, b, grad_gate);
-      if (r_.highway) scatter_pre(t, network, 1, b, grad_candidate);
+      scatter_pre(t, network, 0, b, block.product.gate);
+      if (r_.highway) scatter_pre(t, network, 1, b, block.product.candidate);
     }
   }
+
+  // Gate and candidate of a block in the columns of a product; a gate that is no column of it goes where it is told.
+  NodeBlock<T> node_block(Blocked<T> columns, int64_t b, T* gate) const {
+    if (!r_.highway) return {gate, columns.block(b)};
+    return {columns.block(2 * b), columns.block(2 * b + 1)};
+  }
+
+  // The derivative with respect to a product, of the network in work. One for each node: threads that share the network
+  // may still read the last one.
+  Blocked<T> columns(const Member& member, int64_t node) {
+    return {columns_.data() + (member.slot() * o_.products() + node) * grad_columns_size(), o_.block_size()};
+  }
+  int64_t grad_columns_size() const { return o_.columns.vectors() * o_.block_size(); }
 
   void scatter_pre(int64_t t, int64_t network, int column, int64_t b, const T* grad) {
     T* to = reinterpret_cast<T*>(gradients_.pre) + o_.pre_offset(t, network, column, b);
@@ -290,8 +304,8 @@ class BackwardPass {
   }
 
   // Through a node's product, for a range of blocks of the state that it reads.
-  void product_backward(const Member& member, int64_t t, int64_t network, int64_t node, Range blocks) {
-    const Blocked<T> grad = at(grad_product(network, node), t);
+  void product_backward(const Member& member, int64_t network, int64_t node, Range blocks) {
+    const Blocked<T> grad = columns(member, node);
     T* product = scratch(member, 0);
     for (int64_t b = blocks.first; b < blocks.last; b += 2) {
       const int64_t last = smaller(b + 2, blocks.last);
@@ -353,12 +367,7 @@ class BackwardPass {
     const Blocked<const T> left = node == 0 ? masked_h(chain(network)) : factor(network, o_.ancestor(network, node));
     const Blocked<T> grad = grad_product(network, node);
     const Blocked<const T> right{grad.block(first), grad.block_stride};
-    const int64_t depth = r_.steps * r_.rows;
-    if (last - first == 2) {
-      outer_product<T, 2>(left, right, depth, o_.hidden.blocks(), out);
-    } else {
-      outer_product<T, 1>(left, right, depth, o_.hidden.blocks(), out);
-    }
+    outer_vectors<T>(last - first, left, right, r_.steps * r_.rows, o_.hidden, out);
     T* to = node == 0 ? reinterpret_cast<T*>(gradients_.weight_hidden) + network * o_.weight_size()
                       : reinterpret_cast<T*>(gradients_.weight_nodes) +
                             (network * r_.nodes + node - 1) * o_.weight_size();
@@ -386,8 +395,8 @@ class BackwardPass {
   const Evaluation& evaluation_;
   const Gradients& gradients_;
   const int64_t chains_;  // hidden states: one for all networks, or each network's own
-  Buffer<T> packed_, states_, grad_states_, previous_h_, masked_h_, factors_, grad_products_, grad_h_, grad_previous_h_,
-      grad_mix_, outer_products_, scratch_, mask_;
+  Buffer<T> packed_, states_, grad_states_, previous_h_, masked_h_, factors_, grad_products_, columns_, grad_h_,
+      grad_previous_h_, grad_mix_, outer_products_, scratch_, mask_;
 };
 
 template <typename T>

@@ -1,6 +1,8 @@
 // What forward and backward share: the operands by name, and the arithmetic of a node on one block [M, W].
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/arena.h"
 #include "cpu/product.h"
 
@@ -24,8 +26,25 @@ class Buffer {
 template <typename T>
 struct Statistics {
   Vector<T> mean, variance;
+};
 
-  Vector<T> scale() const { return inverse_sqrt(variance + T(kNormEps)); }
+// What is done to the states of a block once they are formed.
+template <typename T>
+struct Normalisation {
+  bool on = false;
+  Vector<T> mean{}, scale{};
+
+  Normalisation() = default;
+  explicit Normalisation(const Statistics<T>& s)
+      : on(true), mean(s.mean), scale(inverse_sqrt(s.variance + T(kNormEps))) {}
+
+  WENET_INLINE Vector<T> operator()(Vector<T> state) const { return on ? (state - mean) * scale : state; }
+};
+
+// One block of a node's gate and candidate, [M, W] each; no gate where the candidate alone is the state.
+template <typename T>
+struct NodeBlock {
+  T *gate, *candidate;
 };
 
 // A Recurrence with types, and where things lie in it.
@@ -35,7 +54,10 @@ struct Operands {
   Layout<T> hidden;   // of a state
   Layout<T> columns;  // of a product
 
-  explicit Operands(const Recurrence& r) : r(r), hidden{r.hidden, 1}, columns{r.hidden, r.highway ? 2 : 1} {}
+  explicit Operands(const Recurrence& r)
+      : r(r), hidden{r.hidden, 1}, columns{r.hidden, r.highway ? 2 : 1}, shares_(r.networks * (r.nodes + 1)) {
+    for (int64_t k = 0; k < r.networks; ++k) set_shares(k);
+  }
 
   int64_t products() const { return r.nodes + 1; }
   int64_t block_size() const { return r.rows * kWidth<T>; }
@@ -59,12 +81,7 @@ struct Operands {
     return node == 0 ? kTanh : table(r.activation, network, node);
   }
   // A node's share of the cell's output (eq. 3).
-  T share(int64_t network, int64_t node) const {
-    if (node == 0 || !table(r.concat, network, node)) return 0;
-    int32_t averaged = 0;
-    for (int64_t i = 1; i <= r.nodes; ++i) averaged += table(r.concat, network, i);
-    return T(1) / averaged;
-  }
+  T share(int64_t network, int64_t node) const { return shares_.data()[network * products() + node]; }
   Statistics<T> running_statistics(int64_t network, int64_t node, int64_t block) const {
     const int64_t offset = statistics_offset(0, network, node, block);
     const int count = hidden.count(block);
@@ -77,15 +94,28 @@ struct Operands {
   int64_t statistics_offset(int64_t t, int64_t network, int64_t node, int64_t block) const {
     return ((t * r.networks + network) * products() + node) * r.hidden + block * kWidth<T>;
   }
-  // Of what forward keeps of a node: gate and candidate of hidden block 0, then of 1, ...
-  int64_t kept_offset(int64_t t, int64_t network, int64_t node) const {
-    return ((network * r.steps + t) * products() + node) * columns.vectors() * block_size();
+  // Where forward keeps one block of a node, in the order n, T, L+1, block, gate before candidate, M, W.
+  template <typename Number>
+  NodeBlock<Number> kept(Number* all, int64_t t, int64_t network, int64_t node, int64_t b) const {
+    const int64_t first = ((network * r.steps + t) * products() + node) * columns.vectors() + b * columns.per;
+    Number* block = all + first * block_size();
+    return columns.per == 2 ? NodeBlock<Number>{block, block + block_size()} : NodeBlock<Number>{nullptr, block};
   }
 
  private:
+  void set_shares(int64_t network) {
+    T* shares = shares_.data() + network * products();
+    int32_t averaged = 0;
+    for (int64_t node = 1; node <= r.nodes; ++node) averaged += table(r.concat, network, node);
+    shares[0] = 0;
+    for (int64_t node = 1; node <= r.nodes; ++node) shares[node] = table(r.concat, network, node) ? T(1) / averaged : 0;
+  }
+
   int32_t table(Address address, int64_t network, int64_t node) const {
     return reinterpret_cast<const int32_t*>(address)[network * r.nodes + node - 1];
   }
+
+  Buffer<T> shares_;  // [n, L+1]
 };
 
 // Row-major [M, H] into a block [M, W] and back; `width` is the distance of two rows.
@@ -99,34 +129,27 @@ void scatter_block(const T* block, int64_t rows, int count, int64_t width, T* to
   for (int64_t m = 0; m < rows; ++m) store_part(to + m * width, load(block + m * kWidth<T>), count);
 }
 
-template <Activation kind, typename T>
-void activate_rows(const T* from, T* to, int64_t rows) {
-  constexpr int W = kWidth<T>;
-  for (int64_t m = 0; m < rows; ++m) store<T>(to + m * W, activate<kind>(load(from + m * W)));
-}
-
-template <typename T>
-void activate_rows(int32_t kind, const T* from, T* to, int64_t rows) {
+// Calls function(kind) with the activation of a code as a constant, so that loops are compiled for each activation.
+template <typename Function>
+WENET_INLINE void with_activation(int32_t kind, const Function& function) {
   switch (kind) {
-    case kTanh: return activate_rows<kTanh>(from, to, rows);
-    case kRelu: return activate_rows<kRelu>(from, to, rows);
-    case kSigmoid: return activate_rows<kSigmoid>(from, to, rows);
-    default: return activate_rows<kIdentity>(from, to, rows);
+    case kTanh: return function(std::integral_constant<Activation, kTanh>());
+    case kRelu: return function(std::integral_constant<Activation, kRelu>());
+    case kSigmoid: return function(std::integral_constant<Activation, kSigmoid>());
+    default: return function(std::integral_constant<Activation, kIdentity>());
   }
 }
 
-// s = p + gate * (candidate - p), or the candidate alone where there is no gate.
+// A gated state.
+template <typename V>
+WENET_INLINE V combine(V previous, V gate, V candidate) {
+  return previous + gate * (candidate - previous);
+}
+
 template <typename T>
-void combine_rows(const T* previous, const T* gate, const T* candidate, T* state, int64_t rows) {
+void sigmoid_rows(T* block, int64_t rows) {
   constexpr int W = kWidth<T>;
-  for (int64_t m = 0; m < rows * W; m += W) {
-    Vector<T> s = load(candidate + m);
-    if (gate != nullptr) {
-      const Vector<T> p = load(previous + m);
-      s = p + load(gate + m) * (s - p);
-    }
-    store<T>(state + m, s);
-  }
+  for (int64_t m = 0; m < rows * W; m += W) store<T>(block + m, sigmoid(load(block + m)));
 }
 
 template <typename T>
@@ -140,13 +163,6 @@ Statistics<T> batch_statistics(const T* state, int64_t rows) {
     squares += deviation * deviation;
   }
   return {mean, squares / T(rows)};
-}
-
-template <typename T>
-void normalise_rows(T* state, const Statistics<T>& statistics, int64_t rows) {
-  constexpr int W = kWidth<T>;
-  const Vector<T> scale = statistics.scale();
-  for (int64_t m = 0; m < rows * W; m += W) store<T>(state + m, (load(state + m) - statistics.mean) * scale);
 }
 
 // to = from * mask, or a copy where there is no mask.

@@ -7,6 +7,35 @@
 namespace wenet {
 namespace WENET_ISA {
 
+// From the results of a product to states; what backward needs is streamed to `kept` where that is given.
+template <Activation kind, typename T>
+void form_rows(const T* previous, NodeBlock<const T> product, NodeBlock<T> kept, T* state, int64_t rows) {
+  constexpr int W = kWidth<T>;
+  for (int64_t m = 0; m < rows * W; m += W) {
+    Vector<T> s = activate<kind>(load(product.candidate + m));
+    if (kept.candidate) stream(kept.candidate + m, s);
+    if (product.gate) {
+      const Vector<T> gate = sigmoid(load(product.gate + m));
+      if (kept.gate) stream(kept.gate + m, gate);
+      s = combine(load(previous + m), gate, s);
+    }
+    store<T>(state + m, s);
+  }
+}
+
+// From states to normalised ones, to what the next products read, and to the cell's output.
+template <typename T>
+void finish_rows(const Normalisation<T>& normalise, const T* mask, T share, T* state, T* operand, T* cell,
+                 int64_t rows) {
+  constexpr int W = kWidth<T>;
+  for (int64_t m = 0; m < rows * W; m += W) {
+    const Vector<T> s = normalise(load(state + m));
+    store<T>(state + m, s);
+    store<T>(operand + m, mask ? s * load(mask + m) : s);
+    if (share != 0) store<T>(cell + m, load(cell + m) + share * s);
+  }
+}
+
 template <typename T>
 class ForwardPass {
  public:
@@ -24,7 +53,7 @@ class ForwardPass {
         scratch_(r.threads * 3 * o_.block_size()),
         mask_(r.mask_h ? o_.state_size() : 0) {
     if (r.mask_h) block_mask(o_, mask_.data());
-    run_team(*this, r);
+    run_team(*this, r.threads, r.networks);
   }
 
   void run(const Member& member) {
@@ -68,7 +97,7 @@ class ForwardPass {
   void pack_network(const Member& member, int64_t network) {
     const Range vectors = member.blocks(o_.columns.vectors());
     for (int64_t node = 0; node <= r_.nodes; ++node) {
-      pack(o_.weight(network, node), o_.columns, vectors.first, vectors.last, packed(network, node));
+      pack(o_.weight(network, node), r_.hidden, o_.columns, vectors.first, vectors.last, true, packed(network, node));
     }
   }
 
@@ -107,30 +136,26 @@ class ForwardPass {
   // From a product to a state, for one block of hidden units.
   void finish(const Member& member, int64_t t, int64_t network, int64_t node, int64_t b, const T* previous,
               T* product) {
-    T* kept = product;
-    if (evaluation_.kept) {
-      kept = reinterpret_cast<T*>(evaluation_.kept) + o_.kept_offset(t, network, node) +
-             b * o_.columns.per * o_.block_size();
-    }
-    T* gate = nullptr;
+    NodeBlock<const T> block{nullptr, product};
     if (r_.highway) {
       if (node == 0) add_pre(t, network, b, product);
-      gate = kept;
-      activate_rows<kSigmoid>(product, gate, r_.rows);
-      product += o_.block_size();
-      kept += o_.block_size();
+      block = {product, product + o_.block_size()};
     } else if (node == 0) {
-      gate = scratch(member, 2);
+      T* gate = scratch(member, 2);
       gather_block(o_.pre(t, network, 0, b), r_.hidden, o_.hidden.count(b), r_.rows, gate);
-      activate_rows<kSigmoid>(gate, gate, r_.rows);
+      block.gate = gate;
     }
-    activate_rows(o_.activation(network, node), product, kept, r_.rows);
     T* s = state(member, node).block(b);
-    combine_rows(previous, gate, kept, s, r_.rows);
-    normalise(t, network, node, b, s);
-    mask_rows(s, mask(b), operand(member, node).block(b), r_.rows);
-    const T share = o_.share(network, node);
-    if (share != 0) add_scaled_rows(s, share, cell(network).block(b), r_.rows);
+    with_activation(o_.activation(network, node), [&](auto kind) {
+      form_rows<decltype(kind)::value>(previous, block, kept(t, network, node, b), s, r_.rows);
+    });
+    finish_rows(normalisation(t, network, node, b, s), mask(b), o_.share(network, node), s,
+                operand(member, node).block(b), cell(network).block(b), r_.rows);
+  }
+
+  NodeBlock<T> kept(int64_t t, int64_t network, int64_t node, int64_t b) const {
+    if (!evaluation_.kept) return {nullptr, nullptr};
+    return o_.kept(reinterpret_cast<T*>(evaluation_.kept), t, network, node, b);
   }
 
   void add_pre(int64_t t, int64_t network, int64_t b, T* product) {
@@ -142,15 +167,15 @@ class ForwardPass {
     }
   }
 
-  void normalise(int64_t t, int64_t network, int64_t node, int64_t b, T* s) {
-    if (r_.norm == Norm::none) return;
+  Normalisation<T> normalisation(int64_t t, int64_t network, int64_t node, int64_t b, const T* s) {
+    if (r_.norm == Norm::none) return {};
+    if (r_.norm == Norm::running) return Normalisation<T>(o_.running_statistics(network, node, b));
     const int count = o_.hidden.count(b);
-    if (r_.norm == Norm::running) return normalise_rows(s, o_.running_statistics(network, node, b), r_.rows);
     const Statistics<T> statistics = batch_statistics(s, r_.rows);
     const int64_t offset = o_.statistics_offset(t, network, node, b);
     store_part(reinterpret_cast<T*>(evaluation_.mean) + offset, statistics.mean, count);
     store_part(reinterpret_cast<T*>(evaluation_.var) + offset, statistics.variance, count);
-    normalise_rows(s, statistics, r_.rows);
+    return Normalisation<T>(statistics);
   }
 
   // Eq. (4): the networks' outputs under their weights.

@@ -3,13 +3,14 @@
 
 #include "cpu/backward.h"
 #include "cpu/forward.h"
+#include "cpu/projection.h"
 
 namespace wenet {
 namespace WENET_ISA {
 
 template <typename T>
 Kernels kernels() {
-  return {kWidth<T>, forward<T>, backward<T>};
+  return {kWidth<T>, forward<T>, backward<T>, project<T>, project_backward<T>};
 }
 
 }  // namespace WENET_ISA

@@ -34,37 +34,69 @@ struct Layout {
   int64_t column(int64_t vector) const { return (vector % per) * hidden + (vector / per) * kWidth<T>; }
 };
 
-// Packed weights [H, G]: for each vector of columns all H rows, [vectors, H, W].
+// Packed weights [rows, G]: for each vector of columns all rows, [vectors, rows, W]. `late` says that they are read when
+// the caches have forgotten them.
 template <typename T>
-void pack(const T* weight, const Layout<T>& layout, int64_t first, int64_t last, T* packed) {
+void pack(const T* weight, int64_t rows, const Layout<T>& layout, int64_t first, int64_t last, bool late, T* packed) {
   constexpr int W = kWidth<T>;
   constexpr int64_t kRows = 16;  // at a time, so that lines of the weights that two vectors share are read once
-  for (int64_t row = 0; row < layout.hidden; row += kRows) {
-    const int64_t end = smaller(row + kRows, layout.hidden);
+  for (int64_t row = 0; row < rows; row += kRows) {
+    const int64_t end = smaller(row + kRows, rows);
     for (int64_t v = first; v < last; ++v) {
       const T* from = weight + layout.column(v);
-      T* to = packed + v * layout.hidden * W;
+      T* to = packed + v * rows * W;
       const int count = layout.count(v / layout.per);
-      for (int64_t k = row; k < end; ++k) store(to + k * W, load_part(from + k * layout.width(), count));
+      for (int64_t k = row; k < end; ++k) {
+        __builtin_prefetch(from + (k + kRows) * layout.width());
+        put(to + k * W, load_part(from + k * layout.width(), count), late);
+      }
     }
   }
 }
 
-// Packed transposed weights [G, H]: for each vector of hidden units all G columns in the order of the vectors of a
-// product, [blocks, G, W].
+// A square of W vectors becomes its transpose: in turn, squares of half, a quarter, ... of its size change places across
+// the diagonal of theirs.
 template <typename T>
-void pack_transposed(const T* weight, const Layout<T>& layout, int64_t first, int64_t last, T* packed) {
+WENET_INLINE void transpose(Vector<T> (&square)[kWidth<T>]) {
+  constexpr int W = kWidth<T>;
+#pragma GCC unroll 8
+  for (int size = W / 2; size > 0; size /= 2) {
+    IndexVector<T> upper, lower;
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+      upper[i] = i & size ? W + i - size : i;
+      lower[i] = i & size ? W + i : i + size;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+      if (i & size) continue;
+      const Vector<T> above = square[i], below = square[i + size];
+      square[i] = __builtin_shuffle(above, below, upper);
+      square[i + size] = __builtin_shuffle(above, below, lower);
+    }
+  }
+}
+
+// Packed transposed weights [G, rows]: for each vector of rows all G columns in the order of the vectors of a product,
+// [blocks, G, W].
+template <typename T>
+void pack_transposed(const T* weight, const Layout<T>& rows, const Layout<T>& layout, int64_t first, int64_t last,
+                     bool late, T* packed) {
   constexpr int W = kWidth<T>;
   const int64_t width = layout.width();
   for (int64_t b = first; b < last; ++b) {
     T* to = packed + b * width * W;
-    const int lanes = layout.count(b);
+    const int lanes = rows.count(b);
     for (int64_t v = 0; v < layout.vectors(); ++v) {
+      const T* from = weight + b * W * width + layout.column(v);
       const int count = layout.count(v / layout.per);
-      for (int lane = 0; lane < W; ++lane) {
-        const T* from = weight + (b * W + lane) * width + layout.column(v);
-        for (int k = 0; k < count; ++k) to[k * W + lane] = lane < lanes ? from[k] : T(0);
+      Vector<T> square[W] = {};
+      for (int row = 0; row < lanes; ++row) {
+        __builtin_prefetch(from + row * width + 4 * W);
+        square[row] = load_part(from + row * width, count);
       }
+      transpose<T>(square);
+      for (int column = 0; column < count; ++column) put(to + column * W, square[column], late);
       to += count * W;
     }
   }
@@ -145,9 +177,11 @@ WENET_INLINE void multiply_vectors(int64_t count, Blocked<const T> left, const L
   multiply<T, 1>(left, depth, right, stride, rows, out);
 }
 
-// R columns of `left`, transposed, times V blocks of `right`: out [V, R, W] += their product over `depth` rows.
+// R columns of `left`, transposed, times V blocks of `right`: out [V, R, W] += their product over `depth` rows. `ahead`
+// is as in `tile`.
 template <typename T, int R, int V>
-void outer_tile(const T* left, const T* right, int64_t right_stride, int64_t depth, T* out, int64_t out_stride) {
+void outer_tile(const T* left, const T* right, int64_t right_stride, int64_t depth, const T* ahead, T* out,
+                int64_t out_stride) {
   constexpr int W = kWidth<T>;
   Vector<T> total[R][V];
 #pragma GCC unroll 16
@@ -157,6 +191,7 @@ void outer_tile(const T* left, const T* right, int64_t right_stride, int64_t dep
   }
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) {
+    __builtin_prefetch(ahead + k * W, 0, 2);
     Vector<T> columns[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) columns[v] = load(right + v * right_stride + k * W);
@@ -176,20 +211,29 @@ void outer_tile(const T* left, const T* right, int64_t right_stride, int64_t dep
 
 // out [V, blocks * W, W] = left [depth, H] transposed times V blocks of right [depth, W].
 template <typename T, int V>
-void outer_product(Blocked<const T> left, Blocked<const T> right, int64_t depth, int64_t blocks, T* out) {
+void outer_product(Blocked<const T> left, Blocked<const T> right, int64_t depth, const Layout<T>& hidden, T* out) {
   constexpr int W = kWidth<T>;
   constexpr int R = W < 4 ? W : WENET_TILE_ROWS < 12 ? 4 : 8;  // as many as the registers hold; must divide W
   static_assert(W % R == 0);
-  constexpr int64_t kDepth = 128;                  // rows at a time, which stay in the first cache
-  const int64_t out_stride = blocks * W * W;
+  constexpr int64_t kDepth = 128;  // rows at a time, which stay in the first cache
+  const int64_t out_stride = hidden.blocks() * W * W;
   for (int64_t i = 0; i < V * out_stride; i += W) store<T>(out + i, Vector<T>{});
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t count = smaller(kDepth, depth - k);
     const Blocked<const T> l = left.from_row(k), r = right.from_row(k);
-    for (int64_t i = 0; i < blocks * W; i += R) {
-      outer_tile<T, R, V>(l.block(i / W) + i % W, r.data, r.block_stride, count, out + i * W, out_stride);
+    for (int64_t i = 0; i < hidden.hidden; i += R) {
+      const T* ahead = r.block(V + i / R % V);  // a tile fetches a block of the next V
+      outer_tile<T, R, V>(l.block(i / W) + i % W, r.data, r.block_stride, count, ahead, out + i * W, out_stride);
     }
   }
+}
+
+// The same for one or two vectors, whichever is asked for.
+template <typename T>
+WENET_INLINE void outer_vectors(int64_t count, Blocked<const T> left, Blocked<const T> right, int64_t depth,
+                                const Layout<T>& hidden, T* out) {
+  if (count == 2) return outer_product<T, 2>(left, right, depth, hidden, out);
+  outer_product<T, 1>(left, right, depth, hidden, out);
 }
 
 }  // namespace WENET_ISA

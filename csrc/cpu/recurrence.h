@@ -43,11 +43,23 @@ struct Gradients {
   Address h0 = 0, weight_hidden = 0, weight_nodes = 0, mix = 0;
 };
 
+// The input's product with every network's own weights, and its derivatives. R rows, I inputs, G columns.
+struct Projection {
+  std::int64_t networks = 0, rows = 0, inputs = 0, columns = 0;
+  int threads = 1;
+  Address input = 0;   // [R, I]
+  Address weight = 0;  // [n, I, G]
+  Address output = 0;  // [n, R, G]; backward: the derivative with respect to it
+  Address grad_input = 0, grad_weight = 0;
+};
+
 // The kernels of one instruction set for one type of number.
 struct Kernels {
   int width;  // W, numbers in a vector
   void (*forward)(const Recurrence&, const Evaluation&);
   void (*backward)(const Recurrence&, const Evaluation&, const Gradients&);
+  void (*project)(const Projection&);
+  void (*project_backward)(const Projection&);
 };
 
 }  // namespace wenet

@@ -35,7 +35,10 @@ class Member {
   void sync_network() const {
     if (!by_network_) sync();
   }
-  void sync() const { barrier_.wait(threads_); }
+  void sync() const {
+    fence();
+    barrier_.wait(threads_);
+  }
 
  private:
   Barrier& barrier_;
@@ -45,17 +48,18 @@ class Member {
 
 // Runs pass.run(member) on every thread.
 template <typename Pass>
-void run_team(Pass& pass, const Recurrence& r) {
+void run_team(Pass& pass, int threads, int64_t networks) {
   struct Context {
     Pass& pass;
-    const Recurrence& r;
+    int64_t networks;
     Barrier barrier;
-  } context{pass, r, {}};
+  } context{pass, networks, {}};
   run_in_parallel(
-      r.threads,
+      threads,
       [](void* pointer, int rank, int threads) {
         Context& c = *static_cast<Context*>(pointer);
-        c.pass.run(Member(c.barrier, rank, threads, c.r.networks));
+        c.pass.run(Member(c.barrier, rank, threads, c.networks));
+        fence();
       },
       &context);
 }

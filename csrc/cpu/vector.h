@@ -6,6 +6,10 @@
 #include <cmath>
 #include <cstdint>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #if !defined(WENET_ISA) || !defined(WENET_VECTOR_BYTES) || !defined(WENET_TILE_ROWS)
 #error "define WENET_ISA, WENET_VECTOR_BYTES and WENET_TILE_ROWS before including this"
 #endif
@@ -23,15 +27,19 @@ struct VectorOf;
 template <>
 struct VectorOf<float> {
   typedef float type __attribute__((vector_size(WENET_VECTOR_BYTES)));
+  typedef std::int32_t indices __attribute__((vector_size(WENET_VECTOR_BYTES)));
 };
 template <>
 struct VectorOf<double> {
   typedef double type __attribute__((vector_size(WENET_VECTOR_BYTES)));
+  typedef std::int64_t indices __attribute__((vector_size(WENET_VECTOR_BYTES)));
 };
 typedef std::uint32_t BitVector __attribute__((vector_size(WENET_VECTOR_BYTES)));
 
 template <typename T>
 using Vector = typename VectorOf<T>::type;
+template <typename T>
+using IndexVector = typename VectorOf<T>::indices;
 
 template <typename T>
 constexpr int kWidth = WENET_VECTOR_BYTES / sizeof(T);
@@ -49,6 +57,33 @@ WENET_INLINE Vector<T> load(const T* from) {
 template <typename T>
 WENET_INLINE void store(T* to, Vector<T> v) {
   __builtin_memcpy(to, &v, sizeof v);
+}
+
+// Past the caches, to an address that is a multiple of a vector's size: for what is read next when the caches have long
+// forgotten it. Another thread may read it after fence().
+template <typename T>
+WENET_INLINE void stream(T* to, Vector<T> v) {
+#if !defined(__x86_64__)
+  store(to, v);
+#elif WENET_VECTOR_BYTES == 64
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(v));
+#elif WENET_VECTOR_BYTES == 32
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(v));
+#else
+  _mm_stream_si128(reinterpret_cast<__m128i*>(to), reinterpret_cast<__m128i>(v));
+#endif
+}
+
+template <typename T>
+WENET_INLINE void put(T* to, Vector<T> v, bool past_caches) {
+  if (past_caches) return stream(to, v);
+  store(to, v);
+}
+
+WENET_INLINE void fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
 }
 
 // The first `count` numbers, zeros behind them.

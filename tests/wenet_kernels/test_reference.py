@@ -88,7 +88,7 @@ def test_opcheck(coupling, norm):
     torch.library.opcheck(
         torch.ops.wenet_kernels.dag_rnn.default,
         (o.pre, o.h0, o.weight_hidden, o.weight_nodes, o.mix, o.cells.ancestor, o.cells.activation, o.cells.concat,
-         o.mask_h, None, None, "highway", norm, True, "reference"),
+         o.mask_h, None, None, "highway", norm, "full", True, "reference"),
     )  # fmt: skip
 
 
@@ -266,3 +266,13 @@ class TestCellBatch:
             CellBatch.from_genotypes([one, two])
         with pytest.raises(WenetError, match="at least one genotype"):
             CellBatch.from_genotypes([])
+
+
+def test_a_precision_that_no_backend_has_is_an_error():
+    o = make_case((1, 1, 2, 3, 1, "highway", "weighted", None, False))
+    with pytest.raises(WenetError, match=r"no products of torch.float64 in precision 'bf16'"):
+        dag_rnn(*o.positional, precision="bf16", backend="reference")
+    with pytest.raises(WenetError, match="no backend on cpu"):
+        dag_rnn(*o.positional, precision="bf16")
+    with pytest.raises(WenetError, match="unknown precision 'fp8'"):
+        dag_rnn(*o.positional, precision="fp8")
