@@ -50,7 +50,7 @@ def test_every_network_learns(train, shared):
     assert result.network_windows == 4 * 300
     for outcome in result.outcomes:
         assert outcome.diverged_at is None
-        assert outcome.perplexity < 12  # of 21 words
+        assert outcome.perplexity < 16  # of 21 words
 
 
 def test_records_and_result_are_on_disk(train, tmp_path):
