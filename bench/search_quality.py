@@ -1,4 +1,4 @@
-"""`python -m bench.search_quality`: searches under different settings, each over several seeds, audited and tabulated."""
+"""`python -m bench.search_quality`: searches under different settings over several seeds, audited and tabulated."""
 
 from __future__ import annotations
 
