@@ -43,6 +43,8 @@ using IndexVector = typename VectorOf<T>::indices;
 
 template <typename T>
 constexpr int kWidth = WENET_VECTOR_BYTES / sizeof(T);
+template <typename T>
+constexpr int kWidth<const T> = kWidth<T>;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
