@@ -62,7 +62,11 @@ class SearchConfig:
     seed: int = _option(1, "of the pool, the initial weights and the dropouts", at_least=0)
     backend: str = _option("auto", "auto, or a name that this machine has ready")
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
-    precision: str = _option("fp32", "of parameters and products", choices=("fp32", "fp64"))
+    precision: str = _option(
+        "fp32",
+        "of parameters and products; bf16 rounds the factors of the recurrence's products alone",
+        choices=("fp32", "fp64", "bf16"),
+    )
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
@@ -72,6 +76,11 @@ class SearchConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @property
+    def product_precision(self) -> str:
+        """As `wenet_kernels.dag_rnn` calls it."""
+        return "bf16" if self.precision == "bf16" else "full"
 
     @property
     def rounds(self) -> int:

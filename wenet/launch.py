@@ -20,7 +20,7 @@ from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
 from wenet.interrupt import Interrupt
 from wenet.memory import explaining_out_of_memory, total_memory
-from wenet.search import Search
+from wenet.search import DTYPES, Search
 from wenet_kernels import WenetError, backends, native_status, resolve_backend
 
 CHECKPOINT_MINUTES = 5.0
@@ -124,7 +124,7 @@ def resolve_machine(config: SearchConfig) -> SearchConfig:
     """The settings with device and backend named.
 
     Raises:
-        WenetError: a device or backend asked for is not there.
+        WenetError: a device or backend asked for is not there, or has no products of the precision asked for.
     """
     name = config.device
     if name == "auto":
@@ -137,7 +137,8 @@ def resolve_machine(config: SearchConfig) -> SearchConfig:
         raise WenetError(f"unknown --device {name!r}; choose auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise WenetError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return replace(config, device=str(device), backend=resolve_backend(config.backend, device))
+    backend = resolve_backend(config.backend, device, DTYPES[config.precision], config.product_precision)
+    return replace(config, device=str(device), backend=backend)
 
 
 def default_folder(dataset: str) -> Path:

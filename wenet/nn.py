@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from wenet.genotype import Genotype
 from wenet.loss import decoder_cross_entropy
-from wenet_kernels import COUPLINGS, FORMS, CellBatch, Norm, WenetError, check_choice, dag_rnn, project
+from wenet_kernels import COUPLINGS, FORMS, PRECISIONS, CellBatch, Norm, WenetError, check_choice, dag_rnn, project
 
 NORM_MOMENTUM = 0.1  # of running statistics, as in `torch.nn.BatchNorm1d`
 
@@ -25,13 +25,14 @@ class DagRNN(nn.Module):
         form: "highway" (every node gated) or "plain" (the equations as printed).
         dropout_x, dropout_h: probability of variational dropout on the inputs of the products with the input and with
             every state; one draw per call, shared over time.
+        precision: of the factors of the recurrence's products: "full", "tf32" or "bf16".
         backend: "auto" or a name from `wenet_kernels.backends()`.
 
     Parameters: weight_input `[I, G]`, weight_hidden `[H, G]`, weight_nodes `[L, H, G]`; G is 2H (highway) or H (plain).
     There are no biases.
 
     Raises:
-        WenetError: a size below 1, a probability outside 0..1, an unknown form or backend.
+        WenetError: a size below 1, a probability outside 0..1, an unknown form, precision or backend.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class DagRNN(nn.Module):
         form: str = "highway",
         dropout_x: float = 0.0,
         dropout_h: float = 0.0,
+        precision: str = "full",
         backend: str = "auto",
     ) -> None:
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size
-        self.genotype, self.form, self.backend = genotype, form, backend
+        self.genotype, self.form = genotype, form
+        self.precision, self.backend = precision, backend
         self.dropout_x, self.dropout_h = dropout_x, dropout_h
         _check_layer(self)
         self.cells = CellBatch.from_genotypes([genotype])
@@ -90,6 +93,7 @@ class DagRNN(nn.Module):
             form=self.form,
             mask_h=mask_h,
             coupling="independent",
+            precision=self.precision,
             backend=self.backend,
         )
         assert isinstance(output, Tensor)
@@ -104,7 +108,7 @@ class WeightedDagRNN(nn.Module):
     """`n` different cells over one sequence, their outputs mixed by learned softmax weights (eq. 4).
 
     Args:
-        input_size, hidden_size, form, dropout_x, dropout_h, backend: as in `DagRNN`.
+        input_size, hidden_size, form, dropout_x, dropout_h, precision, backend: as in `DagRNN`.
         genotypes: the cells, all of the same number of nodes L.
         coupling: "weighted" (one hidden state, the mixture) or "independent" (n models side by side, nothing mixed).
         norm: "batch" normalises every state over the data batch, with running statistics of momentum 0.1 for
@@ -130,11 +134,13 @@ class WeightedDagRNN(nn.Module):
         norm: str | None = None,
         dropout_x: float = 0.0,
         dropout_h: float = 0.0,
+        precision: str = "full",
         backend: str = "auto",
     ) -> None:
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size
-        self.form, self.coupling, self.norm, self.backend = form, coupling, norm, backend
+        self.form, self.coupling, self.norm = form, coupling, norm
+        self.precision, self.backend = precision, backend
         self.dropout_x, self.dropout_h = dropout_x, dropout_h
         _check_layer(self)
         check_choice("coupling", coupling, COUPLINGS)
@@ -195,6 +201,7 @@ class WeightedDagRNN(nn.Module):
             mask_h=mask_h,
             norm=self._norm(),
             coupling=self.coupling,
+            precision=self.precision,
             backend=self.backend,
         )
         if isinstance(result, tuple):
@@ -318,6 +325,7 @@ def _check_layer(layer: DagRNN | WeightedDagRNN) -> None:
     if layer.input_size < 1 or layer.hidden_size < 1:
         raise WenetError(f"input_size and hidden_size must be at least 1, not {layer.input_size}, {layer.hidden_size}")
     check_choice("form", layer.form, FORMS)
+    check_choice("precision", layer.precision, PRECISIONS)
     _check_probability("dropout_x", layer.dropout_x)
     _check_probability("dropout_h", layer.dropout_h)
 

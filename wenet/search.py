@@ -33,7 +33,7 @@ from wenet_kernels import WenetError
 
 RECORDS = "search.jsonl"
 CURVE_POINTS = 20  # of the training loss, in the record of a round
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}  # of parameters
 
 
 @dataclass(frozen=True)
@@ -300,6 +300,7 @@ def build_model(config: SearchConfig, genotypes: Sequence[Genotype], vocabulary_
         norm=None if config.norm == "none" else config.norm,
         dropout_x=config.dropout_x,
         dropout_h=config.dropout_h,
+        precision=config.product_precision,
         backend=config.backend,
     )
     model = LanguageModel(vocabulary_size, rnn, config.dropout_embedding, config.dropout_output, config.init_range)

@@ -36,12 +36,21 @@ def status() -> str:
     return "ready"
 
 
-def takes(dtype: torch.dtype, precision: str) -> bool:
-    if precision == "bf16":
-        wanted = os.environ.get(INSTRUCTION_SET_VARIABLE, "auto")
-        widest = KERNEL_SETS[-1]
-        return dtype == torch.float32 and (widest if wanted == "auto" else wanted) in BF16_KERNEL_SETS
-    return dtype in (torch.float32, torch.float64) and precision == "full"
+def refusal(dtype: torch.dtype, precision: str) -> str:
+    if precision == "bf16" and dtype == torch.float32:
+        return _bf16_refusal()
+    if precision == "full" and dtype in (torch.float32, torch.float64):
+        return ""
+    return f"it has no products of {dtype} in precision {precision!r}"
+
+
+def _bf16_refusal() -> str:
+    if not BF16_KERNEL_SETS:
+        return "this processor does not multiply bf16; use precision 'full'"
+    wanted = os.environ.get(INSTRUCTION_SET_VARIABLE, "auto")
+    if wanted not in ("auto", *BF16_KERNEL_SETS):
+        return f"{INSTRUCTION_SET_VARIABLE}={wanted} does not multiply bf16, but {', '.join(BF16_KERNEL_SETS)} does"
+    return ""
 
 
 def kept_shape(
