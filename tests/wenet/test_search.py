@@ -10,6 +10,7 @@ from wenet.config import resolve_config
 from wenet.genotypes import load_genotype
 from wenet.search import build_model, build_optimizer, inherit, inheritance
 from wenet.training import perplexity, window, windows_per_epoch
+from wenet_kernels import cpu
 
 from .helpers import results, write_text
 
@@ -72,6 +73,19 @@ def test_same_seed_same_result_other_seed_other_result(text, tmp_path):
         search(str(text), out=tmp_path / name, seed=seed, **TINY)
     assert results(tmp_path / "a") == results(tmp_path / "b")
     assert results(tmp_path / "a") != results(tmp_path / "c")
+
+
+@pytest.mark.skipif(
+    cpu.status() != "ready" or cpu.refusal(torch.float32, "bf16") != "",
+    reason="no native kernels, or a processor that does not multiply bf16",
+)
+def test_bf16_products_train_as_well(text, tmp_path):
+    options = {**TINY, "pool": 3, "backend": "cpu"}
+    search(str(text), out=tmp_path / "full", **options)
+    search(str(text), out=tmp_path / "bf16", precision="bf16", **options)
+    full, bf16 = (results(tmp_path / name)[0]["train_loss"] for name in ("full", "bf16"))
+    assert bf16 == pytest.approx(full, rel=0.01)
+    assert bf16 != full
 
 
 def test_leaves_the_callers_generator_alone(text, tmp_path):
