@@ -59,7 +59,7 @@ def test_dynamic_evaluation_follows_its_formula(model):
     nats, h = 0.0, None
     for index, length in enumerate((5, 5, 2)):
         loss, _, h = model.loss(*window(stream, 5, index), None if h is None else h.detach())
-        nats += float(loss) * 2 * length
+        nats += float(loss.detach()) * 2 * length
         with torch.no_grad():
             for p, g, s, origin in zip(parameters, torch.autograd.grad(loss, parameters), scales, before, strict=True):
                 p += -0.01 * g / (s + 2e-5) + torch.clamp(0.3 * s / mean, max=1) * (origin - p)
