@@ -83,9 +83,8 @@ class DagRNN(nn.Module):
         _check_input(self, x)
         rows = x.shape[1]
         h = x.new_zeros(1, rows, self.hidden_size) if h0 is None else h0
-        mask_x = _mask(self, x, self.dropout_x, self.input_size)
+        masked = _locked_dropout(self, x, self.dropout_x)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
-        masked = x if mask_x is None else x * mask_x
         output = dag_rnn(
             project(masked, self.weight_input.unsqueeze(0), backend=self.backend),
             h,
@@ -191,9 +190,8 @@ class WeightedDagRNN(nn.Module):
         h = x.new_zeros(states, rows, self.hidden_size) if h0 is None else h0
         if h.shape != (states, rows, self.hidden_size):
             raise WenetError(f"h0 must have shape {[states, rows, self.hidden_size]}, not {list(h.shape)}")
-        mask_x = _mask(self, x, self.dropout_x, self.input_size)
+        masked = _locked_dropout(self, x, self.dropout_x)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
-        masked = x if mask_x is None else x * mask_x
         result = dag_rnn(
             project(masked, self.weight_input, backend=self.backend),
             h[0] if weighted else h,
@@ -295,8 +293,8 @@ class StackedLSTM(nn.Module):
         outputs: list[Tensor] = []
         last: list[Tensor] = []
         for layer, h, c in zip(self.layers, states[::2], states[1::2], strict=True):
-            mask = _mask(self, output, self.dropout_x, output.shape[-1]) if outputs else None
-            output, h, c = self._run(layer, output if mask is None else output * mask, h, c)
+            below = _locked_dropout(self, output, self.dropout_x) if outputs else output
+            output, h, c = self._run(layer, below, h, c)
             outputs.append(output)
             last += [h, c]
         return torch.stack(outputs).sum(0) if self.skip else output, torch.cat(last, -1)
@@ -351,9 +349,7 @@ class MixtureOfSoftmaxes(nn.Module):
 
     def _experts(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Log of the weights `[T, M, K]` and the contexts `[T, M, K, d]`."""
-        contexts = torch.tanh(self.context(features))
-        mask = _mask(self, contexts, self.dropout, contexts.shape[-1])
-        contexts = contexts if mask is None else contexts * mask
+        contexts = _locked_dropout(self, torch.tanh(self.context(features)), self.dropout)
         return functional.log_softmax(self.prior(features), -1), contexts.unflatten(-1, (self.experts, -1))
 
 
@@ -410,7 +406,7 @@ class LanguageModel(nn.Module):
     def forward(self, tokens: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits `[T, M, V]`, or log-probabilities with a mixture, of what follows tokens `[T, M]`, and the state."""
         output, h = self._recur(tokens, h0)
-        return self._decode(self._locked_dropout(output, self.dropout_output)), h
+        return self._decode(_locked_dropout(self, output, self.dropout_output)), h
 
     def loss(
         self,
@@ -430,7 +426,7 @@ class LanguageModel(nn.Module):
             h0: `[1, M, d]`; zeros by default.
         """
         raw, h = self._recur(tokens, h0)
-        dropped = self._locked_dropout(raw, self.dropout_output)
+        dropped = _locked_dropout(self, raw, self.dropout_output)
         cross_entropy = self._cross_entropy(dropped, targets)
         loss = cross_entropy
         if activation_reg:
@@ -444,7 +440,7 @@ class LanguageModel(nn.Module):
         return functional.log_softmax(self._decode(features), -1)
 
     def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-        embedded = self._locked_dropout(self._embed(tokens), self.dropout_embedding)  # [T, M, d]
+        embedded = _locked_dropout(self, self._embed(tokens), self.dropout_embedding)  # [T, M, d]
         return self.rnn(embedded, h0)
 
     def _embed(self, tokens: Tensor) -> Tensor:
@@ -466,16 +462,18 @@ class LanguageModel(nn.Module):
             return scores
         return functional.linear(features, self.embedding.weight, self.decoder_bias)
 
-    def _locked_dropout(self, x: Tensor, probability: float) -> Tensor:
-        mask = _mask(self, x, probability, x.shape[-1])
-        return x if mask is None else x * mask
-
 
 def _mask(module: nn.Module, x: Tensor, probability: float, features: int) -> Tensor | None:
     """A draw of variational dropout, `[M, features]`, shared over time; None outside training."""
     if not module.training or probability == 0:
         return None
     return functional.dropout(x.new_ones(x.shape[1], features), probability)
+
+
+def _locked_dropout(module: nn.Module, x: Tensor, probability: float) -> Tensor:
+    """Variational dropout of `[T, M, features]`."""
+    mask = _mask(module, x, probability, x.shape[-1])
+    return x if mask is None else x * mask
 
 
 def _check_layer(layer: DagRNN | WeightedDagRNN) -> None:

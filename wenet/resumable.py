@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wenet.checkpoint import RunFolder
+from wenet.config import SearchConfig, TrainConfig
 from wenet.console import Console
 from wenet.interrupt import Interrupt, Stopped
+from wenet.nn import LanguageModel
 from wenet.training import random_tensors
 from wenet_kernels import WenetError
 
@@ -31,7 +33,7 @@ class State(Protocol):
 
 
 class ResumableRun(ABC):
-    """What searching and evaluating have in common: checkpoints, requests to stop, the clock, divergence.
+    """What searching and evaluating have in common: gradients, checkpoints, requests to stop, the clock, divergence.
 
     Args:
         run: takes records and checkpoints.
@@ -39,7 +41,11 @@ class ResumableRun(ABC):
         interrupt: tells when someone asks the run to stop.
     """
 
+    config: SearchConfig | TrainConfig
     state: State
+    model: LanguageModel
+    optimizer: torch.optim.Optimizer
+    h: Tensor | None = None  # [1, M, H]
 
     def __init__(
         self, device: str, run: RunFolder, console: Console, checkpoint_every: float, interrupt: Interrupt
@@ -79,6 +85,23 @@ class ResumableRun(ABC):
         self.state.seconds += now - self._lap_started
         self._lap_started = now
         return self.state.seconds
+
+    def _differentiate(self, tokens: Tensor, targets: Tensor) -> float:
+        """Clipped gradients of one window's loss; returns the cross-entropy within it, nats per token.
+
+        The hidden state goes on without its history.
+        """
+        config = self.config
+        with self._naming_divergence():
+            loss, cross_entropy, h = self.model.loss(
+                tokens, targets, self.h, config.activation_reg, config.temporal_activation_reg
+            )
+        self._check_finite("loss", loss)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self._check_finite("gradient", nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+        self.h = h.detach()
+        return float(cross_entropy)
 
     def _check_finite(self, name: str, value: Tensor) -> None:
         if not bool(torch.isfinite(value)):

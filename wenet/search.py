@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wenet.checkpoint import RunFolder
 from wenet.config import PRECISIONS, SearchConfig
@@ -89,7 +89,8 @@ class Search(ResumableRun):
         interrupt: Interrupt,
     ) -> None:
         super().__init__(config.device, run, console, checkpoint_every, interrupt)
-        self.config, self.corpus = config, corpus
+        self.config: SearchConfig = config
+        self.corpus = corpus
         self.train_stream = batchify(corpus.train, config.data_batch).to(self.device)  # [steps, M]
         self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
         self.windows = windows_per_epoch(self.train_stream, config.bptt)
@@ -125,7 +126,7 @@ class Search(ResumableRun):
         self.model = build_model(self.config, [c.genotype for c in candidates], len(self.corpus.vocabulary))
         self.model.to(self.device)
         self.optimizer = build_optimizer(self.config, self.model)
-        self.h: Tensor | None = None  # [1, M, H]
+        self.h = None
         if self.state.losses:
             restore_training(self.model, self.optimizer, self.tensors)
             restore_random(self.tensors, self.device)  # again: building the model drew from the generators
@@ -147,19 +148,10 @@ class Search(ResumableRun):
             self._checkpoint_if_due()
 
     def _step(self, tokens: Tensor, targets: Tensor) -> float:
-        """One window: loss, gradients, clipping, update; the hidden state goes on without its history."""
-        config = self.config
-        with self._naming_divergence():
-            loss, cross_entropy, h = self.model.loss(
-                tokens, targets, self.h, config.activation_reg, config.temporal_activation_reg
-            )
-        self._check_finite("loss", loss)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self._check_finite("gradient", nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+        """One window: clipped gradients, and an update of parameters and mixing weights."""
+        cross_entropy = self._differentiate(tokens, targets)
         self.optimizer.step()
-        self.h = h.detach()
-        return float(cross_entropy)
+        return cross_entropy
 
     def _position(self) -> str:
         return f"round {self.state.round + 1}, window {len(self.state.losses) + 1}"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
 from wenet.checkpoint import RunFolder
@@ -67,12 +67,12 @@ class Training(ResumableRun):
         interrupt: Interrupt,
     ) -> None:
         super().__init__(config.device, run, console, checkpoint_every, interrupt)
-        self.config, self.genotype, self.corpus = config, genotype, corpus
+        self.config: TrainConfig = config
+        self.genotype, self.corpus = genotype, corpus
         self.train_stream = batchify(corpus.train, config.data_batch).to(self.device)  # [steps, M]
         self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
         self.steps = len(self.train_stream) - 1  # of an epoch
         self.state: TrainState = TrainState()
-        self.h: Tensor | None = None  # [1, M, H]
         self.averaged: AveragedModel | None = None  # the mean of the weights after every update since the switch
 
     def run(self) -> dict[str, Any]:
@@ -115,23 +115,14 @@ class Training(ResumableRun):
             self._checkpoint_if_due()
 
     def _update(self, tokens: Tensor, targets: Tensor) -> float:
-        """One window: loss, gradients, clipping, a step in proportion to its length, the running average."""
-        config = self.config
-        with self._naming_divergence():
-            loss, cross_entropy, h = self.model.loss(
-                tokens, targets, self.h, config.activation_reg, config.temporal_activation_reg
-            )
-        self._check_finite("loss", loss)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self._check_finite("gradient", nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+        """One window: clipped gradients, a step in proportion to the window's length, the running average."""
+        cross_entropy = self._differentiate(tokens, targets)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * len(tokens) / config.bptt
+            group["lr"] = self.config.lr * len(tokens) / self.config.bptt
         self.optimizer.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
-        self.h = h.detach()
-        return float(cross_entropy)
+        return cross_entropy
 
     def _end_epoch(self) -> None:
         """Validate, keep the best, and begin to average when validation has stopped improving."""

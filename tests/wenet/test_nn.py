@@ -7,7 +7,7 @@ import torch
 from wenet import Genotype, WenetError, random_genotypes
 from wenet.config import LSTMS, resolve_train_config
 from wenet.genotypes import DARTS_V2, NAONET, load_genotype
-from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM, WeightedDagRNN
+from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM, WeightedDagRNN, _locked_dropout
 from wenet.train import build_model
 
 CELL = Genotype.from_text("sigmoid0 relu1 tanh1 mean 2,3")
@@ -142,7 +142,7 @@ def test_evaluation_uses_and_keeps_running_statistics():
 def test_dropout_masks_are_locked_over_time_and_off_in_evaluation():
     torch.manual_seed(0)
     model = LanguageModel(50, DagRNN(64, 64, CELL, dropout_x=0.5, dropout_h=0.5), 0.5, 0.5)
-    embedded = model._locked_dropout(torch.ones(7, 3, 64), 0.5)
+    embedded = _locked_dropout(model, torch.ones(7, 3, 64), 0.5)
     assert torch.equal(embedded[0], embedded[6])
     assert set(embedded.unique().tolist()) == {0.0, 2.0}
     tokens = torch.randint(50, (7, 3))
