@@ -79,6 +79,21 @@ class RunFolder:
         run._sweep()
         return run
 
+    @classmethod
+    def open_or_create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
+        """Take up the run of these settings, or start it.
+
+        Raises:
+            WenetError: as in `create` and `open`; the run that is there has other settings.
+        """
+        if not (path / "config.json").exists():
+            return cls.create(path, config)
+        run = cls.open(path)
+        if run.config != config:
+            run.close()
+            raise WenetError(f"{path} was begun with other settings; delete it to begin anew")
+        return run
+
     def close(self) -> None:
         """Let another process have the folder."""
         self._lock.release()
@@ -87,6 +102,10 @@ class RunFolder:
         """Replace a file as a whole, one key a line."""
         lines = (f"  {json.dumps(key)}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items())
         self._write_text(name, "{\n" + ",\n".join(lines) + "\n}\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What `write_json` wrote."""
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
 
     def append_record(self, name: str, record: Mapping[str, Any]) -> None:
         """Add one line to a list of records, on disk when this returns."""
@@ -159,6 +178,11 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         return sorted((self.path / "checkpoint").glob("[0-9]*.safetensors"))
+
+    def remove_checkpoints(self) -> None:
+        """Of a run that is finished and recorded."""
+        for path in self.checkpoints():
+            path.unlink()
 
     def _sweep(self) -> None:
         """Remove what a write that did not finish has left, ours or the library's."""

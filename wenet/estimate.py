@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from wenet.config import SearchConfig, TrainConfig
+from wenet.config import DTYPES, SearchConfig, TrainConfig
 from wenet.data import Corpus
 from wenet.genotype import Genotype, random_genotypes
 from wenet.loss import CHUNK
 from wenet.nn import MIXTURE_ROWS
-from wenet.search import DTYPES, build_model, build_optimizer
+from wenet.search import build_model, build_optimizer
 from wenet.train import LONGER_AT_MOST
 from wenet.train import build_model as build_trained_model
 

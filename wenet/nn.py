@@ -175,7 +175,7 @@ class WeightedDagRNN(nn.Module):
         """Run over a sequence.
 
         Args:
-            x: `[T, M, I]`, shared by all networks.
+            x: `[T, M, I]`, shared by all networks; with independent coupling also `[n, T, M, I]`, one for each.
             h0: `[1, M, H]`, or `[n, M, H]` with independent coupling; zeros by default.
 
         Returns:
@@ -184,8 +184,8 @@ class WeightedDagRNN(nn.Module):
         Raises:
             WenetError: shapes that disagree, or NaN in the input.
         """
-        _check_input(self, x)
-        rows, weighted = x.shape[1], self.coupling == "weighted"
+        _check_input(self, x[0] if self._one_input_each(x) else x)
+        rows, weighted = x.shape[-2], self.coupling == "weighted"
         states = 1 if weighted else self.cells.count
         h = x.new_zeros(states, rows, self.hidden_size) if h0 is None else h0
         if h.shape != (states, rows, self.hidden_size):
@@ -193,7 +193,7 @@ class WeightedDagRNN(nn.Module):
         masked = _locked_dropout(self, x, self.dropout_x)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
         result = dag_rnn(
-            project(masked, self.weight_input, backend=self.backend),
+            self._project(masked),
             h[0] if weighted else h,
             self.weight_hidden,
             self.weight_nodes,
@@ -212,6 +212,16 @@ class WeightedDagRNN(nn.Module):
         else:
             output = result
         return output, output[-1:] if weighted else output[-1]
+
+    def _project(self, masked: Tensor) -> Tensor:
+        """The masked input through every network's weights, `[T, n, M, G]`."""
+        if masked.dim() == 3:
+            return project(masked, self.weight_input, backend=self.backend)
+        own = masked.flatten(1, 2) @ self.weight_input  # [n, T*M, G]
+        return own.unflatten(1, masked.shape[1:3]).transpose(0, 1)
+
+    def _one_input_each(self, x: Tensor) -> bool:
+        return self.coupling == "independent" and x.dim() == 4 and len(x) == self.cells.count
 
     def _norm(self) -> Norm:
         if self.norm is None:
@@ -389,8 +399,8 @@ class LanguageModel(nn.Module):
         mixture: MixtureOfSoftmaxes | None = None,
     ) -> None:
         super().__init__()
-        if mixture is None and rnn.input_size != rnn.hidden_size:
-            raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")
+        if mixture is None:
+            _check_tied(rnn)
         _check_probability("dropout_embedding", dropout_embedding)
         _check_probability("dropout_output", dropout_output)
         _check_probability("dropout_word", dropout_word)
@@ -418,8 +428,7 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What training minimises, the cross-entropy in nats per token within it, and the last state `[1, M, d]`.
 
-        The regularisers are those of Merity et al. 2017: mean square of the dropped output, and of the raw output's
-        change from one step to the next.
+        The regularisers are those of Merity et al. 2017.
 
         Args:
             tokens, targets: `[T, M]`, the targets one step ahead.
@@ -428,11 +437,7 @@ class LanguageModel(nn.Module):
         raw, h = self._recur(tokens, h0)
         dropped = _locked_dropout(self, raw, self.dropout_output)
         cross_entropy = self._cross_entropy(dropped, targets)
-        loss = cross_entropy
-        if activation_reg:
-            loss = loss + activation_reg * dropped.square().mean()
-        if temporal_activation_reg and len(raw) > 1:
-            loss = loss + temporal_activation_reg * raw.diff(dim=0).square().mean()
+        loss = _regularised(cross_entropy, raw, dropped, activation_reg, temporal_activation_reg)
         return loss, cross_entropy.detach(), h
 
     def log_probabilities(self, features: Tensor) -> Tensor:
@@ -463,17 +468,130 @@ class LanguageModel(nn.Module):
         return functional.linear(features, self.embedding.weight, self.decoder_bias)
 
 
+class IndependentLanguageModels(nn.Module):
+    """`n` standalone language models that differ in their cells, each with a tied decoder, evaluated at once.
+
+    All read the same text with the same dropout masks, so that they differ in nothing but cells and initial weights.
+
+    Args:
+        vocabulary_size: V.
+        rnn: independent `WeightedDagRNN` whose input and hidden size are both d.
+        dropout_embedding, dropout_output, init_range: as in `LanguageModel`.
+        shared_embedding: one embedding, which learns from all networks, instead of one each. The networks are then
+            standalone in their cells and biases only.
+
+    Parameters: embedding `[n, V, d]`, or `[1, V, d]` where it is shared; decoder_bias `[n, V]`; those of `rnn`.
+
+    Raises:
+        WenetError: as in `LanguageModel`; a weighted `rnn`.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        rnn: WeightedDagRNN,
+        dropout_embedding: float = 0.0,
+        dropout_output: float = 0.0,
+        init_range: float = 0.04,
+        shared_embedding: bool = False,
+    ) -> None:
+        super().__init__()
+        if rnn.coupling != "independent":
+            raise WenetError("standalone language models need a layer with coupling='independent'")
+        _check_tied(rnn)
+        _check_probability("dropout_embedding", dropout_embedding)
+        _check_probability("dropout_output", dropout_output)
+        self.dropout_embedding, self.dropout_output = dropout_embedding, dropout_output
+        self.rnn = rnn
+        count = rnn.cells.count
+        self.embedding = nn.Parameter(torch.empty(1 if shared_embedding else count, vocabulary_size, rnn.input_size))
+        self.decoder_bias = nn.Parameter(torch.zeros(count, vocabulary_size))
+        nn.init.uniform_(self.embedding, -init_range, init_range)
+        rnn.reset_parameters(init_range)
+
+    @property
+    def count(self) -> int:
+        return self.rnn.cells.count
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Those with a leading n: all but a shared embedding."""
+        return [parameter for parameter in self.parameters() if len(parameter) == self.count]
+
+    def largest_weights(self) -> Tensor:
+        """The largest absolute value among each network's own parameters, `[n]`."""
+        norm = torch.linalg.vector_norm
+        return torch.stack([norm(p.detach().flatten(1), torch.inf, dim=1) for p in self.own_parameters()]).amax(0)
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        h0: Tensor | None = None,
+        activation_reg: float = 0.0,
+        temporal_activation_reg: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum over networks of what each one's training minimises, their cross-entropies `[n]` in nats per token,
+        and the last states `[n, M, d]`. The regularisers are those of `LanguageModel.loss`.
+
+        A state that is not finite, as its network's cross-entropy then is neither, is handed on as zero: the operator
+        would refuse it, and with it the networks that are sound.
+
+        Args:
+            tokens, targets: `[T, M]`, the targets one step ahead.
+            h0: `[n, M, d]`; zeros by default.
+        """
+        embedded = _locked_dropout(self, self._embed(tokens), self.dropout_embedding)  # [T, M, d] or [n, T, M, d]
+        raw, h = self.rnn(embedded, h0)  # [T, n, M, d]
+        dropped = _locked_dropout(self, raw, self.dropout_output)
+        features = dropped.transpose(0, 1).flatten(1, 2)  # [n, T*M, d]
+        cross_entropy = self._cross_entropy(features, targets.flatten())
+        regularisers = (self.count * weight for weight in (activation_reg, temporal_activation_reg))
+        loss = _regularised(cross_entropy.sum(), raw, dropped, *regularisers)
+        return loss, cross_entropy.detach(), h.nan_to_num(0.0, 0.0, 0.0)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """`[T, M, d]` where the embedding is shared, else `[n, T, M, d]`."""
+        if len(self.embedding) == 1 and self.count > 1:
+            return functional.embedding(tokens, self.embedding[0])
+        offsets = torch.arange(self.count, device=tokens.device) * self.embedding.shape[1]
+        return functional.embedding(tokens + offsets[:, None, None], self.embedding.flatten(0, 1))
+
+    def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Of every network, `[n]`, one after the other: a product with a whole vocabulary fills the processor alone."""
+        tables = self.embedding.unbind() * (self.count // len(self.embedding))
+        operands = zip(features.unbind(), tables, self.decoder_bias.unbind(), strict=True)
+        return torch.stack([decoder_cross_entropy(*each, targets) for each in operands])
+
+
 def _mask(module: nn.Module, x: Tensor, probability: float, features: int) -> Tensor | None:
     """A draw of variational dropout, `[M, features]`, shared over time; None outside training."""
     if not module.training or probability == 0:
         return None
-    return functional.dropout(x.new_ones(x.shape[1], features), probability)
+    return functional.dropout(x.new_ones(x.shape[-2], features), probability)
 
 
 def _locked_dropout(module: nn.Module, x: Tensor, probability: float) -> Tensor:
-    """Variational dropout of `[T, M, features]`."""
+    """Variational dropout of `[T, M, features]`; of `[n, T, M, features]` or `[T, n, M, features]` alike for all n."""
     mask = _mask(module, x, probability, x.shape[-1])
     return x if mask is None else x * mask
+
+
+def _regularised(
+    cross_entropy: Tensor, raw: Tensor, dropped: Tensor, activation_reg: float, temporal_activation_reg: float
+) -> Tensor:
+    """The cross-entropy and the regularisers of Merity et al. 2017: mean square of the dropped output, and of the raw
+    output's change from one step to the next; both outputs have time in front."""
+    loss = cross_entropy
+    if activation_reg:
+        loss = loss + activation_reg * dropped.square().mean()
+    if temporal_activation_reg and len(raw) > 1:
+        loss = loss + temporal_activation_reg * raw.diff(dim=0).square().mean()
+    return loss
+
+
+def _check_tied(rnn: DagRNN | WeightedDagRNN | StackedLSTM) -> None:
+    if rnn.input_size != rnn.hidden_size:
+        raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")
 
 
 def _check_layer(layer: DagRNN | WeightedDagRNN) -> None:

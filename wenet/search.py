@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from wenet.checkpoint import RunFolder
-from wenet.config import PRECISIONS, SearchConfig
+from wenet.config import DTYPES, PRECISIONS, SearchConfig
 from wenet.console import Console, duration
 from wenet.data import Corpus, batchify
 from wenet.genotype import Genotype, random_genotypes
 from wenet.interrupt import Interrupt
 from wenet.memory import peak_memory
 from wenet.nn import LanguageModel, WeightedDagRNN
-from wenet.resumable import ResumableRun
+from wenet.resumable import ModelRun
 from wenet.training import (
     perplexity,
     restore_random,
@@ -30,7 +30,6 @@ from wenet.training import (
 
 RECORDS = "search.jsonl"
 CURVE_POINTS = 20  # of the training loss, in the record of a round
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class SearchState:
         return cls(**{**value, "seeds": [Candidate.from_dict(seed) for seed in value["seeds"]]})
 
 
-class Search(ResumableRun):
+class Search(ModelRun):
     """One search over one corpus, recorded in one run folder.
 
     Args:
@@ -108,7 +107,7 @@ class Search(ResumableRun):
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.config.seed)
-            pool = random_genotypes(self.config.pool, self.config.nodes, self.config.seed)
+            pool = draw_pool(self.config)
             self._restore()
             self.console.start(self.config.rounds * self.windows_per_round, self._windows_done())
             while self.state.round < self.config.rounds:
@@ -203,6 +202,7 @@ class Search(ResumableRun):
             "rounds": self.state.round,
             "rounds_planned": self.config.rounds,
             "networks_searched": min(self.state.round * self.config.batch, self.config.pool),
+            "network_windows": sum(record["windows"] * len(record["networks"]) for record in records),
             "mixture_valid_perplexity": last["valid_perplexity"],
             "seconds": last["seconds_so_far"],
             "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
@@ -238,6 +238,11 @@ class Search(ResumableRun):
             f"{record['valid_perplexity']:.1f}, best weight {best['weight']:.4f} (uniform "
             f"{record['uniform_weight']:.4f}): {best['genotype']}"
         )
+
+
+def draw_pool(config: SearchConfig) -> list[Genotype]:
+    """The random cells that a search goes through, in order."""
+    return random_genotypes(config.pool, config.nodes, config.seed if config.pool_seed is None else config.pool_seed)
 
 
 def build_model(config: SearchConfig, genotypes: Sequence[Genotype], vocabulary_size: int) -> LanguageModel:

@@ -7,7 +7,15 @@ import torch
 from wenet import Genotype, WenetError, random_genotypes
 from wenet.config import LSTMS, resolve_train_config
 from wenet.genotypes import DARTS_V2, NAONET, load_genotype
-from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM, WeightedDagRNN, _locked_dropout
+from wenet.nn import (
+    DagRNN,
+    IndependentLanguageModels,
+    LanguageModel,
+    MixtureOfSoftmaxes,
+    StackedLSTM,
+    WeightedDagRNN,
+    _locked_dropout,
+)
 from wenet.train import build_model
 
 CELL = Genotype.from_text("sigmoid0 relu1 tanh1 mean 2,3")
@@ -277,3 +285,63 @@ def test_a_search_model_compiles_into_one_graph():
 def test_errors(make, message):
     with pytest.raises(WenetError, match=message):
         make()
+
+
+def independent(cells, shared=False, size=5, **options):
+    rnn = WeightedDagRNN(size, size, cells, coupling="independent", backend="reference")
+    return IndependentLanguageModels(11, rnn, init_range=0.5, shared_embedding=shared, **options).double()
+
+
+def standalone(models, k, size=5):
+    """Network k of them as a language model of its own."""
+    cell = random_genotypes(3, 3, 0)[k]
+    model = LanguageModel(11, DagRNN(size, size, cell, backend="reference")).double()
+    own = k if len(models.embedding) > 1 else 0
+    with torch.no_grad():
+        model.embedding.weight.copy_(models.embedding[own])
+        model.decoder_bias.copy_(models.decoder_bias[k])
+        for name in ("weight_input", "weight_hidden", "weight_nodes"):
+            getattr(model.rnn, name).copy_(getattr(models.rnn, name)[k])
+    return model
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_independent_models_equal_standalone_ones(shared):
+    """Losses, regularisers, states and every gradient."""
+    torch.manual_seed(0)
+    models = independent(random_genotypes(3, 3, 0), shared)
+    torch.nn.init.normal_(models.decoder_bias)
+    tokens, targets = torch.randint(11, (2, 7, 4))
+    h0 = torch.randn(3, 4, 5, dtype=torch.double)
+    loss, cross_entropy, h = models.loss(tokens, targets, h0, 0.3, 0.7)
+    loss.backward()
+    total, embedding = torch.tensor(0.0).double(), torch.zeros_like(models.embedding)
+    for k in range(3):
+        model = standalone(models, k)
+        own_loss, own_cross_entropy, own_h = model.loss(tokens, targets, h0[k : k + 1], 0.3, 0.7)
+        own_loss.backward()
+        total += own_loss.detach()
+        torch.testing.assert_close(cross_entropy[k], own_cross_entropy)
+        torch.testing.assert_close(h[k], own_h[0])
+        torch.testing.assert_close(models.decoder_bias.grad[k], model.decoder_bias.grad)
+        for name in ("weight_input", "weight_hidden", "weight_nodes"):
+            torch.testing.assert_close(getattr(models.rnn, name).grad[k], getattr(model.rnn, name).grad)
+        embedding[0 if shared else k] += model.embedding.weight.grad
+    torch.testing.assert_close(loss.detach(), total)
+    torch.testing.assert_close(models.embedding.grad, embedding)
+    with torch.no_grad():
+        torch.testing.assert_close(models.loss(tokens, targets, h0)[1], cross_entropy)
+
+
+def test_cross_entropy_of_independent_models_is_stable():
+    """Logits far apart: the log of a share that vanishes is never taken."""
+    models = independent(random_genotypes(3, 3, 0)).float()
+    with torch.no_grad():
+        models.decoder_bias.fill_(-300.0)[:, 0] = 300.0
+    _, cross_entropy, _ = models.loss(torch.zeros(2, 2, dtype=torch.long), torch.ones(2, 2, dtype=torch.long))
+    torch.testing.assert_close(cross_entropy, torch.full((3,), 600.0), rtol=1e-2, atol=0)
+
+
+def test_independent_models_refuse_a_mixture():
+    with pytest.raises(WenetError, match="coupling='independent'"):
+        IndependentLanguageModels(11, WeightedDagRNN(5, 5, [CELL]))

@@ -122,34 +122,50 @@ def test_keeping_parameters_changes_later_rounds_only(text, tmp_path):
     assert fresh[1] != keep[1]
 
 
-def test_planted_winner_is_ranked_first(text, tmp_path, monkeypatch):
+PLANTED = {**TINY, "lr": 1e-2, "mix_lr": 2e-2, "dropout_x": 0.2, "norm": "none"}
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    """All cells but the given ones cannot see their input."""
+
+    def planting(good):
+        def crippling(config, genotypes, vocabulary_size):
+            model = build_model(config, genotypes, vocabulary_size)
+            sees = torch.tensor([genotype in good for genotype in genotypes]).view(-1, 1, 1)
+            with torch.no_grad():
+                model.rnn.weight_input.mul_(sees)
+            model.rnn.weight_input.register_hook(lambda gradient: gradient * sees)
+            return model
+
+        monkeypatch.setattr(importlib.import_module("wenet.search"), "build_model", crippling)
+
+    return planting
+
+
+def test_planted_winner_is_ranked_first(text, tmp_path, plant):
     """One cell that sees its input among cells that cannot must win, and stay through the rounds."""
     planted = random_genotypes(12, 3, seed=1)[1]
-
-    def crippling(config, genotypes, vocabulary_size):
-        model = build_model(config, genotypes, vocabulary_size)
-        sees = torch.tensor([genotype == planted for genotype in genotypes]).view(-1, 1, 1)
-        with torch.no_grad():
-            model.rnn.weight_input.mul_(sees)
-        model.rnn.weight_input.register_hook(lambda gradient: gradient * sees)
-        return model
-
-    monkeypatch.setattr(importlib.import_module("wenet.search"), "build_model", crippling)
-    settings = {
-        **TINY,
-        "pool": 12,
-        "batch": 6,
-        "epochs_per_round": 6,
-        "lr": 1e-2,
-        "mix_lr": 2e-2,
-        "dropout_x": 0.2,
-        "norm": "none",
-    }
-    result = search(str(text), out=tmp_path / "run", **settings)
+    plant([planted])
+    result = search(str(text), out=tmp_path / "run", **{**PLANTED, "pool": 12, "batch": 6, "epochs_per_round": 6})
     assert result.genotype == planted
     *records, best = results(tmp_path / "run")
     assert [record["networks"][0]["genotype"] for record in records] == [str(planted)] * 2
     assert best["weight"] > 1.5 * best["uniform_weight"]
+
+
+def test_planted_cells_are_kept(text, tmp_path, plant, monkeypatch):
+    """Of five good cells among a hundred nearly all must be among the twenty kept after one round, for every seed."""
+    monkeypatch.setattr("wenet.launch_search._say_header", lambda *_: None)
+    settings = {**PLANTED, "pool": 100, "batch": 100, "seeds": 20, "epochs_per_round": 6, "backend": "auto"}
+    recalls = []
+    for seed in range(1, 6):
+        good = random_genotypes(100, 3, seed)[7::20]
+        plant(good)
+        search(str(text), out=tmp_path / str(seed), seed=seed, **settings)
+        kept = [network["genotype"] for network in results(tmp_path / str(seed))[0]["networks"][:20]]
+        recalls.append(sum(str(genotype) in kept for genotype in good) / len(good))
+    assert sum(recalls) / len(recalls) >= 0.9, recalls
 
 
 def test_divergence_names_the_step(text, tmp_path):
