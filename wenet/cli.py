@@ -87,9 +87,7 @@ def _search(arguments: Sequence[str] | None) -> None:
         SearchConfig,
         at_end_of="round",
     )
-    console, result = _begin_or_resume(
-        parser, arguments, search, resume_search, resumed_with=("audit", "audit_epochs")
-    )
+    console, result = _begin_or_resume(parser, arguments, search, resume_search, resumed_with=("audit", "audit_epochs"))
     console.say(describe_result(result))
 
 

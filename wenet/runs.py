@@ -63,7 +63,10 @@ def describe_runs(best: dict[str, Any]) -> list[str]:
     """The winners of all runs in lines for a person."""
     lines = [
         f"runs      winners by standalone validation perplexity, {duration(best['ranking_seconds'])} of the cost:",
-        *(f"          run {run['run']}: {figure(run['perplexity'], 1, 'diverged')}  {run['genotype']}" for run in best["runs"]),
+        *(
+            f"          run {run['run']}: {figure(run['perplexity'], 1, 'diverged')}  {run['genotype']}"
+            for run in best["runs"]
+        ),
     ]
     if best["overlap"] is not None:
         found = best["overlap"]

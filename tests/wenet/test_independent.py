@@ -10,7 +10,7 @@ from wenet import Genotype, WenetError, random_genotypes
 from wenet.config import resolve_config
 from wenet.console import Console
 from wenet.data import load_corpus
-from wenet.independent import IndependentTraining, TrainingResult, Workplace, train_independently
+from wenet.independent import IndependentTraining, Workplace, train_independently
 from wenet.interrupt import Interrupt, Stopped
 from wenet_kernels import backends
 
