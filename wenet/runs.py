@@ -61,13 +61,10 @@ def _kept(run: RunFolder, runs: int, seeds: int) -> list[list[str]]:
 
 def describe_runs(best: dict[str, Any]) -> list[str]:
     """The winners of all runs in lines for a person."""
-    lines = [
-        f"runs      winners by standalone validation perplexity, {duration(best['ranking_seconds'])} of the cost:",
-        *(
-            f"          run {run['run']}: {figure(run['perplexity'], 1, 'diverged')}  {run['genotype']}"
-            for run in best["runs"]
-        ),
-    ]
+    cost = duration(best["ranking_seconds"])
+    lines = [f"runs      winners by standalone validation perplexity, {cost} of the cost:"]
+    for run in best["runs"]:
+        lines.append(f"          run {run['run']}: {figure(run['perplexity'], 1, 'diverged')}  {run['genotype']}")
     if best["overlap"] is not None:
         found = best["overlap"]
         lines.append(f"          kept by two runs alike {found['share']:.0%}, by chance {found['by_chance']:.0%}")

@@ -10,7 +10,7 @@ from wenet import Genotype, WenetError, random_genotypes
 from wenet.config import resolve_config
 from wenet.console import Console
 from wenet.data import load_corpus
-from wenet.independent import IndependentTraining, Workplace, train_independently
+from wenet.independent import IndependentTraining, TrainingResult, Workplace, train_independently
 from wenet.interrupt import Interrupt, Stopped
 from wenet_kernels import backends
 
@@ -18,7 +18,7 @@ from .helpers import write_text
 
 SETTINGS = {
     "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2, "bptt": 6, "backend": "reference", "device": "cpu",
-    "dropout_x": 0.2, "dropout_output": 0.2, "lr": 1e-2,
+    "precision": "fp32", "dropout_x": 0.2, "dropout_output": 0.2, "lr": 1e-2,
 }  # fmt: skip
 CELLS = random_genotypes(4, 3, 0)
 CHAIN = Genotype.from_text("identity0 identity1 identity2")
@@ -75,6 +75,10 @@ def stop(window):
             training.interrupt.requested = signal.SIGTERM
 
     return action
+
+
+def found(result: TrainingResult) -> list[dict]:
+    return [outcome.to_dict() for outcome in result.outcomes]
 
 
 @pytest.mark.parametrize("shared", [False, True])
