@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -32,8 +33,9 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found: the cell, what `best.json` says of it, and the run folder."""
+    """What a search found on a text: the cell, what `best.json` says of it, and the run folder."""
 
+    dataset: str
     genotype: Genotype
     best: dict[str, Any]
     folder: Path
@@ -167,7 +169,7 @@ def _run(
             best = Search(config, corpus, run, console, checkpoint_every, interrupt).run()
     finally:
         console.stop()
-    return SearchResult(Genotype.from_dict(best["genotype"]), best, run.path)
+    return SearchResult(config.dataset, Genotype.from_dict(best["genotype"]), best, run.path)
 
 
 @contextmanager
@@ -314,6 +316,6 @@ def describe_result(result: SearchResult) -> str:
             "round together",
             "caution   one search, ranked by mixing weights: whether the cell beats a random one was not measured",
             f"files     {folder}/best.json (the cell), search.jsonl (every round), config.json (settings)",
-            f"next      wenet-cell show {folder}",
+            "next      " + shlex.join(["wenet-train", result.dataset, "--cell", str(folder), "--preset", "quick"]),
         ]
     )
