@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -42,8 +43,9 @@ from wenet_kernels import WenetError
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found: the cell, what `best.json` says of it, the run folder, and what the audit found."""
+    """What a search found on a text: the cell, what `best.json` says of it, the run folder, and its audit."""
 
+    dataset: str
     genotype: Genotype
     best: dict[str, Any]
     folder: Path
@@ -139,7 +141,7 @@ def _run(work: Workplace, run: RunFolder) -> SearchResult:
         raise Stopped(stopped.signal_number, run.path) from None
     finally:
         work.console.stop()
-    return SearchResult(Genotype.from_dict(best["genotype"]), best, run.path, audit)
+    return SearchResult(config.dataset, Genotype.from_dict(best["genotype"]), best, run.path, audit)
 
 
 def _search_once(work: Workplace, run: RunFolder) -> dict[str, Any]:
@@ -207,7 +209,7 @@ def describe_result(result: SearchResult) -> str:
             f"cost      {duration(best['seconds'])}, peak memory {size(best['peak_memory_bytes'])}",
             *_what_is_known(result),
             f"files     {folder}/best.json (the cell), config.json (settings), and of every search search.jsonl",
-            f"next      wenet-cell show {folder}",
+            "next      " + shlex.join(["wenet-train", result.dataset, "--cell", str(folder), "--preset", "quick"]),
         ]
     )
 

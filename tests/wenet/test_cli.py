@@ -31,7 +31,7 @@ def test_a_search_tells_its_story(text, tmp_path, capsys):
     assert cell.draw() in output
     assert "where equal weights would be 0.3333" in output
     assert "whether the cell beats a random one was not measured" in output
-    assert f"next      wenet-cell show {run}" in output
+    assert f"next      wenet-train {text} --cell {run} --preset quick" in output
 
 
 def test_config_file_and_flags(text, tmp_path, capsys):

@@ -97,7 +97,7 @@ def test_records_and_result_are_on_disk(train, tmp_path):
     assert all(len(record["train_loss"]) == 4 for record in records)
     assert records[-1]["train_loss"] == [outcome.train_loss for outcome in result.outcomes]
     assert not list((tmp_path / "training" / "checkpoint").iterdir())
-    assert train().run() == result
+    assert train() == result
 
 
 def test_networks_do_not_touch_each_other(train):

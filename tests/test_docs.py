@@ -1,0 +1,97 @@
+"""Every command and every piece of Python in README and docs runs, on a small text and with small presets."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .wenet.helpers import write_text
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What is marked `ci` is run by .ci/run, what is marked `long` by hand: installing, and measurements of an hour.
+BLOCK = re.compile(r"(?:<!-- (?P<mark>ci|long) -->\n)?^```(?P<language>bash|python)\n(?P<code>.*?)^```$", re.M | re.S)
+
+# Before each command and each piece of Python: every text is the small one, and the presets are small.
+PRELUDE = """
+from wenet import config
+from wenet.data import corpus
+
+small = {{"hidden": 6, "data_batch": 4, "eval_batch": 4, "bptt": 8}}
+for preset in config.PRESETS.values():
+    preset.update(small, pool=4, batch=2, seeds=1, epochs_per_round=0.1)
+config.TRAIN_PRESETS["quick"].update(small, test_batch=4, epochs=2)
+config._paper_settings = lambda given: config.TRAIN_PRESETS["quick"]
+read_texts = corpus.read_texts
+corpus.read_texts = lambda name, folder: read_texts(name if name.endswith("my-text") else {text!r}, folder)
+"""
+COMMANDS = ("search", "train", "eval", "rank", "cell")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Commands that begin with the prelude, found before the installed ones."""
+    folder = tmp_path_factory.mktemp("bin")
+    prelude = PRELUDE.format(text=str(write_text(tmp_path_factory.mktemp("text"))))
+    (folder / "prelude.py").write_text(prelude)
+    for name in COMMANDS:
+        command = folder / f"wenet-{name}"
+        command.write_text(f"#!{sys.executable}\nimport prelude, sys, wenet.cli\nsys.exit(wenet.cli.{name}_main())\n")
+        command.chmod(0o755)
+    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(folder)}
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and code of what a page tells its reader to run."""
+    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    return [(block["language"], block["code"]) for block in found if block["mark"] is None]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_says_works(page, environment, tmp_path):
+    for language, code in blocks(page):
+        command = (
+            ["bash", "-euo", "pipefail", "-c", code]
+            if language == "bash"
+            else ["python", "-c", f"import prelude\n{code}"]
+        )
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+
+
+def test_a_command_that_fails_is_noticed(environment, tmp_path):
+    with pytest.raises(AssertionError, match="unrecognized arguments"):
+        page = tmp_path / "page.md"
+        page.write_text("```bash\nwenet-search --frobnicate\n```\n")
+        test_what_a_page_says_works(page, environment, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("example", "flags"),
+    [
+        ("own_text.py", ["{text}", "--pool", "2", "--hidden", "4", "--epochs", "1"]),
+        ("time_series.py", ["--steps", "2"]),
+    ],
+)
+def test_examples(example, flags, environment, tmp_path):
+    text = write_text(tmp_path / "my-text")
+    script = str(ROOT / "examples" / example)
+    arguments = [script, *(flag.format(text=text.name) for flag in flags)]
+    code = f"import prelude, runpy, sys; sys.argv = {arguments}; runpy.run_path({script!r}, run_name='__main__')"
+    done = subprocess.run(["python", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_site_builds_without_warnings(tmp_path):
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip('needs mkdocs-material: pip install -e ".[docs]"')
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
