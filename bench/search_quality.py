@@ -1,103 +1,192 @@
-"""`python -m bench.search_quality`: searches under different settings over several seeds, audited and tabulated."""
+"""`python -m bench.search_quality`: how well searches rank a pool of cells, all of which are also trained standalone.
+
+One standalone training of the whole pool measures every search, whatever its settings and seed. Searches and trainings
+are run folders under --out; the same command again goes on where it was stopped, and with more settings or seeds it
+adds to what is there.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import shlex
 import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from wenet import SearchResult, resume_search, search
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy import stats
+
+from wenet import resume_search, search
+from wenet.audit import RESAMPLES, final_ranking, summary, training_windows
+from wenet.config import SearchConfig, resolve_config
 from wenet.console import Console, duration
+from wenet.data import Corpus, load_corpus
+from wenet.halving import network_rounds
+from wenet.independent import RECORDS as TRAINING_RECORDS
+from wenet.independent import RESULT as TRAINING_RESULT
+from wenet.independent import Outcome, TrainingResult, Workplace, train_independently
+from wenet.interrupt import Interrupt
+from wenet.launch import CHECKPOINT_MINUTES, resolve_machine
 from wenet.runs import overlap
+from wenet.search import RECORDS, draw_pool
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "search-quality.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+POOL_SEED = 1  # all searches go through one pool, in one order
+GROUP = 20  # cells trained standalone at once
+EARLY = 2  # records of a standalone training, of 20, after which learning is called early
+HIGHLIGHT, MUTED = "#c44e52", "#8c8c8c"
 
 # One departure each from the preset; "default" is the preset itself.
-GRID: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
+    "mixing rate / 3": {"mix_lr": 3.3e-3},
+    "mixing rate x 3": {"mix_lr": 3e-2},
     "seeds keep their parameters": {"seed_parameters": "keep"},
     "without norm": {"norm": "none"},
+    "twice the training a round": {"epochs_per_round": 0.8},
+    "parameters' rate / 3": {"lr": 6.7e-3},
+    "dropouts of the paper": {"dropout_embedding": 0.2, "dropout_x": 0.75, "dropout_h": 0.25, "dropout_output": 0.75},
     "plain form": {"form": "plain"},
-    "mixing rate / 3": {"mix_lr": 3e-3},
-    "mixing rate x 3": {"mix_lr": 3e-2},
-    "twice the training a round": {"epochs_per_round": 0.24},
-    "light dropout": {"dropout_embedding": 0.1, "dropout_x": 0.2, "dropout_h": 0.1, "dropout_output": 0.2},
 }
 
 
+@dataclass(frozen=True)
+class Quality:
+    """What one search made of the pool.
+
+    Attributes:
+        scores: of every cell of the pool, as `wenet.audit.final_ranking` has them; higher is better.
+        kept: numbers of the K cells kept at the end, the best first.
+        first_round, rounds_kept: of every cell.
+        seconds: of the search.
+    """
+
+    scores: np.ndarray
+    kept: list[int]
+    first_round: np.ndarray
+    rounds_kept: np.ndarray
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Standalone:
+    """What standalone training made of the pool.
+
+    Attributes:
+        perplexities: validation, of every cell; infinite where training diverged.
+        early: mean training loss of every cell in the second twentieth of its training.
+        seconds: of all trainings.
+        windows: of one training.
+    """
+
+    perplexities: np.ndarray
+    early: np.ndarray
+    seconds: float
+    windows: int
+
+    @property
+    def quality(self) -> np.ndarray:
+        """Higher is better; a place in a ranking, so that a cell that diverged counts like any other that is last."""
+        return stats.rankdata(-self.perplexities)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Audit searches under different settings; the same command goes on where it was stopped.",
-    )
+    options = _parser().parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    corpus = load_corpus(options.dataset, options.data_dir)
+    found = {name: [search_once(name, seed, options) for seed in range(1, options.seeds + 1)] for name in options.settings}
+    rows = []
+    for name, folders in found.items():
+        config = _config(name, options)
+        standalone = train_pool(config, corpus, options.out / f"pool-{config.form}")
+        pool = [str(genotype) for genotype in draw_pool(config)]
+        rows.append(row(name, [read_search(folder, pool, config.seeds) for folder in folders], standalone))
+        (options.out / "search-quality.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(render(rows, options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", nargs="?", default="ptb", help="as in wenet-search (default: %(default)s)")
-    parser.add_argument("--settings", nargs="+", choices=GRID, default=list(GRID), metavar="NAME")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["default"], metavar="NAME")
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="searches a setting (default: %(default)s)")
-    parser.add_argument("--cells", type=int, default=24, metavar="N", help="audited a search (default: %(default)s)")
-    parser.add_argument("--pool-seed", type=int, default=1, help="all searches share one pool (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=0.25, metavar="F", help="of a standalone training")
     parser.add_argument("--data-dir", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    options = parser.parse_args()
-    rows = []
-    for name in options.settings:
-        results = [run_once(name, seed, options) for seed in range(1, options.seeds + 1)]
-        rows.append(row(name, results))
-        (options.out / "search-quality.json").write_text(json.dumps(rows, indent=2) + "\n")
-        (options.out / "search-quality.md").write_text("\n".join(table(rows)) + "\n")
-    print("\n".join(table(rows)))
+    return parser
 
 
-def run_once(name: str, seed: int, options: argparse.Namespace) -> SearchResult:
-    """One search with its audit, in a folder of its own that is gone on with where it is there."""
-    folder = options.out / f"{name.replace(' ', '-').replace('/', 'by')}-{seed}"
-    console = Console(quiet=True)
-    if (folder / "config.json").exists():
-        return resume_search(folder, data_dir=options.data_dir, console=console)
-    settings = {**GRID[name], "seed": seed, "pool_seed": options.pool_seed, "audit": options.cells}
-    return search(options.dataset, preset="quick", out=folder, data_dir=options.data_dir, console=console, **settings)
+def _config(name: str, options: argparse.Namespace) -> SearchConfig:
+    given = {"dataset": options.dataset, "pool_seed": POOL_SEED, "audit_epochs": options.epochs}
+    return resolve_machine(resolve_config("quick", SETTINGS[name], given))
 
 
-def row(name: str, results: list[SearchResult]) -> dict[str, Any]:
-    """The figures of a setting, one of each search."""
-    audits = [result.audit for result in results if result.audit is not None]
-    kept = [[cell["genotype"] for cell in audit["networks"] if cell["survivor"]] for audit in audits]
-    pool = results[0].best["networks_searched"]
-    return {
-        "setting": name,
-        "changes": GRID[name],
-        "seeds": len(audits),
-        "kendall": [audit["kendall"] for audit in audits],
-        "spearman": [audit["spearman"] for audit in audits],
-        "survivors": [audit["survivors"] for audit in audits],
-        "rejected": [audit["rejected"] for audit in audits],
-        "survivors_better_p": [audit["survivors_better_p"] for audit in audits],
-        "kept_again": [audit["seniority"]["kept_again"] for audit in audits],
-        "overlap": overlap(kept, pool) if len(kept) > 1 else None,
-        "seconds": [audit["total_seconds"] for audit in audits],
-    }
+def search_once(name: str, seed: int, options: argparse.Namespace) -> Path:
+    """One search, in a folder of its own that is gone on with where it is there; returns the folder."""
+    folder = options.out / f"{_file_name(name)}-{seed}"
+    if not _finished(folder):
+        console = Console(quiet=True)
+        console.say(f"{name}, seed {seed}")
+        if (folder / "config.json").exists():
+            resume_search(folder, data_dir=options.data_dir, console=console)
+        else:
+            settings = {**SETTINGS[name], "seed": seed, "pool_seed": POOL_SEED}
+            search(
+                options.dataset, preset="quick", out=folder, data_dir=options.data_dir, console=console, **settings
+            )
+    return folder
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Means over seeds in Markdown, with the spread of Kendall's tau; the JSON beside it has every single figure."""
-    lines = [
-        "| setting | seeds | Kendall's tau, mean (from, to) | kept | rejected | kept better, p a seed | kept again "
-        "| overlap (chance) | a search with audit |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        tau = [found["value"] for found in r["kendall"] if found["value"] is not None]
-        spread = f"{statistics.fmean(tau):.2f} ({min(tau):.2f}, {max(tau):.2f})" if tau else "undefined"
-        shared = "-" if r["overlap"] is None else f"{r['overlap']['share']:.0%} ({r['overlap']['by_chance']:.0%})"
-        lines.append(
-            f"| {r['setting']} | {r['seeds']} | {spread} | {_mean([s['mean'] for s in r['survivors']])} | "
-            f"{_mean([s['mean'] for s in r['rejected']])} | {', '.join(f'{p:.2f}' for p in r['survivors_better_p'])} | "
-            f"{_mean(r['kept_again'], 2)} | {shared} | {duration(statistics.fmean(r['seconds']))} |"
-        )
-    return lines
+def _finished(folder: Path) -> bool:
+    best = folder / "best.json"
+    if not best.exists():
+        return False
+    found = json.loads(best.read_text(encoding="utf-8"))
+    return bool(found["rounds"] == found["rounds_planned"])
 
 
-def _mean(values: list[float | None], places: int = 1) -> str:
-    known = [value for value in values if value is not None]
-    return f"{statistics.fmean(known):.{places}f}" if known else "-"
+def _file_name(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name.replace("/", "by")).split())
+
+
+def train_pool(config: SearchConfig, corpus: Corpus, folder: Path) -> Standalone:
+    """Train every cell of the pool standalone, or go on with that, or read what is finished."""
+    pool, windows = draw_pool(config), training_windows(config, corpus, config.audit_epochs)
+    trainings, early = [], []
+    with Interrupt() as interrupt:
+        work = Workplace(config, corpus, Console(quiet=True), CHECKPOINT_MINUTES, interrupt)
+        for first in range(0, len(pool), GROUP):
+            part, cells = folder / f"from-{first + 1}", pool[first : first + GROUP]
+            label = f"pool {first + 1} to {first + len(cells)}"
+            if (part / TRAINING_RESULT).exists():  # perhaps of a version that had fewer settings
+                training = TrainingResult.from_dict(json.loads((part / TRAINING_RESULT).read_text()))
+            else:
+                work.console.say(label)
+                training = train_independently(work, part, cells, windows, config.seed, label)
+            trainings.append(training)
+            early += _records(part / TRAINING_RECORDS)[EARLY - 1]["train_loss"]
+    outcomes = [outcome for training in trainings for outcome in training.outcomes]
+    return Standalone(
+        np.array([outcome.perplexity for outcome in outcomes]),
+        np.array([np.inf if loss is None else loss for loss in early]),
+        sum(training.seconds for training in trainings),
+        windows,
+    )
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":
