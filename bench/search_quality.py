@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from scipy import stats
 
 from wenet import resume_search, search
@@ -31,10 +29,9 @@ from wenet.audit import RESAMPLES, final_ranking, summary, training_windows
 from wenet.config import SearchConfig, resolve_config
 from wenet.console import Console, duration
 from wenet.data import Corpus, load_corpus
-from wenet.halving import network_rounds
 from wenet.independent import RECORDS as TRAINING_RECORDS
 from wenet.independent import RESULT as TRAINING_RESULT
-from wenet.independent import Outcome, TrainingResult, Workplace, train_independently
+from wenet.independent import TrainingResult, Workplace, train_independently
 from wenet.interrupt import Interrupt
 from wenet.launch import CHECKPOINT_MINUTES, resolve_machine
 from wenet.runs import overlap
@@ -105,7 +102,9 @@ def main() -> None:
     options = _parser().parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     corpus = load_corpus(options.dataset, options.data_dir)
-    found = {name: [search_once(name, seed, options) for seed in range(1, options.seeds + 1)] for name in options.settings}
+    found = {
+        name: [search_once(name, seed, options) for seed in range(1, options.seeds + 1)] for name in options.settings
+    }
     rows = []
     for name, folders in found.items():
         config = _config(name, options)
@@ -142,9 +141,7 @@ def search_once(name: str, seed: int, options: argparse.Namespace) -> Path:
             resume_search(folder, data_dir=options.data_dir, console=console)
         else:
             settings = {**SETTINGS[name], "seed": seed, "pool_seed": POOL_SEED}
-            search(
-                options.dataset, preset="quick", out=folder, data_dir=options.data_dir, console=console, **settings
-            )
+            search(options.dataset, preset="quick", out=folder, data_dir=options.data_dir, console=console, **settings)
     return folder
 
 
@@ -187,6 +184,162 @@ def train_pool(config: SearchConfig, corpus: Corpus, folder: Path) -> Standalone
 
 def _records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_search(folder: Path, pool: Sequence[str], seeds: int) -> Quality:
+    """What a finished search made of the pool, which it went through whole."""
+    records = _records(folder / RECORDS)
+    ranked = {str(cell.genotype): cell for cell in final_ranking(records, seeds)}
+    first_round = {network["genotype"]: record["round"] for record in records[::-1] for network in record["networks"]}
+    numbers = {genotype: number for number, genotype in enumerate(pool)}
+    return Quality(
+        np.array([ranked[genotype].score for genotype in pool]),
+        [numbers[name] for name, cell in ranked.items() if cell.survivor],
+        np.array([first_round[genotype] for genotype in pool]),
+        np.array([ranked[genotype].rounds_kept for genotype in pool]),
+        records[-1]["seconds_so_far"],
+    )
+
+
+def row(name: str, searches: Sequence[Quality], standalone: Standalone) -> dict[str, Any]:
+    """The figures of a setting over its searches.
+
+    The intervals are of the bootstrap over cells. The p are of one-sided permutation tests that shuffle the standalone
+    results among the cells, the same for all searches, so that searches that agree with one another are not taken for
+    independent witnesses.
+    """
+    scores, quality = [search.scores for search in searches], standalone.quality
+    finite = np.where(np.isfinite(standalone.perplexities), standalone.perplexities, np.nan)
+    kept = [search.kept for search in searches]
+    return {
+        "setting": name,
+        "changes": SETTINGS[name],
+        "cells": len(quality),
+        "taus": [_tau(s, quality) for s in scores],
+        "tau": _mean_tau(scores, quality),
+        "tau_interval": _interval(scores, quality),
+        "tau_p": _permutation_p(lambda shuffled: _mean_tau(scores, shuffled), quality),
+        "kept_perplexities": [finite[k].tolist() for k in kept],
+        "kept": float(np.nanmean([np.nanmean(finite[k]) for k in kept])),
+        "pool": summary(standalone.perplexities.tolist()),
+        "kept_p": _permutation_p(lambda shuffled: float(np.mean([shuffled[k].mean() for k in kept])), quality),
+        "winner": float(np.nanmean([finite[k[0]] for k in kept])),
+        "best": float(np.nanmin(finite)),
+        "overlap": overlap([[str(n) for n in k] for k in kept], len(quality)) if len(kept) > 1 else None,
+        "reasons": _reasons(searches, standalone),
+        "seconds": [search.seconds for search in searches],
+        "standalone_seconds": standalone.seconds,
+        "standalone_windows": standalone.windows,
+        "scores": [s.tolist() for s in scores],
+        "perplexities": finite.tolist(),
+    }
+
+
+def _reasons(searches: Sequence[Quality], standalone: Standalone) -> dict[str, float]:
+    """What else the score may follow, as mean Kendall's tau over searches, and what a fast learner is worth."""
+    quality, fast = standalone.quality, stats.rankdata(-standalone.early)
+    taus = [
+        {
+            "fast learners": _tau(search.scores, fast),
+            "rounds kept": _tau(search.scores, search.rounds_kept),
+            "quality, within the round of entry": _tau_within(search.scores, quality, search.first_round),
+            "quality of the rounds kept": _tau(search.rounds_kept, quality),
+        }
+        for search in searches
+    ]
+    means = {name: float(np.mean([each[name] for each in taus])) for name in taus[0]}
+    return {**means, "quality of fast learners": _tau(fast, quality)}
+
+
+def _tau(first: np.ndarray, second: np.ndarray) -> float:
+    """Kendall's tau; zero where one side does not distinguish at all."""
+    return float(np.nan_to_num(stats.kendalltau(first, second).statistic))
+
+
+def _mean_tau(scores: Sequence[np.ndarray], quality: np.ndarray) -> float:
+    return float(np.mean([_tau(s, quality) for s in scores]))
+
+
+def _tau_within(scores: np.ndarray, quality: np.ndarray, groups: np.ndarray) -> float:
+    """Mean of the taus within each group."""
+    return float(np.mean([_tau(scores[groups == group], quality[groups == group]) for group in np.unique(groups)]))
+
+
+def _interval(scores: Sequence[np.ndarray], quality: np.ndarray) -> list[float]:
+    found = stats.bootstrap(
+        (np.arange(len(quality)),),
+        lambda cells: _mean_tau([s[cells] for s in scores], quality[cells]),
+        n_resamples=RESAMPLES,
+        vectorized=False,
+        method="percentile",
+        rng=1,
+    ).confidence_interval
+    return [float(found.low), float(found.high)]
+
+
+def _permutation_p(statistic: Callable[[np.ndarray], float], quality: np.ndarray) -> float:
+    found = stats.permutation_test(
+        (quality,),
+        statistic,
+        permutation_type="pairings",
+        vectorized=False,
+        n_resamples=RESAMPLES,
+        alternative="greater",
+        rng=1,
+    )
+    return float(found.pvalue)
+
+
+def render(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
+    """The text between the markers of the document."""
+    first = rows[0]
+    trained, searched = duration(first["standalone_seconds"]), duration(sum(sum(r["seconds"]) for r in rows))
+    return "\n\n".join(
+        [
+            f"`{shlex.join(['python', '-m', 'bench.search_quality', *sys.argv[1:]])}`, {_versions()}. Pool seed "
+            f"{POOL_SEED}, search seeds 1 to {options.seeds}. Standalone training of the {first['cells']} cells "
+            f"({options.epochs:g} epochs, {first['standalone_windows']:,} windows each): {trained}. Searches: {searched}.",
+            "\n".join(quality_table(rows)),
+            "\n".join(reasons_table(rows)),
+        ]
+    )
+
+
+def _versions() -> str:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short=10", "HEAD"], cwd=DOCUMENT.parent, capture_output=True, text=True
+    )
+    return (
+        f"commit `{commit.stdout.strip()}`, wenet-rnn {version('wenet-rnn')}, torch {torch.__version__}, scipy "
+        f"{version('scipy')}, Python {platform.python_version()}, {torch.get_num_threads()} threads"
+    )
+
+
+def quality_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| setting | searches | Kendall's tau, mean (95 % interval) | p | of each search | perplexity of the kept "
+        "| of the pool | kept better, p | of the first | kept alike (chance) | a search |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        low, high = r["tau_interval"]
+        alike = "-" if r["overlap"] is None else f"{r['overlap']['share']:.0%} ({r['overlap']['by_chance']:.0%})"
+        lines.append(
+            f"| {r['setting']} | {len(r['taus'])} | {r['tau']:.2f} ({low:.2f} to {high:.2f}) | {r['tau_p']:.3f} | "
+            f"{', '.join(f'{tau:.2f}' for tau in r['taus'])} | {r['kept']:.1f} | "
+            f"{r['pool']['mean']:.1f} ± {r['pool']['sd']:.1f} | {r['kept_p']:.3f} | {r['winner']:.1f} | {alike} | "
+            f"{duration(statistics.fmean(r['seconds']))} |"
+        )
+    return lines
+
+
+def reasons_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    names = list(rows[0]["reasons"])
+    return [
+        f"| setting | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+        *(f"| {r['setting']} | {' | '.join(f'{r['reasons'][name]:.2f}' for name in names)} |" for r in rows),
+    ]
 
 
 if __name__ == "__main__":

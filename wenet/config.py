@@ -123,6 +123,13 @@ class SearchConfig(Config):
         """The most networks that train together."""
         return min(self.batch, self.pool) + (self.seeds if self.rounds > 1 else 0)
 
+    @property
+    def standalone_networks(self) -> int:
+        """The most that train together standalone: a rung of the baseline, the audit, the winners of several runs."""
+        rung = self.batch if self.strategy == "random" else 0
+        winners = self.runs if self.runs > 1 else 0
+        return max(min(max(rung, self.audit), self.pool), winners)
+
 
 # What `quick` changes: a search of some minutes on two processor cores.
 PRESETS: dict[str, dict[str, Any]] = {

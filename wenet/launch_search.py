@@ -184,6 +184,10 @@ def _say_header(console: Console, config: SearchConfig, corpus: Corpus, given: M
         console.say("strategy  random: as many network-steps, which take longer standalone than in one mixture")
     if config.runs > 1:
         console.say(f"runs      {config.runs}, each of them as above")
+    if config.audit:
+        console.say(
+            f"audit     {config.audit} cells standalone for {config.audit_epochs:g} epochs, on top of that time"
+        )
 
 
 def _preset_line(preset: str, config: SearchConfig, corpus: Corpus) -> str:
