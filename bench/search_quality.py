@@ -298,7 +298,8 @@ def render(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
         [
             f"`{shlex.join(['python', '-m', 'bench.search_quality', *sys.argv[1:]])}`, {_versions()}. Pool seed "
             f"{POOL_SEED}, search seeds 1 to {options.seeds}. Standalone training of the {first['cells']} cells "
-            f"({options.epochs:g} epochs, {first['standalone_windows']:,} windows each): {trained}. Searches: {searched}.",
+            f"({options.epochs:g} epochs, {first['standalone_windows']:,} windows each): {trained}. Searches: "
+            f"{searched}.",
             "\n".join(quality_table(rows)),
             "\n".join(reasons_table(rows)),
         ]
@@ -338,7 +339,7 @@ def reasons_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [
         f"| setting | {' | '.join(names)} |",
         "|---" * (len(names) + 1) + "|",
-        *(f"| {r['setting']} | {' | '.join(f'{r['reasons'][name]:.2f}' for name in names)} |" for r in rows),
+        *(" | ".join([f"| {r['setting']}", *(f"{r['reasons'][name]:.2f}" for name in names)]) + " |" for r in rows),
     ]
 
 
