@@ -225,6 +225,8 @@ def _how_it_won(best: dict[str, Any]) -> str:
     if best["weight"] is None:
         return f"{searched} by successive halving: validation perplexity {best['perplexity']:.1f} standalone"
     kept = best["rounds_kept"] - 1
+    if best["held_out_loss"] is not None:
+        searched += f": validation loss {best['held_out_loss']:.3f} of its own output"
     return (
         f"{searched}: weight {best['weight']:.4f} in the last mixture, where equal weights would be "
         f"{best['uniform_weight']:.4f}; "

@@ -16,6 +16,7 @@ from wenet_kernels import COUPLINGS, FORMS, PRECISIONS, CellBatch, Norm, WenetEr
 
 MIXTURE_ROWS = 1024  # of scores over the vocabulary that a mixture of softmaxes holds at once
 NORM_MOMENTUM = 0.1  # of running statistics, as in `torch.nn.BatchNorm1d`
+SMALLEST_SCALE = 1e-3  # that an output is divided by: one that is nearly zero must not fill the mixture
 
 
 class DagRNN(nn.Module):
@@ -116,6 +117,11 @@ class WeightedDagRNN(nn.Module):
         coupling: "weighted" (one hidden state, the mixture) or "independent" (n models side by side, nothing mixed).
         norm: "batch" normalises every state over the data batch, with running statistics of momentum 0.1 for
             evaluation; None does not.
+        temperature: of the softmax over mix_logits; the paper's is 1.
+        mix_norm: "rms" divides every network's part in the mixture by the root mean square of its output, relative to
+            the mean over networks, as a running statistic of momentum 0.1 a call; None leaves outputs as they are.
+        mix_dropout: probability that a network is left out of the mixture, whose other weights then still sum to one;
+            one draw per call, which leaves at least one.
 
     Parameters: weight_input `[n, I, G]`, weight_hidden `[n, H, G]`, weight_nodes `[n, L, H, G]`, and with weighted
     coupling mix_logits `[n]`, zero at first.
@@ -126,6 +132,7 @@ class WeightedDagRNN(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
+    running_scale: Tensor
 
     def __init__(
         self,
@@ -139,6 +146,9 @@ class WeightedDagRNN(nn.Module):
         dropout_h: float = 0.0,
         backend: str = "auto",
         precision: str = "full",
+        temperature: float = 1.0,
+        mix_norm: str | None = None,
+        mix_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size
@@ -147,6 +157,9 @@ class WeightedDagRNN(nn.Module):
         _check_layer(self)
         check_choice("coupling", coupling, COUPLINGS)
         check_choice("norm", norm or "none", ("batch", "none"))
+        check_choice("mix_norm", mix_norm or "none", ("rms", "none"))
+        _check_probability("mix_dropout", mix_dropout)
+        self.temperature, self.mix_norm, self.mix_dropout = temperature, mix_norm, mix_dropout
         self.cells = CellBatch.from_genotypes(genotypes)
         count, nodes = self.cells.count, self.cells.nodes
         width = 2 * hidden_size if form == "highway" else hidden_size
@@ -157,6 +170,8 @@ class WeightedDagRNN(nn.Module):
         if norm == "batch":
             self.register_buffer("running_mean", torch.zeros(count, nodes + 1, hidden_size))
             self.register_buffer("running_var", torch.ones(count, nodes + 1, hidden_size))
+        if mix_norm == "rms":
+            self.register_buffer("running_scale", torch.ones(count))
         self.reset_parameters()
 
     def reset_parameters(self, bound: float | None = None) -> None:
@@ -168,8 +183,8 @@ class WeightedDagRNN(nn.Module):
             nn.init.zeros_(self.mix_logits)
 
     def mixing_weights(self) -> Tensor | None:
-        """`softmax(mix_logits)`, `[n]`; None with independent coupling."""
-        return None if self.mix_logits is None else torch.softmax(self.mix_logits, dim=0)
+        """`softmax(mix_logits / temperature)`, `[n]`; None with independent coupling."""
+        return None if self.mix_logits is None else torch.softmax(self.mix_logits / self.temperature, dim=0)
 
     def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over a sequence.
@@ -197,7 +212,7 @@ class WeightedDagRNN(nn.Module):
             h[0] if weighted else h,
             self.weight_hidden,
             self.weight_nodes,
-            self.mixing_weights(),
+            self._mix(),
             self.cells,
             form=self.form,
             mask_h=mask_h,
@@ -211,7 +226,52 @@ class WeightedDagRNN(nn.Module):
             self._update_running_statistics(mean, var, rows)
         else:
             output = result
+        if self.training and self.mix_norm == "rms":
+            self._update_running_scale(x[-1:], output[-2:-1] if len(output) > 1 else h)
         return output, output[-1:] if weighted else output[-1]
+
+    @torch.no_grad()
+    def own_outputs(self, x: Tensor, states: Tensor) -> Tensor:
+        """What each network by itself makes of every step, `[n, T, M, H]`, without dropout; all steps are one batch.
+
+        Args:
+            x: `[T, M, I]`.
+            states: `[T, M, H]`, of the mixture before each step.
+        """
+        count, steps, rows = self.cells.count, *x.shape[:2]
+        output = dag_rnn(
+            self._project(x.reshape(1, steps * rows, -1)),
+            states.reshape(1, steps * rows, -1).expand(count, -1, -1).contiguous(),
+            self.weight_hidden,
+            self.weight_nodes,
+            None,
+            self.cells,
+            form=self.form,
+            norm=None if self.norm is None else (self.running_mean, self.running_var),
+            coupling="independent",
+            precision=self.precision,
+            backend=self.backend,
+        )
+        assert isinstance(output, Tensor)
+        return output.view(count, steps, rows, -1)
+
+    def _mix(self) -> Tensor | None:
+        """What the networks enter the mixture with, `[n]`; None with independent coupling."""
+        weights = self.mixing_weights()
+        if weights is None:
+            return None
+        if self.training and self.mix_dropout > 0:
+            kept = torch.rand_like(weights) >= self.mix_dropout
+            weights = weights * (kept | ~kept.any())
+            weights = weights / weights.sum()
+        if self.mix_norm == "rms":
+            weights = weights * (self.running_scale.mean() / self.running_scale)
+        return weights
+
+    def _update_running_scale(self, x: Tensor, states: Tensor) -> None:
+        """From the last step of a window, given the states before it: one step of 35 tells the scale well enough."""
+        scale = self.own_outputs(x, states).square().mean((1, 2, 3)).sqrt()  # [n]
+        self.running_scale.lerp_(scale.clamp(min=SMALLEST_SCALE), NORM_MOMENTUM)
 
     def _project(self, masked: Tensor) -> Tensor:
         """The masked input through every network's weights, `[T, n, M, G]`."""
@@ -439,6 +499,23 @@ class LanguageModel(nn.Module):
         cross_entropy = self._cross_entropy(dropped, targets)
         loss = _regularised(cross_entropy, raw, dropped, activation_reg, temporal_activation_reg)
         return loss, cross_entropy.detach(), h
+
+    @torch.no_grad()
+    def network_losses(self, tokens: Tensor, targets: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of each network's own output, `[n]` in nats per token, and the mixture's last state `[1, M, d]`.
+
+        At every step a network reads the state that the mixture has left, as it does in training. Without dropout: the
+        model must be in evaluation.
+
+        Args:
+            tokens, targets, h0: as in `loss`.
+        """
+        assert isinstance(self.rnn, WeightedDagRNN)
+        embedded = self._embed(tokens)
+        mixed, h = self.rnn(embedded, h0)
+        before = torch.cat([torch.zeros_like(h) if h0 is None else h0, mixed[:-1]])
+        own = self.rnn.own_outputs(embedded, before)  # [n, T, M, d]
+        return torch.stack([self._cross_entropy(output, targets) for output in own]), h
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         """`[T, M, V]` of the words that follow, from the recurrent layer's output `[T, M, H]`."""
