@@ -248,7 +248,7 @@ def _what_is_known(result: SearchResult) -> list[str]:
         return lines + describe_audit(result.audit)
     if best["weight"] is not None:
         lines.append(
-            "caution   one search, ranked by mixing weights: whether the cell beats a random one was not measured; "
+            "caution   one search: whether the cell beats a random one was not measured; "
             f"measure it with wenet-search --resume {result.folder} --audit 24"
         )
     return lines

@@ -502,7 +502,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def network_losses(self, tokens: Tensor, targets: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of each network's own output, `[n]` in nats per token, and the mixture's last state `[1, M, d]`.
+        """Nats per token of each network by its own output, `[n]`, and the last state of the mixture, `[1, M, d]`.
 
         At every step a network reads the state that the mixture has left, as it does in training. Without dropout: the
         model must be in evaluation.
