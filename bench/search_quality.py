@@ -55,6 +55,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "parameters' rate / 3": {"lr": 6.7e-3},
     "dropouts of the paper": {"dropout_embedding": 0.2, "dropout_x": 0.75, "dropout_h": 0.25, "dropout_output": 0.75},
     "plain form": {"form": "plain"},
+    # Departures from the paper.
+    "score held out": {"score": "held-out"},
+    "equal scale in the mixture": {"mix_norm": "rms"},
+    "networks dropped, 0.25": {"mix_dropout": 0.25},
+    "temperature 0.5": {"mix_temperature": 0.5},
+    "temperature 2": {"mix_temperature": 2.0},
 }
 
 
@@ -101,7 +107,7 @@ class Standalone:
 def main() -> None:
     options = _parser().parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    corpus = load_corpus(options.dataset, options.data_dir)
+    corpus = load_corpus(options.dataset, options.data_dir, options.max_vocabulary)
     found = {
         name: [search_once(name, seed, options) for seed in range(1, options.seeds + 1)] for name in options.settings
     }
@@ -120,15 +126,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", nargs="?", default="ptb", help="as in wenet-search (default: %(default)s)")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["default"], metavar="NAME")
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="searches a setting (default: %(default)s)")
+    parser.add_argument("--pool", type=int, metavar="T", help="cells in all (default: the preset's)")
+    parser.add_argument("--max-vocabulary", type=int, metavar="N", help="as in wenet-search")
     parser.add_argument("--epochs", type=float, default=0.25, metavar="F", help="of a standalone training")
     parser.add_argument("--data-dir", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     return parser
 
 
+def _given(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What a setting asks of `search`, under these options."""
+    asked = {"pool": options.pool, "max_vocabulary": options.max_vocabulary, "pool_seed": POOL_SEED}
+    return {**SETTINGS[name], **{key: value for key, value in asked.items() if value is not None}}
+
+
 def _config(name: str, options: argparse.Namespace) -> SearchConfig:
-    given = {"dataset": options.dataset, "pool_seed": POOL_SEED, "audit_epochs": options.epochs}
-    return resolve_machine(resolve_config("quick", SETTINGS[name], given))
+    given = {"dataset": options.dataset, "audit_epochs": options.epochs}
+    return resolve_machine(resolve_config("quick", _given(name, options), given))
 
 
 def search_once(name: str, seed: int, options: argparse.Namespace) -> Path:
@@ -140,7 +154,7 @@ def search_once(name: str, seed: int, options: argparse.Namespace) -> Path:
         if (folder / "config.json").exists():
             resume_search(folder, data_dir=options.data_dir, console=console)
         else:
-            settings = {**SETTINGS[name], "seed": seed, "pool_seed": POOL_SEED}
+            settings = {**_given(name, options), "seed": seed}
             search(options.dataset, preset="quick", out=folder, data_dir=options.data_dir, console=console, **settings)
     return folder
 
