@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -328,7 +329,7 @@ def test_stop_within_validation_and_test(text, tmp_path, whole, monkeypatch, cap
 
 def test_a_finished_run_is_not_tested_again(tmp_path, whole, monkeypatch):
     folder = shutil.copytree(whole, tmp_path / "run")
-    monkeypatch.setattr("wenet.train.perplexity", lambda *_, **__: pytest.fail("tested again"))
+    monkeypatch.setattr(module, "perplexity", lambda *_, **__: pytest.fail("tested again"))
     assert resume_train(folder).best == json.loads((whole / "best.json").read_text())
 
 
