@@ -13,20 +13,22 @@ import platform
 import shlex
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 
+from bench.report import insert
 from wenet import resume_search, search
 from wenet.audit import RESAMPLES, final_ranking, summary, training_windows
-from wenet.config import SearchConfig, resolve_config
+from wenet.config import SearchConfig, flag, resolve_config
 from wenet.console import Console, duration
 from wenet.data import Corpus, load_corpus
 from wenet.independent import RECORDS as TRAINING_RECORDS
@@ -37,12 +39,10 @@ from wenet.launch import CHECKPOINT_MINUTES, resolve_machine
 from wenet.runs import overlap
 from wenet.search import RECORDS, draw_pool
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "search-quality.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+FIGURE = "figures/search-quality.svg"  # beside the document
 POOL_SEED = 1  # all searches go through one pool, in one order
 GROUP = 20  # cells trained standalone at once
 EARLY = 2  # records of a standalone training, of 20, after which learning is called early
-HIGHLIGHT, MUTED = "#c44e52", "#8c8c8c"
 
 # One departure each from the preset; "default" is the preset itself.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -119,6 +119,10 @@ def main() -> None:
         rows.append(row(name, [read_search(folder, pool, config.seeds) for folder in folders], standalone))
         (options.out / "search-quality.json").write_text(json.dumps(rows, indent=1) + "\n")
     print(render(rows, options))
+    if options.document is not None:
+        draw(rows, options.document.parent / FIGURE)
+        document = options.document.read_text(encoding="utf-8")
+        options.document.write_text(insert(document, render(rows, options)), encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,6 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=float, default=0.25, metavar="F", help="of a standalone training")
     parser.add_argument("--data-dir", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--document", type=Path, metavar="FILE", help="write tables and figure into docs/search-quality.md"
+    )
     return parser
 
 
@@ -233,6 +240,7 @@ def row(name: str, searches: Sequence[Quality], standalone: Standalone) -> dict[
         "tau": _mean_tau(scores, quality),
         "tau_interval": _interval(scores, quality),
         "tau_p": _permutation_p(lambda shuffled: _mean_tau(scores, shuffled), quality),
+        "kept_cells": kept,
         "kept_perplexities": [finite[k].tolist() for k in kept],
         "kept": float(np.nanmean([np.nanmean(finite[k]) for k in kept])),
         "pool": summary(standalone.perplexities.tolist()),
@@ -310,24 +318,55 @@ def render(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
     trained, searched = duration(first["standalone_seconds"]), duration(sum(sum(r["seconds"]) for r in rows))
     return "\n\n".join(
         [
-            f"`{shlex.join(['python', '-m', 'bench.search_quality', *sys.argv[1:]])}`, {_versions()}. Pool seed "
-            f"{POOL_SEED}, search seeds 1 to {options.seeds}. Standalone training of the {first['cells']} cells "
-            f"({options.epochs:g} epochs, {first['standalone_windows']:,} windows each): {trained}. Searches: "
-            f"{searched}.",
+            f"`{_command(options)}`, commit `{_commit()}`, {_versions()}. Pool seed {POOL_SEED}, search seeds from "
+            f"1 on. Cost: {searched} for the searches, {trained} for the standalone training of {first['cells']} cells for "
+            f"{options.epochs:g} epochs, {first['standalone_windows']:,} windows each.",
             "\n".join(quality_table(rows)),
+            f"![Score of every cell against its standalone perplexity]({FIGURE})",
+            "What the score follows, as mean Kendall's tau over the searches of a setting:",
             "\n".join(reasons_table(rows)),
         ]
     )
 
 
+def _command(options: argparse.Namespace) -> str:
+    """What was run, without where files lie."""
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    words = ["python", "-m", "bench.search_quality", given.pop("dataset")]
+    for name, value in given.items():
+        if name not in ("out", "data_dir", "document"):
+            words += [flag(name), *(value if isinstance(value, list) else [f"{value:g}"])]
+    return shlex.join([*words, "--out", "DIR"])
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short=10", "HEAD"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+
+
 def _versions() -> str:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short=10", "HEAD"], cwd=DOCUMENT.parent, capture_output=True, text=True
-    )
-    return (
-        f"commit `{commit.stdout.strip()}`, wenet-rnn {version('wenet-rnn')}, torch {torch.__version__}, scipy "
-        f"{version('scipy')}, Python {platform.python_version()}, {torch.get_num_threads()} threads"
-    )
+    packages = ", ".join(f"{name} {version(name)}" for name in ("wenet-rnn", "torch", "scipy"))
+    return f"{packages}, Python {platform.python_version()}, {torch.get_num_threads()} threads"
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Mean score over searches against standalone perplexity, a panel a setting; filled where a search kept a cell."""
+    matplotlib.rcParams.update({"svg.hashsalt": "wenet", "svg.fonttype": "none", "font.size": 9})
+    columns = min(3, len(rows))
+    lines = -(-len(rows) // columns)
+    drawing = Figure(figsize=(2.7 * columns + 0.4, 2.6 * lines), layout="constrained")
+    panels = drawing.subplots(lines, columns, squeeze=False).flat
+    for axes, r in zip(panels, rows, strict=False):
+        score, kept = np.mean(r["scores"], axis=0), np.isin(np.arange(r["cells"]), r["kept_cells"])
+        for cells, face in ((~kept, "none"), (kept, "C0")):
+            axes.scatter(np.array(r["perplexities"])[cells], score[cells], s=14, facecolors=face, edgecolors="C0")
+        axes.set_title(f"{r['setting']}: τ {r['tau']:.2f}", fontsize=9)
+        axes.set_xlabel("standalone perplexity")
+        axes.set_ylabel("score of the search")
+    for axes in list(drawing.axes)[len(rows) :]:
+        axes.remove()
+    path.parent.mkdir(exist_ok=True)
+    drawing.savefig(path, metadata={"Date": None})
 
 
 def quality_table(rows: Sequence[dict[str, Any]]) -> list[str]:

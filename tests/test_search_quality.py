@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bench import search_quality
+from bench.report import BEGIN, END
 from bench.search_quality import Quality, Standalone, row
 
 from .wenet.helpers import write_text
@@ -63,6 +64,14 @@ def test_settings_times_seeds(tmp_path, monkeypatch, capsys):
     assert [row["setting"] for row in rows] == ["default", "mixing rate / 3"]
     assert all(len(row["taus"]) == 2 and row["cells"] == 7 for row in rows)
     assert (out / "mixing-rate-by-3-2" / "best.json").exists()
+    document = tmp_path / "search-quality.md"
+    document.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--document", str(document)])
     search_quality.main()
     assert json.loads((out / "search-quality.json").read_text()) == rows
     assert "| mixing rate / 3 | 2 |" in capsys.readouterr().out
+    written = document.read_text()
+    assert "| mixing rate / 3 | 2 |" in written
+    assert str(tmp_path) not in written.replace(str(text), "")
+    assert written.startswith("before") and written.endswith("after\n")
+    assert (tmp_path / "figures" / "search-quality.svg").exists()
