@@ -319,8 +319,8 @@ def render(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
     return "\n\n".join(
         [
             f"`{_command(options)}`, commit `{_commit()}`, {_versions()}. Pool seed {POOL_SEED}, search seeds from "
-            f"1 on. Cost: {searched} for the searches, {trained} for the standalone training of {first['cells']} cells for "
-            f"{options.epochs:g} epochs, {first['standalone_windows']:,} windows each.",
+            f"1 on. Cost: {searched} for the searches, {trained} for the standalone training of {first['cells']} cells "
+            f"for {options.epochs:g} epochs, {first['standalone_windows']:,} windows each.",
             "\n".join(quality_table(rows)),
             f"![Score of every cell against its standalone perplexity]({FIGURE})",
             "What the score follows, as mean Kendall's tau over the searches of a setting:",
