@@ -195,7 +195,8 @@ class WeightedDagRNN(nn.Module):
     coupling mix_logits `[n]`, zero at first.
 
     Raises:
-        WenetError: as in `DagRNN`; no cells, or cells of different numbers of nodes.
+        WenetError: as in `DagRNN`; no cells, or cells of different numbers of nodes; settings of the mixture with
+            independent coupling.
     """
 
     running_mean: Tensor
@@ -227,6 +228,8 @@ class WeightedDagRNN(nn.Module):
         check_choice("norm", norm or "none", ("batch", "none"))
         check_choice("mix_norm", mix_norm or "none", ("rms", "none"))
         _check_probability("mix_dropout", mix_dropout)
+        if coupling == "independent" and (mix_norm or mix_dropout):
+            raise WenetError("mix_norm and mix_dropout are of a mixture; coupling='independent' has none")
         self.temperature, self.mix_norm, self.mix_dropout = temperature, mix_norm, mix_dropout
         self.cells = CellBatch.from_genotypes(genotypes)
         count, nodes = self.cells.count, self.cells.nodes

@@ -175,6 +175,12 @@ def test_networks_of_different_scale_enter_the_mixture_alike(steps):
     torch.testing.assert_close(rnn.eval()._mix(), mix)
 
 
+@pytest.mark.parametrize("setting", [{"mix_norm": "rms"}, {"mix_dropout": 0.1}])
+def test_without_a_mixture_nothing_of_it_can_be_set(setting):
+    with pytest.raises(WenetError, match="are of a mixture"):
+        WeightedDagRNN(5, 7, random_genotypes(2, 4, seed=2), coupling="independent", **setting)
+
+
 def test_loss_of_each_network_by_itself():
     """A mixture that trusts one network has that network's loss, and the others have losses of their own."""
     rnn = WeightedDagRNN(7, 7, random_genotypes(3, 4, seed=2))
