@@ -17,7 +17,7 @@ from wenet_kernels import backends
 from .helpers import write_text
 
 SETTINGS = {
-    "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2, "bptt": 6, "backend": "reference", "device": "cpu",
+    "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2, "bptt": 6, "backend": "auto", "device": "cpu",
     "precision": "fp32", "dropout_x": 0.2, "dropout_output": 0.2, "lr": 1e-2,
 }  # fmt: skip
 CELLS = random_genotypes(4, 3, 0)
