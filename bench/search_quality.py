@@ -15,8 +15,8 @@ import statistics
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -385,14 +385,21 @@ def quality_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
     for r in rows:
         low, high = r["tau_interval"]
-        alike = "-" if r["overlap"] is None else f"{r['overlap']['share']:.0%} ({r['overlap']['by_chance']:.0%})"
-        between = "-" if r["between_searches"] is None else f"{r['between_searches']:.2f}"
-        lines.append(
-            f"| {r['setting']} | {len(r['taus'])} | {r['tau']:.2f} ({low:.2f} to {high:.2f}) | {r['tau_p']:.3f} | "
-            f"{', '.join(f'{tau:.2f}' for tau in r['taus'])} | {r['kept']:.1f} | "
-            f"{r['pool']['mean']:.1f} ± {r['pool']['sd']:.1f} | {r['kept_p']:.3f} | {r['winner']:.1f} | {between} | {alike} | "
-            f"{duration(statistics.fmean(r['seconds']))} |"
-        )
+        cells = [
+            r["setting"],
+            str(len(r["taus"])),
+            f"{r['tau']:.2f} ({low:.2f} to {high:.2f})",
+            f"{r['tau_p']:.3f}",
+            ", ".join(f"{tau:.2f}" for tau in r["taus"]),
+            f"{r['kept']:.1f}",
+            f"{r['pool']['mean']:.1f} ± {r['pool']['sd']:.1f}",
+            f"{r['kept_p']:.3f}",
+            f"{r['winner']:.1f}",
+            "-" if r["between_searches"] is None else f"{r['between_searches']:.2f}",
+            "-" if r["overlap"] is None else f"{r['overlap']['share']:.0%} ({r['overlap']['by_chance']:.0%})",
+            duration(statistics.fmean(r["seconds"])),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
