@@ -137,8 +137,9 @@ def test_what_is_frozen_is_zero(train, before_step):
 
 
 def test_one_that_overflows_in_validation_alone(train, before_step):
-    """The others are validated to the end, and to the same bit."""
-    cells = [CELLS[0], CHAIN, *CELLS[2:]]
+    """The others are validated to the end, and to the same bit. In the plain form a state of zero, in which validation
+    begins, stays zero unless a node is a sigmoid."""
+    cells = [CELLS[0], Genotype.from_text("sigmoid0 identity1 identity2"), *CELLS[2:]]
     whole = train("whole", cells=cells, form="plain")
 
     def action(training):
