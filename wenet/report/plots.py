@@ -1,0 +1,230 @@
+"""The figures of a run: weights and curves of a search, its audit, curves of a training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from wenet.report.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    MUTED,
+    ORANGE,
+    PAPER,
+    Picture,
+    mark_whole_numbers,
+    new_drawing,
+    styled,
+)
+
+Record = dict[str, Any]
+
+
+def weights_picture(records: Sequence[Record], seeds: int) -> Picture:
+    """The sorted weights of every round (the paper's Figure 4); the last round shows, the others are hidden in it.
+
+    The shapes of round R have ids `weights-round-R-...`, by which the page shows one round after the other.
+    """
+    highest = max(network["weight"] for record in records for network in record["networks"])
+    most = max(len(record["networks"]) for record in records)
+    with styled():
+        drawing = new_drawing(2.9)
+        axes = drawing.add_subplot()
+        axes.set(xlim=(0.25, most + 0.75), ylim=(0, 1.12 * highest))
+        axes.set(xlabel="network, by falling weight", ylabel="weight in the mixture (sum 1)")
+        mark_whole_numbers(axes)
+        for record in records:
+            _weights_of_round(axes, record, seeds, shown=record is records[-1])
+        _legend(axes, [("s", BLUE, "kept"), ("s", GREY, "dropped"), ("-", INK, "equal share")])
+    table = [["round", "rank", "genotype", "weight", "equal_share", "rounds_kept_before", "kept"]]
+    table += [
+        [record["round"], rank, n["genotype"], n["weight"], record["uniform_weight"], n["rounds_kept"], rank <= seeds]
+        for record in records
+        for rank, n in enumerate(record["networks"], start=1)
+    ]
+    first = records[-1]["networks"][0]["weight"]
+    description = (
+        f"Bars of the weights of {len(records[-1]['networks'])} networks in round {records[-1]['round']}, sorted: the "
+        f"largest is {first:.4f}, an equal share {records[-1]['uniform_weight']:.4f}; the first {seeds} are kept."
+    )
+    return Picture("weights", "Sorted network weights", description, drawing, table)
+
+
+def _weights_of_round(axes: Axes, record: Record, seeds: int, shown: bool) -> None:
+    weights = [network["weight"] for network in record["networks"]]
+    kept = min(seeds, len(weights))
+    for name, first, last, colour in (("kept", 0, kept, BLUE), ("dropped", kept, len(weights), GREY)):
+        bars = axes.bar(range(first + 1, last + 1), weights[first:last], width=0.78, color=colour)
+        for place, bar in enumerate(bars, start=first + 1):
+            bar.set(gid=f"round-{record['round']}-{name}-{place}", visible=True, alpha=1.0 if shown else 0.0)
+    line = axes.hlines(record["uniform_weight"], 0.5, len(weights) + 0.5, colors=INK, linewidth=1.3)
+    line.set(gid=f"round-{record['round']}-equal", alpha=1.0 if shown else 0.0)
+
+
+def trajectories_picture(records: Sequence[Record], seeds: int) -> Picture:
+    """Weights of the cells that were kept at least once, round by round, in units of an equal share."""
+    paths: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        for network in record["networks"]:
+            share = network["weight"] / record["uniform_weight"]
+            paths.setdefault(network["genotype"], []).append((record["round"], share))
+    last = [network["genotype"] for network in records[-1]["networks"][:seeds]]
+    kept_once = [genotype for genotype, path in paths.items() if len(path) > 1 or genotype in last]
+    with styled():
+        drawing = new_drawing(2.9)
+        axes = drawing.add_subplot()
+        for genotype in sorted(kept_once, key=lambda cell: (cell == last[0], cell in last)):
+            colour, width = _standing(genotype, last)
+            axes.plot(*zip(*paths[genotype], strict=True), "o-", color=colour, linewidth=width, markersize=2 + width)
+        axes.axhline(1, color=INK, linewidth=1, linestyle="--")
+        axes.set(xlabel="round", ylabel="weight / equal share")
+        mark_whole_numbers(axes)
+        axes.margins(y=0.22)
+        _legend(
+            axes,
+            [("-", ORANGE, "first at the end"), ("-", BLUE, "kept at the end"), ("-", GREY, "dropped"), ("--", INK, "equal share")],
+            columns=2,
+        )
+    table = [["genotype", "round", "weight_over_equal_share", "kept_at_the_end"]]
+    table += [[cell, number, share, cell in last] for cell in kept_once for number, share in paths[cell]]
+    shares = paths[last[0]]
+    description = (
+        f"A line for each of {len(kept_once)} cells that were kept at least once. The cell that is first at the end "
+        f"goes from {shares[0][1]:.2f} times an equal share in round {shares[0][0]} to {shares[-1][1]:.2f} times in "
+        f"round {shares[-1][0]}."
+    )
+    return Picture("trajectories", "Weights of the cells that were kept", description, drawing, table)
+
+
+def _standing(genotype: str, last: Sequence[str]) -> tuple[str, float]:
+    """Colour and line width of a cell by where it ended."""
+    if genotype == last[0]:
+        return ORANGE, 2.4
+    return (BLUE, 1.5) if genotype in last else (GREY, 0.9)
+
+
+def search_curves_picture(records: Sequence[Record]) -> Picture:
+    """Training loss within every round and validation perplexity at its end; every round begins with new weights."""
+    losses = [
+        (record["round"] - 1 + (i + 0.5) / len(record["train_loss_curve"]), loss)
+        for record in records
+        for i, loss in enumerate(record.get("train_loss_curve", []))
+    ]
+    valid = [(r["round"], r["valid_perplexity"]) for r in records if r["valid_perplexity"] is not None]
+    with styled():
+        drawing = new_drawing(3.9)
+        above, below = drawing.subplots(2, sharex=True)
+        for record in records:
+            part = [point for point in losses if record["round"] - 1 <= point[0] < record["round"]]
+            if part:
+                above.plot(*zip(*part, strict=True), color=BLUE, linewidth=1.5)
+        above.set(ylabel="training loss\\n(nats per token)".replace("\\\\n", "\\n"))
+        if valid:
+            below.plot(*zip(*valid, strict=True), "o-", color=ORANGE, linewidth=1.5, markersize=4)
+        below.set(xlabel="rounds finished", ylabel="validation\\nperplexity", xlim=(0, None))
+        mark_whole_numbers(below)
+        drawing.align_ylabels()
+    table = [["rounds", "train_loss_nats_per_token", "valid_perplexity"]]
+    table += [[rounds, loss, ""] for rounds, loss in losses] + [[number, "", value] for number, value in valid]
+    description = f"Two curves over {len(records)} rounds. " + _from_to("Validation perplexity", valid, "round")
+    return Picture("learning", "Learning curves of the mixture", description, drawing, table)
+
+
+def audit_picture(audit: Record) -> Picture:
+    """Score of the search against perplexity after standalone training; what diverged stands at the upper edge."""
+    cells = audit["networks"]
+    finite = [cell["perplexity"] for cell in cells if cell["perplexity"] is not None]
+    top = max(finite) + 0.15 * (max(finite) - min(finite) or 1) if finite else 1.0
+    with styled():
+        drawing = new_drawing(3.2)
+        axes = drawing.add_subplot()
+        for survivor, marker, colour in ((True, "o", ORANGE), (False, "s", BLUE)):
+            group = [cell for cell in cells if cell["survivor"] is survivor]
+            heights = [top if cell["perplexity"] is None else cell["perplexity"] for cell in group]
+            axes.plot([c["score"] for c in group], heights, marker, color=colour, markeredgecolor=PAPER, markersize=7)
+        for cell in cells:
+            if cell["perplexity"] is None:
+                axes.annotate("diverged", (cell["score"], top), (6, 0), textcoords="offset points", va="center")
+        axes.set(xlabel="score by the search (weight / equal share)", ylabel="validation perplexity, standalone")
+        axes.margins(y=0.22)
+        _legend(axes, [("o", ORANGE, "kept by the search"), ("s", BLUE, "rejected")], columns=2)
+    table = [["genotype", "score", "perplexity", "survivor", "round"]]
+    table += [[c["genotype"], c["score"], c["perplexity"], c["survivor"], c["round"]] for c in cells]
+    description = (
+        f"{len(cells)} cells as points: across the score that the search gave them, upwards their perplexity after "
+        f"standalone training for {audit['epochs']:g} epochs. Where the search ranks well, points fall to the right."
+    )
+    return Picture("audit", "Score of the search and standalone perplexity", description, drawing, table)
+
+
+def training_curves_picture(records: Sequence[Record], best: Record) -> Picture:
+    """Perplexity on training and validation text by epoch, with the begin of averaging, the best epoch, divergences."""
+    sound = [record for record in records if "valid_perplexity" in record]
+    train = [(record["epoch"], math.exp(min(record["train_loss"], 700))) for record in sound]
+    valid = [(record["epoch"], record["valid_perplexity"]) for record in sound]
+    marks = [("-", BLUE, "training, with dropout"), ("-", ORANGE, "validation")]
+    with styled():
+        drawing = new_drawing(3.3)
+        axes = drawing.add_subplot()
+        if sound:
+            axes.plot(*zip(*train, strict=True), "o-", color=BLUE, linewidth=1.5, markersize=3)
+            axes.plot(*zip(*valid, strict=True), "o-", color=ORANGE, linewidth=1.8, markersize=4)
+            axes.set_yscale("log")
+            _plain_ticks(axes)
+            lowest = min(valid, key=lambda point: point[1])
+            axes.plot(*lowest, "*", color=ORANGE, markeredgecolor=PAPER, markersize=13)
+            marks.append(("*", ORANGE, "best epoch"))
+        if best.get("averaging_from") is not None:
+            axes.axvline(best["averaging_from"] - 0.5, color=GREEN, linestyle="--", linewidth=1.4)
+            marks.append(("--", GREEN, "SGD → ASGD"))
+        for record in records:
+            if "diverged" in record:
+                axes.axvline(record["epoch"], color=INK, linestyle=":", linewidth=1.2)
+        if any("diverged" in record for record in records):
+            marks.append((":", INK, "diverged, rolled back"))
+        axes.set(xlabel="epoch", ylabel="perplexity (log scale)")
+        mark_whole_numbers(axes)
+        _legend(axes, marks, columns=2, above=True)
+    table = [["epoch", "train_perplexity", "valid_perplexity", "averaged", "seconds_so_far"]]
+    for (epoch, perplexity), record in zip(train, sound, strict=True):
+        table.append([epoch, perplexity, record["valid_perplexity"], record["averaged"], record["seconds_so_far"]])
+    description = f"Curves over {len(records)} epochs. " + _from_to("Validation perplexity", valid, "epoch")
+    return Picture("learning", "Learning curves", description, drawing, table)
+
+
+def _from_to(what: str, points: Sequence[tuple[int, float]], unit: str) -> str:
+    if not points:
+        return f"{what} was not measured."
+    (first, begin), (last, end) = points[0], points[-1]
+    lowest = min(points, key=lambda point: point[1])
+    return (
+        f"{what} is {begin:.1f} after {unit} {first} and {end:.1f} after {unit} {last}; it is lowest, {lowest[1]:.1f}, "
+        f"after {unit} {lowest[0]}."
+    )
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Perplexities on a logarithmic axis as people write them."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(axes: Axes, marks: Sequence[tuple[str, str, str]], columns: int = 3, above: bool = True) -> None:
+    """Explains markers and lines, each (style, colour, text), above the axes so that nothing is covered."""
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for style, colour, text in marks:
+        is_line = style in ("-", "--", ":")
+        handles.append(
+            Line2D([], [], linestyle=style if is_line else "", marker="" if is_line else style, color=colour, label=text)
+        )
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, handlelength=1.4, borderaxespad=0.2)
