@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from wenet.report.figures import (
     BLUE,
@@ -23,6 +25,7 @@ from wenet.report.figures import (
 )
 
 Record = dict[str, Any]
+MOST_ROUNDS = 100  # among which the page goes from one to the next; of a longer search every second, third, ...
 
 
 def weights_picture(records: Sequence[Record], seeds: int) -> Picture:
@@ -38,7 +41,7 @@ def weights_picture(records: Sequence[Record], seeds: int) -> Picture:
         axes.set(xlim=(0.25, most + 0.75), ylim=(0, 1.12 * highest))
         axes.set(xlabel="network, by falling weight", ylabel="weight in the mixture (sum 1)")
         mark_whole_numbers(axes)
-        for record in records:
+        for record in shown_rounds(records):
             _weights_of_round(axes, record, seeds, shown=record is records[-1])
         _legend(axes, [("s", BLUE, "kept"), ("s", GREY, "dropped"), ("-", INK, "equal share")])
     table = [["round", "rank", "genotype", "weight", "equal_share", "rounds_kept_before", "kept"]]
@@ -55,15 +58,21 @@ def weights_picture(records: Sequence[Record], seeds: int) -> Picture:
     return Picture("weights", "Sorted network weights", description, drawing, table)
 
 
+def shown_rounds(records: Sequence[Record]) -> list[Record]:
+    """Equally spaced rounds, the last one among them."""
+    step = -(-len(records) // MOST_ROUNDS)
+    return list(records[::-1][::step][::-1])
+
+
 def _weights_of_round(axes: Axes, record: Record, seeds: int, shown: bool) -> None:
     weights = [network["weight"] for network in record["networks"]]
-    kept = min(seeds, len(weights))
-    for name, first, last, colour in (("kept", 0, kept, BLUE), ("dropped", kept, len(weights), GREY)):
-        bars = axes.bar(range(first + 1, last + 1), weights[first:last], width=0.78, color=colour)
-        for place, bar in enumerate(bars, start=first + 1):
-            bar.set(gid=f"round-{record['round']}-{name}-{place}", visible=True, alpha=1.0 if shown else 0.0)
-    line = axes.hlines(record["uniform_weight"], 0.5, len(weights) + 0.5, colors=INK, linewidth=1.3)
-    line.set(gid=f"round-{record['round']}-equal", alpha=1.0 if shown else 0.0)
+    name, kept, alpha = f"round-{record['round']}", min(seeds, len(weights)), 1.0 if shown else 0.0
+    for part, first, last, colour in (("kept", 0, kept, BLUE), ("dropped", kept, len(weights), GREY)):
+        if last > first:
+            edges = [place + 0.5 for place in range(first, last + 1)]
+            axes.stairs(weights[first:last], edges, fill=True, color=colour, alpha=alpha, gid=f"{name}-{part}")
+    ends = (0.5, len(weights) + 0.5)
+    axes.plot(ends, [record["uniform_weight"]] * 2, color=INK, linewidth=1.3, alpha=alpha, gid=f"{name}-equal")
 
 
 def trajectories_picture(records: Sequence[Record], seeds: int) -> Picture:
@@ -87,7 +96,12 @@ def trajectories_picture(records: Sequence[Record], seeds: int) -> Picture:
         axes.margins(y=0.22)
         _legend(
             axes,
-            [("-", ORANGE, "first at the end"), ("-", BLUE, "kept at the end"), ("-", GREY, "dropped"), ("--", INK, "equal share")],
+            [
+                ("-", ORANGE, "first at the end"),
+                ("-", BLUE, "kept at the end"),
+                ("-", GREY, "dropped"),
+                ("--", INK, "equal share"),
+            ],
             columns=2,
         )
     table = [["genotype", "round", "weight_over_equal_share", "kept_at_the_end"]]
@@ -123,10 +137,10 @@ def search_curves_picture(records: Sequence[Record]) -> Picture:
             part = [point for point in losses if record["round"] - 1 <= point[0] < record["round"]]
             if part:
                 above.plot(*zip(*part, strict=True), color=BLUE, linewidth=1.5)
-        above.set(ylabel="training loss\\n(nats per token)".replace("\\\\n", "\\n"))
+        above.set(ylabel="training loss\n(nats per token)")
         if valid:
             below.plot(*zip(*valid, strict=True), "o-", color=ORANGE, linewidth=1.5, markersize=4)
-        below.set(xlabel="rounds finished", ylabel="validation\\nperplexity", xlim=(0, None))
+        below.set(xlabel="rounds finished", ylabel="validation\nperplexity", xlim=(0, None))
         mark_whole_numbers(below)
         drawing.align_ylabels()
     table = [["rounds", "train_loss_nats_per_token", "valid_perplexity"]]
@@ -189,7 +203,7 @@ def training_curves_picture(records: Sequence[Record], best: Record) -> Picture:
             marks.append((":", INK, "diverged, rolled back"))
         axes.set(xlabel="epoch", ylabel="perplexity (log scale)")
         mark_whole_numbers(axes)
-        _legend(axes, marks, columns=2, above=True)
+        _legend(axes, marks, columns=2)
     table = [["epoch", "train_perplexity", "valid_perplexity", "averaged", "seconds_so_far"]]
     for (epoch, perplexity), record in zip(train, sound, strict=True):
         table.append([epoch, perplexity, record["valid_perplexity"], record["averaged"], record["seconds_so_far"]])
@@ -210,21 +224,21 @@ def _from_to(what: str, points: Sequence[tuple[int, float]], unit: str) -> str:
 
 def _plain_ticks(axes: Axes) -> None:
     """Perplexities on a logarithmic axis as people write them."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(axes: Axes, marks: Sequence[tuple[str, str, str]], columns: int = 3, above: bool = True) -> None:
+def _legend(axes: Axes, marks: Sequence[tuple[str, str, str]], columns: int = 3) -> None:
     """Explains markers and lines, each (style, colour, text), above the axes so that nothing is covered."""
-    from matplotlib.lines import Line2D
-
     handles = []
     for style, colour, text in marks:
         is_line = style in ("-", "--", ":")
         handles.append(
-            Line2D([], [], linestyle=style if is_line else "", marker="" if is_line else style, color=colour, label=text)
+            Line2D(
+                [], [], linestyle=style if is_line else "", marker="" if is_line else style, color=colour, label=text
+            )
         )
-    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, handlelength=1.4, borderaxespad=0.2)
+    axes.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, handlelength=1.4, borderaxespad=0.2
+    )
