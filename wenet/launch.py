@@ -169,7 +169,18 @@ def _run(
             best = Search(config, corpus, run, console, checkpoint_every, interrupt).run()
     finally:
         console.stop()
+    add_report(run.path, console)
     return SearchResult(config.dataset, Genotype.from_dict(best["genotype"]), best, run.path)
+
+
+def add_report(folder: Path, console: Console) -> None:
+    """Write the report of a run that has ended. The result stands without it, where the disk is full by then."""
+    from wenet.report.write import write_report  # matplotlib takes a second to import
+
+    try:
+        write_report(folder)
+    except WenetError as error:
+        console.say(f"note      no report: {error}")
 
 
 @contextmanager
@@ -315,6 +326,7 @@ def describe_result(result: SearchResult) -> str:
             f"mixture   validation perplexity {best['mixture_valid_perplexity']:.1f}, of all networks of the last "
             "round together",
             "caution   one search, ranked by mixing weights: whether the cell beats a random one was not measured",
+            f"report    {folder}/report.html",
             f"files     {folder}/best.json (the cell), search.jsonl (every round), config.json (settings)",
             "next      " + shlex.join(["wenet-train", result.dataset, "--cell", str(folder), "--preset", "quick"]),
         ]

@@ -19,6 +19,7 @@ from wenet.interrupt import Interrupt
 from wenet.launch import (
     CHECKPOINT_MINUTES,
     SIZE_FLAGS,
+    add_report,
     as_path,
     check_memory,
     default_folder,
@@ -138,6 +139,7 @@ def _run(
             best = Training(config, genotype, corpus, run, console, checkpoint_every, interrupt).run()
     finally:
         console.stop()
+    add_report(run.path, console)
     return TrainResult(best["valid_perplexity"], best["test_perplexity"], best, run.path)
 
 
@@ -169,6 +171,7 @@ def describe_training(result: TrainResult) -> str:
     return "\n".join(
         [
             *lines,
+            f"report      {folder}/report.html",
             f"files       {folder}/best.json (the result), train.jsonl (every epoch), config.json (settings)",
             f"next        wenet-eval {folder}",
         ]

@@ -21,7 +21,7 @@ from wenet.report.figures import (
     PAPER,
     Picture,
     new_drawing,
-    reporting_failed_write,
+    replace_file,
     styled,
 )
 from wenet_kernels import WenetError
@@ -31,6 +31,7 @@ COLOURS = {"tanh": BLUE, "relu": ORANGE, "sigmoid": GREEN, "identity": GREY}
 ROW, SHIFT, BOX_HEIGHT, OUTPUT = 0.42, 0.36, 0.30, 1.0
 BOX_WIDTH, BOX_WIDTH_COMPARED = 1.16, 1.55
 TITLE, NOTE, MARGIN, GAP = 0.3, 0.35, 0.12, 0.4
+CHARACTER = 0.1  # of a title
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,10 @@ def save_picture(picture: Picture, path: Path) -> None:
     Raises:
         WenetError: another kind of file, or it cannot be written.
     """
-    writers = {".svg": picture.write_svg, ".png": picture.write_png}
-    if path.suffix.lower() not in writers:
+    kinds = {".svg": picture.svg_file, ".png": picture.png_file}
+    if path.suffix.lower() not in kinds:
         raise WenetError(f"cannot draw to {path}: name a file that ends in .svg or .png")
-    with reporting_failed_write(path):
-        writers[path.suffix.lower()](path)
+    replace_file(path, kinds[path.suffix.lower()]())
 
 
 Side = tuple[str, Genotype, Mapping[int, int]]  # title, cell, and the partner of each common node
@@ -108,13 +108,20 @@ def _picture(name: str, title: str, sides: list[Side]) -> Picture:
         axes.axis("off")
         left = MARGIN
         for (side_title, genotype, common), layout in zip(sides, layouts, strict=True):
-            axes.text(left, 0.2, side_title, weight="bold", va="center", fontsize=10)
+            heading = shorten(side_title, layout.width(box))
+            axes.text(left, 0.2, heading, weight="bold", va="center", fontsize=10, parse_math=False)
             _CellPainter(axes, genotype, layout, common, left, box).paint()
             left += layout.width(box) + GAP
         if compared:
             note = "bold: the part in common; = N: node N of the other cell"
             axes.text(MARGIN, height - NOTE / 2, note, va="center", fontsize=8.5, color=MUTED)
     return Picture(name, title, _describe(sides), drawing, _table(sides))
+
+
+def shorten(title: str, width: float) -> str:
+    """What of a title fits into so many inches."""
+    most = int(width / CHARACTER)
+    return title if len(title) <= most else title[: most - 1] + "…"
 
 
 class _CellPainter:
@@ -133,7 +140,7 @@ class _CellPainter:
         self._box(0, "0  init", INK)
         for node, (activation, ancestor) in enumerate(self.genotype.recurrent, start=1):
             self._edge(ancestor, node)
-            self._box(node, f"{node}  {activation}", COLOURS[activation])
+            self._box(node, f"{node}  {activation}", COLOURS.get(activation, INK))
 
     def _x(self, node: int) -> float:
         return self.left + SHIFT * self.layout.depth[node]

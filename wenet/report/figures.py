@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import MaxNLocator
 
 from wenet_kernels import WenetError
 
@@ -93,26 +95,21 @@ class Picture:
         head, body = svg.split(">", 1)
         return f"{head} {labels}>{title}{description}{body}"
 
-    def write(self, folder: Path) -> None:
-        """NAME.svg, NAME.png and NAME.csv.
-
-        Raises:
-            WenetError: a file cannot be written.
-        """
-        with reporting_failed_write(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self.write_svg(folder / f"{self.name}.svg")
-            self.write_png(folder / f"{self.name}.png")
-            with open(folder / f"{self.name}.csv", "w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows(self.table)
-
-    def write_svg(self, path: Path) -> None:
+    def svg_file(self) -> bytes:
+        """The same with its own rules for a dark theme, which a page around it would give."""
         head, body = self.svg().split("<desc", 1)
-        path.write_text(f"{head}<style>{dark_theme()}</style><desc{body}", encoding="utf-8")
+        return f"{head}<style>{dark_theme()}</style><desc{body}".encode()
 
-    def write_png(self, path: Path) -> None:
+    def png_file(self) -> bytes:
+        stream = io.BytesIO()
         with styled():
-            self.drawing.savefig(path, dpi=DOTS_PER_INCH, metadata={"Software": None})
+            self.drawing.savefig(stream, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+        return stream.getvalue()
+
+    def csv_file(self) -> bytes:
+        stream = io.StringIO(newline="")
+        csv.writer(stream).writerows(self.table)
+        return stream.getvalue().encode()
 
 
 @contextmanager
@@ -122,17 +119,20 @@ def styled() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def reporting_failed_write(path: Path) -> Iterator[None]:
-    """Turn a failed write into one line.
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file as a whole: whoever reads it meanwhile sees the old one or the new one.
 
     Raises:
-        WenetError: what is written within cannot be.
+        WenetError: it cannot be written.
     """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
     except OSError as error:
-        raise WenetError(f"cannot write {error.filename or path}: {error.strerror or error}") from None
+        partial.unlink(missing_ok=True)
+        raise WenetError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def dark_theme() -> str:
@@ -151,4 +151,4 @@ def new_drawing(height: float, width: float = WIDTH) -> Drawing:
 
 def mark_whole_numbers(axes: Axes) -> None:
     """Ticks of a horizontal axis that counts."""
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=8))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))

@@ -149,13 +149,49 @@ def search_curves_picture(records: Sequence[Record]) -> Picture:
     return Picture("learning", "Learning curves of the mixture", description, drawing, table)
 
 
+def rungs_picture(records: Sequence[Record]) -> Picture:
+    """Standalone perplexity of every cell of every rung of successive halving; those that went on stand out."""
+    points = [
+        (record["round"], cell["perplexity"], place <= (len(record["networks"]) + 1) // 2)
+        for record in records
+        for place, cell in enumerate(record["networks"], start=1)
+        if cell["perplexity"] is not None
+    ]
+    with styled():
+        drawing = new_drawing(3.1)
+        axes = drawing.add_subplot()
+        for kept, colour in ((False, GREY), (True, BLUE)):
+            group = [(rung, perplexity) for rung, perplexity, went_on in points if went_on is kept]
+            if group:
+                axes.plot(*zip(*group, strict=True), "o", color=colour, markersize=4, alpha=0.8)
+        if points:
+            axes.set_yscale("log")
+            _plain_ticks(axes)
+        axes.set(xlabel="rung", ylabel="validation perplexity, standalone")
+        axes.margins(x=0.15)
+        mark_whole_numbers(axes)
+        _legend(axes, [("o", BLUE, "better half, goes on"), ("o", GREY, "dropped")], columns=2)
+    table = [["rung", "rank", "genotype", "perplexity"]]
+    table += [
+        [record["round"], rank, cell["genotype"], cell["perplexity"]]
+        for record in records
+        for rank, cell in enumerate(record["networks"], start=1)
+    ]
+    lowest = [(record["round"], record["valid_perplexity"]) for record in records if record["valid_perplexity"]]
+    description = (
+        f"A point for each cell in each of {len(records)} rungs; from rung to rung half as many are trained twice as "
+        "long. " + _from_to("The lowest perplexity", lowest, "rung")
+    )
+    return Picture("rungs", "Successive halving", description, drawing, table)
+
+
 def audit_picture(audit: Record) -> Picture:
     """Score of the search against perplexity after standalone training; what diverged stands at the upper edge."""
-    cells = audit["networks"]
+    cells, tau = audit["networks"], audit["kendall"]
     finite = [cell["perplexity"] for cell in cells if cell["perplexity"] is not None]
     top = max(finite) + 0.15 * (max(finite) - min(finite) or 1) if finite else 1.0
     with styled():
-        drawing = new_drawing(3.2)
+        drawing = new_drawing(3.4)
         axes = drawing.add_subplot()
         for survivor, marker, colour in ((True, "o", ORANGE), (False, "s", BLUE)):
             group = [cell for cell in cells if cell["survivor"] is survivor]
@@ -164,14 +200,18 @@ def audit_picture(audit: Record) -> Picture:
         for cell in cells:
             if cell["perplexity"] is None:
                 axes.annotate("diverged", (cell["score"], top), (6, 0), textcoords="offset points", va="center")
-        axes.set(xlabel="score by the search (weight / equal share)", ylabel="validation perplexity, standalone")
+        axes.set(xlabel="score by the search", ylabel="validation perplexity, standalone")
         axes.margins(y=0.22)
+        if tau["value"] is not None:
+            found = f"Kendall's tau {tau['value']:.2f}"
+            axes.annotate(found, (1, 1), (-4, -4), "axes fraction", textcoords="offset points", ha="right", va="top")
         _legend(axes, [("o", ORANGE, "kept by the search"), ("s", BLUE, "rejected")], columns=2)
     table = [["genotype", "score", "perplexity", "survivor", "round"]]
     table += [[c["genotype"], c["score"], c["perplexity"], c["survivor"], c["round"]] for c in cells]
     description = (
-        f"{len(cells)} cells as points: across the score that the search gave them, upwards their perplexity after "
-        f"standalone training for {audit['epochs']:g} epochs. Where the search ranks well, points fall to the right."
+        f"{len(cells)} cells as points: across the score that the search gave them (weight over equal share; of "
+        "successive halving the rung reached), upwards their perplexity after standalone training for "
+        f"{audit['epochs']:g} epochs. Where the search ranks well, points fall to the right."
     )
     return Picture("audit", "Score of the search and standalone perplexity", description, drawing, table)
 

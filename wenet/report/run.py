@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wenet.genotype import Genotype
 from wenet_kernels import WenetError
 
 RECORDS = {"search": "search.jsonl", "train": "train.jsonl"}
@@ -35,6 +36,12 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         return self.config["settings"]
+
+    @property
+    def genotype(self) -> Genotype | None:
+        """The winner so far, or the cell in training; None before there is one, and of an LSTM."""
+        stored = self.config["genotype"] if self.kind == "train" else self.best.get("genotype")
+        return None if stored is None else Genotype.from_dict(stored)
 
     @property
     def finished(self) -> bool:
