@@ -168,6 +168,7 @@ def _begin_or_resume(
     common = {
         "data_dir": given.pop("data_dir"),
         "checkpoint_every": given.pop("checkpoint_every"),
+        "tensorboard": given.pop("tensorboard"),
         "console": console,
     }
     folder = given.pop("resume")
@@ -196,6 +197,9 @@ def _run_parser(command: str, description: str, config_class: type[Config], at_e
         metavar="MINUTES",
         default=CHECKPOINT_MINUTES,
         help=f"time between checkpoints (default: %(default)s); one more at the end of each {at_end_of}",
+    )
+    run.add_argument(
+        "--tensorboard", action="store_true", default=False, help="write curves for TensorBoard into the run folder"
     )
     run.add_argument("--quiet", action="store_true", default=False, help="plain lines instead of a progress bar")
     settings = parser.add_argument_group("settings (defaults are those of the preset paper)")

@@ -16,6 +16,7 @@ import torch
 from wenet.checkpoint import RunFolder
 from wenet.config import PRECISIONS, PRESETS, Config, SearchConfig, resolve_config
 from wenet.console import Console, duration, size
+from wenet.curves import require_tensorboard
 from wenet.data import Corpus, batchify, load_corpus
 from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
@@ -49,6 +50,7 @@ def search(
     data_dir: str | Path | None = None,
     checkpoint_every: float = CHECKPOINT_MINUTES,
     console: Console | None = None,
+    tensorboard: bool = False,
     config_file: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> SearchResult:
@@ -61,6 +63,7 @@ def search(
         data_dir: where to look for ptb and wikitext-2 first.
         checkpoint_every: minutes.
         console: where to print; nothing is printed by default.
+        tensorboard: whether to write curves for TensorBoard into the run folder.
         config_file: settings that rank below `settings`.
         settings: any field of `SearchConfig`.
 
@@ -69,6 +72,7 @@ def search(
         Stopped: SIGINT or SIGTERM came; `resume_search` goes on from there.
     """
     console = console or Console(silent=True)
+    require_tensorboard(tensorboard)
     file_settings = dict(config_file or {})
     # The last of these that is given wins; the preset itself may stand in the file too.
     preset = preset or file_settings.pop("preset", None) or default_preset()
@@ -86,7 +90,7 @@ def search(
     settings_file = run_settings("search", config, corpus, data_dir)
     with Interrupt() as interrupt, closing(RunFolder.create(folder, settings_file)) as run:
         _say_header(console, config, corpus, [file_settings, settings])
-        return _run(config, corpus, run, console, checkpoint_every, interrupt)
+        return _run(config, corpus, run, console, checkpoint_every, interrupt, tensorboard)
 
 
 def resume_search(
@@ -95,6 +99,7 @@ def resume_search(
     data_dir: str | Path | None = None,
     checkpoint_every: float = CHECKPOINT_MINUTES,
     console: Console | None = None,
+    tensorboard: bool = False,
 ) -> SearchResult:
     """Continue a search bit-exactly from its last checkpoint.
 
@@ -103,10 +108,11 @@ def resume_search(
         Stopped: as in `search`.
     """
     console = console or Console(silent=True)
+    require_tensorboard(tensorboard)
     with Interrupt() as interrupt, closing(RunFolder.open(Path(folder))) as run:
         config = stored_config(run, "search", resolve_config)
         corpus = take_up(run, config, data_dir, console)
-        return _run(config, corpus, run, console, checkpoint_every, interrupt)
+        return _run(config, corpus, run, console, checkpoint_every, interrupt, tensorboard)
 
 
 def default_preset() -> str:
@@ -161,12 +167,13 @@ def _run(
     console: Console,
     checkpoint_every: float,
     interrupt: Interrupt,
+    tensorboard: bool,
 ) -> SearchResult:
     needed = size(estimate_memory(config, len(corpus.vocabulary)))
     advice = f"about {needed} are needed; lower --batch, {SIZE_FLAGS}"
     try:
         with explaining_out_of_memory(advice), pytorch_products_in(config):
-            best = Search(config, corpus, run, console, checkpoint_every, interrupt).run()
+            best = Search(config, corpus, run, console, checkpoint_every, interrupt, tensorboard).run()
     finally:
         console.stop()
     add_report(run.path, console)

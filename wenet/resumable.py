@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wenet.checkpoint import RunFolder
 from wenet.config import SearchConfig, TrainConfig
 from wenet.console import Console
+from wenet.curves import FOLDER, Curves
 from wenet.interrupt import Interrupt, Stopped
 from wenet.nn import LanguageModel
 from wenet.training import random_tensors
@@ -39,6 +40,7 @@ class ResumableRun(ABC):
         run: takes records and checkpoints.
         checkpoint_every: minutes between checkpoints.
         interrupt: tells when someone asks the run to stop.
+        tensorboard: whether to write curves for TensorBoard into the run folder.
     """
 
     config: SearchConfig | TrainConfig
@@ -46,13 +48,21 @@ class ResumableRun(ABC):
     model: LanguageModel
     optimizer: torch.optim.Optimizer
     h: Tensor | None = None  # [1, M, H]
+    curves: Curves
 
     def __init__(
-        self, device: str, run: RunFolder, console: Console, checkpoint_every: float, interrupt: Interrupt
+        self,
+        device: str,
+        run: RunFolder,
+        console: Console,
+        checkpoint_every: float,
+        interrupt: Interrupt,
+        tensorboard: bool,
     ) -> None:
         self.device = torch.device(device)
         self.folder, self.console, self.interrupt = run, console, interrupt
         self.checkpoint_seconds = 60 * checkpoint_every
+        self.curves_folder = run.path / FOLDER if tensorboard else None
         self._lap_started = self._saved = time.monotonic()
 
     @abstractmethod
