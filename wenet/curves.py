@@ -48,9 +48,7 @@ class Curves:
         self._writer = None if folder is None else _import_writer()(str(folder), purge_step=step, flush_secs=10)
         self._begin_point()
 
-    def window(
-        self, step: int, loss: float, tokens: int, more: Callable[[], Mapping[str, float]] = lambda: {}
-    ) -> None:
+    def window(self, step: int, loss: float, tokens: int, more: Callable[[], Mapping[str, float]] = lambda: {}) -> None:
         """One window of training; `more` is asked for further curves whenever a point is due."""
         if self._writer is None:
             return

@@ -55,7 +55,8 @@ class Training(ResumableRun):
         config: with backend and device resolved.
         genotype: the cell that `config.cell` names; None where that is an LSTM.
         corpus: its test part is read once, at the end.
-        run, console, checkpoint_every, interrupt, tensorboard: as in `Search`; one more checkpoint is written after each epoch.
+        run, console, checkpoint_every, interrupt, tensorboard: as in `Search`; one more checkpoint is written after
+            each epoch.
     """
 
     def __init__(

@@ -26,10 +26,10 @@ def curves(folder) -> dict[str, list[tuple[int, float]]]:
 
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0})
     events.Reload()
-    names = events.Tags()
-    scalars = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names["scalars"]}
-    histograms = {name: [(e.step, e.histogram_value.num) for e in events.Histograms(name)] for name in names["histograms"]}
-    return scalars | histograms
+    scalars = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    return scalars | {
+        name: [(e.step, e.histogram_value.num) for e in events.Histograms(name)] for name in events.Tags()["histograms"]
+    }
 
 
 def records(folder, name) -> list[dict]:

@@ -27,7 +27,7 @@ from wenet.report.figures import (
 from wenet_kernels import WenetError
 
 COLOURS = {"tanh": BLUE, "relu": ORANGE, "sigmoid": GREEN, "identity": GREY}
-# Inches: distance of two rows, shift to the right from a node to those that read it, boxes, from the boxes to the right.
+# Inches: from row to row, from a node to the right to those that read it, boxes, what stands right of the boxes.
 ROW, SHIFT, BOX_HEIGHT, OUTPUT = 0.42, 0.36, 0.30, 1.0
 BOX_WIDTH, BOX_WIDTH_COMPARED = 1.16, 1.55
 TITLE, NOTE, MARGIN, GAP = 0.3, 0.35, 0.12, 0.4

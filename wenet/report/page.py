@@ -80,9 +80,7 @@ def _summary(run: Run, live: bool) -> str:
 
 def _figure(picture: Picture, run: Run) -> str:
     controls = _round_control(run) if picture.name == "weights" else ""
-    links = " ".join(
-        f'<a href="{FIGURES}/{picture.name}.{kind}">{kind.upper()}</a>' for kind in ("svg", "png", "csv")
-    )
+    links = " ".join(f'<a href="{FIGURES}/{picture.name}.{kind}">{kind.upper()}</a>' for kind in ("svg", "png", "csv"))
     return (
         f"{controls}<figure>{picture.svg()}<figcaption>{escape(picture.description)} "
         f'<span class="files">As a file: {links}</span></figcaption></figure>'

@@ -15,7 +15,6 @@ from wenet.report.figures import (
     GREEN,
     GREY,
     INK,
-    MUTED,
     ORANGE,
     PAPER,
     Picture,

@@ -14,6 +14,7 @@ from wenet.genotypes import PUBLISHED
 from wenet.report.run import Run
 
 Row = tuple[str, ...]
+UNKNOWN = "-"
 CLOSE = 1.05  # ratio of two weights below which the page warns that they are nearly equal
 
 
@@ -83,7 +84,8 @@ def _audit_summary(audit: dict[str, Any]) -> Iterator[str]:
     found, kept, rejected = audit["kendall"], audit["survivors"], audit["rejected"]
     yield (
         f"The audit trained {audit['cells']} of the cells standalone for {audit['epochs']:g} epochs. Kendall's tau of "
-        f"score and falling perplexity, 1 in full agreement and 0 by chance, is {_interval(found, audit)}. {_verdict(found)}"
+        "score and falling perplexity, 1 in full agreement and 0 by chance, is "
+        f"{_interval(found, audit)}. {_verdict(found)}"
     )
     yield (
         f"The cells that the search kept reach {_spread(kept)}, a sample of those it rejected {_spread(rejected)}; "
@@ -127,7 +129,7 @@ def _search_caveats(run: Run) -> Iterator[str]:
         yield f"The first cell's weight is only {ratio:.1%} above the second's: they may as well change places."
     if settings.get("runs", 1) == 1:
         yield "This is one search with one seed. Another seed draws other cells, and may rank the same ones otherwise."
-    yield from _about_preset(run, "a first look: the paper searches 10,000 cells, 100 new ones a round, hidden size 200")
+    yield from _about_preset(run, "a first look: the paper searches 10,000 cells, each of hidden size 200")
 
 
 def _how_to_measure(run: Run) -> str:
@@ -240,14 +242,16 @@ def kept_rows(run: Run) -> list[Row]:
     rows = []
     for rank, network in enumerate(record["networks"][: run.settings["seeds"]], start=1):
         weight, cell = network["weight"], network["genotype"]
-        of_weight = ("–", "–") if weight is None else (f"{weight:.4f}", f"{weight / record['uniform_weight']:.2f}")
+        of_weight = (
+            (UNKNOWN, UNKNOWN) if weight is None else (f"{weight:.4f}", f"{weight / record['uniform_weight']:.2f}")
+        )
         perplexity = network.get("perplexity", audited.get(cell))
         rows.append((str(rank), *of_weight, str(network["rounds_kept"]), _or_dash(perplexity), cell))
     return rows
 
 
 def _or_dash(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+    return UNKNOWN if value is None else f"{value:.1f}"
 
 
 RUN_COLUMNS = ("run", "standalone perplexity", "cell")

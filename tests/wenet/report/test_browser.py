@@ -97,18 +97,23 @@ def test_all_can_be_reached_by_keyboard(look):
     assert {"A ", "INPUT ", "SUMMARY ", "DIV table", "PRE "} <= reached
 
 
+def rgb(colour: str) -> str:
+    """A colour as browsers report it."""
+    return f"rgb({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))})"
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colours_follow_the_reader(look, theme):
     page = look("search", color_scheme=theme)
-    expected = [tuple(int(PALETTE[name][theme == "dark"][i : i + 2], 16) for i in (1, 3, 5)) for name in ("paper", "ink")]
+    paper, ink = (rgb(PALETTE[name][theme == "dark"]) for name in ("paper", "ink"))
     for element, style, colour in (
-        ("html", "backgroundColor", expected[0]),
-        ("body", "color", expected[1]),
-        ("#weights-patch_1 path", "fill", expected[0]),
-        ("#weights svg text", "fill", expected[1]),
+        ("html", "backgroundColor", paper),
+        ("body", "color", ink),
+        ("#weights-patch_1 path", "fill", paper),
+        ("#weights svg text", "fill", ink),
     ):
         found = page.evaluate(f"getComputedStyle(document.querySelector('{element}')).{style}")
-        assert found == f"rgb({', '.join(map(str, colour))})", element
+        assert found == colour, element
 
 
 def test_without_scripts_the_last_round_shows(look):

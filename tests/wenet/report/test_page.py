@@ -17,7 +17,7 @@ from wenet.report.run import read_run
 from wenet.report.words import caveats, command, summary
 from wenet.report.write import follow_report, pictures_of, write_report
 
-from ..helpers import TINY
+from ..helpers import TINY, results
 from .runs import add_audit, copy_run, edit_json, make_baseline, make_several, read_records, write_records
 
 SEARCH_FIGURES = ["cell", "weights", "trajectories", "learning"]
@@ -97,8 +97,7 @@ def test_the_command_gives_the_run_again(searched, trained, tmp_path):
         assert words[0] == f"wenet-{read_run(run).kind}"
         again = tmp_path / words[0]
         assert main([*words[1:], "--out", str(again)]) == 0
-        costs = ("seconds_so_far", "peak_memory_bytes")
-        first, second = ([{k: r[k] for k in r if k not in costs} for r in read_records(x, records)] for x in (run, again))
+        first, second = results(run, records), results(again, records)
         assert first == second
         assert json.loads((run / "config.json").read_text()) == json.loads((again / "config.json").read_text())
 
