@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ class Picture:
     drawing: Drawing
     table: Sequence[Sequence[Any]]
 
+    @cached_property
     def svg(self) -> str:
         """An SVG element with a text alternative; every id in it begins with the name of the figure."""
         stream = io.StringIO()
@@ -97,7 +99,7 @@ class Picture:
 
     def svg_file(self) -> bytes:
         """The same with its own rules for a dark theme, which a page around it would give."""
-        head, body = self.svg().split("<desc", 1)
+        head, body = self.svg.split("<desc", 1)
         return f"{head}<style>{dark_theme()}</style><desc{body}".encode()
 
     def png_file(self) -> bytes:

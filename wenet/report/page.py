@@ -14,6 +14,7 @@ from wenet.report.run import Run
 
 FIGURES = "figures"  # the folder beside the page that holds them as files
 RELOAD_SECONDS = 15
+Section = tuple[str, str, str]  # id, title, HTML
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
@@ -24,10 +25,10 @@ def report_page(run: Run, pictures: Sequence[Picture], live: bool = False) -> st
         live: whether it is written again and again, so that whoever looks at it wants it read again.
     """
     sections = [
-        _section("summary", "Summary", _summary(run, live)),
-        *(_section(picture.name, picture.title, _figure(picture, run)) for picture in pictures),
+        ("summary", "Summary", _summary(run, live)),
+        *((picture.name, picture.title, _figure(picture, run)) for picture in pictures),
         *_tables(run),
-        _section("again", "How to run it again", _how_to_run_again(run)),
+        ("again", "How to run it again", _how_to_run_again(run)),
     ]
     contents = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title, _ in sections)
     body = "".join(
@@ -46,13 +47,6 @@ def report_page(run: Run, pictures: Sequence[Picture], live: bool = False) -> st
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav></header><main>{body}</main>'
         f"<script>{_resource('page.js')}</script></body></html>\n"
     )
-
-
-Section = tuple[str, str, str]  # id, title, HTML
-
-
-def _section(name: str, title: str, content: str) -> Section:
-    return name, title, content
 
 
 def _style() -> str:
@@ -82,7 +76,7 @@ def _figure(picture: Picture, run: Run) -> str:
     controls = _round_control(run) if picture.name == "weights" else ""
     links = " ".join(f'<a href="{FIGURES}/{picture.name}.{kind}">{kind.upper()}</a>' for kind in ("svg", "png", "csv"))
     return (
-        f"{controls}<figure>{picture.svg()}<figcaption>{escape(picture.description)} "
+        f"{controls}<figure>{picture.svg}<figcaption>{escape(picture.description)} "
         f'<span class="files">As a file: {links}</span></figcaption></figure>'
     )
 
@@ -109,18 +103,15 @@ def _round_control(run: Run) -> str:
 
 def _tables(run: Run) -> list[Section]:
     sections = []
-    if run.kind == "search":
-        if run.records:
-            rows = words.kept_rows(run)
-            sections.append(_section("kept", "Cells kept at the end", _table(words.KEPT_COLUMNS, rows)))
-        if run.best.get("runs"):
-            sections.append(_section("runs", "Winners of the runs", _runs(run)))
-    elif run.records:
-        sections.append(_section("epochs", "Epochs", _folded(_table(words.EPOCH_COLUMNS, words.epoch_rows(run)))))
+    if run.kind == "search" and run.records:
+        sections.append(("kept", "Cells kept at the end", _table(words.KEPT_COLUMNS, words.kept_rows(run))))
+    if run.best.get("runs"):
+        sections.append(("runs", "Winners of the runs", _runs(run)))
+    if run.kind == "train" and run.records:
+        sections.append(("epochs", "Epochs", _folded(_table(words.EPOCH_COLUMNS, words.epoch_rows(run)))))
     settings = _folded(_table(("setting", "value", "meaning"), words.setting_rows(run)))
-    sections.append(_section("settings", "Settings", settings))
-    sections.append(_section("cost", "Machine, versions, cost", _table(("what", "value"), words.machine_and_cost(run))))
-    return sections
+    cost = _table(("what", "value"), words.machine_and_cost(run))
+    return [*sections, ("settings", "Settings", settings), ("cost", "Machine, versions, cost", cost)]
 
 
 def _runs(run: Run) -> str:

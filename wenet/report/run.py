@@ -47,6 +47,8 @@ class Run:
     def finished(self) -> bool:
         if self.kind == "train":
             return self.best.get("test_perplexity") is not None
+        if self.settings.get("runs", 1) > 1:
+            return bool(self.best)  # written once all runs are ranked
         done = bool(self.best) and self.best["rounds"] >= self.best["rounds_planned"]
         return done and (self.audit is not None or not self.settings.get("audit"))
 

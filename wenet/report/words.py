@@ -14,7 +14,7 @@ from wenet.genotypes import PUBLISHED
 from wenet.report.run import Run
 
 Row = tuple[str, ...]
-UNKNOWN = "-"
+UNKNOWN = "-"  # in a table
 CLOSE = 1.05  # ratio of two weights below which the page warns that they are nearly equal
 
 
@@ -227,9 +227,9 @@ def _cell_as_text(run: Run) -> str:
     return cell if run.genotype is None or cell in PUBLISHED else str(run.genotype)
 
 
-def number(value: float | None, places: int = 2) -> str:
-    """A figure that may be undefined, or that of a cell that diverged."""
-    return "undefined" if value is None else f"{value:.{places}f}"
+def number(value: float | None, places: int = 2, missing: str = "undefined") -> str:
+    """A figure, or what it means that there is none."""
+    return missing if value is None else f"{value:.{places}f}"
 
 
 KEPT_COLUMNS = ("rank", "weight", "times equal share", "earlier rounds", "standalone perplexity", "cell")
@@ -242,16 +242,11 @@ def kept_rows(run: Run) -> list[Row]:
     rows = []
     for rank, network in enumerate(record["networks"][: run.settings["seeds"]], start=1):
         weight, cell = network["weight"], network["genotype"]
-        of_weight = (
-            (UNKNOWN, UNKNOWN) if weight is None else (f"{weight:.4f}", f"{weight / record['uniform_weight']:.2f}")
-        )
+        share = None if weight is None else weight / record["uniform_weight"]
         perplexity = network.get("perplexity", audited.get(cell))
-        rows.append((str(rank), *of_weight, str(network["rounds_kept"]), _or_dash(perplexity), cell))
+        figures = (number(weight, 4, UNKNOWN), number(share, 2, UNKNOWN), str(network["rounds_kept"]))
+        rows.append((str(rank), *figures, number(perplexity, 1, UNKNOWN), cell))
     return rows
-
-
-def _or_dash(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.1f}"
 
 
 RUN_COLUMNS = ("run", "standalone perplexity", "cell")

@@ -14,6 +14,7 @@ from wenet.report.run import FILES, Run, read_run
 from wenet.report.words import status
 
 PAGE = "report.html"
+WATCHED = [*FILES, *(f"run-*/{name}" for name in FILES)]
 LOOK_SECONDS = 2.0  # between two looks at the files of a run that goes on
 
 
@@ -45,7 +46,7 @@ def follow_report(folder: Path, console: Console) -> None:
     """
     seen = None
     while True:
-        found = [path.stat().st_mtime_ns for name in FILES if (path := folder / name).exists()]
+        found = [path.stat().st_mtime_ns for name in WATCHED for path in sorted(folder.glob(name))]
         if found != seen:
             seen = found
             run = write_report(folder, live=True)

@@ -27,7 +27,7 @@ def test_no_line_crosses_a_box(genotype):
 
 
 def test_a_cell_as_svg():
-    svg = cell_picture(DARTS_V2, "darts-v2 & $more$").svg()
+    svg = cell_picture(DARTS_V2, "darts-v2 & $more$").svg
     root = ET.fromstring(svg)
     assert root.attrib["role"] == "img"
     labels = root.attrib["aria-labelledby"].split()

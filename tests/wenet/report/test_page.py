@@ -203,7 +203,7 @@ def test_text_of_the_user_stays_text(searched, tmp_path):
 def test_every_colour_of_a_figure_has_one_for_the_dark(searched):
     light = {colours[0] for colours in PALETTE.values()}
     for picture in pictures_of(read_run(searched)):
-        assert set(re.findall(r"#[0-9a-f]{6}\b", picture.svg())) <= light
+        assert set(re.findall(r"#[0-9a-f]{6}\b", picture.svg)) <= light
 
 
 def test_a_long_search_stays_a_page_of_some_megabytes(searched, tmp_path):
