@@ -8,10 +8,9 @@ if (rounds) {
     document.getElementById("round-text").textContent = chosen.text;
     slider.setAttribute("aria-valuetext", `round ${chosen.round}`);
     for (const shape of document.querySelectorAll('[id^="weights-round-"]')) {
-      const opacity = shape.id.startsWith(`weights-round-${chosen.round}-`) ? 1 : 0;
-      for (const path of shape.querySelectorAll("path")) {
-        Object.assign(path.style, { opacity, fillOpacity: opacity, strokeOpacity: opacity });
-      }
+      const shown = shape.id.startsWith(`weights-round-${chosen.round}-`);
+      shape.classList.toggle("shown", shown);
+      shape.classList.toggle("hidden", !shown);
     }
   };
   slider.addEventListener("input", show);

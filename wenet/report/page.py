@@ -69,7 +69,7 @@ def _summary(run: Run, live: bool) -> str:
         f'<p><label><input type="checkbox" id="reload" checked data-seconds="{RELOAD_SECONDS}"> '
         f"read this page again every {RELOAD_SECONDS} seconds</label></p>"
     )
-    return f'{reload if live else ""}{paragraphs}{cell}<h3>Mind</h3><ul class="caveats">{cautions}</ul>'
+    return f'{reload if live else ""}{paragraphs}{cell}<h3>Caveats</h3><ul class="caveats">{cautions}</ul>'
 
 
 def _figure(picture: Picture, run: Run) -> str:
@@ -104,7 +104,7 @@ def _round_control(run: Run) -> str:
 def _tables(run: Run) -> list[Section]:
     sections = []
     if run.kind == "search" and run.records:
-        sections.append(("kept", "Cells kept at the end", _table(words.KEPT_COLUMNS, words.kept_rows(run))))
+        sections.append(("kept", "Cells kept at the end", _table(*words.kept_table(run))))
     if run.best.get("runs"):
         sections.append(("runs", "Winners of the runs", _runs(run)))
     if run.kind == "train" and run.records:
@@ -122,8 +122,9 @@ def _runs(run: Run) -> str:
 
 
 def _how_to_run_again(run: Run) -> str:
+    command = escape(" \\\n    ".join(words.command(run)))
     return (
-        f"<pre tabindex=0><code>{escape(words.command(run))}</code></pre><p>With the versions above, the same text and "
+        f"<pre tabindex=0><code>{command}</code></pre><p>With the versions above, the same text and "
         "as many threads it gives the same result to the last bit; elsewhere figures differ in the last digits, and a "
         f"different cell may win. This page is written anew by <code>wenet-report {escape(str(run.path))}</code>.</p>"
     )

@@ -24,6 +24,7 @@ from wenet.report.figures import (
 )
 
 Record = dict[str, Any]
+MOST_MARKED = 30  # rounds; points on the lines of more of them run together
 MOST_ROUNDS = 100  # among which the page goes from one to the next; of a longer search every second, third, ...
 
 
@@ -88,7 +89,8 @@ def trajectories_picture(records: Sequence[Record], seeds: int) -> Picture:
         axes = drawing.add_subplot()
         for genotype in sorted(kept_once, key=lambda cell: (cell == last[0], cell in last)):
             colour, width = _standing(genotype, last)
-            axes.plot(*zip(*paths[genotype], strict=True), "o-", color=colour, linewidth=width, markersize=2 + width)
+            style = "o-" if len(records) <= MOST_MARKED else "-"
+            axes.plot(*zip(*paths[genotype], strict=True), style, color=colour, linewidth=width, markersize=2 + width)
         axes.axhline(1, color=INK, linewidth=1, linestyle="--")
         axes.set(xlabel="round", ylabel="weight / equal share")
         mark_whole_numbers(axes)
@@ -201,8 +203,8 @@ def audit_picture(audit: Record) -> Picture:
                 axes.annotate("diverged", (cell["score"], top), (6, 0), textcoords="offset points", va="center")
         axes.set(xlabel="score by the search", ylabel="validation perplexity, standalone")
         axes.margins(y=0.22)
-        if tau["value"] is not None:
-            found = f"Kendall's tau {tau['value']:.2f}"
+        if tau["low"] is not None:
+            found = f"Kendall's tau {tau['value']:.2f} ({tau['low']:.2f} to {tau['high']:.2f})"
             axes.annotate(found, (1, 1), (-4, -4), "axes fraction", textcoords="offset points", ha="right", va="top")
         _legend(axes, [("o", ORANGE, "kept by the search"), ("s", BLUE, "rejected")], columns=2)
     table = [["genotype", "score", "perplexity", "survivor", "round"]]

@@ -190,7 +190,8 @@ def machine_and_cost(run: Run) -> list[Row]:
     tokens = sum(record["tokens"] for record in run.records)
     if tokens:
         seconds = max(run.records[-1]["seconds_so_far"], 1e-3)
-        rows.append(("training tokens", f"{tokens:,}, {tokens / seconds:,.0f} a second with validation counted in"))
+        rows.append(("training tokens", f"{tokens:,}"))
+        rows.append(("throughput", f"{tokens / seconds:,.0f} training tokens a second, validation counted in"))
     return rows
 
 
@@ -204,21 +205,24 @@ def setting_rows(run: Run) -> list[Row]:
     ]
 
 
-def command(run: Run) -> str:
-    """The command that gives this run again."""
+def command(run: Run) -> list[str]:
+    """The command that gives this run again: its name with the text, then flag by flag."""
     settings = run.settings
     if run.kind == "search":
         usual = resolve_config(settings["preset"]).to_dict()
-    else:
+    else:  # the preset depends on these
         given = {name: settings[name] for name in ("dataset", "cell", "softmax")}
         usual = {**resolve_train_config(settings["preset"], given).to_dict(), "cell": None, "softmax": "tied"}
-    words = [f"wenet-{run.kind}", settings["dataset"], "--preset", settings["preset"]]
-    for name, value in settings.items():
-        if name not in ("dataset", "preset") and value is not None and value != usual.get(name):
-            words += [flag(name), _cell_as_text(run) if name == "cell" else str(value)]
+    flags = {
+        name: _cell_as_text(run) if name == "cell" else value
+        for name, value in settings.items()
+        if name not in ("dataset", "preset") and value is not None and value != usual.get(name)
+    }
+    flags = {"preset": settings["preset"], **flags}
     if run.config["data_dir"] is not None:
-        words += ["--data-dir", run.config["data_dir"]]
-    return shlex.join(words)
+        flags["data_dir"] = run.config["data_dir"]
+    begin = shlex.join([f"wenet-{run.kind}", settings["dataset"]])
+    return [begin, *(shlex.join([flag(name), str(value)]) for name, value in flags.items())]
 
 
 def _cell_as_text(run: Run) -> str:
@@ -232,21 +236,20 @@ def number(value: float | None, places: int = 2, missing: str = "undefined") -> 
     return missing if value is None else f"{value:.{places}f}"
 
 
-KEPT_COLUMNS = ("rank", "weight", "times equal share", "earlier rounds", "standalone perplexity", "cell")
-
-
-def kept_rows(run: Run) -> list[Row]:
-    """The cells that the last round kept, those of the audit with their perplexity."""
+def kept_table(run: Run) -> tuple[Row, list[Row]]:
+    """Columns and rows: the cells that the last round kept, with their standalone perplexity where it is known."""
     record = run.records[-1]
-    audited = {} if run.audit is None else {cell["genotype"]: cell["perplexity"] for cell in run.audit["networks"]}
+    known = {} if run.audit is None else {cell["genotype"]: cell["perplexity"] for cell in run.audit["networks"]}
+    known |= {cell["genotype"]: cell["perplexity"] for cell in record["networks"] if "perplexity" in cell}
     rows = []
     for rank, network in enumerate(record["networks"][: run.settings["seeds"]], start=1):
         weight, cell = network["weight"], network["genotype"]
         share = None if weight is None else weight / record["uniform_weight"]
-        perplexity = network.get("perplexity", audited.get(cell))
-        figures = (number(weight, 4, UNKNOWN), number(share, 2, UNKNOWN), str(network["rounds_kept"]))
-        rows.append((str(rank), *figures, number(perplexity, 1, UNKNOWN), cell))
-    return rows
+        figures = [number(weight, 4, UNKNOWN), number(share, 2, UNKNOWN), str(network["rounds_kept"])]
+        perplexity = [number(known.get(cell), 1, UNKNOWN)] if known else []
+        rows.append((str(rank), *figures, *perplexity, cell))
+    columns = ("rank", "weight", "equal shares", "earlier rounds", *["standalone perplexity"] * bool(known), "cell")
+    return columns, rows
 
 
 RUN_COLUMNS = ("run", "standalone perplexity", "cell")

@@ -28,7 +28,7 @@ def write_records(run: Path, records: list[dict], name: str = "search.jsonl") ->
 
 def add_audit(run: Path, low: float = -0.2) -> None:
     """Five cells, the last of which diverged."""
-    networks = read_records(run)[-1]["networks"]
+    networks = [network for record in reversed(read_records(run)) for network in record["networks"]][:5]
     cells = [
         {
             "genotype": network["genotype"],

@@ -105,12 +105,13 @@ def rgb(colour: str) -> str:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colours_follow_the_reader(look, theme):
     page = look("search", color_scheme=theme)
-    paper, ink = (rgb(PALETTE[name][theme == "dark"]) for name in ("paper", "ink"))
+    paper, ink, blue = (rgb(PALETTE[name][theme == "dark"]) for name in ("paper", "ink", "blue"))
     for element, style, colour in (
         ("html", "backgroundColor", paper),
         ("body", "color", ink),
         ("#weights-patch_1 path", "fill", paper),
         ("#weights svg text", "fill", ink),
+        ("#weights-round-3-kept path", "fill", blue),
     ):
         found = page.evaluate(f"getComputedStyle(document.querySelector('{element}')).{style}")
         assert found == colour, element
