@@ -45,7 +45,7 @@ class Curves:
     """
 
     def __init__(self, folder: Path | None, step: int) -> None:
-        self._writer = None if folder is None else _import_writer()(str(folder), purge_step=step, flush_secs=10)
+        self._writer = None if folder is None else _import_writer()(str(folder), purge_step=step + 1, flush_secs=10)
         self._begin_point()
 
     def window(self, step: int, loss: float, tokens: int, more: Callable[[], Mapping[str, float]] = lambda: {}) -> None:
