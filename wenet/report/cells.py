@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def save_picture(picture: Picture, path: Path) -> None:
 Side = tuple[str, Genotype, Mapping[int, int]]  # title, cell, and the partner of each common node
 
 
-def _picture(name: str, title: str, sides: list[Side]) -> Picture:
+def _picture(name: str, title: str, sides: Sequence[Side]) -> Picture:
     compared = len(sides) > 1
     box = BOX_WIDTH_COMPARED if compared else BOX_WIDTH
     layouts = [Layout.of(genotype) for _, genotype, _ in sides]
@@ -199,7 +199,7 @@ class _CellPainter:
         self.axes.annotate("", end, start, arrowprops=style, zorder=2)
 
 
-def _describe(sides: list[Side]) -> str:
+def _describe(sides: Sequence[Side]) -> str:
     """In words; of two cells with what each common node is in the other."""
     sentences = []
     for title, genotype, common in sides:
@@ -213,7 +213,7 @@ def _describe(sides: list[Side]) -> str:
     return " ".join(sentences)
 
 
-def _table(sides: list[Side]) -> list[list[object]]:
+def _table(sides: Sequence[Side]) -> list[list[object]]:
     header: list[object] = ["cell", "node", "activation", "ancestor", "averaged", "node of the other cell"]
     rows: list[list[object]] = [
         [title, node, activation, ancestor, int(node in genotype.concat), common.get(node, "")]

@@ -24,6 +24,7 @@ from wenet.report.figures import (
 )
 
 Record = dict[str, Any]
+Table = list[list[Any]]
 MOST_MARKED = 30  # rounds; points on the lines of more of them run together
 MOST_ROUNDS = 100  # among which the page goes from one to the next; of a longer search every second, third, ...
 
@@ -44,7 +45,7 @@ def weights_picture(records: Sequence[Record], seeds: int) -> Picture:
         for record in shown_rounds(records):
             _weights_of_round(axes, record, seeds, shown=record is records[-1])
         _legend(axes, [("s", BLUE, "kept"), ("s", GREY, "dropped"), ("-", INK, "equal share")])
-    table = [["round", "rank", "genotype", "weight", "equal_share", "rounds_kept_before", "kept"]]
+    table: Table = [["round", "rank", "genotype", "weight", "equal_share", "rounds_kept_before", "kept"]]
     table += [
         [record["round"], rank, n["genotype"], n["weight"], record["uniform_weight"], n["rounds_kept"], rank <= seeds]
         for record in records
@@ -105,7 +106,7 @@ def trajectories_picture(records: Sequence[Record], seeds: int) -> Picture:
             ],
             columns=2,
         )
-    table = [["genotype", "round", "weight_over_equal_share", "kept_at_the_end"]]
+    table: Table = [["genotype", "round", "weight_over_equal_share", "kept_at_the_end"]]
     table += [[cell, number, share, cell in last] for cell in kept_once for number, share in paths[cell]]
     shares = paths[last[0]]
     description = (
@@ -144,7 +145,7 @@ def search_curves_picture(records: Sequence[Record]) -> Picture:
         below.set(xlabel="rounds finished", ylabel="validation\nperplexity", xlim=(0, None))
         mark_whole_numbers(below)
         drawing.align_ylabels()
-    table = [["rounds", "train_loss_nats_per_token", "valid_perplexity"]]
+    table: Table = [["rounds", "train_loss_nats_per_token", "valid_perplexity"]]
     table += [[rounds, loss, ""] for rounds, loss in losses] + [[number, "", value] for number, value in valid]
     description = f"Two curves over {len(records)} rounds. " + _from_to("Validation perplexity", valid, "round")
     return Picture("learning", "Learning curves of the mixture", description, drawing, table)
@@ -172,7 +173,7 @@ def rungs_picture(records: Sequence[Record]) -> Picture:
         axes.margins(x=0.15)
         mark_whole_numbers(axes)
         _legend(axes, [("o", BLUE, "better half, goes on"), ("o", GREY, "dropped")], columns=2)
-    table = [["rung", "rank", "genotype", "perplexity"]]
+    table: Table = [["rung", "rank", "genotype", "perplexity"]]
     table += [
         [record["round"], rank, cell["genotype"], cell["perplexity"]]
         for record in records
@@ -207,7 +208,7 @@ def audit_picture(audit: Record) -> Picture:
             found = f"Kendall's tau {tau['value']:.2f} ({tau['low']:.2f} to {tau['high']:.2f})"
             axes.annotate(found, (1, 1), (-4, -4), "axes fraction", textcoords="offset points", ha="right", va="top")
         _legend(axes, [("o", ORANGE, "kept by the search"), ("s", BLUE, "rejected")], columns=2)
-    table = [["genotype", "score", "perplexity", "survivor", "round"]]
+    table: Table = [["genotype", "score", "perplexity", "survivor", "round"]]
     table += [[c["genotype"], c["score"], c["perplexity"], c["survivor"], c["round"]] for c in cells]
     description = (
         f"{len(cells)} cells as points: across the score that the search gave them (weight over equal share; of "
@@ -245,7 +246,7 @@ def training_curves_picture(records: Sequence[Record], best: Record) -> Picture:
         axes.set(xlabel="epoch", ylabel="perplexity (log scale)")
         mark_whole_numbers(axes)
         _legend(axes, marks, columns=2)
-    table = [["epoch", "train_perplexity", "valid_perplexity", "averaged", "seconds_so_far"]]
+    table: Table = [["epoch", "train_perplexity", "valid_perplexity", "averaged", "seconds_so_far"]]
     for (epoch, perplexity), record in zip(train, sound, strict=True):
         table.append([epoch, perplexity, record["valid_perplexity"], record["averaged"], record["seconds_so_far"]])
     description = f"Curves over {len(records)} epochs. " + _from_to("Validation perplexity", valid, "epoch")
@@ -270,7 +271,7 @@ def _plain_ticks(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(axes: Axes, marks: Sequence[tuple[str, str, str]], columns: int = 3) -> None:
+def _legend(axes: Axes, marks: Sequence[tuple[Any, str, str]], columns: int = 3) -> None:
     """Explains markers and lines, each (style, colour, text), above the axes so that nothing is covered."""
     handles = []
     for style, colour, text in marks:
