@@ -4,9 +4,11 @@ from importlib.metadata import version
 
 from wenet import genotypes, nn
 from wenet.evaluate import evaluate
+from wenet.export import export
 from wenet.genotype import Genotype, random_genotypes
-from wenet.launch import SearchResult, resume_search, search
+from wenet.launch_search import SearchResult, resume_search, search
 from wenet.launch_train import TrainResult, resume_train, train
+from wenet.rank import rank_cells
 from wenet_kernels import WenetError
 
 __version__ = version("wenet-rnn")
@@ -17,9 +19,11 @@ __all__ = [
     "TrainResult",
     "WenetError",
     "evaluate",
+    "export",
     "genotypes",
     "nn",
     "random_genotypes",
+    "rank_cells",
     "resume_search",
     "resume_train",
     "search",

@@ -16,12 +16,15 @@ from wenet.config import Config, SearchConfig, TrainConfig, flag, read_config_fi
 from wenet.console import Console
 from wenet.evaluate import SETTINGS as EVAL_SETTINGS
 from wenet.evaluate import evaluate
+from wenet.export import SUFFIXES, describe_export, export
 from wenet.genotype import random_genotypes
 from wenet.genotypes import PUBLISHED, load_genotype
 from wenet.interrupt import Stopped
-from wenet.launch import CHECKPOINT_MINUTES, describe_result, resume_search, search
+from wenet.launch import CHECKPOINT_MINUTES
+from wenet.launch_search import describe_result, resume_search, search
 from wenet.launch_train import describe_training, resume_train, train
-from wenet_kernels import WenetError
+from wenet.rank import describe_ranking, rank_cells
+from wenet_kernels import FORMS, WenetError
 
 Result = TypeVar("Result")
 
@@ -53,6 +56,11 @@ def cell_main(arguments: Sequence[str] | None = None) -> int:
     return _reporting("wenet-cell", _cell, arguments)
 
 
+def rank_main(arguments: Sequence[str] | None = None) -> int:
+    """The command `wenet-rank`."""
+    return _reporting("wenet-rank", _rank, arguments)
+
+
 def report_main(arguments: Sequence[str] | None = None) -> int:
     """The command `wenet-report`."""
     return _reporting("wenet-report", _report, arguments)
@@ -66,7 +74,8 @@ def _reporting(command: str, run: Callable[[Sequence[str] | None], None], argume
         print(f"{command}: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"{command}: stopped; continue with: {command} --resume {stopped.folder}", file=sys.stderr)
+        again = "the same command" if command == "wenet-rank" else f"{command} --resume {stopped.folder}"
+        print(f"{command}: stopped; continue with: {again}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
@@ -84,7 +93,7 @@ def _search(arguments: Sequence[str] | None) -> None:
         SearchConfig,
         at_end_of="round",
     )
-    console, result = _begin_or_resume(parser, arguments, search, resume_search)
+    console, result = _begin_or_resume(parser, arguments, search, resume_search, resumed_with=("audit", "audit_epochs"))
     console.say(describe_result(result))
 
 
@@ -147,22 +156,26 @@ def _taken(prefix: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise ValueError
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
 
 
 def _share(text: str) -> float:
-    share = float(text)
+    share = _number(text)
     if not 0 < share < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text!r}")
     return share
 
 
 def _begin_or_resume(
-    parser: _Parser, arguments: Sequence[str] | None, begin: Callable[..., Result], resume: Callable[..., Result]
+    parser: _Parser,
+    arguments: Sequence[str] | None,
+    begin: Callable[..., Result],
+    resume: Callable[..., Result],
+    resumed_with: Sequence[str] = (),
 ) -> tuple[Console, Result]:
+    """What a command does with its flags; `resumed_with` are the settings that a resumed run takes, too."""
     given = vars(parser.parse_args(arguments))
     console = Console(quiet=given.pop("quiet"))
     common = {
@@ -175,6 +188,7 @@ def _begin_or_resume(
     if folder is None:
         file = given.pop("config", None)
         return console, begin(config_file=read_config_file(file) if file else None, **common, **given)
+    common |= {name: given.pop(name) for name in resumed_with if name in given}
     if given:
         raise WenetError(f"--resume takes its settings from {folder}; leave out {flag(next(iter(given)))}")
     return console, resume(folder, **common)
@@ -222,10 +236,29 @@ def _add_setting(group: argparse._ActionsContainer, option: dataclasses.Field[An
     )
 
 
+def _rank(arguments: Sequence[str] | None) -> None:
+    parser = _Parser(
+        prog="wenet-rank",
+        description="Train cells standalone on equal terms over several seeds, and test whether they differ.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "cells", nargs="+", metavar="CELL", help="folders of searches, or cells; the first must be a search"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the results")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings a cell (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, metavar="F", help="default: --audit-epochs of the search")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="look for ptb and wikitext-2 here first")
+    parser.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
+    options = vars(parser.parse_args(arguments))
+    console = Console(quiet=options.pop("quiet"))
+    console.say(describe_ranking(rank_cells(**options, console=console)))
+
+
 def _minutes(text: str) -> float:
-    minutes = float(text)
+    minutes = _number(text)
     if not 0 <= minutes < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text!r}")
     return minutes
 
 
@@ -247,6 +280,13 @@ def _report(arguments: Sequence[str] | None) -> None:
         print(options.run / PAGE)
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from None
+
+
 def _cell(arguments: Sequence[str] | None) -> None:
     parser = _Parser(prog="wenet-cell", description="Look at recurrent cells.", allow_abbrev=False)
     actions = parser.add_subparsers(required=True, metavar="ACTION")
@@ -261,6 +301,7 @@ def _cell(arguments: Sequence[str] | None) -> None:
     compare.add_argument("cells", nargs=2, metavar="CELL", help="as for show")
     _add_draw(compare)
     compare.set_defaults(run=_compare_cells)
+    _add_export(actions)
     draw = actions.add_parser("random", help="draw cells at random (Algorithm 1)")
     draw.add_argument("--count", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
     draw.add_argument("--nodes", type=int, default=8, metavar="L", help="nodes of each (default: %(default)s)")
@@ -269,6 +310,36 @@ def _cell(arguments: Sequence[str] | None) -> None:
     draw.set_defaults(run=_random_cells)
     options = parser.parse_args(arguments)
     options.run(options)
+
+
+def _add_export(actions: argparse._SubParsersAction[Any]) -> None:
+    exporting = actions.add_parser(
+        "export",
+        help="write a cell or a trained model for use without WeNet",
+        description="Write the language model that wenet-train made, or the recurrent layer of any other cell with "
+        "fresh weights, in a form that runs without WeNet.",
+        allow_abbrev=False,
+    )
+    exporting.add_argument("source", metavar="RUN|CELL", help="folder that wenet-train made, or a cell as for show")
+    exporting.add_argument(
+        "--format",
+        choices=tuple(SUFFIXES),
+        default="module",
+        help="module (readable Python for PyTorch alone, weights of a run as safetensors beside it), onnx, or "
+        "torch-export (.pt2) (default: %(default)s)",
+    )
+    exporting.add_argument("--out", type=Path, metavar="FILE", help="default: named like the source, in this folder")
+    exporting.add_argument("--input", type=int, metavar="I", dest="input_size", help="of a cell; default: as --hidden")
+    exporting.add_argument("--hidden", type=int, metavar="H", dest="hidden_size", help="of a cell")
+    exporting.add_argument("--form", choices=FORMS, help="of a cell (default: highway)")
+    exporting.add_argument("--seed", type=int, help="of a cell's fresh weights in onnx or torch-export (default: 1)")
+    exporting.add_argument("--data-dir", type=Path, metavar="DIR", help="look for a run's text here first")
+    exporting.set_defaults(run=_export_cell)
+
+
+def _export_cell(options: argparse.Namespace) -> None:
+    given = {name: value for name, value in vars(options).items() if name != "run"}
+    print(describe_export(options.format, export(**given)))
 
 
 def _list_cells(options: argparse.Namespace) -> None:

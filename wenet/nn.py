@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from wenet.genotype import Genotype
@@ -16,26 +17,32 @@ from wenet_kernels import COUPLINGS, FORMS, PRECISIONS, CellBatch, Norm, WenetEr
 
 MIXTURE_ROWS = 1024  # of scores over the vocabulary that a mixture of softmaxes holds at once
 NORM_MOMENTUM = 0.1  # of running statistics, as in `torch.nn.BatchNorm1d`
+SMALLEST_SCALE = 1e-3  # that an output is divided by: one that is nearly zero must not fill the mixture
 
 
 class DagRNN(nn.Module):
-    """One cell over a sequence, called like `torch.nn.RNN` (paper eqs. 1-3).
+    """One cell over a sequence (paper eqs. 1-3), a drop-in for `torch.nn.RNN`.
 
     Args:
         input_size: features of the input, I.
         hidden_size: features of the state and of the output, H.
-        genotype: the cell.
+        genotype: the cell, the same in every layer.
         form: "highway" (every node gated) or "plain" (the equations as printed).
-        dropout_x, dropout_h: probability of variational dropout on the inputs of the products with the input and with
-            every state; one draw per call, shared over time.
+        dropout_x, dropout_h: probability of variational dropout on the inputs of the products with a layer's input and
+            with every state; one draw per call, shared over time.
         backend: "auto" or a name from `wenet_kernels.backends()`.
         precision: of the recurrence's products, as in `wenet_kernels.dag_rnn`.
+        num_layers: layers above one another, each reading the output of the one below.
+        batch_first: input and output are `[M, T, features]` instead of `[T, M, features]`; states stay as they are.
+        dropout: probability of dropout on the output of every layer but the last, drawn anew for each step.
+        device, dtype: of the parameters.
 
     Parameters: weight_input `[I, G]`, weight_hidden `[H, G]`, weight_nodes `[L, H, G]`; G is 2H (highway) or H (plain).
-    There are no biases.
+    Those of a layer k = 1, 2 ... above the first end in `_lk`, and its weight_input is `[H, G]`. There are no biases,
+    and there is no second direction: run another layer over `x.flip(0)` for one.
 
     Raises:
-        WenetError: a size below 1, a probability outside 0..1, an unknown form or backend.
+        WenetError: a size or number of layers below 1, a probability outside 0..1, an unknown form or backend.
     """
 
     def __init__(
@@ -48,17 +55,28 @@ class DagRNN(nn.Module):
         dropout_h: float = 0.0,
         backend: str = "auto",
         precision: str = "full",
+        num_layers: int = 1,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size
         self.genotype, self.form, self.backend = genotype, form, backend
         self.dropout_x, self.dropout_h, self.precision = dropout_x, dropout_h, precision
+        self.num_layers, self.batch_first, self.dropout = num_layers, batch_first, dropout
         _check_layer(self)
-        self.cells = CellBatch.from_genotypes([genotype])
+        if num_layers < 1:
+            raise WenetError(f"num_layers must be at least 1, not {num_layers}")
+        _check_probability("dropout", dropout)
+        self.cells = CellBatch.from_genotypes([genotype]).to(device)
         width = 2 * hidden_size if form == "highway" else hidden_size
-        self.weight_input = nn.Parameter(torch.empty(input_size, width))
-        self.weight_hidden = nn.Parameter(torch.empty(hidden_size, width))
-        self.weight_nodes = nn.Parameter(torch.empty(genotype.nodes, hidden_size, width))
+        for layer in range(num_layers):
+            below = input_size if layer == 0 else hidden_size
+            shapes = ((below, width), (hidden_size, width), (genotype.nodes, hidden_size, width))
+            for name, shape in zip(self._weight_names(layer), shapes, strict=True):
+                self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
     def reset_parameters(self, bound: float | None = None) -> None:
@@ -67,29 +85,66 @@ class DagRNN(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
-    def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor | PackedSequence, h0: Tensor | None = None) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run over a sequence.
 
         Args:
-            x: `[T, M, I]`.
-            h0: `[1, M, H]`; zeros by default.
+            x: `[T, M, I]`, with `batch_first` `[M, T, I]`, `[T, I]` for a single sequence, or a packed sequence. The
+                latter is run with its padding; what is there reaches neither output nor states nor gradients.
+            h0: `[num_layers, M, H]`, or `[num_layers, H]` for a single sequence; zeros by default.
 
         Returns:
-            output `[T, M, H]` and the last state `[1, M, H]`.
+            output, as `x` but with H features, of the last layer; and the last state of every layer, as `h0`.
 
         Raises:
             WenetError: shapes that disagree, or NaN in the input.
         """
+        if isinstance(x, PackedSequence):
+            return self._run_packed(x, h0)
+        if x.dim() == 2:
+            _check_input(self, x.unsqueeze(1))
+            output, h = self._run(x.unsqueeze(1), h0 if h0 is None else self._checked(h0, ()).unsqueeze(1))
+            return output.squeeze(1), h[:, -1].squeeze(1)
         _check_input(self, x)
+        output, h = self._run(x.transpose(0, 1) if self.batch_first else x, h0)
+        return output.transpose(0, 1) if self.batch_first else output, h[:, -1]
+
+    def _run_packed(self, x: PackedSequence, h0: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        """The rows of a packed sequence are ordered by length; states outside have the caller's order."""
+        padded, lengths = pad_packed_sequence(PackedSequence(x.data, x.batch_sizes))  # [T, M, I], [M]
+        _check_input(self, padded)
+        if h0 is not None and x.sorted_indices is not None:
+            h0 = self._checked(h0, (len(lengths),)).index_select(1, x.sorted_indices)
+        output, h = self._run(padded, h0)
+        rows = torch.arange(len(lengths))
+        last = h[:, lengths - 1, rows]  # [num_layers, M, H]
+        if x.unsorted_indices is not None:
+            last = last.index_select(1, x.unsorted_indices)
+        packed = pack_padded_sequence(output, lengths)
+        return PackedSequence(packed.data, x.batch_sizes, x.sorted_indices, x.unsorted_indices), last
+
+    def _run(self, x: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Output `[T, M, H]` of the last layer, and of all of them `[num_layers, T, M, H]`."""
         rows = x.shape[1]
-        h = x.new_zeros(1, rows, self.hidden_size) if h0 is None else h0
+        h = x.new_zeros(self.num_layers, rows, self.hidden_size) if h0 is None else self._checked(h0, (rows,))
+        outputs: list[Tensor] = []
+        for layer in range(self.num_layers):
+            below = functional.dropout(outputs[-1], self.dropout, self.training) if outputs else x
+            outputs.append(self._run_layer(layer, below, h[layer : layer + 1]))
+        return outputs[-1], torch.stack(outputs) if self.num_layers > 1 else outputs[0].unsqueeze(0)
+
+    def _run_layer(self, layer: int, x: Tensor, h: Tensor) -> Tensor:
+        """Output `[T, M, H]` of a layer that starts in the state `[1, M, H]`."""
+        weight_input, weight_hidden, weight_nodes = (
+            getattr(self, name).unsqueeze(0) for name in self._weight_names(layer)
+        )
         masked = _locked_dropout(self, x, self.dropout_x)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
         output = dag_rnn(
-            project(masked, self.weight_input.unsqueeze(0), backend=self.backend),
+            project(masked, weight_input, backend=self.backend),
             h,
-            self.weight_hidden.unsqueeze(0),
-            self.weight_nodes.unsqueeze(0),
+            weight_hidden,
+            weight_nodes,
             None,
             self.cells,
             form=self.form,
@@ -99,11 +154,25 @@ class DagRNN(nn.Module):
             backend=self.backend,
         )
         assert isinstance(output, Tensor)
-        output = output.squeeze(1)
-        return output, output[-1:]
+        return output.squeeze(1)
+
+    def _checked(self, h0: Tensor, rows: tuple[int, ...]) -> Tensor:
+        expected = (self.num_layers, *rows, self.hidden_size)
+        if h0.shape != expected:
+            raise WenetError(f"h0 must have shape {list(expected)}, not {list(h0.shape)}")
+        return h0
+
+    @staticmethod
+    def _weight_names(layer: int) -> tuple[str, str, str]:
+        suffix = f"_l{layer}" if layer else ""
+        return f"weight_input{suffix}", f"weight_hidden{suffix}", f"weight_nodes{suffix}"
 
     def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}, {self.genotype}, form={self.form}"
+        text = f"{self.input_size}, {self.hidden_size}, {self.genotype}, form={self.form}"
+        for name, default in (("num_layers", 1), ("batch_first", False), ("dropout", 0.0)):
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)}"
+        return text
 
 
 class WeightedDagRNN(nn.Module):
@@ -116,16 +185,23 @@ class WeightedDagRNN(nn.Module):
         coupling: "weighted" (one hidden state, the mixture) or "independent" (n models side by side, nothing mixed).
         norm: "batch" normalises every state over the data batch, with running statistics of momentum 0.1 for
             evaluation; None does not.
+        temperature: of the softmax over mix_logits; the paper's is 1.
+        mix_norm: "rms" divides every network's part in the mixture by the root mean square of its output, relative to
+            the mean over networks, as a running statistic of momentum 0.1 a call; None leaves outputs as they are.
+        mix_dropout: probability that a network is left out of the mixture, whose other weights then still sum to one;
+            one draw per call, which leaves at least one.
 
     Parameters: weight_input `[n, I, G]`, weight_hidden `[n, H, G]`, weight_nodes `[n, L, H, G]`, and with weighted
     coupling mix_logits `[n]`, zero at first.
 
     Raises:
-        WenetError: as in `DagRNN`; no cells, or cells of different numbers of nodes.
+        WenetError: as in `DagRNN`; no cells, or cells of different numbers of nodes; settings of the mixture with
+            independent coupling.
     """
 
     running_mean: Tensor
     running_var: Tensor
+    running_scale: Tensor
 
     def __init__(
         self,
@@ -139,6 +215,9 @@ class WeightedDagRNN(nn.Module):
         dropout_h: float = 0.0,
         backend: str = "auto",
         precision: str = "full",
+        temperature: float = 1.0,
+        mix_norm: str | None = None,
+        mix_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size
@@ -147,6 +226,11 @@ class WeightedDagRNN(nn.Module):
         _check_layer(self)
         check_choice("coupling", coupling, COUPLINGS)
         check_choice("norm", norm or "none", ("batch", "none"))
+        check_choice("mix_norm", mix_norm or "none", ("rms", "none"))
+        _check_probability("mix_dropout", mix_dropout)
+        if coupling == "independent" and (mix_norm or mix_dropout):
+            raise WenetError("mix_norm and mix_dropout are of a mixture; coupling='independent' has none")
+        self.temperature, self.mix_norm, self.mix_dropout = temperature, mix_norm, mix_dropout
         self.cells = CellBatch.from_genotypes(genotypes)
         count, nodes = self.cells.count, self.cells.nodes
         width = 2 * hidden_size if form == "highway" else hidden_size
@@ -157,6 +241,8 @@ class WeightedDagRNN(nn.Module):
         if norm == "batch":
             self.register_buffer("running_mean", torch.zeros(count, nodes + 1, hidden_size))
             self.register_buffer("running_var", torch.ones(count, nodes + 1, hidden_size))
+        if mix_norm == "rms":
+            self.register_buffer("running_scale", torch.ones(count))
         self.reset_parameters()
 
     def reset_parameters(self, bound: float | None = None) -> None:
@@ -168,14 +254,14 @@ class WeightedDagRNN(nn.Module):
             nn.init.zeros_(self.mix_logits)
 
     def mixing_weights(self) -> Tensor | None:
-        """`softmax(mix_logits)`, `[n]`; None with independent coupling."""
-        return None if self.mix_logits is None else torch.softmax(self.mix_logits, dim=0)
+        """`softmax(mix_logits / temperature)`, `[n]`; None with independent coupling."""
+        return None if self.mix_logits is None else torch.softmax(self.mix_logits / self.temperature, dim=0)
 
     def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over a sequence.
 
         Args:
-            x: `[T, M, I]`, shared by all networks.
+            x: `[T, M, I]`, shared by all networks; with independent coupling also `[n, T, M, I]`, one for each.
             h0: `[1, M, H]`, or `[n, M, H]` with independent coupling; zeros by default.
 
         Returns:
@@ -184,8 +270,8 @@ class WeightedDagRNN(nn.Module):
         Raises:
             WenetError: shapes that disagree, or NaN in the input.
         """
-        _check_input(self, x)
-        rows, weighted = x.shape[1], self.coupling == "weighted"
+        _check_input(self, x[0] if self._one_input_each(x) else x)
+        rows, weighted = x.shape[-2], self.coupling == "weighted"
         states = 1 if weighted else self.cells.count
         h = x.new_zeros(states, rows, self.hidden_size) if h0 is None else h0
         if h.shape != (states, rows, self.hidden_size):
@@ -193,11 +279,11 @@ class WeightedDagRNN(nn.Module):
         masked = _locked_dropout(self, x, self.dropout_x)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
         result = dag_rnn(
-            project(masked, self.weight_input, backend=self.backend),
+            self._project(masked),
             h[0] if weighted else h,
             self.weight_hidden,
             self.weight_nodes,
-            self.mixing_weights(),
+            self._mix(),
             self.cells,
             form=self.form,
             mask_h=mask_h,
@@ -211,7 +297,62 @@ class WeightedDagRNN(nn.Module):
             self._update_running_statistics(mean, var, rows)
         else:
             output = result
+        if self.training and self.mix_norm == "rms":
+            self._update_running_scale(x[-1:], output[-2:-1] if len(output) > 1 else h)
         return output, output[-1:] if weighted else output[-1]
+
+    @torch.no_grad()
+    def own_outputs(self, x: Tensor, states: Tensor) -> Tensor:
+        """What each network by itself makes of every step, `[n, T, M, H]`, without dropout; all steps are one batch.
+
+        Args:
+            x: `[T, M, I]`.
+            states: `[T, M, H]`, of the mixture before each step.
+        """
+        count, steps, rows = self.cells.count, *x.shape[:2]
+        output = dag_rnn(
+            self._project(x.reshape(1, steps * rows, -1)),
+            states.reshape(1, steps * rows, -1).expand(count, -1, -1).contiguous(),
+            self.weight_hidden,
+            self.weight_nodes,
+            None,
+            self.cells,
+            form=self.form,
+            norm=None if self.norm is None else (self.running_mean, self.running_var),
+            coupling="independent",
+            precision=self.precision,
+            backend=self.backend,
+        )
+        assert isinstance(output, Tensor)
+        return output.view(count, steps, rows, -1)
+
+    def _mix(self) -> Tensor | None:
+        """What the networks enter the mixture with, `[n]`; None with independent coupling."""
+        weights = self.mixing_weights()
+        if weights is None:
+            return None
+        if self.training and self.mix_dropout > 0:
+            kept = torch.rand_like(weights) >= self.mix_dropout
+            weights = weights * (kept | ~kept.any())
+            weights = weights / weights.sum()
+        if self.mix_norm == "rms":
+            weights = weights * (self.running_scale.mean() / self.running_scale)
+        return weights
+
+    def _update_running_scale(self, x: Tensor, states: Tensor) -> None:
+        """From the last step of a window, given the states before it: one step of 35 tells the scale well enough."""
+        scale = self.own_outputs(x, states).square().mean((1, 2, 3)).sqrt()  # [n]
+        self.running_scale.lerp_(scale.clamp(min=SMALLEST_SCALE), NORM_MOMENTUM)
+
+    def _project(self, masked: Tensor) -> Tensor:
+        """The masked input through every network's weights, `[T, n, M, G]`."""
+        if masked.dim() == 3:
+            return project(masked, self.weight_input, backend=self.backend)
+        own = masked.flatten(1, 2) @ self.weight_input  # [n, T*M, G]
+        return own.unflatten(1, masked.shape[1:3]).transpose(0, 1)
+
+    def _one_input_each(self, x: Tensor) -> bool:
+        return self.coupling == "independent" and x.dim() == 4 and len(x) == self.cells.count
 
     def _norm(self) -> Norm:
         if self.norm is None:
@@ -389,8 +530,8 @@ class LanguageModel(nn.Module):
         mixture: MixtureOfSoftmaxes | None = None,
     ) -> None:
         super().__init__()
-        if mixture is None and rnn.input_size != rnn.hidden_size:
-            raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")
+        if mixture is None:
+            _check_tied(rnn)
         _check_probability("dropout_embedding", dropout_embedding)
         _check_probability("dropout_output", dropout_output)
         _check_probability("dropout_word", dropout_word)
@@ -418,8 +559,7 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What training minimises, the cross-entropy in nats per token within it, and the last state `[1, M, d]`.
 
-        The regularisers are those of Merity et al. 2017: mean square of the dropped output, and of the raw output's
-        change from one step to the next.
+        The regularisers are those of Merity et al. 2017.
 
         Args:
             tokens, targets: `[T, M]`, the targets one step ahead.
@@ -428,12 +568,25 @@ class LanguageModel(nn.Module):
         raw, h = self._recur(tokens, h0)
         dropped = _locked_dropout(self, raw, self.dropout_output)
         cross_entropy = self._cross_entropy(dropped, targets)
-        loss = cross_entropy
-        if activation_reg:
-            loss = loss + activation_reg * dropped.square().mean()
-        if temporal_activation_reg and len(raw) > 1:
-            loss = loss + temporal_activation_reg * raw.diff(dim=0).square().mean()
+        loss = _regularised(cross_entropy, raw, dropped, activation_reg, temporal_activation_reg)
         return loss, cross_entropy.detach(), h
+
+    @torch.no_grad()
+    def network_losses(self, tokens: Tensor, targets: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Nats per token of each network by its own output, `[n]`, and the last state of the mixture, `[1, M, d]`.
+
+        At every step a network reads the state that the mixture has left, as it does in training. Without dropout: the
+        model must be in evaluation.
+
+        Args:
+            tokens, targets, h0: as in `loss`.
+        """
+        assert isinstance(self.rnn, WeightedDagRNN)
+        embedded = self._embed(tokens)
+        mixed, h = self.rnn(embedded, h0)
+        before = torch.cat([torch.zeros_like(h) if h0 is None else h0, mixed[:-1]])
+        own = self.rnn.own_outputs(embedded, before)  # [n, T, M, d]
+        return torch.stack([self._cross_entropy(output, targets) for output in own]), h
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         """`[T, M, V]` of the words that follow, from the recurrent layer's output `[T, M, H]`."""
@@ -463,17 +616,130 @@ class LanguageModel(nn.Module):
         return functional.linear(features, self.embedding.weight, self.decoder_bias)
 
 
+class IndependentLanguageModels(nn.Module):
+    """`n` standalone language models that differ in their cells, each with a tied decoder, evaluated at once.
+
+    All read the same text with the same dropout masks, so that they differ in nothing but cells and initial weights.
+
+    Args:
+        vocabulary_size: V.
+        rnn: independent `WeightedDagRNN` whose input and hidden size are both d.
+        dropout_embedding, dropout_output, init_range: as in `LanguageModel`.
+        shared_embedding: one embedding, which learns from all networks, instead of one each. The networks are then
+            standalone in their cells and biases only.
+
+    Parameters: embedding `[n, V, d]`, or `[1, V, d]` where it is shared; decoder_bias `[n, V]`; those of `rnn`.
+
+    Raises:
+        WenetError: as in `LanguageModel`; a weighted `rnn`.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        rnn: WeightedDagRNN,
+        dropout_embedding: float = 0.0,
+        dropout_output: float = 0.0,
+        init_range: float = 0.04,
+        shared_embedding: bool = False,
+    ) -> None:
+        super().__init__()
+        if rnn.coupling != "independent":
+            raise WenetError("standalone language models need a layer with coupling='independent'")
+        _check_tied(rnn)
+        _check_probability("dropout_embedding", dropout_embedding)
+        _check_probability("dropout_output", dropout_output)
+        self.dropout_embedding, self.dropout_output = dropout_embedding, dropout_output
+        self.rnn = rnn
+        count = rnn.cells.count
+        self.embedding = nn.Parameter(torch.empty(1 if shared_embedding else count, vocabulary_size, rnn.input_size))
+        self.decoder_bias = nn.Parameter(torch.zeros(count, vocabulary_size))
+        nn.init.uniform_(self.embedding, -init_range, init_range)
+        rnn.reset_parameters(init_range)
+
+    @property
+    def count(self) -> int:
+        return self.rnn.cells.count
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Those with a leading n: all but a shared embedding."""
+        return [parameter for parameter in self.parameters() if len(parameter) == self.count]
+
+    def largest_weights(self) -> Tensor:
+        """The largest absolute value among each network's own parameters, `[n]`."""
+        norm = torch.linalg.vector_norm
+        return torch.stack([norm(p.detach().flatten(1), torch.inf, dim=1) for p in self.own_parameters()]).amax(0)
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        h0: Tensor | None = None,
+        activation_reg: float = 0.0,
+        temporal_activation_reg: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum over networks of what each one's training minimises, their cross-entropies `[n]` in nats per token,
+        and the last states `[n, M, d]`. The regularisers are those of `LanguageModel.loss`.
+
+        A state that is not finite, as its network's cross-entropy then is neither, is handed on as zero: the operator
+        would refuse it, and with it the networks that are sound.
+
+        Args:
+            tokens, targets: `[T, M]`, the targets one step ahead.
+            h0: `[n, M, d]`; zeros by default.
+        """
+        embedded = _locked_dropout(self, self._embed(tokens), self.dropout_embedding)  # [T, M, d] or [n, T, M, d]
+        raw, h = self.rnn(embedded, h0)  # [T, n, M, d]
+        dropped = _locked_dropout(self, raw, self.dropout_output)
+        features = dropped.transpose(0, 1).flatten(1, 2)  # [n, T*M, d]
+        cross_entropy = self._cross_entropy(features, targets.flatten())
+        regularisers = (self.count * weight for weight in (activation_reg, temporal_activation_reg))
+        loss = _regularised(cross_entropy.sum(), raw, dropped, *regularisers)
+        return loss, cross_entropy.detach(), h.nan_to_num(0.0, 0.0, 0.0)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """`[T, M, d]` where the embedding is shared, else `[n, T, M, d]`."""
+        if len(self.embedding) == 1 and self.count > 1:
+            return functional.embedding(tokens, self.embedding[0])
+        offsets = torch.arange(self.count, device=tokens.device) * self.embedding.shape[1]
+        return functional.embedding(tokens + offsets[:, None, None], self.embedding.flatten(0, 1))
+
+    def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Of every network, `[n]`, one after the other: a product with a whole vocabulary fills the processor alone."""
+        tables = self.embedding.unbind() * (self.count // len(self.embedding))
+        operands = zip(features.unbind(), tables, self.decoder_bias.unbind(), strict=True)
+        return torch.stack([decoder_cross_entropy(*each, targets) for each in operands])
+
+
 def _mask(module: nn.Module, x: Tensor, probability: float, features: int) -> Tensor | None:
     """A draw of variational dropout, `[M, features]`, shared over time; None outside training."""
     if not module.training or probability == 0:
         return None
-    return functional.dropout(x.new_ones(x.shape[1], features), probability)
+    return functional.dropout(x.new_ones(x.shape[-2], features), probability)
 
 
 def _locked_dropout(module: nn.Module, x: Tensor, probability: float) -> Tensor:
-    """Variational dropout of `[T, M, features]`."""
+    """Variational dropout of `[T, M, features]`; of `[n, T, M, features]` or `[T, n, M, features]` alike for all n."""
     mask = _mask(module, x, probability, x.shape[-1])
     return x if mask is None else x * mask
+
+
+def _regularised(
+    cross_entropy: Tensor, raw: Tensor, dropped: Tensor, activation_reg: float, temporal_activation_reg: float
+) -> Tensor:
+    """The cross-entropy and the regularisers of Merity et al. 2017: mean square of the dropped output, and of the raw
+    output's change from one step to the next; both outputs have time in front."""
+    loss = cross_entropy
+    if activation_reg:
+        loss = loss + activation_reg * dropped.square().mean()
+    if temporal_activation_reg and len(raw) > 1:
+        loss = loss + temporal_activation_reg * raw.diff(dim=0).square().mean()
+    return loss
+
+
+def _check_tied(rnn: DagRNN | WeightedDagRNN | StackedLSTM) -> None:
+    if rnn.input_size != rnn.hidden_size:
+        raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")
 
 
 def _check_layer(layer: DagRNN | WeightedDagRNN) -> None:
@@ -492,4 +758,6 @@ def _check_probability(name: str, value: float) -> None:
 
 def _check_input(layer: DagRNN | WeightedDagRNN, x: Tensor) -> None:
     if x.dim() != 3 or x.shape[-1] != layer.input_size:
-        raise WenetError(f"the input must have shape [T, M, {layer.input_size}], not {list(x.shape)}")
+        rows_first = isinstance(layer, DagRNN) and layer.batch_first
+        expected = f"[{'M, T' if rows_first else 'T, M'}, {layer.input_size}]"
+        raise WenetError(f"the input must have shape {expected}, not {list(x.shape)}")

@@ -40,7 +40,7 @@ def weights_picture(records: Sequence[Record], seeds: int) -> Picture:
         drawing = new_drawing(2.9)
         axes = drawing.add_subplot()
         axes.set(xlim=(0.25, most + 0.75), ylim=(0, 1.12 * highest))
-        axes.set(xlabel="network, by falling weight", ylabel="weight in the mixture (sum 1)")
+        axes.set(xlabel="network, by rank", ylabel="weight in the mixture (sum 1)")
         mark_whole_numbers(axes)
         for record in shown_rounds(records):
             _weights_of_round(axes, record, seeds, shown=record is records[-1])
@@ -51,10 +51,10 @@ def weights_picture(records: Sequence[Record], seeds: int) -> Picture:
         for record in records
         for rank, n in enumerate(record["networks"], start=1)
     ]
-    first = records[-1]["networks"][0]["weight"]
+    largest = max(network["weight"] for network in records[-1]["networks"])
     description = (
-        f"Bars of the weights of {len(records[-1]['networks'])} networks in round {records[-1]['round']}, sorted: the "
-        f"largest is {first:.4f}, an equal share {records[-1]['uniform_weight']:.4f}; the first {seeds} are kept."
+        f"Bars of the weights of {len(records[-1]['networks'])} networks in round {records[-1]['round']}, by rank: the "
+        f"largest is {largest:.4f}, an equal share {records[-1]['uniform_weight']:.4f}; the first {seeds} are kept."
     )
     return Picture("weights", "Sorted network weights", description, drawing, table)
 
@@ -211,8 +211,8 @@ def audit_picture(audit: Record) -> Picture:
     table: Table = [["genotype", "score", "perplexity", "survivor", "round"]]
     table += [[c["genotype"], c["score"], c["perplexity"], c["survivor"], c["round"]] for c in cells]
     description = (
-        f"{len(cells)} cells as points: across the score that the search gave them (weight over equal share; of "
-        "successive halving the rung reached), upwards their perplexity after standalone training for "
+        f"{len(cells)} cells as points: across the score by which the search ranked them, upwards their "
+        "perplexity after standalone training for "
         f"{audit['epochs']:g} epochs. Where the search ranks well, points fall to the right."
     )
     return Picture("audit", "Score of the search and standalone perplexity", description, drawing, table)

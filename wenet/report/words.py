@@ -61,17 +61,21 @@ def _search_summary(run: Run) -> Iterator[str]:
             f"the lowest validation perplexity, {number(best['perplexity'], 1)}."
         )
     else:
-        yield (
-            f"{searched} this one has the largest weight in the last mixture, {best['weight']:.4f}: "
-            f"{best['weight'] / best['uniform_weight']:.2f} times an equal share of {best['uniform_weight']:.4f}. "
-            f"{_how_long_kept(best['rounds_kept'] - 1)}"
-        )
+        yield f"{searched} this one {_how_it_won(best)}. {_how_long_kept(best['rounds_kept'] - 1)}"
         yield (
             f"The mixture of the last round reaches a validation perplexity of {best['mixture_valid_perplexity']:.1f}. "
             "That is of all its networks together, not of the cell."
         )
     if run.audit is not None:
         yield from _audit_summary(run.audit)
+
+
+def _how_it_won(best: dict[str, Any]) -> str:
+    share = f"{best['weight'] / best['uniform_weight']:.2f} times an equal share of {best['uniform_weight']:.4f}"
+    if best.get("held_out_loss") is None:
+        return f"has the largest weight in the last mixture, {best['weight']:.4f}: {share}"
+    loss = f"{best['held_out_loss']:.3f} nats per token"
+    return f"has the lowest loss by its own output on held-out text, {loss}; its weight in the last mixture is {share}"
 
 
 def _how_long_kept(rounds: int) -> str:
@@ -123,7 +127,8 @@ def _search_caveats(run: Run) -> Iterator[str]:
             "after so short a training may reward learning fast, or being useful beside others, rather than being best "
             "alone."
         )
-    ranked = run.records[-1]["networks"] if run.records and best.get("weight") is not None else []
+    by_weight = best.get("weight") is not None and best.get("held_out_loss") is None
+    ranked = run.records[-1]["networks"] if run.records and by_weight else []
     if len(ranked) > 1 and ranked[0]["weight"] < CLOSE * ranked[1]["weight"]:
         ratio = ranked[0]["weight"] / ranked[1]["weight"] - 1
         yield f"The first cell's weight is only {ratio:.1%} above the second's: they may as well change places."
