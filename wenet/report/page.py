@@ -87,8 +87,8 @@ def _round_control(run: Run) -> str:
         {
             "round": record["round"],
             "text": f"Round {record['round']}: {len(record['networks'])} networks, the largest weight "
-            f"{max(n['weight'] for n in record['networks']) / record['uniform_weight']:.2f} times an equal share; first "
-            f"{record['networks'][0]['genotype']}",
+            f"{max(n['weight'] for n in record['networks']) / record['uniform_weight']:.2f} times an equal share; "
+            f"first {record['networks'][0]['genotype']}",
         }
         for record in shown_rounds(run.records)
     ]
