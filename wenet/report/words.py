@@ -98,12 +98,16 @@ def _audit_summary(audit: dict[str, Any]) -> Iterator[str]:
 
 
 def _interval(found: dict[str, Any], audit: dict[str, Any]) -> str:
-    interval = f"{number(found['low'])} to {number(found['high'])}"
-    return f"{number(found['value'])} ({audit['confidence']:.0%} interval {interval}, p = {number(found['p'], 3)})"
+    interval = "no interval of so few cells"
+    if found["low"] is not None:
+        interval = f"{audit['confidence']:.0%} interval {found['low']:.2f} to {found['high']:.2f}"
+    return f"{number(found['value'])} ({interval}, p = {number(found['p'], 3)})"
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    if found["low"] is None or found["low"] <= 0 <= found["high"]:
+    if found["low"] is None:
+        return "That the search ranks cells better than chance was not shown."
+    if found["low"] <= 0 <= found["high"]:
         return "That the search ranks cells better than chance was not shown: the interval holds 0."
     if found["low"] > 0:
         return "The search ranks cells better than chance."
