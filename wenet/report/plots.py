@@ -108,11 +108,11 @@ def trajectories_picture(records: Sequence[Record], seeds: int) -> Picture:
         )
     table: Table = [["genotype", "round", "weight_over_equal_share", "kept_at_the_end"]]
     table += [[cell, number, share, cell in last] for cell in kept_once for number, share in paths[cell]]
-    shares = paths[last[0]]
+    begin, end = paths[last[0]][0], paths[last[0]][-1]
     description = (
-        f"A line for each of {len(kept_once)} cells that were kept at least once. The cell that is first at the end "
-        f"goes from {shares[0][1]:.2f} times an equal share in round {shares[0][0]} to {shares[-1][1]:.2f} times in "
-        f"round {shares[-1][0]}."
+        f"A line for each of {len(kept_once)} cells that were kept at least once, a point where it was new at the end. "
+        f"The cell that is first at the end has {end[1]:.2f} times an equal share in round {end[0]}"
+        + (f", {begin[1]:.2f} times in round {begin[0]}, its first." if begin != end else ", its first.")
     )
     return Picture("trajectories", "Weights of the cells that were kept", description, drawing, table)
 

@@ -93,7 +93,7 @@ def _audit_summary(audit: dict[str, Any]) -> Iterator[str]:
     )
     yield (
         f"The cells that the search kept reach {_spread(kept)}, a sample of those it rejected {_spread(rejected)}; "
-        f"p = {number(audit['survivors_better_p'], 3)} that the kept are better by chance alone."
+        f"were both alike, the kept would be so much better with p = {number(audit['survivors_better_p'], 3)}."
     )
 
 
@@ -106,7 +106,7 @@ def _interval(found: dict[str, Any], audit: dict[str, Any]) -> str:
 
 def _verdict(found: dict[str, Any]) -> str:
     if found["low"] is None:
-        return "That the search ranks cells better than chance was not shown."
+        return "So few cells say little about how well the search ranks."
     if found["low"] <= 0 <= found["high"]:
         return "That the search ranks cells better than chance was not shown: the interval holds 0."
     if found["low"] > 0:
