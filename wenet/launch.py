@@ -82,6 +82,16 @@ def default_folder(kind: str, dataset: str) -> Path:
     return folder
 
 
+def add_report(folder: Path, console: Console) -> None:
+    """Write the report of a run that has ended. The result stands without it, where the disk is full by then."""
+    from wenet.report.write import write_report  # matplotlib takes a second to import
+
+    try:
+        write_report(folder)
+    except WenetError as error:
+        console.say(f"note      no report: {error}")
+
+
 @contextmanager
 def pytorch_products_in(config: Config) -> Iterator[None]:
     """On a GPU, let PyTorch's own products (projection, decoder) be TF32 where the recurrence's are rounded too."""
