@@ -271,7 +271,7 @@ def _add_export(actions: argparse._SubParsersAction[Any]) -> None:
 
 def _export_cell(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if name != "run"}
-    print(describe_export(options.source, export(**given)))
+    print(describe_export(options.format, export(**given)))
 
 
 def _list_cells(options: argparse.Namespace) -> None:

@@ -6,11 +6,13 @@ import importlib.util
 import json
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -80,6 +82,9 @@ def export(
             here, or an exporter that is not installed.
     """
     check_choice("format", format, SUFFIXES)
+    for package in ("onnx", "onnxscript") if format == "onnx" else ():
+        if importlib.util.find_spec(package) is None:
+            raise WenetError(f"{package} is not installed; pip install 'wenet-rnn[export]'")
     sizes = {"--input": input_size, "--hidden": hidden_size, "--seed": seed}
     if not isinstance(source, Genotype) and _is_training_run(Path(source)):
         _refuse({**sizes, "--form": form}, "a training run has its own")
@@ -100,20 +105,17 @@ def export(
     return files
 
 
-def describe_export(source: str, files: list[Path]) -> str:
-    """What was written, a line a file, and how to load it."""
+def describe_export(format: str, files: list[Path]) -> str:
+    """What was written, and how to load it."""
     path, *beside = files
-    model = bool(beside)
-    what = "language model" if model else "recurrent layer, fresh weights"
-    lines = [f"{path}  {what} of {source}"]
-    for file in beside:
-        lines.append(f"{file}  " + ("its weights" if file.suffix == ".safetensors" else "its words, a line a token"))
+    what = "the language model" if beside else "the recurrent layer, its weights fresh"
+    module = f'import {path.stem}' + (f'; model = {path.stem}.load("{beside[0]}")' if beside else "")
     load = {
-        ".py": f'{path.stem}.load("{beside[0]}")' if model else f"from {path.stem} import ...",
-        ".onnx": f'onnxruntime.InferenceSession("{path}")',
-        ".pt2": f'torch.export.load("{path}").module()',
-    }[path.suffix if path.suffix in SUFFIXES.values() else ".py"]
-    return "\n".join([*lines, f"load it with {load}"])
+        "module": module,
+        "onnx": f'onnxruntime.InferenceSession("{path}")',
+        "torch-export": f'torch.export.load("{path}").module()',
+    }
+    return f"wrote     {what}: {', '.join(map(str, files))}\nload it   {load[format]}"
 
 
 def _is_training_run(folder: Path) -> bool:
@@ -177,42 +179,50 @@ def _write(
 class _Scanned(nn.Module):
     """A written layer with its loop over time as one operator, so that a graph of it takes any number of steps."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
+        layer: Any = self.layer
+
         def step(h: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
-            h = self.layer.step(x_t, h)  # type: ignore[operator]
+            h = layer.step(x_t, h)
             return h, h.clone()  # what is carried on and what is put out must not share memory
 
-        h, output = scan(step, h0[0], x @ self.layer.weight_input)
+        h, output = scan(step, h0[0], x @ layer.weight_input)
         return output, h.unsqueeze(0)
 
 
-def _classes(written: Written) -> dict[str, Any]:
-    """The classes of a source by name."""
-    namespace: dict[str, Any] = {"__name__": "exported"}
-    exec(compile(written.code, "exported.py", "exec"), namespace)
-    return namespace
+@contextmanager
+def _imported(code: str) -> Iterator[Any]:
+    """Written source as a module, to be found by name for as long as it is traced."""
+    module = ModuleType("wenet_exported")
+    exec(compile(code, "wenet_exported.py", "exec"), module.__dict__)
+    sys.modules[module.__name__] = module
+    try:
+        yield module
+    finally:
+        del sys.modules[module.__name__]
 
 
 def _traced_layer(written: Written, input_size: int, hidden_size: int, seed: int) -> ExportedProgram:
     if min(input_size, hidden_size) < 1:
         raise WenetError(f"--input and --hidden must be at least 1, not {input_size}, {hidden_size}")
-    with torch.random.fork_rng([]):
+    with _imported(written.code) as module, torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        layer = _classes(written)[written.layer](input_size, hidden_size)
-    return _trace(_Scanned(layer), "x", torch.zeros(3, 2, input_size), torch.zeros(1, 2, hidden_size))
+        layer = _Scanned(getattr(module, written.layer)(input_size, hidden_size))
+        return _trace(layer, "x", torch.zeros(3, 2, input_size), torch.zeros(1, 2, hidden_size))
 
 
 def _traced_model(written: Written) -> ExportedProgram:
     dtype = written.weights["decoder_bias"].dtype
-    model = _classes(written)["LanguageModel"]().to(dtype)
-    model.load_state_dict(written.weights)
-    hidden_size = model.rnn.hidden_size
-    model.rnn = _Scanned(model.rnn)
-    return _trace(model, "tokens", torch.zeros(3, 2, dtype=torch.long), torch.zeros(1, 2, hidden_size, dtype=dtype))
+    with _imported(written.code) as module:
+        model = module.LanguageModel().to(dtype)
+        model.load_state_dict(written.weights)
+        h0 = torch.zeros(1, 2, model.rnn.hidden_size, dtype=dtype)
+        model.rnn = _Scanned(model.rnn)
+        return _trace(model, "tokens", torch.zeros(3, 2, dtype=torch.long), h0)
 
 
 def _trace(module: nn.Module, name: str, example: Tensor, h0: Tensor) -> ExportedProgram:
@@ -224,9 +234,6 @@ def _trace(module: nn.Module, name: str, example: Tensor, h0: Tensor) -> Exporte
 
 
 def _save_onnx(graph: ExportedProgram, path: Path) -> None:
-    for package in ("onnx", "onnxscript"):
-        if importlib.util.find_spec(package) is None:
-            raise WenetError(f"{package} is not installed; pip install 'wenet-rnn[export]'")
     inputs = list(graph.graph_signature.user_inputs)
     outputs = ["output" if "x" in inputs else "scores", "h_n"]
     before = logging.root.manager.disable
@@ -246,4 +253,4 @@ def _reporting_failed_write(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WenetError(f"cannot write {path}: {error.strerror}") from None
+        raise WenetError(f"cannot write {path}: {error.strerror}; name another file with --out") from None
