@@ -109,7 +109,7 @@ def describe_export(format: str, files: list[Path]) -> str:
     """What was written, and how to load it."""
     path, *beside = files
     what = "the language model" if beside else "the recurrent layer, its weights fresh"
-    module = f'import {path.stem}' + (f'; model = {path.stem}.load("{beside[0]}")' if beside else "")
+    module = f"import {path.stem}" + (f'; model = {path.stem}.load("{beside[0]}")' if beside else "")
     load = {
         "module": module,
         "onnx": f'onnxruntime.InferenceSession("{path}")',
