@@ -90,18 +90,30 @@ def export(
         _refuse({**sizes, "--form": form}, "a training run has its own")
         written = _written_run(Path(source), data_dir)
     else:
-        written = _written_cell(source, form or "highway")
         if format == "module":
             _refuse(sizes, "the class in a module takes its sizes when it is made")
-    path = as_path(out) or Path(re.sub(r"\W+", "_", Path(str(source)).name).strip("_") + SUFFIXES[format])
+        written = _written_cell(source, form or "highway")
+    files = _files(as_path(out) or _default_file(source, format), format, written)
+    with _reporting_failed_write(files[0]):
+        _write(files[0], format, written, input_size, hidden_size, 1 if seed is None else seed)
+    return files
+
+
+def _default_file(source: str | Path | Genotype, format: str) -> Path:
+    """In the current folder, by a name that Python can import."""
+    return Path(re.sub(r"\W+", "_", Path(str(source)).name).strip("_") + SUFFIXES[format])
+
+
+def _files(path: Path, format: str, written: Written) -> list[Path]:
+    """All that will be written, none of which may be there yet."""
     files = [path]
+    if written.weights and format == "module":
+        files.append(path.with_suffix(".safetensors"))
     if written.weights:
-        files += [path.with_suffix(".safetensors")] * (format == "module") + [path.with_suffix(".vocabulary.txt")]
+        files.append(path.with_suffix(".vocabulary.txt"))
     for file in files:
         if file.exists():
             raise WenetError(f"{file} exists; name another file with --out")
-    with _reporting_failed_write(path):
-        _write(path, format, written, input_size, hidden_size, 1 if seed is None else seed)
     return files
 
 
