@@ -8,7 +8,7 @@ from wenet.export import export
 from wenet.genotype import Genotype, random_genotypes
 from wenet.launch import SearchResult, resume_search, search
 from wenet.launch_train import TrainResult, resume_train, train
-from wenet_kernels import WenetError
+from wenet_kernels import WenetError, register_activation
 
 __version__ = version("wenet-rnn")
 
@@ -22,6 +22,7 @@ __all__ = [
     "genotypes",
     "nn",
     "random_genotypes",
+    "register_activation",
     "resume_search",
     "resume_train",
     "search",

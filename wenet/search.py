@@ -95,7 +95,7 @@ class Search(ResumableRun):
         self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
         self.windows = windows_per_epoch(self.train_stream, config.bptt)
         self.windows_per_round = max(1, round(config.epochs_per_round * self.windows))
-        self.state: SearchState = SearchState()
+        self.state: SearchState = SearchState(seeds=[Candidate(cell) for cell in config.initial_cells])
         self.tensors: dict[str, Tensor] = {}  # of the checkpoint that the run goes on from
 
     def run(self) -> dict[str, Any]:
@@ -108,7 +108,9 @@ class Search(ResumableRun):
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.config.seed)
-            pool = random_genotypes(self.config.pool, self.config.nodes, self.config.seed)
+            pool = random_genotypes(
+                self.config.pool, self.config.nodes, self.config.seed, self.config.activations.split(",")
+            )
             self._restore()
             self.console.start(self.config.rounds * self.windows_per_round, self._windows_done())
             while self.state.round < self.config.rounds:
