@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ PUBLISHED: dict[str, tuple[Genotype, str]] = {
     "rhn": (RHN, "Zilly et al. 2017, ten layers a step"),
 }
 
+CELLS = r"[a-z]+\d+[a-z\d, ;]*"  # what only several cells as text, with ";" between them, look like
 RANDOM_NODES = 8  # of a cell asked for as "random:SEED", as many as the searched cells of the paper have
 
 
@@ -81,15 +83,15 @@ def load_genotypes(source: str) -> list[Genotype]:
     Raises:
         WenetError: no cells there, or something that is no cell, with its place.
     """
-    path = Path(source)
-    try:
-        entries = _entries(path.read_text(encoding="utf-8")) if path.is_file() else source.split(";")
-    except (OSError, ValueError) as error:
-        raise WenetError(f"{path} holds no cells: {error}") from None
-    if not path.is_file() and not all(re.fullmatch(r"\s*([a-z]+\d+\s*)+(mean [\d,]+\s*)?", entry) for entry in entries):
+    is_file = os.path.isfile(source)  # also where the text of many cells is too long for a name
+    if not is_file and not re.fullmatch(CELLS, source):
         raise WenetError(f"no file of cells {source!r}")
+    try:
+        entries = _entries(Path(source).read_text(encoding="utf-8")) if is_file else source.split(";")
+    except (OSError, ValueError) as error:
+        raise WenetError(f"{source} holds no cells: {error}") from None
     if not entries:
-        raise WenetError(f"{path} holds no cells")
+        raise WenetError(f"{source} holds no cells")
     genotypes = []
     for number, entry in enumerate(entries, start=1):
         try:

@@ -274,7 +274,10 @@ def _say_header(console: Console, config: SearchConfig, corpus: Corpus, layers: 
     say_text_and_machine(console, config, corpus)
     for preset in PRESETS:
         chosen = preset == config.preset
-        candidate = config if chosen else resolve_machine(resolve_config(preset, *layers))
+        try:
+            candidate = config if chosen else resolve_machine(resolve_config(preset, *layers))
+        except WenetError:
+            continue  # what was asked for fits the preset of this run alone
         console.say(_preset_line(preset, candidate, corpus) + ("   <- this run" if chosen else ""))
 
 

@@ -9,6 +9,7 @@ from wenet import Genotype, WenetError, evaluate, export, random_genotypes, regi
 from wenet.cli import cell_main, search_main
 from wenet.console import Console
 from wenet.genotypes import load_genotypes
+from wenet.interrupt import Stopped
 from wenet.launch import resume_search
 from wenet.search import Search
 from wenet_kernels.activations import REGISTERED
@@ -88,7 +89,7 @@ def test_a_search_from_known_cells_goes_on_without_their_file(text, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(Search, "_step", step)
-        with pytest.raises(BaseException, match=""):
+        with pytest.raises(Stopped):
             search(str(text), out=tmp_path / "run", **settings)
     file.unlink()
     resume_search(tmp_path / "run")
@@ -149,11 +150,15 @@ def test_bad_flags(text, tmp_path, capsys, flags, message):
 
 
 def test_a_preset_that_the_seeds_do_not_fit_is_not_offered(text, tmp_path, capsys):
-    """More known cells than `quick` keeps, in a search that keeps them: the header of the other preset is left out."""
+    """More known cells than `quick` keeps, in a search that keeps them."""
     file = tmp_path / "cells"
     file.write_text("\n".join(map(str, random_genotypes(5, 8, 1))))
-    settings = {**SMALL, "preset": "paper", "seeds": 5, "nodes": 8, "init_seeds": str(file)}
-    search(str(text), out=tmp_path / "run", **settings)
+    settings = {**SMALL, "preset": "paper", "nodes": 8, "init_seeds": str(file)}
+    del settings["seeds"]  # 20 in this preset, 4 in the other
+    search(str(text), out=tmp_path / "run", console=Console(), **settings)
+    output = capsys.readouterr().out
+    assert "paper     4 networks" in output
+    assert "quick " not in output
 
 
 def test_a_registered_activation_from_search_to_training(text, tmp_path, sine, capsys):
