@@ -143,16 +143,15 @@ def _taken(prefix: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise ValueError
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
 
 
 def _share(text: str) -> float:
-    share = float(text)
+    share = _number(text)
     if not 0 < share < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text!r}")
     return share
 
 
@@ -215,10 +214,17 @@ def _add_setting(group: argparse._ActionsContainer, option: dataclasses.Field[An
 
 
 def _minutes(text: str) -> float:
-    minutes = float(text)
+    minutes = _number(text)
     if not 0 <= minutes < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text!r}")
     return minutes
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from None
 
 
 def _cell(arguments: Sequence[str] | None) -> None:
