@@ -20,8 +20,10 @@ from wenet.export import SUFFIXES, describe_export, export
 from wenet.genotype import random_genotypes
 from wenet.genotypes import PUBLISHED, load_genotype
 from wenet.interrupt import Stopped
-from wenet.launch import CHECKPOINT_MINUTES, describe_result, resume_search, search
+from wenet.launch import CHECKPOINT_MINUTES
+from wenet.launch_search import describe_result, resume_search, search
 from wenet.launch_train import describe_training, resume_train, train
+from wenet.rank import describe_ranking, rank_cells
 from wenet_kernels import ACTIVATIONS, FORMS, WenetError
 
 Result = TypeVar("Result")
@@ -54,6 +56,11 @@ def cell_main(arguments: Sequence[str] | None = None) -> int:
     return _reporting("wenet-cell", _cell, arguments)
 
 
+def rank_main(arguments: Sequence[str] | None = None) -> int:
+    """The command `wenet-rank`."""
+    return _reporting("wenet-rank", _rank, arguments)
+
+
 def _reporting(command: str, run: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None) -> int:
     try:
         run(arguments)
@@ -62,7 +69,8 @@ def _reporting(command: str, run: Callable[[Sequence[str] | None], None], argume
         print(f"{command}: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"{command}: stopped; continue with: {command} --resume {stopped.folder}", file=sys.stderr)
+        again = "the same command" if command == "wenet-rank" else f"{command} --resume {stopped.folder}"
+        print(f"{command}: stopped; continue with: {again}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
@@ -80,7 +88,7 @@ def _search(arguments: Sequence[str] | None) -> None:
         SearchConfig,
         at_end_of="round",
     )
-    console, result = _begin_or_resume(parser, arguments, search, resume_search)
+    console, result = _begin_or_resume(parser, arguments, search, resume_search, resumed_with=("audit", "audit_epochs"))
     console.say(describe_result(result))
 
 
@@ -156,8 +164,13 @@ def _share(text: str) -> float:
 
 
 def _begin_or_resume(
-    parser: _Parser, arguments: Sequence[str] | None, begin: Callable[..., Result], resume: Callable[..., Result]
+    parser: _Parser,
+    arguments: Sequence[str] | None,
+    begin: Callable[..., Result],
+    resume: Callable[..., Result],
+    resumed_with: Sequence[str] = (),
 ) -> tuple[Console, Result]:
+    """What a command does with its flags; `resumed_with` are the settings that a resumed run takes, too."""
     given = vars(parser.parse_args(arguments))
     console = Console(quiet=given.pop("quiet"))
     common = {
@@ -169,6 +182,7 @@ def _begin_or_resume(
     if folder is None:
         file = given.pop("config", None)
         return console, begin(config_file=read_config_file(file) if file else None, **common, **given)
+    common |= {name: given.pop(name) for name in resumed_with if name in given}
     if given:
         raise WenetError(f"--resume takes its settings from {folder}; leave out {flag(next(iter(given)))}")
     return console, resume(folder, **common)
@@ -211,6 +225,25 @@ def _add_setting(group: argparse._ActionsContainer, option: dataclasses.Field[An
         choices=option.metadata.get("choices"),
         help=option.metadata["help"].replace("%", "%%") + default,
     )
+
+
+def _rank(arguments: Sequence[str] | None) -> None:
+    parser = _Parser(
+        prog="wenet-rank",
+        description="Train cells standalone on equal terms over several seeds, and test whether they differ.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "cells", nargs="+", metavar="CELL", help="folders of searches, or cells; the first must be a search"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the results")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings a cell (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, metavar="F", help="default: --audit-epochs of the search")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="look for ptb and wikitext-2 here first")
+    parser.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
+    options = vars(parser.parse_args(arguments))
+    console = Console(quiet=options.pop("quiet"))
+    console.say(describe_ranking(rank_cells(**options, console=console)))
 
 
 def _minutes(text: str) -> float:

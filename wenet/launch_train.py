@@ -11,7 +11,7 @@ from typing import Any
 from wenet.checkpoint import RunFolder
 from wenet.config import LSTMS, TrainConfig, resolve_train_config
 from wenet.console import Console, duration, size
-from wenet.data import Corpus, batchify, load_corpus
+from wenet.data import Corpus, load_corpus
 from wenet.estimate import estimate_training, estimate_training_memory
 from wenet.genotype import Genotype
 from wenet.genotypes import load_genotype
@@ -20,9 +20,10 @@ from wenet.launch import (
     CHECKPOINT_MINUTES,
     SIZE_FLAGS,
     as_path,
+    check_lengths,
     check_memory,
     default_folder,
-    default_preset,
+    overriding_settings,
     pytorch_products_in,
     resolve_machine,
     run_settings,
@@ -72,24 +73,15 @@ def train(
         Stopped: SIGINT or SIGTERM came; `resume_train` goes on from there.
     """
     console = console or Console(silent=True)
-    given = {**(config_file or {}), **settings}
-    if dataset is not None:
-        given["dataset"] = dataset
+    preset, given = overriding_settings(dataset, preset, config_file, settings)
     if cell is not None:
         given["cell"] = str(cell)
-    preset = preset or given.pop("preset", None) or default_preset()
-    given.pop("preset", None)
     asked = resolve_train_config(preset, given)
     genotype = None if asked.cell in LSTMS else load_genotype(asked.cell)
     config = resolve_machine(asked, genotype)
     corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
     config = with_absolute_dataset(config)
-    for part, rows in (
-        (corpus.train, config.data_batch),
-        (corpus.valid, config.eval_batch),
-        (corpus.test, config.test_batch),
-    ):
-        batchify(part, rows)  # refuses a text that is too short, before anything is written
+    check_lengths(corpus, train=config.data_batch, valid=config.eval_batch, test=config.test_batch)
     check_memory(estimate_training_memory(config, genotype, len(corpus.vocabulary)), config.device, SIZE_FLAGS)
     folder = as_path(out) or default_folder("train", corpus.name)
     stored = {**run_settings("train", config, corpus, data_dir), "genotype": genotype and genotype.to_dict()}

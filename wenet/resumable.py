@@ -33,7 +33,7 @@ class State(Protocol):
 
 
 class ResumableRun(ABC):
-    """What searching and evaluating have in common: gradients, checkpoints, requests to stop, the clock, divergence.
+    """What all long work has in common: checkpoints, requests to stop, the clock.
 
     Args:
         run: takes records and checkpoints.
@@ -41,11 +41,7 @@ class ResumableRun(ABC):
         interrupt: tells when someone asks the run to stop.
     """
 
-    config: SearchConfig | TrainConfig
     state: State
-    model: LanguageModel
-    optimizer: torch.optim.Optimizer
-    h: Tensor | None = None  # [1, M, H]
 
     def __init__(
         self, device: str, run: RunFolder, console: Console, checkpoint_every: float, interrupt: Interrupt
@@ -58,10 +54,6 @@ class ResumableRun(ABC):
     @abstractmethod
     def _save_between_windows(self) -> None:
         """Write a checkpoint in the middle of training."""
-
-    @abstractmethod
-    def _position(self) -> str:
-        """Where training is, in words."""
 
     def _checkpoint_if_due(self) -> None:
         self._stop_if_asked()
@@ -85,6 +77,19 @@ class ResumableRun(ABC):
         self.state.seconds += now - self._lap_started
         self._lap_started = now
         return self.state.seconds
+
+
+class ModelRun(ResumableRun):
+    """What searching and evaluating have in common besides: the gradients of one model, with which it all diverges."""
+
+    config: SearchConfig | TrainConfig
+    model: LanguageModel
+    optimizer: torch.optim.Optimizer
+    h: Tensor | None = None  # [1, M, H]
+
+    @abstractmethod
+    def _position(self) -> str:
+        """Where training is, in words."""
 
     def _differentiate(self, tokens: Tensor, targets: Tensor) -> float:
         """Clipped gradients of one window's loss; returns the cross-entropy within it, nats per token.

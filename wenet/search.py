@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wenet.checkpoint import RunFolder
-from wenet.config import PRECISIONS, SearchConfig
+from wenet.config import DTYPES, PRECISIONS, SearchConfig
 from wenet.console import Console, duration
 from wenet.data import Corpus, batchify
 from wenet.genotype import Genotype, random_genotypes
 from wenet.interrupt import Interrupt
 from wenet.memory import peak_memory
 from wenet.nn import LanguageModel, WeightedDagRNN
-from wenet.resumable import ResumableRun
+from wenet.resumable import ModelRun
 from wenet.training import (
+    mean_cross_entropy,
     perplexity,
     restore_random,
     restore_training,
@@ -30,23 +31,33 @@ from wenet.training import (
 
 RECORDS = "search.jsonl"
 CURVE_POINTS = 20  # of the training loss, in the record of a round
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network of a round, and after the round its share of the mixture."""
+    """A network of a round, and after the round its share of the mixture.
+
+    Attributes:
+        rounds_kept: how often it has been a seed.
+        held_out_loss: of its own output on the validation text, nats per token, where networks are ranked by that.
+    """
 
     genotype: Genotype
-    rounds_kept: int = 0  # how often it has been a seed
+    rounds_kept: int = 0
     weight: float = math.nan
+    held_out_loss: float | None = None
+
+    @property
+    def score(self) -> float:
+        """Networks of a round are ranked by it, the highest first."""
+        return self.weight if self.held_out_loss is None else -self.held_out_loss
 
     def to_dict(self) -> dict[str, Any]:
-        return {"genotype": str(self.genotype), "weight": self.weight, "rounds_kept": self.rounds_kept}
+        return {**asdict(self), "genotype": str(self.genotype)}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Candidate:
-        return cls(Genotype.from_text(value["genotype"]), value["rounds_kept"], value["weight"])
+        return cls(**{**value, "genotype": Genotype.from_text(value["genotype"])})
 
 
 @dataclass
@@ -68,7 +79,7 @@ class SearchState:
         return cls(**{**value, "seeds": [Candidate.from_dict(seed) for seed in value["seeds"]]})
 
 
-class Search(ResumableRun):
+class Search(ModelRun):
     """One search over one corpus, recorded in one run folder.
 
     Args:
@@ -108,9 +119,7 @@ class Search(ResumableRun):
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.config.seed)
-            pool = random_genotypes(
-                self.config.pool, self.config.nodes, self.config.seed, self.config.activations.split(",")
-            )
+            pool = draw_pool(self.config)
             self._restore()
             self.console.start(self.config.rounds * self.windows_per_round, self._windows_done())
             while self.state.round < self.config.rounds:
@@ -159,23 +168,37 @@ class Search(ResumableRun):
         return f"round {self.state.round + 1}, window {len(self.state.losses) + 1}"
 
     def _end_round(self, candidates: Sequence[Candidate]) -> None:
-        """Line 9: keep the K networks of the largest weights; record them all."""
+        """Line 9: keep the K networks of the largest weights, or of another score; record them all."""
         with self._naming_divergence():
             valid = perplexity(self.model, self.valid_stream, self.config.bptt, between=self._stop_if_asked)
+            held_out = self._held_out_losses(len(candidates))
         weights = mixing_weights(self.model)
-        # A stable order: of two equal weights the earlier candidate comes first, in every run.
-        order = sorted(range(len(candidates)), key=lambda i: -weights[i])
-        ranked = [Candidate(candidates[i].genotype, candidates[i].rounds_kept, weights[i]) for i in order]
+        measured = [
+            replace(candidate, weight=weight, held_out_loss=loss)
+            for candidate, weight, loss in zip(candidates, weights, held_out, strict=True)
+        ]
+        # A stable order: of two equal scores the earlier candidate comes first, in every run.
+        order = sorted(range(len(measured)), key=lambda i: -measured[i].score)
+        ranked = [measured[i] for i in order]
         seconds = self._lap()
         record = self._record(ranked, valid)
         self.folder.append_record(RECORDS, record)
         self._say_round(record)
-        seeds = [Candidate(c.genotype, c.rounds_kept + 1, c.weight) for c in ranked[: self.config.seeds]]
+        seeds = [replace(c, rounds_kept=c.rounds_kept + 1) for c in ranked[: self.config.seeds]]
         self.state = SearchState(self.state.round + 1, self.state.cursor, seeds=seeds, seconds=seconds)
         keep = self.config.seed_parameters == "keep"
         self.tensors = inheritance(self.model, order[: self.config.seeds]) if keep else {}
         self.folder.write_json("best.json", self._best())
         self._save(self.tensors)
+
+    def _held_out_losses(self, networks: int) -> Sequence[float | None]:
+        if self.config.score == "weight":
+            return [None] * networks
+        losses = mean_cross_entropy(
+            self.model, self.valid_stream, self.config.bptt, self._stop_if_asked, of_networks=True
+        )
+        found: list[float] = losses.tolist()
+        return found
 
     def _record(self, ranked: Sequence[Candidate], valid: float) -> dict[str, Any]:
         losses = self.state.losses
@@ -201,10 +224,12 @@ class Search(ResumableRun):
             "text": str(winner.genotype),
             "weight": winner.weight,
             "uniform_weight": last["uniform_weight"],
+            "held_out_loss": winner.held_out_loss,
             "rounds_kept": winner.rounds_kept,
             "rounds": self.state.round,
             "rounds_planned": self.config.rounds,
             "networks_searched": min(self.state.round * self.config.batch, self.config.pool),
+            "network_windows": sum(record["windows"] * len(record["networks"]) for record in records),
             "mixture_valid_perplexity": last["valid_perplexity"],
             "seconds": last["seconds_so_far"],
             "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
@@ -242,6 +267,12 @@ class Search(ResumableRun):
         )
 
 
+def draw_pool(config: SearchConfig) -> list[Genotype]:
+    """The random cells that a search goes through, in order."""
+    seed = config.seed if config.pool_seed is None else config.pool_seed
+    return random_genotypes(config.pool, config.nodes, seed, config.activations.split(","))
+
+
 def build_model(config: SearchConfig, genotypes: Sequence[Genotype], vocabulary_size: int) -> LanguageModel:
     """The weighted networks within a language model (Figure 3)."""
     rnn = WeightedDagRNN(
@@ -254,6 +285,9 @@ def build_model(config: SearchConfig, genotypes: Sequence[Genotype], vocabulary_
         dropout_h=config.dropout_h,
         backend=config.backend,
         precision=PRECISIONS[config.precision],
+        temperature=config.mix_temperature,
+        mix_norm=None if config.mix_norm == "none" else config.mix_norm,
+        mix_dropout=config.mix_dropout,
     )
     model = LanguageModel(vocabulary_size, rnn, config.dropout_embedding, config.dropout_output, config.init_range)
     return model.to(DTYPES[config.precision])

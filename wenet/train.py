@@ -12,15 +12,14 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
 from wenet.checkpoint import RunFolder
-from wenet.config import PRECISIONS, TrainConfig
+from wenet.config import DTYPES, PRECISIONS, TrainConfig
 from wenet.console import Console, duration
 from wenet.data import Corpus, batchify
 from wenet.genotype import Genotype
 from wenet.interrupt import Interrupt
 from wenet.memory import peak_memory
 from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM
-from wenet.resumable import Diverged, ResumableRun
-from wenet.search import DTYPES
+from wenet.resumable import Diverged, ModelRun
 from wenet.training import perplexity, restore_random, restore_training, training_tensors, window_at
 
 RECORDS = "train.jsonl"
@@ -46,7 +45,7 @@ class TrainState:
         return asdict(self)
 
 
-class Training(ResumableRun):
+class Training(ModelRun):
     """One cell trained on one corpus, recorded in one run folder.
 
     Args:

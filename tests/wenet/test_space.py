@@ -10,7 +10,7 @@ from wenet.cli import cell_main, search_main
 from wenet.console import Console
 from wenet.genotypes import load_genotypes
 from wenet.interrupt import Stopped
-from wenet.launch import resume_search
+from wenet.launch_search import resume_search
 from wenet.search import Search
 from wenet_kernels.activations import REGISTERED
 
@@ -138,6 +138,10 @@ def test_bad_files_of_cells(text, tmp_path, capsys, content, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (
+            ["--init-seeds", "tanh0 relu1 relu1", "--strategy", "random"],
+            "--init-seeds starts rounds of --strategy wenet",
+        ),
         (["--init-seeds", "no-such-file.json"], "no file of cells 'no-such-file.json'"),
         (["--activations", "tanh,cube"], "unknown activation 'cube'; choose from tanh, relu, sigmoid, identity"),
         (["--activations", "tanh,tanh"], "each named once"),
