@@ -140,7 +140,7 @@ def test_bad_files_of_cells(text, tmp_path, capsys, content, message):
     [
         (
             ["--init-seeds", "tanh0 relu1 relu1", "--strategy", "random"],
-            "--init-seeds starts rounds of --strategy wenet",
+            "--init-seeds is for --strategy wenet",
         ),
         (["--init-seeds", "no-such-file.json"], "no file of cells 'no-such-file.json'"),
         (["--activations", "tanh,cube"], "unknown activation 'cube'; choose from tanh, relu, sigmoid, identity"),
