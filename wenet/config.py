@@ -140,9 +140,7 @@ class SearchConfig(Config):
             # The cells in place of the file: the file may be gone when the run goes on.
             object.__setattr__(self, "init_seeds", "; ".join(map(str, self._checked_seeds(self.init_seeds))))
             if self.strategy == "random":
-                raise WenetError(
-                    "--init-seeds is for --strategy wenet; the baseline draws its cells at random"
-                )
+                raise WenetError("--init-seeds is for --strategy wenet; the baseline draws its cells at random")
         if self.norm == "batch" and self.data_batch < 2:
             raise WenetError("--data-batch must be at least 2 with --norm batch, which compares the rows of a batch")
         if 0 < self.audit < self.seeds + 2:
