@@ -24,7 +24,7 @@ from wenet.launch import CHECKPOINT_MINUTES
 from wenet.launch_search import describe_result, resume_search, search
 from wenet.launch_train import describe_training, resume_train, train
 from wenet.rank import describe_ranking, rank_cells
-from wenet_kernels import FORMS, WenetError
+from wenet_kernels import ACTIVATIONS, FORMS, WenetError
 
 Result = TypeVar("Result")
 
@@ -305,6 +305,13 @@ def _cell(arguments: Sequence[str] | None) -> None:
     draw = actions.add_parser("random", help="draw cells at random (Algorithm 1)")
     draw.add_argument("--count", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
     draw.add_argument("--nodes", type=int, default=8, metavar="L", help="nodes of each (default: %(default)s)")
+    draw.add_argument(
+        "--activations",
+        type=lambda text: text.split(","),
+        default=list(ACTIVATIONS),
+        metavar="NAME,NAME...",
+        help=f"that the nodes are drawn from (default: {','.join(ACTIVATIONS)})",
+    )
     draw.add_argument("--seed", type=int, default=1, help="the same seed gives the same cells (default: %(default)s)")
     draw.add_argument("--json", action="store_true", help="print them as JSON, one a line")
     draw.set_defaults(run=_random_cells)
@@ -376,5 +383,5 @@ def _title(cell: str) -> str:
 
 
 def _random_cells(options: argparse.Namespace) -> None:
-    for genotype in random_genotypes(options.count, options.nodes, options.seed):
+    for genotype in random_genotypes(options.count, options.nodes, options.seed, options.activations):
         print(genotype.to_json() if options.json else genotype)

@@ -80,8 +80,9 @@ def train(
     preset, given = overriding_settings(dataset, preset, config_file, settings)
     if cell is not None:
         given["cell"] = str(cell)
-    config = resolve_machine(resolve_train_config(preset, given))
-    genotype = None if config.cell in LSTMS else load_genotype(config.cell)
+    asked = resolve_train_config(preset, given)
+    genotype = None if asked.cell in LSTMS else load_genotype(asked.cell)
+    config = resolve_machine(asked, genotype)
     corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
     config = with_absolute_dataset(config)
     check_lengths(corpus, train=config.data_batch, valid=config.eval_batch, test=config.test_batch)
@@ -143,7 +144,7 @@ def _run(
 
 
 def _say_header(console: Console, config: TrainConfig, genotype: Genotype | None, corpus: Corpus) -> None:
-    say_text_and_machine(console, config, corpus)
+    say_text_and_machine(console, config, corpus, genotype)
     same = genotype is None or str(genotype) == config.cell
     console.say(f"cell      {config.cell}" + ("" if same else f": {genotype}"))
     expected = estimate_training(config, genotype, corpus)

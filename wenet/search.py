@@ -110,7 +110,7 @@ class Search(ModelRun):
         self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
         self.windows = windows_per_epoch(self.train_stream, config.bptt)
         self.windows_per_round = max(1, round(config.epochs_per_round * self.windows))
-        self.state: SearchState = SearchState()
+        self.state: SearchState = SearchState(seeds=[Candidate(cell) for cell in config.initial_cells])
         self.tensors: dict[str, Tensor] = {}  # of the checkpoint that the run goes on from
 
     def run(self) -> dict[str, Any]:
@@ -290,7 +290,8 @@ class Search(ModelRun):
 
 def draw_pool(config: SearchConfig) -> list[Genotype]:
     """The random cells that a search goes through, in order."""
-    return random_genotypes(config.pool, config.nodes, config.seed if config.pool_seed is None else config.pool_seed)
+    seed = config.seed if config.pool_seed is None else config.pool_seed
+    return random_genotypes(config.pool, config.nodes, seed, config.activations.split(","))
 
 
 def build_model(config: SearchConfig, genotypes: Sequence[Genotype], vocabulary_size: int) -> LanguageModel:
