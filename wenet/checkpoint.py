@@ -88,6 +88,11 @@ class RunFolder:
         lines = (f"  {json.dumps(key)}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items())
         self._write_text(name, "{\n" + ",\n".join(lines) + "\n}\n")
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What `write_json` wrote."""
+        value: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        return value
+
     def append_record(self, name: str, record: Mapping[str, Any]) -> None:
         """Add one line to a list of records, on disk when this returns."""
         with _reporting_full_disk(self.path / name), open(self.path / name, "a", encoding="utf-8") as file:
