@@ -77,7 +77,10 @@ ILL_CONDITIONED = (3, 4, 5, 7, 4, "plain", "independent", "batch", True)
 
 
 def relative_errors(results, truths):
-    return [float((ours - truth).norm() / (truth.norm() + 1e-30)) for ours, truth in zip(results, truths, strict=True)]
+    return [
+        float(((ours - truth).norm() / (truth.norm() + 1e-30)).detach())
+        for ours, truth in zip(results, truths, strict=True)
+    ]
 
 
 def errors_of_rounded_operands(sizes, truths, trials=60):
