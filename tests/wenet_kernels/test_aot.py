@@ -66,6 +66,13 @@ def test_the_paper_shape_fits_into_16_gb():
     assert count_memory(PAPER, steps=35).total + 4 * parameters < 8e9
 
 
+@pytest.mark.parametrize(("arch", "precision"), [("sm_90", "tf32x3"), ("gfx942", "ieee")])
+def test_full_precision_is_made_of_products_that_the_gpu_has(arch, precision):
+    found = [launch.options for launch in aot.launches(aot.SETTINGS["paper full"], arch)]
+    assert {options.get("INPUT_PRECISION", precision) for options in found} == {precision}
+    assert {options.get("PREFETCH", arch == "sm_90") for options in found} == {arch == "sm_90"}
+
+
 def test_few_networks_are_cut_into_many_programs():
     assert choose_tiling(PAPER, Machine()).fused
     one = Shape(1, 64, 850, 8, "highway", "none", "bf16", weighted=False, masked=True, keep=True)

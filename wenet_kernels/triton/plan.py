@@ -14,8 +14,6 @@ MOST_ELEMENTS = 8192  # of a tile of a state: more would not fit into the regist
 STAGE_BYTES = 32768  # of weights and what they multiply, on their way from memory while others are multiplied
 MOST_STAGES = 4
 DTYPES = {"full": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
-# How tl.dot multiplies fp32 factors; three TF32 products have all digits of an fp32 one.
-INPUT_PRECISIONS = {"full": "tf32x3", "tf32": "tf32", "bf16": "ieee"}
 
 
 @dataclass(frozen=True)
@@ -71,13 +69,22 @@ class Machine:
 
     multiprocessors: int = 132
     shared_memory: int = 232448  # bytes that one program may have
+    amd: bool = False
 
     @classmethod
     def of(cls, device: torch.device) -> Machine:
         if device.type != "cuda":
             return cls()
         properties = torch.cuda.get_device_properties(device)
-        return cls(properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", 49152))
+        shared_memory = getattr(properties, "shared_memory_per_block_optin", 49152)
+        return cls(properties.multi_processor_count, shared_memory, torch.version.hip is not None)
+
+    def input_precision(self, precision: str) -> str:
+        """How tl.dot multiplies fp32 factors; three TF32 products have all digits of an fp32 one.
+
+        Triton has no such three for AMD's GPUs, which multiply matrices of fp32 themselves.
+        """
+        return {"full": "ieee" if self.amd else "tf32x3", "tf32": "tf32", "bf16": "ieee"}[precision]
 
 
 @dataclass(frozen=True)
