@@ -205,7 +205,9 @@ def test_strides_change_nothing():
 @pytest.mark.parametrize("name", ["pre", "h0", "weight_hidden", "weight_nodes", "mix"])
 def test_a_gradient_alone(name):
     case = make_case((2, 2, 3, 4, 2, "plain", "weighted", None, True), dtype=torch.float32)
-    expected = dict(zip(("output", "pre", "h0", "weight_hidden", "weight_nodes", "mix"), results(case, "triton")))
+    expected = dict(
+        zip(("output", "pre", "h0", "weight_hidden", "weight_nodes", "mix"), results(case, "triton"), strict=True)
+    )
     for leaf in case.leaves:
         leaf.requires_grad_(leaf is getattr(case, name))
     output = run_op(case, "triton")
