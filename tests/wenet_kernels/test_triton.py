@@ -177,20 +177,6 @@ def test_a_forward_without_gradients_leaves_what_backward_needs():
         assert torch.equal(got, want)
 
 
-def test_other_default_types_change_nothing():
-    case = make_case((2, 2, 3, 4, 2, "plain", "independent", None, False), dtype=torch.float32)
-    expected = results(case, "triton")
-    pool().lanes.clear()
-    torch.set_default_dtype(torch.float64)
-    try:
-        found = results(case, "triton")
-    finally:
-        torch.set_default_dtype(torch.float32)
-    for got, want in zip(found, expected, strict=True):
-        assert got.dtype == torch.float32
-        assert torch.equal(got, want)
-
-
 def test_strides_change_nothing():
     case = make_case((2, 2, 3, 4, 2, "highway", "independent", "batch", True), dtype=torch.float32)
     expected = results(case, "triton")

@@ -10,6 +10,8 @@ from wenet_kernels.errors import WenetError
 from wenet_kernels.recurrence import Recurrence
 
 MOST_ROWS = 512
+MOST_MATRICES = 65535  # the last dimension of a grid, in which `weight_gradient` has a node each
+MOST_CELL_ELEMENTS = 2**31 - 1  # offsets between networks are 64-bit, those within a network 32-bit
 MOST_ELEMENTS = 8192  # of a tile of a state: more would not fit into the registers of a program
 STAGE_BYTES = 32768  # of weights and what they multiply, on their way from memory while others are multiplied
 MOST_STAGES = 4
@@ -127,10 +129,9 @@ def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
     """Few launches where the networks keep the GPU busy by themselves, many programs where they do not.
 
     Raises:
-        WenetError: more rows than a tile can hold.
+        WenetError: more rows than a tile can hold, or sizes beyond what a launch or an offset can count.
     """
-    if shape.rows > MOST_ROWS:
-        raise WenetError(f"backend 'triton' takes at most {MOST_ROWS} rows in a data batch, not {shape.rows}")
+    _check_limits(shape)
     rows = max(16, _power_of_two(shape.rows))
     fused = 2 * shape.networks >= machine.multiprocessors
     columns = _power_of_two(shape.hidden)
@@ -147,6 +148,21 @@ def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
         _cut_columns(shape.hidden, rows, min(columns, MOST_ELEMENTS // 2 // rows), shape.width, *backward, machine),
         fused,
     )
+
+
+def _check_limits(shape: Shape) -> None:
+    if shape.rows > MOST_ROWS:
+        raise WenetError(f"backend 'triton' takes at most {MOST_ROWS} rows in a data batch, not {shape.rows}")
+    if shape.networks * shape.nodes > MOST_MATRICES:
+        raise WenetError(
+            f"backend 'triton' takes at most {MOST_MATRICES} nodes in all, not {shape.networks} x {shape.nodes}"
+        )
+    elements = (shape.nodes + 1) * shape.hidden * shape.width
+    if elements > MOST_CELL_ELEMENTS:
+        raise WenetError(
+            f"backend 'triton' takes cells of at most {MOST_CELL_ELEMENTS} weights, not {elements} "
+            f"(of {shape.hidden} hidden units and {shape.nodes} nodes)"
+        )
 
 
 def _cut_columns(
