@@ -140,7 +140,8 @@ def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
     matrices = 2 if shape.form == "highway" else 1
     size = shape.dtype.itemsize
     # Bytes of an inner index: of fp32 states and their mask, or of gradients; and of weights. Elements of a warp.
-    forward, backward = (8 * rows, matrices * size, 1024), (size * rows, size, 512)
+    # By trial of what spills no registers.
+    forward, backward = (8 * rows, matrices * size, 1024), (size * rows, size, 512 if shape.form == "highway" else 256)
     return Tiling(
         rows,
         _cut_columns(shape.hidden, rows, min(columns, MOST_ELEMENTS // rows), shape.hidden, *forward, machine),
