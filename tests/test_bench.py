@@ -196,20 +196,52 @@ def test_the_gpu_command_says_that_there_is_no_gpu():
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where all can be measured, nothing fails")
 def test_the_gpu_command_goes_on_where_a_measurement_fails(tmp_path, monkeypatch):
     """As with a kernel that does not compile, or a peer that this PyTorch lacks: the file says why."""
 
     def fail(*arguments):
-        raise AssertionError("no such kernel\nand more")
+        raise RuntimeError("no such kernel\nand more")
 
-    results = gpu.Results("a card", {}, bandwidth=1e12, parity={"outcome": "left out"})
-    monkeypatch.setattr(gpu, "measure_contestant", fail)
+    def run(command, limit, live=False):
+        """A section in this process; the first tests hang, and a compiler crashes."""
+        if "--section" not in command or "compiled peers" in command:
+            return (None, "..") if "-k" in command else (-11, "Segmentation fault\n")
+        return gpu.main(command[2:]), ""
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(gpu, "run_for", run)
+    monkeypatch.setattr(gpu, "make_operands", fail)
+    monkeypatch.setattr(gpu, "measure_evaluation_epoch", fail)
     out = tmp_path / "gpu.json"
-    gpu.measure_epoch(results, fail, "bf16")
-    gpu.measure_recurrence(results, gpu.Clock(60), out)
-    written = json.loads(out.read_text())
-    assert written["epochs"] == [{"what": "fail, bf16", "left_out": "AssertionError: no such kernel"}]
-    assert {entry["left_out"] for entry in written["recurrence"]} == {"AssertionError: no such kernel"}
+    assert gpu.main(["--out", str(out)]) == 1
+    written, text = json.loads(out.read_text()), out.with_suffix(".md").read_text()
+    assert written["parity"]["parity at the main shapes"]["outcome"].startswith("not finished after")
+    assert written["parity"]["parity"]["exit_code"] == -11
+    assert {"bandwidth", "dense rate, bf16", "search epoch, bf16"} < written["left_out"].keys()
+    assert written["left_out"]["paper-120, triton bf16"] == "RuntimeError: no such kernel"
+    assert written["left_out"]["compiled peers, the rest of it"] == "exit code -11: Segmentation fault"
+    assert "- left out: evaluation epoch, bf16: RuntimeError: no such kernel" in text
+
+
+def test_the_gpu_command_writes_figures_without_floors(tmp_path, monkeypatch):
+    """Where the bandwidth could not be measured."""
+    figure = {"case": "paper-120", "contestant": "triton", "precision": "fp32", "backward": True, "seconds": 0.002}
+    figure |= {"floor_seconds": None, "over_floor": None, "peak_bytes": 3e9}
+    report = gpu.Report(gpu.Results("a card", {}), tmp_path / "gpu.json")
+    monkeypatch.setattr(gpu, "measure_contestant", lambda *arguments: iter([figure]))
+    gpu.measure_recurrence(report, [(gpu.PAPER_120, "triton")])
+    gpu.add_epoch(report.results, "search", "ptb", 10, 0.5, report.results.floor(gpu.PAPER_120, "fp32", backward=True))
+    report.write()
+    text = report.out.with_suffix(".md").read_text()
+    assert "| paper-120 | triton | both | 2.000 | - | - | 3.00 |" in text
+    assert "| search (ptb) | 5.00 | - | 10 |" in text
+    assert gpu.Report.read(report.out).results == report.results
+
+
+def test_the_gpu_command_stops_what_hangs():
     assert (
-        "| paper-120 | triton bf16 | left out: AssertionError: no such kernel |" in out.with_suffix(".md").read_text()
+        gpu.run_for([sys.executable, "-c", "import time; print('at work', flush=True); time.sleep(99)"], 2)[0] is None
     )
+    assert gpu.run_for([sys.executable, "-c", "print('done')"], 60) == (0, "done\n")

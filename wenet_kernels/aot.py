@@ -30,14 +30,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 MAIN = ("paper bf16", "large bf16")  # must not spill
 
-# Of each architecture: multiprocessors and the shared memory that one program may have.
+# Of each architecture: multiprocessors, the shared memory that one program may have, and whether it is AMD's.
 MACHINES = {
-    "sm_80": (108, 166912),
-    "sm_86": (84, 101376),
-    "sm_89": (128, 101376),
-    "sm_90": (132, 232448),
-    "sm_100": (148, 232448),
-    "gfx942": (304, 65536),
+    "sm_80": (108, 166912, False),
+    "sm_86": (84, 101376, False),
+    "sm_89": (128, 101376, False),
+    "sm_90": (132, 232448, False),
+    "sm_100": (148, 232448, False),
+    "gfx942": (304, 65536, True),
 }
 DTYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}
 
@@ -80,7 +80,6 @@ def launches(setting: dict[str, Any], arch: str) -> Iterator[Launch]:
     for keep in (True, False):
         shape = Shape(**setting, keep=keep)
         workspace = Recorder(shape, 2, torch.device("meta"), Machine(*MACHINES[arch]))
-        workspace.prefetch = arch.startswith("sm_")
         workspace.forward(1)
         if keep:
             workspace.allocate_gradients()

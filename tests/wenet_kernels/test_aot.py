@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from wenet_kernels import aot
+from wenet_kernels import WenetError, aot
 from wenet_kernels.triton.memory import count_memory
 from wenet_kernels.triton.plan import Machine, Shape, choose_tiling
 
@@ -65,6 +66,27 @@ def test_main_kernels_pass_only_by_figures(printed, setting, code, without_compi
 def test_the_paper_shape_fits_into_16_gb():
     parameters = 120 * 10 * 200 * 400 * 4
     assert count_memory(PAPER, steps=35).total + 4 * parameters < 8e9
+
+
+@pytest.mark.parametrize(("arch", "precision"), [("sm_90", "tf32x3"), ("gfx942", "ieee")])
+def test_full_precision_is_made_of_products_that_the_gpu_has(arch, precision):
+    found = [launch.options for launch in aot.launches(aot.SETTINGS["paper full"], arch)]
+    assert {options.get("INPUT_PRECISION", precision) for options in found} == {precision}
+    assert {options.get("PREFETCH", arch == "sm_90") for options in found} == {arch == "sm_90"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (dict(rows=513), "at most 512 rows"),
+        (dict(networks=10_000), "at most 65535 nodes in all, not 10000 x 8"),
+        (dict(networks=1, hidden=11_000), "at most 2147483647 weights, not 2178000000"),
+    ],
+)
+def test_sizes_that_a_launch_cannot_count_are_errors(sizes, message):
+    with pytest.raises(WenetError, match=message):
+        choose_tiling(replace(PAPER, **sizes), Machine())
+    choose_tiling(replace(PAPER, networks=1000, hidden=850, nodes=12), Machine())
 
 
 def test_few_networks_are_cut_into_many_programs():

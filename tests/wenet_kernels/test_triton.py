@@ -154,6 +154,55 @@ def test_forward_passes_before_a_backward_keep_what_they_need():
             torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
+def test_memory_made_in_inference_mode_is_used_again_outside():
+    case = make_case((2, 2, 3, 4, 2, "highway", "weighted", "batch", True), dtype=torch.float32)
+    pool().lanes.clear()
+    with torch.inference_mode():
+        within = run_op(case, "triton").clone()
+    with torch.no_grad():
+        outside = run_op(case, "triton")
+    assert [len(lanes) for lanes in pool().lanes.values()] == [1]
+    assert torch.equal(within, outside)
+
+
+def test_a_forward_without_gradients_leaves_what_backward_needs():
+    case = make_case((2, 2, 3, 4, 2, "highway", "weighted", "batch", True), dtype=torch.float32)
+    other = make_case((2, 2, 3, 4, 2, "highway", "weighted", "batch", True), dtype=torch.float32)
+    expected = case.gradients(output := run_op(case, "triton"), torch.ones_like(output))
+    output = run_op(case, "triton")
+    with torch.no_grad():
+        other.weight_nodes.mul_(2)
+        run_op(other, "triton")
+    for got, want in zip(case.gradients(output, torch.ones_like(output)), expected, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_strides_change_nothing():
+    case = make_case((2, 2, 3, 4, 2, "highway", "independent", "batch", True), dtype=torch.float32)
+    expected = results(case, "triton")
+    for name in ("pre", "h0", "weight_hidden", "weight_nodes"):
+        operand = getattr(case, name).detach()
+        setattr(case, name, operand.transpose(-1, -2).contiguous().transpose(-1, -2).requires_grad_())
+    case.mask_h = case.mask_h.t().contiguous().t()
+    for got, want in zip(results(case, "triton"), expected, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["pre", "h0", "weight_hidden", "weight_nodes", "mix"])
+def test_a_gradient_alone(name):
+    case = make_case((2, 2, 3, 4, 2, "plain", "weighted", None, True), dtype=torch.float32)
+    expected = dict(
+        zip(("output", "pre", "h0", "weight_hidden", "weight_nodes", "mix"), results(case, "triton"), strict=True)
+    )
+    for leaf in case.leaves:
+        leaf.requires_grad_(leaf is getattr(case, name))
+    output = run_op(case, "triton")
+    generator = torch.Generator().manual_seed(3)
+    seed = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+    (found,) = torch.autograd.grad(output, getattr(case, name), seed)
+    assert torch.equal(found, expected[name])
+
+
 def test_memory_is_used_again_once_nothing_holds_it():
     case = make_case((2, 2, 3, 4, 2, "highway", "weighted", None, False), dtype=torch.float32)
     shorter = make_case((1, 2, 3, 4, 2, "highway", "weighted", None, False), dtype=torch.float32)

@@ -145,8 +145,8 @@ def test_compiled():
 
 
 def test_too_large_is_an_error_before_anything_is_allocated(monkeypatch):
-    shape = plan.Shape(10**6, 20, 200, 8, "highway", "batch", "bf16", True, True, True)
+    shape = plan.Shape(1000, 20, 200, 8, "highway", "batch", "bf16", True, True, True)
     before = torch.cuda.memory_allocated()
     with pytest.raises(WenetError, match="GB of memory"):
-        memory.check_memory(shape, 35, torch.device("cuda", 0))
+        memory.check_memory(shape, 10**5, torch.device("cuda", 0))
     assert torch.cuda.memory_allocated() == before

@@ -85,8 +85,8 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
         grads = Gradients(
             torch.empty_like(r.pre).copy_(workspace.grad_pre[:steps]),
             workspace.grad_h0[0].clone(),
-            torch.empty(r.weight_hidden.shape, device=r.pre.device),
-            torch.empty(r.weight_nodes.shape, device=r.pre.device),
+            torch.empty(r.weight_hidden.shape, dtype=r.pre.dtype, device=r.pre.device),
+            torch.empty(r.weight_nodes.shape, dtype=r.pre.dtype, device=r.pre.device),
             r.pre.new_empty(0) if r.mix is None else workspace.grad_mix(steps),
         )
         workspace.weight_gradients(steps, grads.weight_hidden, grads.weight_nodes)

@@ -227,7 +227,7 @@ def sum_networks(
     Forward it mixes the cells' outputs (eq. 4); backward it collects the networks' gradients of the hidden state.
     """
     t = t.to(tl.int64)
-    element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, count, NETWORKS):
         network = start + tl.arange(0, NETWORKS)

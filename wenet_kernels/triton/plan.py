@@ -10,12 +10,12 @@ from wenet_kernels.errors import WenetError
 from wenet_kernels.recurrence import Recurrence
 
 MOST_ROWS = 512
+MOST_MATRICES = 65535  # the last dimension of a grid, in which `weight_gradient` has a node each
+MOST_CELL_ELEMENTS = 2**31 - 1  # offsets between networks are 64-bit, those within a network 32-bit
 MOST_ELEMENTS = 8192  # of a tile of a state: more would not fit into the registers of a program
 STAGE_BYTES = 32768  # of weights and what they multiply, on their way from memory while others are multiplied
 MOST_STAGES = 4
 DTYPES = {"full": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
-# How tl.dot multiplies fp32 factors; three TF32 products have all digits of an fp32 one.
-INPUT_PRECISIONS = {"full": "tf32x3", "tf32": "tf32", "bf16": "ieee"}
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,22 @@ class Machine:
 
     multiprocessors: int = 132
     shared_memory: int = 232448  # bytes that one program may have
+    amd: bool = False
 
     @classmethod
     def of(cls, device: torch.device) -> Machine:
         if device.type != "cuda":
             return cls()
         properties = torch.cuda.get_device_properties(device)
-        return cls(properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", 49152))
+        shared_memory = getattr(properties, "shared_memory_per_block_optin", 49152)
+        return cls(properties.multi_processor_count, shared_memory, torch.version.hip is not None)
+
+    def input_precision(self, precision: str) -> str:
+        """How tl.dot multiplies fp32 factors; three TF32 products have all digits of an fp32 one.
+
+        Triton has no such three for AMD's GPUs, which multiply matrices of fp32 themselves.
+        """
+        return {"full": "ieee" if self.amd else "tf32x3", "tf32": "tf32", "bf16": "ieee"}[precision]
 
 
 @dataclass(frozen=True)
@@ -120,10 +129,9 @@ def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
     """Few launches where the networks keep the GPU busy by themselves, many programs where they do not.
 
     Raises:
-        WenetError: more rows than a tile can hold.
+        WenetError: more rows than a tile can hold, or sizes beyond what a launch or an offset can count.
     """
-    if shape.rows > MOST_ROWS:
-        raise WenetError(f"backend 'triton' takes at most {MOST_ROWS} rows in a data batch, not {shape.rows}")
+    _check_limits(shape)
     rows = max(16, _power_of_two(shape.rows))
     fused = 2 * shape.networks >= machine.multiprocessors
     columns = _power_of_two(shape.hidden)
@@ -132,7 +140,8 @@ def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
     matrices = 2 if shape.form == "highway" else 1
     size = shape.dtype.itemsize
     # Bytes of an inner index: of fp32 states and their mask, or of gradients; and of weights. Elements of a warp.
-    forward, backward = (8 * rows, matrices * size, 1024), (size * rows, size, 512)
+    # By trial of what spills no registers.
+    forward, backward = (8 * rows, matrices * size, 1024), (size * rows, size, 512 if shape.form == "highway" else 256)
     return Tiling(
         rows,
         _cut_columns(shape.hidden, rows, min(columns, MOST_ELEMENTS // rows), shape.hidden, *forward, machine),
@@ -140,6 +149,21 @@ def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
         _cut_columns(shape.hidden, rows, min(columns, MOST_ELEMENTS // 2 // rows), shape.width, *backward, machine),
         fused,
     )
+
+
+def _check_limits(shape: Shape) -> None:
+    if shape.rows > MOST_ROWS:
+        raise WenetError(f"backend 'triton' takes at most {MOST_ROWS} rows in a data batch, not {shape.rows}")
+    if shape.networks * shape.nodes > MOST_MATRICES:
+        raise WenetError(
+            f"backend 'triton' takes at most {MOST_MATRICES} nodes in all, not {shape.networks} x {shape.nodes}"
+        )
+    elements = (shape.nodes + 1) * shape.hidden * shape.width
+    if elements > MOST_CELL_ELEMENTS:
+        raise WenetError(
+            f"backend 'triton' takes cells of at most {MOST_CELL_ELEMENTS} weights, not {elements} "
+            f"(of {shape.hidden} hidden units and {shape.nodes} nodes)"
+        )
 
 
 def _cut_columns(

@@ -26,7 +26,8 @@ class Lane:
     """A workspace, its graphs by direction and length, and who holds what it keeps."""
 
     def __init__(self, shape: Shape, capacity: int, device: torch.device) -> None:
-        self.workspace = Workspace(shape, capacity, device)
+        with torch.inference_mode(False):  # or what is made within that mode could not be used again outside of it
+            self.workspace = Workspace(shape, capacity, device)
         self.graphs: dict[tuple[str, int], torch.cuda.CUDAGraph | None] = {}
         self.holder: StorageWeakRef | None = None
 

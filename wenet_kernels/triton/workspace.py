@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wenet_kernels.recurrence import Recurrence
 from wenet_kernels.triton import kernels
-from wenet_kernels.triton.plan import INPUT_PRECISIONS, Columns, Machine, Shape, choose_tiling
+from wenet_kernels.triton.plan import Columns, Machine, Shape, choose_tiling
 
 SUM_BLOCK, SUM_NETWORKS = 32, 32  # of `sum_networks`: elements of a program, and networks added at once
 GRADIENT_TILE = 64  # of `weight_gradient`
@@ -24,9 +24,11 @@ class Workspace:
 
     def __init__(self, shape: Shape, capacity: int, device: torch.device, machine: Machine | None = None) -> None:
         self.shape, self.capacity, self.device = shape, capacity, device
-        # What asks for it is NVIDIA's assembler.
-        self.prefetch = self.device.type == "cuda" and torch.version.hip is None
-        self.tiling = choose_tiling(shape, machine or Machine.of(device))
+        machine = machine or Machine.of(device)
+        self.tiling = choose_tiling(shape, machine)
+        self.input_precision = machine.input_precision(shape.precision)
+        # NVIDIA's assembler asks for it, which the interpreter does not read.
+        self.prefetch = self.tiling.fused and not machine.amd and device.type != "cpu"
         s = shape
         networks, nodes, rows, hidden, width = s.networks, s.nodes, s.rows, s.hidden, s.width
         self.pre = self._empty(capacity, networks, rows, width)
@@ -158,7 +160,7 @@ class Workspace:
                 kernels.weight_gradient, (*tiles, matrices),
                 inputs, *strides, self.mask, self.ancestor, self.grad_product, self.grad_product.stride(0), result,
                 steps, M=s.rows, H=s.hidden, L=s.nodes, WIDTH=s.width, HAS_MASK=s.masked, INIT=init, DEPTH=32,
-                HEIGHT=tile, COLUMNS=tile, INPUT_PRECISION=INPUT_PRECISIONS[s.precision], num_warps=4,
+                HEIGHT=tile, COLUMNS=tile, INPUT_PRECISION=self.input_precision, num_warps=4,
             )  # fmt: skip
 
     def grad_mix(self, steps: int) -> Tensor:
@@ -206,8 +208,8 @@ class Workspace:
             "COLUMNS": columns.size,
             "DEPTH": columns.depth,
             "BLOCKS": columns.blocks if self.tiling.fused else 1,
-            "PREFETCH": self.tiling.fused and self.prefetch,
-            "INPUT_PRECISION": INPUT_PRECISIONS[s.precision],
+            "PREFETCH": self.prefetch,
+            "INPUT_PRECISION": self.input_precision,
             "num_warps": columns.warps,
             "num_stages": columns.stages,
         }
