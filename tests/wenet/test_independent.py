@@ -108,7 +108,7 @@ def test_networks_do_not_touch_each_other(train):
     assert found(whole)[3] != found(other)[3]
 
 
-@pytest.mark.parametrize("backend", [name for name, status in backends().items() if status == "ready"])
+@pytest.mark.parametrize("backend", [name for name in ("reference", "cpu") if backends()[name] == "ready"])
 @pytest.mark.parametrize("value", [1e12, 1e14])
 def test_one_that_blows_up_is_frozen_and_the_rest_unharmed(train, before_step, backend, value):
     """relu and identity multiply such weights up to infinity within a few nodes; the others must not feel it."""
