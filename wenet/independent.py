@@ -43,6 +43,7 @@ class Workplace:
 
     Attributes:
         checkpoint_every: minutes.
+        tensorboard: whether searches write curves for TensorBoard into their run folders.
     """
 
     config: SearchConfig
@@ -50,6 +51,7 @@ class Workplace:
     console: Console
     checkpoint_every: float
     interrupt: Interrupt
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from wenet.audit import begun_audit, describe_audit, run_audit
 from wenet.checkpoint import RunFolder
 from wenet.config import PRESETS, SearchConfig, resolve_config
 from wenet.console import Console, duration, size
+from wenet.curves import require_tensorboard
 from wenet.data import Corpus, load_corpus
 from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
@@ -22,6 +23,7 @@ from wenet.interrupt import Interrupt, Stopped
 from wenet.launch import (
     CHECKPOINT_MINUTES,
     SIZE_FLAGS,
+    add_report,
     as_path,
     check_lengths,
     check_memory,
@@ -60,6 +62,7 @@ def search(
     data_dir: str | Path | None = None,
     checkpoint_every: float = CHECKPOINT_MINUTES,
     console: Console | None = None,
+    tensorboard: bool = False,
     config_file: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> SearchResult:
@@ -72,6 +75,7 @@ def search(
         data_dir: where to look for ptb and wikitext-2 first.
         checkpoint_every: minutes.
         console: where to print; nothing is printed by default.
+        tensorboard: whether to write curves for TensorBoard into the run folder.
         config_file: settings that rank below `settings`.
         settings: any field of `SearchConfig`.
 
@@ -80,6 +84,7 @@ def search(
         Stopped: SIGINT or SIGTERM came; `resume_search` goes on from there.
     """
     console = console or Console(silent=True)
+    require_tensorboard(tensorboard)
     preset, given = overriding_settings(dataset, preset, config_file, settings)
     config = resolve_machine(resolve_config(preset, given))
     corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
@@ -90,7 +95,7 @@ def search(
     stored = run_settings("search", config, corpus, data_dir)
     with Interrupt() as interrupt, closing(RunFolder.create(folder, stored)) as run:
         _say_header(console, config, corpus, given)
-        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt), run)
+        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt, tensorboard), run)
 
 
 def resume_search(
@@ -99,6 +104,7 @@ def resume_search(
     data_dir: str | Path | None = None,
     checkpoint_every: float = CHECKPOINT_MINUTES,
     console: Console | None = None,
+    tensorboard: bool = False,
     audit: int | None = None,
     audit_epochs: float | None = None,
 ) -> SearchResult:
@@ -112,10 +118,11 @@ def resume_search(
         Stopped: as in `search`.
     """
     console = console or Console(silent=True)
+    require_tensorboard(tensorboard)
     with Interrupt() as interrupt, closing(RunFolder.open(Path(folder))) as run:
         config = _with_audit(stored_config(run, "search", resolve_config), run.path, audit, audit_epochs)
         corpus = take_up(run, config, data_dir, console)
-        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt), run)
+        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt, tensorboard), run)
 
 
 def _with_audit(config: SearchConfig, folder: Path, audit: int | None, epochs: float | None) -> SearchConfig:
@@ -141,13 +148,17 @@ def _run(work: Workplace, run: RunFolder) -> SearchResult:
         raise Stopped(stopped.signal_number, run.path) from None
     finally:
         work.console.stop()
+    add_report(run.path, work.console)
     return SearchResult(config.dataset, Genotype.from_dict(best["genotype"]), best, run.path, audit)
 
 
 def _search_once(work: Workplace, run: RunFolder) -> dict[str, Any]:
     if work.config.strategy == "random":
         return Halving(work, run).run()
-    return Search(work.config, work.corpus, run, work.console, work.checkpoint_every, work.interrupt).run()
+    search = Search(
+        work.config, work.corpus, run, work.console, work.checkpoint_every, work.interrupt, work.tensorboard
+    )
+    return search.run()
 
 
 def _search_several(work: Workplace, run: RunFolder) -> dict[str, Any]:
@@ -212,6 +223,7 @@ def describe_result(result: SearchResult) -> str:
             f"cell      {result.genotype}",
             f"cost      {duration(best['seconds'])}, peak memory {size(best['peak_memory_bytes'])}",
             *_what_is_known(result),
+            f"report    {folder}/report.html",
             f"files     {folder}/best.json (the cell), config.json (settings), and of every search search.jsonl",
             "next      " + shlex.join(["wenet-train", result.dataset, "--cell", str(folder), "--preset", "quick"]),
         ]
