@@ -18,7 +18,7 @@ from wenet.launch import resolve_machine
 
 Clock = Callable[[], float]
 
-ROUNDS = 5  # of which the fastest counts
+ROUNDS = 3  # of which the fastest counts
 
 
 def main() -> None:
