@@ -14,6 +14,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("instruction_sets", &instruction_sets,
         "Instruction sets that this processor can run, from the plainest to the widest.");
   m.def("kernel_sets", &kernel_sets, "Those of them that the kernels were built for.");
+  m.def("bf16_kernel_sets", &bf16_kernel_sets, "Those of the latter that multiply bfloat16 on this processor.");
 
   py::class_<Block>(m, "Block", py::buffer_protocol(), "Memory that goes back for reuse with its last reference.")
       .def(py::init<std::size_t>(), py::arg("bytes"))
@@ -25,6 +26,11 @@ PYBIND11_MODULE(_native, m) {
       .value("none", Norm::none)
       .value("batch", Norm::batch)
       .value("running", Norm::running);
+
+  py::enum_<Factor>(m, "Factor")
+      .value("fp32", Factor::fp32)
+      .value("fp64", Factor::fp64)
+      .value("bf16", Factor::bf16);
 
   py::class_<Recurrence>(m, "Recurrence")
       .def(py::init<>())
@@ -81,7 +87,7 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("grad_weight", &Projection::grad_weight);
 
   py::class_<Kernels>(m, "Kernels")
-      .def(py::init(&kernels), py::arg("instruction_set"), py::arg("doubles"))
+      .def(py::init(&kernels), py::arg("instruction_set"), py::arg("factor"))
       .def_readonly("width", &Kernels::width)
       .def("forward", [](const Kernels& k, const Recurrence& r, const Evaluation& e) { k.forward(r, e); },
            py::call_guard<py::gil_scoped_release>())

@@ -107,6 +107,18 @@ def test_a_run_becomes_a_report(result, tmp_path):
         assert (tmp_path / figure).stat().st_size > 1000
 
 
+def test_the_report_compares_bf16_with_fp32(result):
+    info = next(b["extra_info"] for b in result["benchmarks"] if b["extra_info"]["contestant"] == "reference")
+    figures = [
+        {"extra_info": {**info, "case": {**info["case"], "name": case}, "contestant": name, "seconds": seconds}}
+        for case in ("paper", "quick")
+        for name, seconds in (("cpu", 3.0), ("cpu bf16", 2.0))
+    ]
+    text = report.render(report.Run({**result, "benchmarks": figures}))
+    assert "- `cpu` at the paper shape, bf16 over fp32: **1.50** ≥ 1.5 (2 s against 3 s)." in text
+    assert "- `cpu` at the quick shape, bf16 over fp32: 1.50 (2 s against 3 s)." in text
+
+
 def test_a_target_is_bold_only_where_it_is_reached():
     assert report.against(8.0, 8) == "**8.00** ≥ 8"
     assert report.against(7.9, 8) == "7.90 < 8"

@@ -37,14 +37,11 @@ def estimate(config: SearchConfig, corpus: Corpus) -> Estimate:
 
 def estimate_memory(config: SearchConfig, vocabulary_size: int) -> int:
     """Bytes of a training step: parameters with their gradients and Adam's two moments, and what backward needs."""
-    width = 2 * config.hidden if config.form == "highway" else config.hidden
-    products = config.nodes + 1
     positions = config.bptt * config.data_batch
     parameters = config.networks * _network_weights(config) + vocabulary_size * (config.hidden + 1)
-    # Per state and position: what forward keeps, and in backward both factors of the weight gradients.
-    recurrence = config.networks * positions * (2 * width + products * (2 * width + config.hidden))
     logits = 3 * positions * vocabulary_size
-    return INTERPRETER + DTYPES[config.precision].itemsize * (4 * parameters + recurrence + logits)
+    recurrence = config.networks * positions * _recurrence_bytes(config, config.nodes)
+    return INTERPRETER + DTYPES[config.precision].itemsize * (4 * parameters + logits) + recurrence
 
 
 def estimate_training(config: TrainConfig, genotype: Genotype | None, corpus: Corpus) -> Estimate:
@@ -58,16 +55,28 @@ def estimate_training_memory(config: TrainConfig, genotype: Genotype | None, voc
     positions = (config.bptt + LONGER_AT_MOST) * config.data_batch
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_trained_model(config, genotype, vocabulary_size).parameters())
+    number = DTYPES[config.precision].itemsize
     if genotype is None:
-        recurrence = positions * config.layers * 8 * config.hidden  # four gates, forward and backward
+        recurrence = positions * number * config.layers * 8 * config.hidden  # four gates, forward and backward
     else:
-        width = 2 * config.hidden if config.form == "highway" else config.hidden
-        recurrence = positions * (2 * width + (genotype.nodes + 1) * (2 * width + config.hidden))
+        recurrence = positions * _recurrence_bytes(config, genotype.nodes)
     words = vocabulary_size * (config.embedding or config.hidden)
     logits = 2 * max(CHUNK, vocabulary_size) + 2 * words  # and the decoder's share of the embedding's gradient
     if config.softmax == "mos":
         logits = 3 * MIXTURE_ROWS * vocabulary_size
-    return INTERPRETER + DTYPES[config.precision].itemsize * (3 * parameters + recurrence + logits)
+    return INTERPRETER + number * (3 * parameters + logits) + recurrence
+
+
+def _recurrence_bytes(config: SearchConfig | TrainConfig, nodes: int) -> int:
+    """Of one network at one position of the text.
+
+    The projected input and its derivative; of every product what forward keeps, and both factors of the weight
+    gradient, which have the type of the products.
+    """
+    width = 2 * config.hidden if config.form == "highway" else config.hidden
+    number = DTYPES[config.precision].itemsize
+    factor = torch.bfloat16.itemsize if config.precision == "bf16" else number
+    return number * 2 * width + (nodes + 1) * (number * width + factor * (width + config.hidden))
 
 
 def _seconds_per_epoch(config: TrainConfig, genotype: Genotype | None, corpus: Corpus) -> float:

@@ -24,6 +24,7 @@ else:
 INSTRUCTION_SET_VARIABLE = "WENET_INSTRUCTION_SET"
 # Read once, as torch.compile cannot look into native functions.
 KERNEL_SETS: tuple[str, ...] = () if _native is None else tuple(_native.kernel_sets())
+BF16_KERNEL_SETS: tuple[str, ...] = () if _native is None else tuple(_native.bf16_kernel_sets())
 
 
 def status() -> str:
@@ -39,15 +40,28 @@ def runs_on(kind: str) -> bool:
     return kind == "cpu"
 
 
-def takes(dtype: torch.dtype, precision: str) -> bool:
-    return dtype in (torch.float32, torch.float64) and precision == "full"
+def refusal(dtype: torch.dtype, precision: str) -> str:
+    if precision == "bf16" and dtype == torch.float32:
+        return _bf16_refusal()
+    if precision == "full" and dtype in (torch.float32, torch.float64):
+        return ""
+    return f"it has no products of {dtype} in precision {precision!r}"
+
+
+def _bf16_refusal() -> str:
+    if not BF16_KERNEL_SETS:
+        return "this processor multiplies no bf16, only fp32 and fp64"
+    wanted = os.environ.get(INSTRUCTION_SET_VARIABLE, "auto")
+    if wanted not in ("auto", *BF16_KERNEL_SETS):
+        return f"{INSTRUCTION_SET_VARIABLE}={wanted} does not multiply bf16, but {', '.join(BF16_KERNEL_SETS)} does"
+    return ""
 
 
 def kept_shape(
     steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype, precision: str
 ) -> tuple[int, ...]:
     """Gates and candidates in blocks of as many hidden units as a vector holds."""
-    width = _kernels(dtype).width
+    width = _kernels(dtype, "full").width
     vectors = -(-hidden // width) * (2 if form == "highway" else 1)
     return networks, steps, nodes + 1, vectors, rows, width
 
@@ -63,7 +77,7 @@ def forward(r: Recurrence, keep: bool) -> Evaluation:
         r.pre.new_empty(statistics),
     )
     operands = _laid_out(r)
-    _kernels(r.pre.dtype).forward(_recurrence(operands), _evaluation(evaluation))
+    _kernels(r.pre.dtype, r.precision).forward(_recurrence(operands), _evaluation(evaluation))
     return evaluation
 
 
@@ -81,7 +95,7 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
     addresses.output = grad_output.data_ptr()
     for name in grads._fields:
         setattr(addresses, name, getattr(grads, name).data_ptr())
-    _kernels(r.pre.dtype).backward(_recurrence(operands), _evaluation(evaluation), addresses)
+    _kernels(r.pre.dtype, r.precision).backward(_recurrence(operands), _evaluation(evaluation), addresses)
     grad_pre = torch.empty_like(r.pre)
     return grads if grad_pre.stride() == grads.pre.stride() else grads._replace(pre=grad_pre.copy_(grads.pre))
 
@@ -90,7 +104,7 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
     """`[R, I]` times every network's `[I, G]`, as `[n, R, G]`."""
     x, weight = x.contiguous(), weight.contiguous()
     output = _reusable((weight.shape[0], x.shape[0], weight.shape[2]), x.dtype)
-    _kernels(x.dtype).project(_projection(x, weight, output))
+    _kernels(x.dtype, "full").project(_projection(x, weight, output))
     return output
 
 
@@ -100,7 +114,7 @@ def project_backward(grad_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Te
     grad_x, grad_weight = torch.empty_like(x), _reusable(weight.shape, x.dtype)
     native = _projection(x, weight, grad_output)
     native.grad_input, native.grad_weight = grad_x.data_ptr(), grad_weight.data_ptr()
-    _kernels(x.dtype).project_backward(native)
+    _kernels(x.dtype, "full").project_backward(native)
     return grad_x, grad_weight
 
 
@@ -113,13 +127,14 @@ def _projection(x: Tensor, weight: Tensor, output: Tensor) -> _native.Projection
     return native
 
 
-def _kernels(dtype: torch.dtype) -> _native.Kernels:
-    return _kernels_of(os.environ.get(INSTRUCTION_SET_VARIABLE, "auto"), dtype == torch.float64)
+def _kernels(dtype: torch.dtype, precision: str) -> _native.Kernels:
+    factor = "bf16" if precision == "bf16" else "fp64" if dtype == torch.float64 else "fp32"
+    return _kernels_of(os.environ.get(INSTRUCTION_SET_VARIABLE, "auto"), factor)
 
 
 @functools.cache
-def _kernels_of(instruction_set: str, doubles: bool) -> _native.Kernels:
-    return _native.Kernels(instruction_set, doubles)
+def _kernels_of(instruction_set: str, factor: str) -> _native.Kernels:
+    return _native.Kernels(instruction_set, getattr(_native.Factor, factor))
 
 
 def _reusable(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -24,7 +24,7 @@ class Backend(Protocol):
 
     def status(self) -> str: ...  # "ready", or the reason why not
     def runs_on(self, kind: str) -> bool: ...  # of device, as in `torch.device.type`
-    def takes(self, dtype: torch.dtype, precision: str) -> bool: ...
+    def refusal(self, dtype: torch.dtype, precision: str) -> str: ...  # why it has no such products, or empty
     def kept_shape(
         self,
         steps: int,
@@ -63,26 +63,36 @@ def resolve_backend(
 
     Raises:
         WenetError: a backend named explicitly is unknown or cannot run, with the reason; nothing replaces it. Or none
-            has products of that precision.
+            has products of that precision, with every backend's reason.
     """
     check_choice("precision", precision, PRECISIONS)
     name = os.environ.get("WENET_BACKEND", "auto") if backend == "auto" else backend
     kind = torch.device(device).type
     if name == "auto":
-        preference = _PREFERENCE.get(kind, ("reference",))
-        for candidate in preference:
-            if _BACKENDS[candidate].status() == "ready" and _BACKENDS[candidate].takes(dtype, precision):
+        obstacles = {
+            candidate: _obstacle(candidate, kind, dtype, precision)
+            for candidate in _PREFERENCE.get(kind, ("reference",))
+        }
+        for candidate, obstacle in obstacles.items():
+            if not obstacle:
                 return candidate
-        raise WenetError(f"no backend on {kind} has products of {dtype} in precision {precision!r}; use 'full'")
+        reasons = "; ".join(f"{candidate}: {obstacle}" for candidate, obstacle in obstacles.items())
+        raise WenetError(f"no backend on {kind} has precision {precision!r}: {reasons}")
     check_choice("backend", name, ["auto", *_BACKENDS])
-    reason = _BACKENDS[name].status()
-    if reason == "ready" and not _BACKENDS[name].runs_on(kind):
-        reason = f"it does not run on {kind}"
-    if reason == "ready" and not _BACKENDS[name].takes(dtype, precision):
-        reason = f"it has no products of {dtype} in precision {precision!r} here"
-    if reason != "ready":
-        raise WenetError(f"backend {name!r} cannot run: {reason}")
+    obstacle = _obstacle(name, kind, dtype, precision)
+    if obstacle:
+        raise WenetError(f"backend {name!r} cannot run: {obstacle}")
     return name
+
+
+def _obstacle(name: str, kind: str, dtype: torch.dtype, precision: str) -> str:
+    """Why a backend cannot run with such operands on such a device; empty where it can."""
+    status = _BACKENDS[name].status()
+    if status != "ready":
+        return status
+    if not _BACKENDS[name].runs_on(kind):
+        return f"it does not run on {kind}"
+    return _BACKENDS[name].refusal(dtype, precision)
 
 
 def project(x: Tensor, weight_input: Tensor, *, backend: str = "auto") -> Tensor:

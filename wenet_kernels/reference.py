@@ -22,8 +22,10 @@ def runs_on(kind: str) -> bool:
     return True
 
 
-def takes(dtype: torch.dtype, precision: str) -> bool:
-    return dtype.is_floating_point and precision == "full"
+def refusal(dtype: torch.dtype, precision: str) -> str:
+    if dtype.is_floating_point and precision == "full":
+        return ""
+    return f"it has no products of {dtype} in precision {precision!r}"
 
 
 def kept_shape(

@@ -26,40 +26,63 @@ struct StatisticsGradient {
   }
 };
 
+// Calls row(m, values) for every row of a block, m being where the row starts, and streams the N vectors that it fills in
+// to as many blocks over time. Rows that are multiplied together come beside each other; zeros fill the last of them.
+template <int N, typename P, typename Row>
+WENET_INLINE void stream_rows(P* const (&to)[N], int64_t rows, const Row& row) {
+  constexpr int W = kWidth<P>;
+  for (int64_t m = 0; m < rows; m += kTogether<P>) {
+    Vector<SumOf<P>> together[N][kTogether<P>] = {};
+#pragma GCC unroll 2
+    for (int i = 0; i < kTogether<P>; ++i) {
+      if (m + i == rows) break;
+      Vector<SumOf<P>> values[N] = {};
+      row((m + i) * W, values);
+      for (int n = 0; n < N; ++n) together[n][i] = values[n];
+    }
+    for (int n = 0; n < N; ++n) {
+      if (to[n]) stream(to[n] + m * W, Factors<P>::join(together[n]));
+    }
+  }
+}
+
 // What is there of one block of a node when the derivative comes back through it, [M, W] each.
-template <typename T>
+template <typename T, typename P>
 struct NodeBackward {
   const T *previous, *state;      // `state` after normalisation
   NodeBlock<const T> value;       // gate and candidate
   const T* grad;                  // with respect to the state
   T* grad_previous;               // is added to
-  NodeBlock<T> product, streamed;  // results: with respect to the product's columns, for reading soon and late
+  NodeBlock<T> pre;                // results: with respect to the projected input, for the init node alone,
+  NodeBlock<P> product, streamed;  // and to the product's columns, for reading soon and late
 };
 
 // From the derivative with respect to a state to those with respect to its product and its ancestor.
-template <Activation kind, typename T>
-void node_rows(const NodeBackward<T>& node, const Normalisation<T>& norm, const StatisticsGradient<T>& through,
+template <Activation kind, typename T, typename P>
+void node_rows(const NodeBackward<T, P>& node, const Normalisation<T>& norm, const StatisticsGradient<T>& through,
                int64_t rows) {
-  constexpr int W = kWidth<T>;
-  for (int64_t m = 0; m < rows * W; m += W) {
+  stream_rows<2, P>({node.streamed.gate, node.streamed.candidate}, rows, [&](int64_t m, Vector<T>* columns) {
     Vector<T> grad = load(node.grad + m);
     if (norm.on) grad = (grad - through.mean - load(node.state + m) * through.along) * norm.scale;
     const Vector<T> candidate = load(node.value.candidate + m);
     if (node.value.gate) {
       const Vector<T> gate = load(node.value.gate + m);
       const Vector<T> grad_gate = grad * (candidate - load(node.previous + m)) * gate * (1 - gate);
-      store<T>(node.product.gate + m, grad_gate);
-      if (node.streamed.gate) stream(node.streamed.gate + m, grad_gate);
+      if (node.pre.gate) store<T>(node.pre.gate + m, grad_gate);
+      if (node.product.gate) store<P>(node.product.gate + m, Factors<P>::round(grad_gate));
+      columns[0] = grad_gate;
       store<T>(node.grad_previous + m, load(node.grad_previous + m) + grad * (1 - gate));
       grad *= gate;
     }
     grad *= slope<kind>(candidate);
-    store<T>(node.product.candidate + m, grad);
-    stream(node.streamed.candidate + m, grad);
-  }
+    if (node.pre.candidate) store<T>(node.pre.candidate + m, grad);
+    store<P>(node.product.candidate + m, Factors<P>::round(grad));
+    columns[1] = grad;
+  });
 }
 
-template <typename T>
+// T is the type of all numbers but the factors of products, which are rounded to P.
+template <typename T, typename P>
 class BackwardPass {
  public:
   BackwardPass(const Recurrence& r, const Evaluation& evaluation, const Gradients& gradients)
@@ -71,9 +94,9 @@ class BackwardPass {
         packed_(r.networks * o_.products() * packed_size()),
         states_(r.threads * o_.products() * o_.state_size()),
         grad_states_(r.threads * o_.products() * o_.state_size()),
-        previous_h_(chains_ * r.steps * o_.state_size()),
-        masked_h_(r.mask_h ? chains_ * r.steps * o_.state_size() : 0),
-        factors_(r.networks * r.nodes * r.steps * o_.state_size()),
+        previous_h_(chains_ * factor_size()),
+        h_factors_(h_is_its_factor() ? 0 : chains_ * factor_size()),
+        factors_(r.networks * r.nodes * factor_size()),
         grad_products_(r.networks * o_.products() * grad_product_size()),
         columns_(r.threads * o_.products() * grad_columns_size()),
         grad_h_(chains_ * o_.state_size()),
@@ -114,8 +137,9 @@ class BackwardPass {
  private:
   static constexpr int kScratch = 3;  // blocks of a thread: two for a product, one for a gate
 
-  int64_t packed_size() const { return o_.hidden.blocks() * o_.columns.width() * kWidth<T>; }
-  T* packed(int64_t network, int64_t node) { return packed_.data() + (network * o_.products() + node) * packed_size(); }
+  int64_t packed_block_size() const { return o_.columns.template depth<P>() * kWidth<T>; }
+  int64_t packed_size() const { return o_.hidden.blocks() * packed_block_size(); }
+  P* packed(int64_t network, int64_t node) { return packed_.data() + (network * o_.products() + node) * packed_size(); }
   int64_t chain(int64_t network) const { return r_.weighted ? 0 : network; }
   const T* mask(int64_t block) const { return r_.mask_h ? mask_.data() + block * o_.block_size() : nullptr; }
   T* scratch(const Member& member, int64_t i) {
@@ -134,20 +158,33 @@ class BackwardPass {
     return {grad_previous_h_.data() + network * o_.state_size(), o_.block_size()};
   }
 
-  // Both factors of the weight gradients, with the rows of all steps in one block: [blocks, T * M, W].
-  Blocked<T> over_time(T* data) const { return {data, r_.steps * o_.block_size()}; }
-  Blocked<T> factor(int64_t network, int64_t node) {  // what the products of the node's children read
-    return over_time(factors_.data() + (network * r_.nodes + node) * r_.steps * o_.state_size());
+  // Both factors of the weight gradients, with the rows of all steps in one block: [blocks, T * rows of a step, W].
+  int64_t step_rows() const { return packed_rows<P>(r_.rows); }
+  int64_t block_size_over_time() const { return r_.steps * step_rows() * kWidth<T>; }
+  template <typename Number>
+  Blocked<Number> over_time(Number* data) const {
+    return {data, block_size_over_time()};
   }
-  int64_t grad_product_size() const { return o_.columns.vectors() * r_.steps * o_.block_size(); }
-  Blocked<T> grad_product(int64_t network, int64_t node) {
+  template <typename Number>
+  Blocked<Number> at(Blocked<Number> matrix, int64_t t) const {
+    return matrix.from_row(t * step_rows());
+  }
+  int64_t factor_size() const { return o_.hidden.blocks() * block_size_over_time(); }
+  Blocked<P> factor(int64_t network, int64_t node) {  // what the products of the node's children read
+    return over_time(factors_.data() + (network * r_.nodes + node) * factor_size());
+  }
+  int64_t grad_product_size() const { return o_.columns.vectors() * block_size_over_time(); }
+  Blocked<P> grad_product(int64_t network, int64_t node) {
     return over_time(grad_products_.data() + (network * o_.products() + node) * grad_product_size());
   }
-  Blocked<T> previous_h(int64_t chain) { return over_time(previous_h_.data() + chain * r_.steps * o_.state_size()); }
-  Blocked<T> masked_h(int64_t chain) {
-    return r_.mask_h ? over_time(masked_h_.data() + chain * r_.steps * o_.state_size()) : previous_h(chain);
+  Blocked<T> previous_h(int64_t chain) { return over_time(previous_h_.data() + chain * factor_size()); }
+  bool h_is_its_factor() const { return std::is_same_v<P, T> && !r_.mask_h; }
+  Blocked<P> h_factor(int64_t chain) {  // what the products of the init node read
+    if constexpr (std::is_same_v<P, T>) {
+      if (h_is_its_factor()) return previous_h(chain);
+    }
+    return over_time(h_factors_.data() + chain * factor_size());
   }
-  Blocked<T> at(Blocked<T> matrix, int64_t t) const { return matrix.from_row(t * r_.rows); }
 
   // Of the row-major gradient or value of the output in a step.
   int64_t output_offset(int64_t t, int64_t chain, int64_t b) const {
@@ -172,11 +209,17 @@ class BackwardPass {
                             : reinterpret_cast<const T*>(evaluation_.output) + output_offset(t - 1, chain, b);
         T* block = at(previous_h(chain), t).block(b);
         gather_block(h, r_.hidden, o_.hidden.count(b), r_.rows, block);
-        if (r_.mask_h) mask_rows(block, mask(b), at(masked_h(chain), t).block(b), r_.rows);
+        if (!h_is_its_factor()) stream_factor(block, mask(b), at(h_factor(chain), t).block(b));
       }
       zero_rows(grad_h(chain).block(b), r_.rows);
       add_grad_output(r_.steps - 1, chain, b);
     }
+  }
+
+  void stream_factor(const T* state, const T* mask, P* factor) const {
+    stream_rows<1, P>({factor}, r_.rows, [&](int64_t m, Vector<T>* values) {
+      values[0] = mask ? load(state + m) * load(mask + m) : load(state + m);
+    });
   }
 
   void add_grad_output(int64_t t, int64_t chain, int64_t b) {
@@ -240,21 +283,21 @@ class BackwardPass {
     const T share = o_.share(network, node), weight = r_.weighted ? share * o_.mix(network) : share;
     T* s = state(member, node).block(b);
     T* grad = grad_state(member, node).block(b);
-    T* left = node < r_.nodes ? at(factor(network, node), t).block(b) : nullptr;
+    P* left = node < r_.nodes ? at(factor(network, node), t).block(b) : nullptr;
     Vector<T> product{};
-    for (int64_t m = 0; m < o_.block_size(); m += kWidth<T>) {
+    stream_rows<1, P>({left}, r_.rows, [&](int64_t m, Vector<T>* factor) {
       Vector<T> v = load(value.candidate + m);
       if (value.gate) v = combine(load(ancestor + m), load(value.gate + m), v);
       v = normalise(v);
       store<T>(s + m, v);
-      if (left) stream<T>(left + m, dropout ? v * load(dropout + m) : v);
+      factor[0] = dropout ? v * load(dropout + m) : v;
       Vector<T> entering{};
       if (share != 0) {
         entering = weight * load(grad_output + m);
         product += share * (v * load(grad_output + m));
       }
       store<T>(grad + m, entering);
-    }
+    });
     return product;
   }
 
@@ -266,13 +309,16 @@ class BackwardPass {
 
   // From a state to the result of its product, for one block of hidden units.
   void node_backward(const Member& member, int64_t t, int64_t network, int64_t node, int64_t b) {
-    const NodeBackward<T> block{previous(member, t, network, node, b),
+    NodeBlock<T> pre{nullptr, nullptr};
+    if (node == 0) pre = {scratch(member, 0), r_.highway ? scratch(member, 1) : nullptr};
+    const NodeBackward<T, P> block{previous(member, t, network, node, b),
                                 state(member, node).block(b),
                                 kept(member, t, network, node, b),
                                 grad_state(member, node).block(b),
                                 grad_previous(member, network, node, b),
-                                node_block(columns(member, node), b, scratch(member, 0)),
-                                node_block(at(grad_product(network, node), t), b, nullptr)};
+                                pre,
+                                node_block(columns(member, node), b),
+                                node_block(at(grad_product(network, node), t), b)};
     const Normalisation<T> norm = normalisation(t, network, node, b);
     const StatisticsGradient<T> through =
         r_.norm == Norm::batch ? StatisticsGradient<T>(block.state, block.grad, r_.rows) : StatisticsGradient<T>();
@@ -280,20 +326,20 @@ class BackwardPass {
       node_rows<decltype(kind)::value>(block, norm, through, r_.rows);
     });
     if (node == 0) {
-      scatter_pre(t, network, 0, b, block.product.gate);
-      if (r_.highway) scatter_pre(t, network, 1, b, block.product.candidate);
+      scatter_pre(t, network, 0, b, pre.gate);
+      if (r_.highway) scatter_pre(t, network, 1, b, pre.candidate);
     }
   }
 
-  // Gate and candidate of a block in the columns of a product; a gate that is no column of it goes where it is told.
-  NodeBlock<T> node_block(Blocked<T> columns, int64_t b, T* gate) const {
-    if (!r_.highway) return {gate, columns.block(b)};
+  // Gate (null where there is none) and candidate of a block in the columns of a product.
+  NodeBlock<P> node_block(Blocked<P> columns, int64_t b) const {
+    if (!r_.highway) return {nullptr, columns.block(b)};
     return {columns.block(2 * b), columns.block(2 * b + 1)};
   }
 
   // The derivative with respect to a product, of the network in work. One for each node: threads that share the network
   // may still read the last one.
-  Blocked<T> columns(const Member& member, int64_t node) {
+  Blocked<P> columns(const Member& member, int64_t node) {
     return {columns_.data() + (member.slot() * o_.products() + node) * grad_columns_size(), o_.block_size()};
   }
   int64_t grad_columns_size() const { return o_.columns.vectors() * o_.block_size(); }
@@ -305,12 +351,12 @@ class BackwardPass {
 
   // Through a node's product, for a range of blocks of the state that it reads.
   void product_backward(const Member& member, int64_t network, int64_t node, Range blocks) {
-    const Blocked<T> grad = columns(member, node);
+    const Blocked<P> grad = columns(member, node);
     T* product = scratch(member, 0);
     for (int64_t b = blocks.first; b < blocks.last; b += 2) {
       const int64_t last = smaller(b + 2, blocks.last);
-      const T* right = packed(network, node) + b * o_.columns.width() * kWidth<T>;
-      multiply_vectors<T>(last - b, grad, o_.columns, right, r_.rows, product);
+      const P* right = packed(network, node) + b * packed_block_size();
+      multiply_vectors<P>(last - b, grad, o_.columns, right, r_.rows, product);
       for (int64_t i = b; i < last; ++i) {
         add_masked_rows(product + (i - b) * o_.block_size(), mask(i), grad_previous(member, network, node, i));
       }
@@ -339,7 +385,7 @@ class BackwardPass {
   void carry_back(const Member& member, int64_t t, int64_t network) {
     const Range blocks = member.blocks(o_.hidden.blocks());
     for (int64_t b = blocks.first; b < blocks.last; ++b) {
-      mask_rows<T>(grad_previous_h(network).block(b), nullptr, grad_h(network).block(b), r_.rows);
+      mask_rows<T, T>(grad_previous_h(network).block(b), nullptr, grad_h(network).block(b), r_.rows);
       leave(t, network, b);
     }
   }
@@ -364,10 +410,10 @@ class BackwardPass {
 
   // Columns `first` to `last`, in vectors, of a product's weight gradient.
   void weight_gradient(int64_t network, int64_t node, int64_t first, int64_t last, T* out) {
-    const Blocked<const T> left = node == 0 ? masked_h(chain(network)) : factor(network, o_.ancestor(network, node));
-    const Blocked<T> grad = grad_product(network, node);
-    const Blocked<const T> right{grad.block(first), grad.block_stride};
-    outer_vectors<T>(last - first, left, right, r_.steps * r_.rows, o_.hidden, out);
+    const Blocked<const P> left = node == 0 ? h_factor(chain(network)) : factor(network, o_.ancestor(network, node));
+    const Blocked<P> grad = grad_product(network, node);
+    const Blocked<const P> right{grad.block(first), grad.block_stride};
+    outer_vectors<P>(last - first, left, right, r_.steps * step_rows(), o_.hidden, out);
     T* to = node == 0 ? reinterpret_cast<T*>(gradients_.weight_hidden) + network * o_.weight_size()
                       : reinterpret_cast<T*>(gradients_.weight_nodes) +
                             (network * r_.nodes + node - 1) * o_.weight_size();
@@ -395,13 +441,15 @@ class BackwardPass {
   const Evaluation& evaluation_;
   const Gradients& gradients_;
   const int64_t chains_;  // hidden states: one for all networks, or each network's own
-  Buffer<T> packed_, states_, grad_states_, previous_h_, masked_h_, factors_, grad_products_, columns_, grad_h_,
-      grad_previous_h_, grad_mix_, outer_products_, scratch_, mask_;
+  Buffer<P> packed_;
+  Buffer<T> states_, grad_states_, previous_h_;
+  Buffer<P> h_factors_, factors_, grad_products_, columns_;
+  Buffer<T> grad_h_, grad_previous_h_, grad_mix_, outer_products_, scratch_, mask_;
 };
 
-template <typename T>
+template <typename T, typename P>
 void backward(const Recurrence& r, const Evaluation& evaluation, const Gradients& gradients) {
-  BackwardPass<T> pass(r, evaluation, gradients);
+  BackwardPass<T, P> pass(r, evaluation, gradients);
 }
 
 }  // namespace WENET_ISA

@@ -165,12 +165,12 @@ Statistics<T> batch_statistics(const T* state, int64_t rows) {
   return {mean, squares / T(rows)};
 }
 
-// to = from * mask, or a copy where there is no mask.
-template <typename T>
-void mask_rows(const T* from, const T* mask, T* to, int64_t rows) {
+// to = from * mask, or a copy where there is no mask; rounded to what `to` holds.
+template <typename T, typename P>
+void mask_rows(const T* from, const T* mask, P* to, int64_t rows) {
   constexpr int W = kWidth<T>;
   for (int64_t m = 0; m < rows * W; m += W) {
-    store<T>(to + m, mask == nullptr ? load(from + m) : load(from + m) * load(mask + m));
+    store<P>(to + m, Factors<P>::round(mask == nullptr ? load(from + m) : load(from + m) * load(mask + m)));
   }
 }
 

@@ -24,19 +24,20 @@ void form_rows(const T* previous, NodeBlock<const T> product, NodeBlock<T> kept,
 }
 
 // From states to normalised ones, to what the next products read, and to the cell's output.
-template <typename T>
-void finish_rows(const Normalisation<T>& normalise, const T* mask, T share, T* state, T* operand, T* cell,
+template <typename T, typename P>
+void finish_rows(const Normalisation<T>& normalise, const T* mask, T share, T* state, P* operand, T* cell,
                  int64_t rows) {
   constexpr int W = kWidth<T>;
   for (int64_t m = 0; m < rows * W; m += W) {
     const Vector<T> s = normalise(load(state + m));
     store<T>(state + m, s);
-    store<T>(operand + m, mask ? s * load(mask + m) : s);
+    store<P>(operand + m, Factors<P>::round(mask ? s * load(mask + m) : s));
     if (share != 0) store<T>(cell + m, load(cell + m) + share * s);
   }
 }
 
-template <typename T>
+// T is the type of all numbers but the factors of products, which are rounded to P.
+template <typename T, typename P>
 class ForwardPass {
  public:
   ForwardPass(const Recurrence& r, const Evaluation& evaluation)
@@ -80,17 +81,19 @@ class ForwardPass {
   }
 
  private:
-  int64_t packed_size() const { return o_.columns.vectors() * r_.hidden * kWidth<T>; }
-  T* packed(int64_t network, int64_t node) { return packed_.data() + (network * o_.products() + node) * packed_size(); }
+  int64_t packed_vector_size() const { return packed_rows<P>(r_.hidden) * kWidth<T>; }
+  int64_t packed_size() const { return o_.columns.vectors() * packed_vector_size(); }
+  P* packed(int64_t network, int64_t node) { return packed_.data() + (network * o_.products() + node) * packed_size(); }
   int64_t chain(int64_t network) const { return r_.weighted ? 0 : network; }
 
   Blocked<T> state(const Member& member, int64_t node) { return in_work(states_, member, node); }
-  Blocked<T> operand(const Member& member, int64_t node) { return in_work(operands_, member, node); }
-  Blocked<T> in_work(Buffer<T>& buffer, const Member& member, int64_t node) {
+  Blocked<P> operand(const Member& member, int64_t node) { return in_work(operands_, member, node); }
+  template <typename Number>
+  Blocked<Number> in_work(Buffer<Number>& buffer, const Member& member, int64_t node) {
     return {buffer.data() + (member.slot() * o_.products() + node) * o_.state_size(), o_.block_size()};
   }
   Blocked<T> h(int64_t chain) { return {h_.data() + chain * o_.state_size(), o_.block_size()}; }
-  Blocked<T> h_operand(int64_t chain) { return {h_operand_.data() + chain * o_.state_size(), o_.block_size()}; }
+  Blocked<P> h_operand(int64_t chain) { return {h_operand_.data() + chain * o_.state_size(), o_.block_size()}; }
   Blocked<T> cell(int64_t network) { return {cells_.data() + network * o_.state_size(), o_.block_size()}; }
   const T* mask(int64_t block) const { return r_.mask_h ? mask_.data() + block * o_.block_size() : nullptr; }
 
@@ -117,14 +120,14 @@ class ForwardPass {
     for (int64_t node = 0; node <= r_.nodes; ++node) {
       const int64_t ancestor = node == 0 ? 0 : o_.ancestor(network, node);
       const Blocked<T> previous = node == 0 ? h(chain(network)) : state(member, ancestor);
-      const Blocked<T> left = node == 0 ? h_operand(chain(network)) : operand(member, ancestor);
+      const Blocked<P> left = node == 0 ? h_operand(chain(network)) : operand(member, ancestor);
       const int64_t together = 2 / o_.columns.per;  // hidden blocks whose columns are multiplied at once
       for (int64_t b = blocks.first; b < blocks.last; b += together) {
         const int64_t last = smaller(b + together, blocks.last);
         const int64_t vectors = (last - b) * o_.columns.per;
         T* product = scratch(member, 0);
-        const T* right = packed(network, node) + b * o_.columns.per * r_.hidden * kWidth<T>;
-        multiply_vectors<T>(vectors, left, o_.hidden, right, r_.rows, product);
+        const P* right = packed(network, node) + b * o_.columns.per * packed_vector_size();
+        multiply_vectors<P>(vectors, left, o_.hidden, right, r_.rows, product);
         for (int64_t i = b; i < last; ++i, product += o_.columns.per * o_.block_size()) {
           finish(member, t, network, node, i, previous.block(i), product);
         }
@@ -194,7 +197,7 @@ class ForwardPass {
   void carry_on(const Member& member, int64_t t, int64_t network) {
     const Range blocks = member.blocks(o_.hidden.blocks());
     for (int64_t b = blocks.first; b < blocks.last; ++b) {
-      mask_rows<T>(cell(network).block(b), nullptr, h(network).block(b), r_.rows);
+      mask_rows<T, T>(cell(network).block(b), nullptr, h(network).block(b), r_.rows);
       hand_over(t, network, b);
     }
   }
@@ -213,12 +216,17 @@ class ForwardPass {
   const Operands<T> o_;
   const Evaluation& evaluation_;
   const int64_t chains_;  // hidden states: one for all networks, or each network's own
-  Buffer<T> packed_, states_, operands_, h_, h_operand_, cells_, scratch_, mask_;
+  Buffer<P> packed_;
+  Buffer<T> states_;
+  Buffer<P> operands_;
+  Buffer<T> h_;
+  Buffer<P> h_operand_;
+  Buffer<T> cells_, scratch_, mask_;
 };
 
-template <typename T>
+template <typename T, typename P>
 void forward(const Recurrence& r, const Evaluation& evaluation) {
-  ForwardPass<T> pass(r, evaluation);
+  ForwardPass<T, P> pass(r, evaluation);
 }
 
 }  // namespace WENET_ISA

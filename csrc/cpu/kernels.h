@@ -8,9 +8,11 @@
 namespace wenet {
 namespace WENET_ISA {
 
-template <typename T>
+// With factors of products of type P, and all else in the type of their sums.
+template <typename P>
 Kernels kernels() {
-  return {kWidth<T>, forward<T>, backward<T>, project<T>, project_backward<T>};
+  using T = typename Factors<P>::Sum;
+  return {kWidth<T>, forward<T, P>, backward<T, P>, project<T>, project_backward<T>};
 }
 
 }  // namespace WENET_ISA

@@ -7,6 +7,32 @@
 namespace wenet {
 namespace WENET_ISA {
 
+// How numbers of type P are multiplied as factors of a product: `kTogether` neighbours along its depth at once, which a
+// packed matrix holds beside each other. Here, one at a time, and the sums are of the same type.
+template <typename P>
+struct Factors {
+  using Sum = P;
+  static constexpr int kTogether = 1;
+  using Columns = Vector<P>;  // a vector of columns of so many rows
+
+  static WENET_INLINE Vector<P> round(Vector<P> v) { return v; }
+  static WENET_INLINE Columns join(const Vector<P>* rows) { return rows[0]; }
+  static WENET_INLINE Columns columns(const P* from) { return load(from); }
+  static WENET_INLINE P spread(const P* from) { return *from; }
+  static WENET_INLINE void multiply_add(Vector<P>& total, P factor, Columns columns) { total += factor * columns; }
+};
+
+template <typename P>
+using SumOf = typename Factors<P>::Sum;
+template <typename P>
+constexpr int kTogether = Factors<P>::kTogether;
+
+// Rows of a packed matrix: zeros fill the last of those that are multiplied together.
+template <typename P>
+WENET_INLINE int64_t packed_rows(int64_t rows) {
+  return ceil_div(rows, kTogether<P>) * kTogether<P>;
+}
+
 // A matrix of R rows in blocks of W columns: block b is a contiguous [R, W], W being the vector width. Columns beyond
 // the last are zero. `data` may point at an inner row, for a view of the rows from there on.
 template <typename T>
@@ -30,25 +56,34 @@ struct Layout {
   int64_t vectors() const { return per * blocks(); }
   int64_t width() const { return per * hidden; }  // G
   int count(int64_t block) const { return static_cast<int>(smaller(kWidth<T>, hidden - block * kWidth<T>)); }
+  // Rows of a packed matrix that is multiplied by these columns.
+  template <typename P>
+  int64_t depth() const {
+    return per * packed_rows<P>(hidden);
+  }
   // First column of a vector in a row-major weight, whose first H columns are gates.
   int64_t column(int64_t vector) const { return (vector % per) * hidden + (vector / per) * kWidth<T>; }
 };
 
-// Packed weights [rows, G]: for each vector of columns all rows, [vectors, rows, W]. `late` says that they are read when
-// the caches have forgotten them.
-template <typename T>
-void pack(const T* weight, int64_t rows, const Layout<T>& layout, int64_t first, int64_t last, bool late, T* packed) {
+// Packed weights [rows, G]: for each vector of columns all rows, [vectors, rows, W], those that are multiplied together
+// beside each other. `late` says that they are read when the caches have forgotten them.
+template <typename T, typename P>
+void pack(const T* weight, int64_t rows, const Layout<T>& layout, int64_t first, int64_t last, bool late, P* packed) {
   constexpr int W = kWidth<T>;
   constexpr int64_t kRows = 16;  // at a time, so that lines of the weights that two vectors share are read once
   for (int64_t row = 0; row < rows; row += kRows) {
     const int64_t end = smaller(row + kRows, rows);
     for (int64_t v = first; v < last; ++v) {
       const T* from = weight + layout.column(v);
-      T* to = packed + v * rows * W;
+      P* to = packed + v * packed_rows<P>(rows) * W;
       const int count = layout.count(v / layout.per);
-      for (int64_t k = row; k < end; ++k) {
-        __builtin_prefetch(from + (k + kRows) * layout.width());
-        put(to + k * W, load_part(from + k * layout.width(), count), late);
+      for (int64_t k = row; k < end; k += kTogether<P>) {
+        Vector<T> together[kTogether<P>] = {};
+        for (int i = 0; i < smaller(kTogether<P>, end - k); ++i) {
+          __builtin_prefetch(from + (k + i + kRows) * layout.width());
+          together[i] = load_part(from + (k + i) * layout.width(), count);
+        }
+        put(to + k * W, Factors<P>::join(together), late);
       }
     }
   }
@@ -79,13 +114,13 @@ WENET_INLINE void transpose(Vector<T> (&square)[kWidth<T>]) {
 
 // Packed transposed weights [G, rows]: for each vector of rows all G columns in the order of the vectors of a product,
 // [blocks, G, W].
-template <typename T>
+template <typename T, typename P>
 void pack_transposed(const T* weight, const Layout<T>& rows, const Layout<T>& layout, int64_t first, int64_t last,
-                     bool late, T* packed) {
+                     bool late, P* packed) {
   constexpr int W = kWidth<T>;
   const int64_t width = layout.width();
   for (int64_t b = first; b < last; ++b) {
-    T* to = packed + b * width * W;
+    P* to = packed + b * layout.template depth<P>() * W;
     const int lanes = rows.count(b);
     for (int64_t v = 0; v < layout.vectors(); ++v) {
       const T* from = weight + b * W * width + layout.column(v);
@@ -96,50 +131,56 @@ void pack_transposed(const T* weight, const Layout<T>& rows, const Layout<T>& la
         square[row] = load_part(from + row * width, count);
       }
       transpose<T>(square);
-      for (int column = 0; column < count; ++column) put(to + column * W, square[column], late);
-      to += count * W;
+      for (int column = 0; column < count; column += kTogether<P>) {
+        put(to + column * W, Factors<P>::join(square + column), late);
+      }
+      to += packed_rows<P>(count) * W;
     }
   }
 }
 
-template <typename T, int R, int V>
-WENET_INLINE void accumulate(Vector<T> (&total)[R][V], const T* left, const T* right, int64_t right_stride, int depth,
-                             const T* ahead) {
-  constexpr int W = kWidth<T>;
+// R x V sums of the products of factors of type P.
+template <typename P, int R, int V>
+using Totals = Vector<SumOf<P>>[R][V];
+
+template <typename P, int R, int V>
+WENET_INLINE void accumulate(Totals<P, R, V>& total, const P* left, const P* right, int64_t right_stride, int depth,
+                             const P* ahead) {
+  constexpr int W = kWidth<P>;
 #pragma GCC unroll 4
-  for (int k = 0; k < depth; ++k) {
+  for (int k = 0; k < depth; k += kTogether<P>) {
     __builtin_prefetch(ahead + k * W, 0, 2);
-    Vector<T> columns[V];
+    typename Factors<P>::Columns columns[V];
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) columns[v] = load(right + v * right_stride + k * W);
+    for (int v = 0; v < V; ++v) columns[v] = Factors<P>::columns(right + v * right_stride + k * W);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const T factor = left[r * W + k];
+      const auto factor = Factors<P>::spread(left + r * W + k);
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) total[r][v] += factor * columns[v];
+      for (int v = 0; v < V; ++v) Factors<P>::multiply_add(total[r][v], factor, columns[v]);
     }
   }
 }
 
 // R rows times V vectors of columns, to out[v * out_stride + r * W]. `ahead` is where the weights lie that are wanted
 // soon: memory answers too late if it is only asked when they are.
-template <typename T, int R, int V>
-void tile(Blocked<const T> left, const Layout<T>& depth, const T* right, int64_t right_stride, const T* ahead, T* out,
-          int64_t out_stride) {
-  constexpr int W = kWidth<T>;
-  Vector<T> total[R][V] = {};
+template <typename P, int R, int V>
+void tile(Blocked<const P> left, const Layout<SumOf<P>>& depth, const P* right, int64_t right_stride, const P* ahead,
+          SumOf<P>* out, int64_t out_stride) {
+  constexpr int W = kWidth<P>;
+  Totals<P, R, V> total = {};
   const int64_t vectors = depth.vectors();
   const int64_t whole = depth.hidden / W * depth.per;
   for (int64_t b = 0; b < whole; ++b) {
-    accumulate<T, R, V>(total, left.block(b), right, right_stride, W, ahead);
+    accumulate<P, R, V>(total, left.block(b), right, right_stride, W, ahead);
     right += W * W;
     ahead += W * W;
   }
   for (int64_t b = whole; b < vectors; ++b) {
     const int count = depth.count(b / depth.per);
-    accumulate<T, R, V>(total, left.block(b), right, right_stride, count, ahead);
-    right += count * W;
-    ahead += count * W;
+    accumulate<P, R, V>(total, left.block(b), right, right_stride, count, ahead);
+    right += packed_rows<P>(count) * W;
+    ahead += packed_rows<P>(count) * W;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -148,58 +189,58 @@ void tile(Blocked<const T> left, const Layout<T>& depth, const T* right, int64_t
   }
 }
 
-template <typename T, int V, int R = WENET_TILE_ROWS>
-WENET_INLINE void tile_of(int64_t rows, Blocked<const T> left, const Layout<T>& depth, const T* right,
-                          int64_t right_stride, const T* ahead, T* out, int64_t out_stride) {
-  if (rows == R) return tile<T, R, V>(left, depth, right, right_stride, ahead, out, out_stride);
-  if constexpr (R > 1) tile_of<T, V, R - 1>(rows, left, depth, right, right_stride, ahead, out, out_stride);
+template <typename P, int V, int R = WENET_TILE_ROWS>
+WENET_INLINE void tile_of(int64_t rows, Blocked<const P> left, const Layout<SumOf<P>>& depth, const P* right,
+                          int64_t right_stride, const P* ahead, SumOf<P>* out, int64_t out_stride) {
+  if (rows == R) return tile<P, R, V>(left, depth, right, right_stride, ahead, out, out_stride);
+  if constexpr (R > 1) tile_of<P, V, R - 1>(rows, left, depth, right, right_stride, ahead, out, out_stride);
 }
 
 // out [V, rows, W] = left [rows, depth] times V vectors of columns from packed weights.
-template <typename T, int V>
-void multiply(Blocked<const T> left, const Layout<T>& depth, const T* right, int64_t right_stride, int64_t rows,
-              T* out) {
-  constexpr int W = kWidth<T>;
+template <typename P, int V>
+void multiply(Blocked<const P> left, const Layout<SumOf<P>>& depth, const P* right, int64_t right_stride, int64_t rows,
+              SumOf<P>* out) {
+  constexpr int W = kWidth<P>;
   const int64_t tiles = ceil_div(rows, WENET_TILE_ROWS);
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t first = rows * i / tiles, last = rows * (i + 1) / tiles;
-    const T* ahead = right + (V + i) * right_stride;  // each tile fetches a vector of the next V
-    tile_of<T, V>(last - first, left.from_row(first), depth, right, right_stride, ahead, out + first * W, rows * W);
+    const P* ahead = right + (V + i) * right_stride;  // each tile fetches a vector of the next V
+    tile_of<P, V>(last - first, left.from_row(first), depth, right, right_stride, ahead, out + first * W, rows * W);
   }
 }
 
 // The product of one or two vectors of columns, whichever is asked for.
-template <typename T>
-WENET_INLINE void multiply_vectors(int64_t count, Blocked<const T> left, const Layout<T>& depth, const T* right,
-                                   int64_t rows, T* out) {
-  const int64_t stride = depth.width() * kWidth<T>;
-  if (count == 2) return multiply<T, 2>(left, depth, right, stride, rows, out);
-  multiply<T, 1>(left, depth, right, stride, rows, out);
+template <typename P>
+WENET_INLINE void multiply_vectors(int64_t count, Blocked<const P> left, const Layout<SumOf<P>>& depth, const P* right,
+                                   int64_t rows, SumOf<P>* out) {
+  const int64_t stride = depth.template depth<P>() * kWidth<P>;
+  if (count == 2) return multiply<P, 2>(left, depth, right, stride, rows, out);
+  multiply<P, 1>(left, depth, right, stride, rows, out);
 }
 
-// R columns of `left`, transposed, times V blocks of `right`: out [V, R, W] += their product over `depth` rows. `ahead`
-// is as in `tile`.
-template <typename T, int R, int V>
-void outer_tile(const T* left, const T* right, int64_t right_stride, int64_t depth, const T* ahead, T* out,
+// R columns of `left`, transposed, times V blocks of `right`, both with the rows that are multiplied together beside
+// each other: out [V, R, W] += their product over `depth` rows. `ahead` is as in `tile`.
+template <typename P, int R, int V>
+void outer_tile(const P* left, const P* right, int64_t right_stride, int64_t depth, const P* ahead, SumOf<P>* out,
                 int64_t out_stride) {
-  constexpr int W = kWidth<T>;
-  Vector<T> total[R][V];
+  constexpr int W = kWidth<P>;
+  Totals<P, R, V> total;
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) total[r][v] = load(out + v * out_stride + r * W);
   }
 #pragma GCC unroll 2
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = 0; k < depth; k += kTogether<P>) {
     __builtin_prefetch(ahead + k * W, 0, 2);
-    Vector<T> columns[V];
+    typename Factors<P>::Columns columns[V];
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) columns[v] = load(right + v * right_stride + k * W);
+    for (int v = 0; v < V; ++v) columns[v] = Factors<P>::columns(right + v * right_stride + k * W);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const T factor = left[k * W + r];
+      const auto factor = Factors<P>::spread(left + k * W + r * kTogether<P>);
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) total[r][v] += factor * columns[v];
+      for (int v = 0; v < V; ++v) Factors<P>::multiply_add(total[r][v], factor, columns[v]);
     }
   }
 #pragma GCC unroll 16
@@ -210,30 +251,33 @@ void outer_tile(const T* left, const T* right, int64_t right_stride, int64_t dep
 }
 
 // out [V, blocks * W, W] = left [depth, H] transposed times V blocks of right [depth, W].
-template <typename T, int V>
-void outer_product(Blocked<const T> left, Blocked<const T> right, int64_t depth, const Layout<T>& hidden, T* out) {
-  constexpr int W = kWidth<T>;
+template <typename P, int V>
+void outer_product(Blocked<const P> left, Blocked<const P> right, int64_t depth, const Layout<SumOf<P>>& hidden,
+                   SumOf<P>* out) {
+  using T = SumOf<P>;
+  constexpr int W = kWidth<P>;
   constexpr int R = W < 4 ? W : WENET_TILE_ROWS < 12 ? 4 : 8;  // as many as the registers hold; must divide W
   static_assert(W % R == 0);
-  constexpr int64_t kDepth = 128;  // rows at a time, which stay in the first cache
+  constexpr int64_t kDepth = 128 * kTogether<P>;  // rows at a time, which stay in the first cache
   const int64_t out_stride = hidden.blocks() * W * W;
   for (int64_t i = 0; i < V * out_stride; i += W) store<T>(out + i, Vector<T>{});
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t count = smaller(kDepth, depth - k);
-    const Blocked<const T> l = left.from_row(k), r = right.from_row(k);
+    const Blocked<const P> l = left.from_row(k), r = right.from_row(k);
     for (int64_t i = 0; i < hidden.hidden; i += R) {
-      const T* ahead = r.block(V + i / R % V);  // a tile fetches a block of the next V
-      outer_tile<T, R, V>(l.block(i / W) + i % W, r.data, r.block_stride, count, ahead, out + i * W, out_stride);
+      const P* ahead = r.block(V + i / R % V);  // a tile fetches a block of the next V
+      outer_tile<P, R, V>(l.block(i / W) + i % W * kTogether<P>, r.data, r.block_stride, count, ahead, out + i * W,
+                          out_stride);
     }
   }
 }
 
 // The same for one or two vectors, whichever is asked for.
-template <typename T>
-WENET_INLINE void outer_vectors(int64_t count, Blocked<const T> left, Blocked<const T> right, int64_t depth,
-                                const Layout<T>& hidden, T* out) {
-  if (count == 2) return outer_product<T, 2>(left, right, depth, hidden, out);
-  outer_product<T, 1>(left, right, depth, hidden, out);
+template <typename P>
+WENET_INLINE void outer_vectors(int64_t count, Blocked<const P> left, Blocked<const P> right, int64_t depth,
+                                const Layout<SumOf<P>>& hidden, SumOf<P>* out) {
+  if (count == 2) return outer_product<P, 2>(left, right, depth, hidden, out);
+  outer_product<P, 1>(left, right, depth, hidden, out);
 }
 
 }  // namespace WENET_ISA

@@ -53,9 +53,12 @@ struct Projection {
   Address grad_input = 0, grad_weight = 0;
 };
 
-// The kernels of one instruction set for one type of number.
+// Type of the factors of products. All else is of the same type, or with bf16 in fp32.
+enum class Factor : int { fp32, fp64, bf16 };
+
+// The kernels of one instruction set for one type of factors.
 struct Kernels {
-  int width;  // W, numbers in a vector
+  int width;  // W, numbers in a vector of sums
   void (*forward)(const Recurrence&, const Evaluation&);
   void (*backward)(const Recurrence&, const Evaluation&, const Gradients&);
   void (*project)(const Projection&);

@@ -43,6 +43,8 @@ using IndexVector = typename VectorOf<T>::indices;
 
 template <typename T>
 constexpr int kWidth = WENET_VECTOR_BYTES / sizeof(T);
+template <typename T>
+constexpr int kWidth<const T> = kWidth<T>;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -61,10 +63,11 @@ WENET_INLINE void store(T* to, Vector<T> v) {
 
 // Past the caches, to an address that is a multiple of a vector's size: for what is read next when the caches have long
 // forgotten it. Another thread may read it after fence().
-template <typename T>
-WENET_INLINE void stream(T* to, Vector<T> v) {
+template <typename T, typename V>
+WENET_INLINE void stream(T* to, V v) {
+  static_assert(sizeof v == WENET_VECTOR_BYTES);
 #if !defined(__x86_64__)
-  store(to, v);
+  __builtin_memcpy(to, &v, sizeof v);
 #elif WENET_VECTOR_BYTES == 64
   _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(v));
 #elif WENET_VECTOR_BYTES == 32
@@ -74,10 +77,10 @@ WENET_INLINE void stream(T* to, Vector<T> v) {
 #endif
 }
 
-template <typename T>
-WENET_INLINE void put(T* to, Vector<T> v, bool past_caches) {
+template <typename T, typename V>
+WENET_INLINE void put(T* to, V v, bool past_caches) {
   if (past_caches) return stream(to, v);
-  store(to, v);
+  __builtin_memcpy(to, &v, sizeof v);
 }
 
 WENET_INLINE void fence() {

@@ -55,6 +55,7 @@ def test_config_file_and_flags(text, tmp_path, capsys):
         (["--lr", "-1"], "--lr must be above 0"),
         (["--dropout-x", "1"], "--dropout-x must be below 1"),
         (["--form", "round"], "--form"),
+        (["--precision", "bf16"], "no products of torch.float32 in precision 'bf16'"),
         (["--device", "abacus"], "unknown --device 'abacus'"),
         (["--backend", "abacus"], "unknown backend 'abacus'"),
         (["--nodes", "10000"], "1 to 64 nodes"),

@@ -268,11 +268,17 @@ def test_a_search_model_compiles_into_one_graph():
     [
         (lambda: DagRNN(0, 7, CELL), "at least 1"),
         (lambda: DagRNN(5, 7, CELL, form="round"), "unknown form 'round'"),
+        (lambda: DagRNN(5, 7, CELL, precision="fp8"), "unknown precision 'fp8'"),
+        (lambda: DagRNN(5, 7, CELL, precision="bf16", backend="reference")(torch.randn(4, 3, 5)), "no products"),
         (lambda: DagRNN(5, 7, CELL, dropout_x=1.0), "dropout_x must lie in"),
         (lambda: WeightedDagRNN(5, 7, []), "at least one genotype"),
         (lambda: WeightedDagRNN(5, 7, [CELL, DARTS_V2]), "same number of nodes"),
         (lambda: WeightedDagRNN(5, 7, [CELL], coupling="loose"), "unknown coupling"),
         (lambda: WeightedDagRNN(5, 7, [CELL], norm="layer"), "unknown norm"),
+        (
+            lambda: WeightedDagRNN(5, 7, [CELL], precision="bf16", backend="reference")(torch.randn(4, 3, 5)),
+            "no products",
+        ),
         (lambda: LanguageModel(9, DagRNN(5, 7, CELL)), "input_size == hidden_size"),
         (lambda: StackedLSTM(5, []), "at least one layer"),
         (lambda: StackedLSTM(5, [4, 3], skip=True), "sizes must be equal"),

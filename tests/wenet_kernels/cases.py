@@ -95,13 +95,14 @@ def make_case(sizes: Sizes, dtype: torch.dtype = torch.float64, cells: list[Rand
     )
 
 
-def run_op(case: Case, backend: str) -> Tensor:
+def run_op(case: Case, backend: str, precision: str = "full") -> Tensor:
     result = dag_rnn(
         *case.positional,
         form=case.form,
         mask_h=case.mask_h,
         norm=case.norm,
         coupling=case.coupling,
+        precision=precision,
         backend=backend,
     )
     return result[0] if isinstance(result, tuple) else result

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wenet_kernels.triton.pool import Lane, Pool
 
 # The input's projection is one large product, which PyTorch's own library does best.
-__all__ = ["backward", "forward", "kept_shape", "project", "project_backward", "runs_on", "status", "takes"]
+__all__ = ["backward", "forward", "kept_shape", "project", "project_backward", "refusal", "runs_on", "status"]
 
 INTERPRETER_VARIABLE = "TRITON_INTERPRET"  # read by Triton when it is imported
 
@@ -37,10 +37,12 @@ def runs_on(kind: str) -> bool:
     return kind == "cuda" or (kind == "cpu" and _interpreted())
 
 
-def takes(dtype: torch.dtype, precision: str) -> bool:
+def refusal(dtype: torch.dtype, precision: str) -> str:
     if dtype != torch.float32:
-        return False
-    return precision != "bf16" or _has_bf16()
+        return f"it has no products of {dtype} in precision {precision!r}"
+    if precision == "bf16" and not _has_bf16():
+        return "Triton's interpreter computes bf16 products wrongly" if _interpreted() else "this GPU has no bf16"
+    return ""
 
 
 def kept_shape(

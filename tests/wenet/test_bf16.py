@@ -1,0 +1,90 @@
+"""Searches and training with `--precision bf16` on a processor, and what is said where it cannot."""
+
+import json
+
+import pytest
+import torch
+
+from wenet import search, train
+from wenet.cli import search_main, train_main
+from wenet.config import resolve_config, resolve_train_config
+from wenet.estimate import estimate_memory, estimate_training_memory
+from wenet.genotypes import DARTS_V2
+from wenet_kernels import cpu
+
+from .helpers import results, write_text
+
+SMALL = {"preset": "quick", "hidden": 8, "data_batch": 4, "eval_batch": 2, "bptt": 6, "device": "cpu", "backend": "cpu"}
+SEARCH = {**SMALL, "pool": 3, "batch": 3, "seeds": 2, "nodes": 3, "epochs_per_round": 0.6}
+TRAIN = {**SMALL, "cell": "tanh0 relu1", "test_batch": 1, "epochs": 2, "lr": 1.0}
+
+needs_native = pytest.mark.skipif(cpu.status() != "ready", reason="no native kernels")
+needs_bf16 = pytest.mark.skipif(
+    cpu.status() != "ready" or cpu.refusal(torch.float32, "bf16") != "",
+    reason="no native kernels, or a processor that does not multiply bf16",
+)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+def flags(settings):
+    return [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@needs_bf16
+@pytest.mark.parametrize(("run", "settings", "records"), [(search, SEARCH, "search"), (train, TRAIN, "train")])
+def test_bf16_products_train_as_well(run, settings, records, text, tmp_path):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        run(str(text), out=tmp_path / precision, precision=precision, **settings)
+        losses[precision] = results(tmp_path / precision, f"{records}.jsonl")[0]["train_loss"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
+    assert losses["bf16"] != losses["fp32"]
+
+
+@needs_bf16
+@pytest.mark.parametrize(("command", "settings"), [(search_main, SEARCH), (train_main, TRAIN)])
+def test_the_header_says_the_precision_and_auto_is_fp32(command, settings, text, tmp_path, capsys):
+    for asked, named in (("bf16", "bf16"), ("auto", "fp32")):
+        run = tmp_path / asked
+        assert command([str(text), *flags(settings), "--precision", asked, "--out", str(run)]) == 0
+        assert f"backend cpu, {named}" in capsys.readouterr().out
+        assert json.loads((run / "config.json").read_text())["settings"]["precision"] == named
+
+
+@needs_native
+@pytest.mark.parametrize("backend", ["cpu", "auto"])
+@pytest.mark.parametrize(("command", "settings"), [(search_main, SEARCH), (train_main, TRAIN)])
+@pytest.mark.parametrize(
+    ("sets", "instruction_set", "message"),
+    [
+        ((), "auto", "this processor multiplies no bf16, only fp32 and fp64"),
+        (("avx512",), "portable", "WENET_INSTRUCTION_SET=portable does not multiply bf16, but avx512 does"),
+    ],
+)
+def test_a_processor_that_cannot_says_why(
+    sets, instruction_set, message, command, settings, backend, text, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delenv("WENET_BACKEND", raising=False)
+    monkeypatch.setenv("WENET_INSTRUCTION_SET", instruction_set)
+    monkeypatch.setattr(cpu, "BF16_KERNEL_SETS", sets)
+    asked = {**settings, "precision": "bf16", "backend": backend, "out": tmp_path / "run"}
+    assert command([str(text), *flags(asked)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_factors_of_weight_gradients_are_counted_as_half():
+    rows, hidden = 35 * 20, 200
+    saved = 2 * rows * 9 * 3 * hidden  # bytes a network; 8 nodes and the init node have H inputs and 2H derivatives
+    settings = {"hidden": hidden, "data_batch": 20}
+    full, half = (resolve_config("quick", {**settings, "bptt": 35, "precision": p}) for p in ("fp32", "bf16"))
+    assert estimate_memory(full, 1000) - estimate_memory(half, 1000) == full.networks * saved
+    full, half = (resolve_train_config("quick", {**settings, "bptt": 15, "precision": p}) for p in ("fp32", "bf16"))
+    full, half = (estimate_training_memory(config, DARTS_V2, 1000) for config in (full, half))
+    assert full - half == saved
