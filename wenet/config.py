@@ -123,6 +123,13 @@ class SearchConfig(Config):
         """The most networks that train together."""
         return min(self.batch, self.pool) + (self.seeds if self.rounds > 1 else 0)
 
+    @property
+    def fewest_networks(self) -> int:
+        """The fewest that train together: in the first round there are no seeds yet, in the last few new ones."""
+        if self.rounds == 1:
+            return self.pool
+        return min(self.batch, self.pool - (self.rounds - 1) * self.batch + min(self.seeds, self.batch))
+
 
 # What `quick` changes: a search of some minutes on two processor cores.
 PRESETS: dict[str, dict[str, Any]] = {

@@ -35,12 +35,14 @@ def estimate(config: SearchConfig, corpus: Corpus) -> Estimate:
     return Estimate(_seconds(config, corpus), estimate_memory(config, len(corpus.vocabulary)))
 
 
-def estimate_memory(config: SearchConfig, vocabulary_size: int) -> int:
-    """Bytes of a training step: parameters with their gradients and Adam's two moments, and what backward needs."""
+def estimate_memory(config: SearchConfig, vocabulary_size: int, ranks: int = 1) -> int:
+    """Bytes of a training step of one rank: parameters with their gradients and Adam's two moments, and what backward
+    needs."""
     positions = config.bptt * config.data_batch
-    parameters = config.networks * _network_weights(config) + vocabulary_size * (config.hidden + 1)
+    networks = -(-config.networks // ranks)
+    parameters = networks * _network_weights(config) + vocabulary_size * (config.hidden + 1)
     logits = 3 * positions * vocabulary_size
-    recurrence = config.networks * positions * _recurrence_bytes(config, config.nodes)
+    recurrence = networks * positions * _recurrence_bytes(config, config.nodes)
     return INTERPRETER + DTYPES[config.precision].itemsize * (4 * parameters + logits) + recurrence
 
 

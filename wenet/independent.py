@@ -16,6 +16,7 @@ from wenet.checkpoint import RunFolder
 from wenet.config import DTYPES, PRECISIONS, SearchConfig
 from wenet.console import Console
 from wenet.data import Corpus, batchify
+from wenet.distributed import ALONE, Ranks
 from wenet.genotype import Genotype
 from wenet.interrupt import Interrupt
 from wenet.memory import peak_memory
@@ -43,6 +44,7 @@ class Workplace:
 
     Attributes:
         checkpoint_every: minutes.
+        ranks: take part in the run.
     """
 
     config: SearchConfig
@@ -50,6 +52,7 @@ class Workplace:
     console: Console
     checkpoint_every: float
     interrupt: Interrupt
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)

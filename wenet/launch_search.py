@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from wenet.audit import begun_audit, describe_audit, run_audit
 from wenet.checkpoint import RunFolder
 from wenet.config import PRESETS, SearchConfig, resolve_config
 from wenet.console import Console, duration, size
 from wenet.data import Corpus, load_corpus
+from wenet.distributed import ALONE, Ranks, check_own_device
 from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
 from wenet.halving import Halving
@@ -37,7 +40,8 @@ from wenet.launch import (
 )
 from wenet.memory import explaining_out_of_memory
 from wenet.runs import describe_runs, rank_runs
-from wenet.search import Search
+from wenet.search import Search, divided_dimension
+from wenet.shared_folder import SharedFolder
 from wenet_kernels import WenetError
 
 
@@ -61,6 +65,7 @@ def search(
     checkpoint_every: float = CHECKPOINT_MINUTES,
     console: Console | None = None,
     config_file: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
     **settings: Any,
 ) -> SearchResult:
     """Search for a recurrent cell by Algorithm 2 of the paper, or by its baseline.
@@ -73,6 +78,8 @@ def search(
         checkpoint_every: minutes.
         console: where to print; nothing is printed by default.
         config_file: settings that rank below `settings`.
+        ranks: of `wenet.distributed.joined`, where torchrun started several processes that all call this alike. They
+            divide the networks of each round among them; the folder is the first one's.
         settings: any field of `SearchConfig`.
 
     Raises:
@@ -85,12 +92,18 @@ def search(
     corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
     config = with_absolute_dataset(config)
     check_lengths(corpus, train=config.data_batch, valid=config.eval_batch)
-    check_memory(estimate_memory(config, len(corpus.vocabulary)), config.device, _smaller(config))
+    _check_ranks(config, ranks)
+    needed = estimate_memory(config, len(corpus.vocabulary), ranks.count)
+    check_memory(needed, config.device, _smaller(config), ranks)
     folder = as_path(out) or default_folder("search", corpus.name)
     stored = run_settings("search", config, corpus, data_dir)
-    with Interrupt() as interrupt, closing(RunFolder.create(folder, stored)) as run:
-        _say_header(console, config, corpus, given)
-        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt), run)
+    ranks.check_same(stored)
+    with (
+        Interrupt() as interrupt,
+        closing(SharedFolder.take(ranks, divided_dimension, lambda: RunFolder.create(folder, stored))) as run,
+    ):
+        _say_header(console, config, corpus, given, ranks)
+        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt, ranks), run)
 
 
 def resume_search(
@@ -101,10 +114,12 @@ def resume_search(
     console: Console | None = None,
     audit: int | None = None,
     audit_epochs: float | None = None,
+    ranks: Ranks = ALONE,
 ) -> SearchResult:
     """Continue a search bit-exactly from its last checkpoint.
 
     Args:
+        ranks: as in `search`, and not necessarily as many as before; only with as many does it go on to the last bit.
         audit, audit_epochs: as in `SearchConfig`, for a search that was begun without.
 
     Raises:
@@ -112,10 +127,14 @@ def resume_search(
         Stopped: as in `search`.
     """
     console = console or Console(silent=True)
-    with Interrupt() as interrupt, closing(RunFolder.open(Path(folder))) as run:
+    with (
+        Interrupt() as interrupt,
+        closing(SharedFolder.take(ranks, divided_dimension, lambda: RunFolder.open(Path(folder)))) as run,
+    ):
         config = _with_audit(stored_config(run, "search", resolve_config), run.path, audit, audit_epochs)
+        _check_ranks(config, ranks)
         corpus = take_up(run, config, data_dir, console)
-        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt), run)
+        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt, ranks), run)
 
 
 def _with_audit(config: SearchConfig, folder: Path, audit: int | None, epochs: float | None) -> SearchConfig:
@@ -131,7 +150,7 @@ def _with_audit(config: SearchConfig, folder: Path, audit: int | None, epochs: f
 
 def _run(work: Workplace, run: RunFolder) -> SearchResult:
     config = work.config
-    needed = size(estimate_memory(config, len(work.corpus.vocabulary)))
+    needed = size(estimate_memory(config, len(work.corpus.vocabulary), work.ranks.count))
     advice = f"about {needed} are needed; lower {_smaller(config)}"
     try:
         with explaining_out_of_memory(advice), pytorch_products_in(config):
@@ -147,7 +166,8 @@ def _run(work: Workplace, run: RunFolder) -> SearchResult:
 def _search_once(work: Workplace, run: RunFolder) -> dict[str, Any]:
     if work.config.strategy == "random":
         return Halving(work, run).run()
-    return Search(work.config, work.corpus, run, work.console, work.checkpoint_every, work.interrupt).run()
+    search = Search(work.config, work.corpus, run, work.console, work.checkpoint_every, work.interrupt, work.ranks)
+    return search.run()
 
 
 def _search_several(work: Workplace, run: RunFolder) -> dict[str, Any]:
@@ -166,13 +186,37 @@ def _search_several(work: Workplace, run: RunFolder) -> dict[str, Any]:
     return rank_runs(work, run, [search_one(number) for number in range(work.config.runs)])
 
 
+def _check_ranks(config: SearchConfig, ranks: Ranks) -> None:
+    """Refuse what several ranks cannot do.
+
+    Raises:
+        WenetError: a GPU for each is not there, some round has fewer networks than ranks, or work that is not divided.
+    """
+    check_own_device(ranks, torch.device(config.device))
+    if ranks.alone:
+        return
+    for flag, given in (("--strategy random", config.strategy == "random"), ("--audit", config.audit > 0)):
+        if given:
+            raise WenetError(f"{flag} is not divided over ranks; leave torchrun out")
+    if config.fewest_networks < ranks.count:
+        raise WenetError(
+            f"a round of {config.fewest_networks} networks cannot be divided over {ranks.count} ranks; start fewer"
+        )
+
+
 def _smaller(config: SearchConfig) -> str:
     """The flags that lower what a search needs of memory."""
     return ("--audit, " if config.audit else "") + "--batch, " + SIZE_FLAGS
 
 
-def _say_header(console: Console, config: SearchConfig, corpus: Corpus, given: Mapping[str, Any]) -> None:
+def _say_header(
+    console: Console, config: SearchConfig, corpus: Corpus, given: Mapping[str, Any], ranks: Ranks
+) -> None:
     say_text_and_machine(console, config, corpus)
+    if not ranks.alone:
+        memory = estimate_memory(config, len(corpus.vocabulary), ranks.count)
+        console.say(f"ranks     {ranks.count}, which divide {config.networks} networks: about {size(memory)} each")
+        return  # how long it will take depends on what is between them
     for preset in PRESETS:
         chosen = preset == config.preset
         try:

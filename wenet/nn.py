@@ -12,7 +12,18 @@ from torch.utils.checkpoint import checkpoint
 
 from wenet.genotype import Genotype
 from wenet.loss import decoder_cross_entropy
-from wenet_kernels import COUPLINGS, FORMS, PRECISIONS, CellBatch, Norm, WenetError, check_choice, dag_rnn, project
+from wenet_kernels import (
+    COUPLINGS,
+    FORMS,
+    PRECISIONS,
+    CellBatch,
+    Norm,
+    Statistics,
+    WenetError,
+    check_choice,
+    dag_rnn,
+    project,
+)
 
 MIXTURE_ROWS = 1024  # of scores over the vocabulary that a mixture of softmaxes holds at once
 NORM_MOMENTUM = 0.1  # of running statistics, as in `torch.nn.BatchNorm1d`
@@ -163,9 +174,12 @@ class WeightedDagRNN(nn.Module):
         """Weights U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.RNN`; equal mixing weights."""
         bound = self.hidden_size**-0.5 if bound is None else bound
         for parameter in (self.weight_input, self.weight_hidden, self.weight_nodes):
-            nn.init.uniform_(parameter, -bound, bound)
+            self._draw(parameter, bound)
         if self.mix_logits is not None:
             nn.init.zeros_(self.mix_logits)
+
+    def _draw(self, parameter: Tensor, bound: float) -> None:
+        nn.init.uniform_(parameter, -bound, bound)
 
     def mixing_weights(self) -> Tensor | None:
         """`softmax(mix_logits)`, `[n]`; None with independent coupling."""
@@ -192,12 +206,26 @@ class WeightedDagRNN(nn.Module):
             raise WenetError(f"h0 must have shape {[states, rows, self.hidden_size]}, not {list(h.shape)}")
         masked = _locked_dropout(self, x, self.dropout_x)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
-        result = dag_rnn(
-            self._project(masked),
-            h[0] if weighted else h,
+        result = self._recur(masked, h[0] if weighted else h, mask_h)
+        if isinstance(result, tuple):
+            output, (mean, var) = result
+            self._update_running_statistics(mean, var, rows)
+        else:
+            output = result
+        return output, output[-1:] if weighted else output[-1]
+
+    def _recur(self, masked: Tensor, h: Tensor, mask_h: Tensor | None) -> Tensor | tuple[Tensor, Statistics]:
+        return self._run_cells(self._project(masked), h, self.mixing_weights(), mask_h)
+
+    def _run_cells(
+        self, pre: Tensor, h: Tensor, mix: Tensor | None, mask_h: Tensor | None
+    ) -> Tensor | tuple[Tensor, Statistics]:
+        return dag_rnn(
+            pre,
+            h,
             self.weight_hidden,
             self.weight_nodes,
-            self.mixing_weights(),
+            mix,
             self.cells,
             form=self.form,
             mask_h=mask_h,
@@ -206,12 +234,6 @@ class WeightedDagRNN(nn.Module):
             precision=self.precision,
             backend=self.backend,
         )
-        if isinstance(result, tuple):
-            output, (mean, var) = result
-            self._update_running_statistics(mean, var, rows)
-        else:
-            output = result
-        return output, output[-1:] if weighted else output[-1]
 
     def _project(self, masked: Tensor) -> Tensor:
         """The masked input through every network's weights, `[T, n, M, G]`."""
@@ -563,11 +585,19 @@ class IndependentLanguageModels(nn.Module):
         return torch.stack([decoder_cross_entropy(*each, targets) for each in operands])
 
 
+def draw_rows(model: nn.Module, rows: int, own: slice) -> None:
+    """From now on draw dropout for so many rows of a data batch and use that of the rows `own`, which are all that the
+    model is then called with: so the models of several processes, each with a part of a batch, draw alike."""
+    for module in model.modules():
+        module.rows_drawn = (rows, own)  # type: ignore[assignment]
+
+
 def _mask(module: nn.Module, x: Tensor, probability: float, features: int) -> Tensor | None:
     """A draw of variational dropout, `[M, features]`, shared over time; None outside training."""
     if not module.training or probability == 0:
         return None
-    return functional.dropout(x.new_ones(x.shape[-2], features), probability)
+    rows, own = getattr(module, "rows_drawn", (x.shape[-2], slice(None)))
+    return functional.dropout(x.new_ones(rows, features), probability)[own]
 
 
 def _locked_dropout(module: nn.Module, x: Tensor, probability: float) -> Tensor:

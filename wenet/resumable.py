@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wenet.checkpoint import RunFolder
 from wenet.config import SearchConfig, TrainConfig
 from wenet.console import Console
+from wenet.distributed import ALONE, Ranks
 from wenet.interrupt import Interrupt, Stopped
 from wenet.nn import LanguageModel
 from wenet.training import random_tensors
@@ -39,15 +40,22 @@ class ResumableRun(ABC):
         run: takes records and checkpoints.
         checkpoint_every: minutes between checkpoints.
         interrupt: tells when someone asks the run to stop.
+        ranks: work on this run together.
     """
 
     state: State
 
     def __init__(
-        self, device: str, run: RunFolder, console: Console, checkpoint_every: float, interrupt: Interrupt
+        self,
+        device: str,
+        run: RunFolder,
+        console: Console,
+        checkpoint_every: float,
+        interrupt: Interrupt,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.device = torch.device(device)
-        self.folder, self.console, self.interrupt = run, console, interrupt
+        self.folder, self.console, self.interrupt, self.ranks = run, console, interrupt, ranks
         self.checkpoint_seconds = 60 * checkpoint_every
         self._lap_started = self._saved = time.monotonic()
 
@@ -57,14 +65,16 @@ class ResumableRun(ABC):
 
     def _checkpoint_if_due(self) -> None:
         self._stop_if_asked()
-        if time.monotonic() - self._saved >= self.checkpoint_seconds:
+        due = time.monotonic() - self._saved >= self.checkpoint_seconds
+        if self.ranks.largest(due):  # all ranks write it together
             self._save_between_windows()
 
     def _stop_if_asked(self) -> None:
-        if self.interrupt.requested is not None:
+        requested = self.ranks.largest(self.interrupt.requested or 0)
+        if requested:
             self._save_between_windows()
             self.console.stop()
-            raise Stopped(self.interrupt.requested, self.folder.path)
+            raise Stopped(requested, self.folder.path)
 
     def _save(self, tensors: dict[str, Tensor]) -> None:
         self._lap()
@@ -101,12 +111,20 @@ class ModelRun(ResumableRun):
             loss, cross_entropy, h = self.model.loss(
                 tokens, targets, self.h, config.activation_reg, config.temporal_activation_reg
             )
-        self._check_finite("loss", loss)
+        self._check_finite("loss", self._mean_over_rows(loss.detach()))
         self.optimizer.zero_grad()
         loss.backward()
-        self._check_finite("gradient", nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+        self._check_finite("gradient", self._clip_gradients())
         self.h = h.detach()
-        return float(cross_entropy)
+        return float(self._mean_over_rows(cross_entropy))
+
+    def _mean_over_rows(self, value: Tensor) -> Tensor:
+        """The mean over all rows of the data batch of what is one over this rank's."""
+        return value
+
+    def _clip_gradients(self) -> Tensor:
+        """Scale the gradients down to a global norm of `config.clip`; returns what it was."""
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
 
     def _check_finite(self, name: str, value: Tensor) -> None:
         if not bool(torch.isfinite(value)):

@@ -15,10 +15,11 @@ from wenet.checkpoint import RunFolder
 from wenet.config import DTYPES, PRECISIONS, TrainConfig
 from wenet.console import Console, duration
 from wenet.data import Corpus, batchify
+from wenet.distributed import ALONE, Ranks
 from wenet.genotype import Genotype
 from wenet.interrupt import Interrupt
 from wenet.memory import peak_memory
-from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM
+from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM, draw_rows
 from wenet.resumable import Diverged, ModelRun
 from wenet.training import perplexity, restore_random, restore_training, training_tensors, window_at
 
@@ -53,6 +54,8 @@ class Training(ModelRun):
         genotype: the cell that `config.cell` names; None where that is an LSTM.
         corpus: its test part is read once, at the end.
         run, console, checkpoint_every, interrupt: as in `Search`; one more checkpoint is written after each epoch.
+        ranks: divide the rows of every data batch among them, and average their gradients; `run` is theirs together.
+            Validation and test are the same work on every rank.
     """
 
     def __init__(
@@ -64,11 +67,13 @@ class Training(ModelRun):
         console: Console,
         checkpoint_every: float,
         interrupt: Interrupt,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(config.device, run, console, checkpoint_every, interrupt)
+        super().__init__(config.device, run, console, checkpoint_every, interrupt, ranks)
         self.config: TrainConfig = config
         self.genotype, self.corpus = genotype, corpus
-        self.train_stream = batchify(corpus.train, config.data_batch).to(self.device)  # [steps, M]
+        self.own_rows = ranks.own(config.data_batch)
+        self.train_stream = batchify(corpus.train, config.data_batch)[:, self.own_rows].to(self.device)  # [steps, M]
         self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
         self.steps = len(self.train_stream) - 1  # of an epoch
         self.state: TrainState = TrainState()
@@ -88,6 +93,7 @@ class Training(ModelRun):
             self.optimizer = torch.optim.SGD(
                 self.model.parameters(), self.config.lr, weight_decay=self.config.weight_decay, fused=True
             )
+            draw_rows(self.model, self.config.data_batch, self.own_rows)
             self._restore()
             total = self.config.epochs * self.steps
             self.console.start(total, self.state.epoch * self.steps + self.state.step, unit="step")
@@ -123,6 +129,17 @@ class Training(ModelRun):
             self.averaged.update_parameters(self.model)
         return cross_entropy
 
+    def _mean_over_rows(self, value: Tensor) -> Tensor:
+        if self.ranks.alone:
+            return value
+        return self.ranks.sum(value * (self.train_stream.shape[1] / self.config.data_batch))
+
+    def _clip_gradients(self) -> Tensor:
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad = self._mean_over_rows(parameter.grad)
+        return super()._clip_gradients()
+
     def _end_epoch(self) -> None:
         """Validate, keep the best, and begin to average when validation has stopped improving."""
         valid = self._validate()
@@ -142,6 +159,7 @@ class Training(ModelRun):
     def _validate(self) -> float:
         with self._naming_divergence():
             valid = perplexity(self._evaluated(), self.valid_stream, self.config.bptt, between=self._stop_if_asked)
+        valid = self.ranks.from_first(valid)  # all have to draw the same conclusions from it
         if not math.isfinite(valid):
             raise self._divergence(f"the validation perplexity is {valid}")
         return valid
@@ -253,7 +271,7 @@ class Training(ModelRun):
     def _show_window(self, tokens: Tensor, cross_entropy: float) -> None:
         self.console.advance(
             f"epoch {self.state.epoch + 1}/{self.config.epochs}",
-            tokens.numel(),
+            len(tokens) * self.config.data_batch,
             f"loss {cross_entropy:.3f}",
             count=len(tokens),
         )
@@ -324,6 +342,11 @@ def trained_model(
     averaged = _under("averaged.module.", tensors)
     model.load_state_dict(averaged or _under("model.", tensors))
     return model
+
+
+def divided_dimension(name: str, dimensions: int) -> int | None:
+    """Of a training's checkpoints, what is divided over ranks: the rows of the hidden state `[1, M, H]`."""
+    return 1 if name == "h" else None
 
 
 def _average_of(model: LanguageModel) -> AveragedModel:

@@ -3,7 +3,17 @@
 from wenet_kernels.cells import ACTIVATIONS, CellBatch
 from wenet_kernels.errors import WenetError, check_choice
 from wenet_kernels.native import native_status
-from wenet_kernels.op import COUPLINGS, FORMS, PRECISIONS, Norm, backends, dag_rnn, project, resolve_backend
+from wenet_kernels.op import (
+    COUPLINGS,
+    FORMS,
+    PRECISIONS,
+    Norm,
+    Statistics,
+    backends,
+    dag_rnn,
+    project,
+    resolve_backend,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -12,6 +22,7 @@ __all__ = [
     "PRECISIONS",
     "CellBatch",
     "Norm",
+    "Statistics",
     "WenetError",
     "backends",
     "check_choice",
