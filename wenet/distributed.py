@@ -14,14 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from wenet_kernels import WenetError
+from wenet_kernels import LostRanks, WenetError, sum_over_ranks
 
 # For the others to come to where one is waiting. The longest thing that one does alone is to write a checkpoint.
 TIMEOUT = timedelta(minutes=10)
-
-
-class LostRanks(WenetError):
-    """Another rank has failed, or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +51,7 @@ class Ranks:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place; to the same bits on all of them."""
-        if not self.alone:
-            with self._naming_lost_ranks():
-                dist.all_reduce(tensor)
-        return tensor
+        return tensor if self.alone else sum_over_ranks(tensor)
 
     def largest(self, value: int) -> int:
         """The largest that any rank has."""
@@ -150,11 +143,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:  # which is what gloo and NCCL raise
-            reason = str(error).strip().splitlines()[0]
-            raise LostRanks(
-                f"lost the other ranks, of which one has failed or is stuck ({reason}); mend that, then go on from the "
-                "last checkpoint with --resume"
-            ) from None
+            raise LostRanks(error) from None
 
 
 ALONE = Ranks()
@@ -196,18 +185,6 @@ def check_own_device(ranks: Ranks, device: torch.device) -> None:
         raise WenetError(f"{ranks.count_here} ranks on a machine with {gpus} GPUs; start fewer, or pass --device cpu")
 
 
-class _Sum(torch.autograd.Function):
-    """Forward the sum over ranks. What reads it is the same on every rank, so the derivative is at hand already."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, ranks: Ranks) -> Tensor:
-        return ranks.sum(own.clone(memory_format=torch.contiguous_format))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
 class _Copy(torch.autograd.Function):
     """What every rank has is read by each rank's own part of the model, so the derivatives of all parts add up."""
 
@@ -221,17 +198,11 @@ class _Copy(torch.autograd.Function):
         return ctx.ranks.sum(grad.clone(memory_format=torch.contiguous_format)), None
 
 
-def leave_divided(own: Tensor, ranks: Ranks) -> Tensor:
-    """Where a part of a model that is divided over ranks ends: the sum over ranks, which all of them go on with alike.
-
-    This and `enter_divided` are the conjugate operators of Megatron-LM (Shoeybi et al. 2019, section 3).
-    """
-    result: Tensor = _Sum.apply(own, ranks)
-    return result
-
-
 def enter_divided(shared: Tensor, ranks: Ranks) -> Tensor:
-    """Where a part of a model that is divided over ranks begins: the same value, its derivative summed over ranks."""
+    """Where a part of a model that is divided over ranks begins: the same value, its derivative summed over ranks.
+
+    One of a pair of conjugate operators (f of Megatron-LM, Shoeybi et al. 2019, section 3); the other is in `dag_rnn`.
+    """
     result: Tensor = _Copy.apply(shared, ranks)
     return result
 

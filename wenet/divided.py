@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wenet.distributed import Ranks, enter_divided, leave_divided
+from wenet.distributed import Ranks, enter_divided
 from wenet.genotype import Genotype
 from wenet.nn import WeightedDagRNN
-from wenet_kernels import Statistics
 
 
 class DividedDagRNN(WeightedDagRNN):
@@ -20,12 +19,15 @@ class DividedDagRNN(WeightedDagRNN):
     A rank holds the weights of the networks `own`, their moments in an optimizer and their states; the mixing weights of
     all networks are on every rank. In every time step each rank mixes the outputs of its networks, and the sum over
     ranks is the hidden state that all go on with. Called with the same input on all ranks, it gives the same output as
-    the undivided layer, up to the order of that sum, and initial weights are the same bits.
+    the undivided layer, up to the order of that sum, and initial weights are the same bits. The loss has to be computed
+    from it by every rank alike.
 
     Args:
         genotypes: of all networks, at least as many as ranks.
         options: all others of `WeightedDagRNN`, but no coupling.
     """
+
+    all_ranks = True
 
     def __init__(
         self, input_size: int, hidden_size: int, genotypes: Sequence[Genotype], ranks: Ranks, **options: Any
@@ -46,23 +48,10 @@ class DividedDagRNN(WeightedDagRNN):
             drawn = parameter[network - self.own.start] if self.own.start <= network < self.own.stop else unused
             nn.init.uniform_(drawn, -bound, bound)
 
-    def _recur(self, masked: Tensor, h: Tensor, mask_h: Tensor | None) -> Tensor | tuple[Tensor, Statistics]:
-        """Eq. (4) a step at a time, with the sum over all networks after each."""
-        pre = self._project(enter_divided(masked, self.ranks))  # [T, n of this rank, M, G]
+    def _project(self, masked: Tensor) -> Tensor:
+        return super()._project(enter_divided(masked, self.ranks))
+
+    def _own_mix(self) -> Tensor:
         weights = self.mixing_weights()
         assert weights is not None
-        mix = enter_divided(weights, self.ranks)[self.own]
-        outputs: list[Tensor] = []
-        statistics: list[Statistics] = []
-        for step in pre.split(1):
-            result = self._run_cells(step, enter_divided(h, self.ranks), mix, mask_h)
-            if isinstance(result, tuple):
-                result, of_batch = result
-                statistics.append(of_batch)
-            h = leave_divided(result[0], self.ranks)
-            outputs.append(h)
-        output = torch.stack(outputs)
-        if not statistics:
-            return output
-        mean, var = (torch.cat(each) for each in zip(*statistics, strict=True))
-        return output, (mean, var)
+        return enter_divided(weights, self.ranks)[self.own]

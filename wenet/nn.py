@@ -18,7 +18,6 @@ from wenet_kernels import (
     PRECISIONS,
     CellBatch,
     Norm,
-    Statistics,
     WenetError,
     check_choice,
     dag_rnn,
@@ -137,6 +136,7 @@ class WeightedDagRNN(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
+    all_ranks = False  # whether other processes have networks of the mixture too
 
     def __init__(
         self,
@@ -206,7 +206,21 @@ class WeightedDagRNN(nn.Module):
             raise WenetError(f"h0 must have shape {[states, rows, self.hidden_size]}, not {list(h.shape)}")
         masked = _locked_dropout(self, x, self.dropout_x)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
-        result = self._recur(masked, h[0] if weighted else h, mask_h)
+        result = dag_rnn(
+            self._project(masked),
+            h[0] if weighted else h,
+            self.weight_hidden,
+            self.weight_nodes,
+            self._own_mix(),
+            self.cells,
+            form=self.form,
+            mask_h=mask_h,
+            norm=self._norm(),
+            coupling=self.coupling,
+            precision=self.precision,
+            all_ranks=self.all_ranks,
+            backend=self.backend,
+        )
         if isinstance(result, tuple):
             output, (mean, var) = result
             self._update_running_statistics(mean, var, rows)
@@ -214,26 +228,8 @@ class WeightedDagRNN(nn.Module):
             output = result
         return output, output[-1:] if weighted else output[-1]
 
-    def _recur(self, masked: Tensor, h: Tensor, mask_h: Tensor | None) -> Tensor | tuple[Tensor, Statistics]:
-        return self._run_cells(self._project(masked), h, self.mixing_weights(), mask_h)
-
-    def _run_cells(
-        self, pre: Tensor, h: Tensor, mix: Tensor | None, mask_h: Tensor | None
-    ) -> Tensor | tuple[Tensor, Statistics]:
-        return dag_rnn(
-            pre,
-            h,
-            self.weight_hidden,
-            self.weight_nodes,
-            mix,
-            self.cells,
-            form=self.form,
-            mask_h=mask_h,
-            norm=self._norm(),
-            coupling=self.coupling,
-            precision=self.precision,
-            backend=self.backend,
-        )
+    def _own_mix(self) -> Tensor | None:
+        return self.mixing_weights()
 
     def _project(self, masked: Tensor) -> Tensor:
         """The masked input through every network's weights, `[T, n, M, G]`."""

@@ -18,7 +18,7 @@ from wenet.distributed import ALONE, Ranks
 from wenet.interrupt import Interrupt, Stopped
 from wenet.nn import LanguageModel
 from wenet.training import random_tensors
-from wenet_kernels import WenetError
+from wenet_kernels import LostRanks, WenetError
 
 
 class Diverged(WenetError):
@@ -135,6 +135,8 @@ class ModelRun(ResumableRun):
         """The settings are checked by now, so all that the model can still refuse is NaN."""
         try:
             yield
+        except LostRanks:
+            raise
         except WenetError as error:
             raise self._divergence(str(error).split(";")[0]) from None
 

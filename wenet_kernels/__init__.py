@@ -8,12 +8,12 @@ from wenet_kernels.op import (
     FORMS,
     PRECISIONS,
     Norm,
-    Statistics,
     backends,
     dag_rnn,
     project,
     resolve_backend,
 )
+from wenet_kernels.ranks import LostRanks, sum_over_ranks
 
 __all__ = [
     "ACTIVATIONS",
@@ -21,8 +21,8 @@ __all__ = [
     "FORMS",
     "PRECISIONS",
     "CellBatch",
+    "LostRanks",
     "Norm",
-    "Statistics",
     "WenetError",
     "backends",
     "check_choice",
@@ -30,4 +30,5 @@ __all__ = [
     "native_status",
     "project",
     "resolve_backend",
+    "sum_over_ranks",
 ]
