@@ -117,7 +117,7 @@ class Ranks:
         return torch.cat(parts, dim)
 
     def scatter(self, whole: Tensor | None, shape: Sequence[int], dtype: torch.dtype, dim: int | None) -> Tensor:
-        """This rank's part of a tensor of the first rank's, on the CPU; all of it where there is no dimension to cut."""
+        """This rank's part of a tensor that the first has, on the CPU; all of it where no dimension is to be cut."""
         if whole is not None and self.alone:
             return whole
         if dim is None:
@@ -207,7 +207,9 @@ def enter_divided(shared: Tensor, ranks: Ranks) -> Tensor:
     return result
 
 
-def clip_gradients(shared: Sequence[nn.Parameter], divided: Sequence[nn.Parameter], limit: float, ranks: Ranks) -> Tensor:
+def clip_gradients(
+    shared: Sequence[nn.Parameter], divided: Sequence[nn.Parameter], limit: float, ranks: Ranks
+) -> Tensor:
     """Scale gradients to at most a global norm, which is returned as it was: of parameters that every rank has, counted
     once, and of those that each has a part of."""
     square = nn.utils.get_total_norm(_gradients(divided)).square()

@@ -209,9 +209,7 @@ def _smaller(config: SearchConfig) -> str:
     return ("--audit, " if config.audit else "") + "--batch, " + SIZE_FLAGS
 
 
-def _say_header(
-    console: Console, config: SearchConfig, corpus: Corpus, given: Mapping[str, Any], ranks: Ranks
-) -> None:
+def _say_header(console: Console, config: SearchConfig, corpus: Corpus, given: Mapping[str, Any], ranks: Ranks) -> None:
     say_text_and_machine(console, config, corpus)
     if not ranks.alone:
         memory = estimate_memory(config, len(corpus.vocabulary), ranks.count)

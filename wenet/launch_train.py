@@ -172,9 +172,7 @@ def _needed_memory(config: TrainConfig, genotype: Genotype | None, corpus: Corpu
     return estimate_training_memory(own, genotype, len(corpus.vocabulary))
 
 
-def _say_header(
-    console: Console, config: TrainConfig, genotype: Genotype | None, corpus: Corpus, ranks: Ranks
-) -> None:
+def _say_header(console: Console, config: TrainConfig, genotype: Genotype | None, corpus: Corpus, ranks: Ranks) -> None:
     say_text_and_machine(console, config, corpus)
     same = genotype is None or str(genotype) == config.cell
     console.say(f"cell      {config.cell}" + ("" if same else f": {genotype}"))

@@ -127,7 +127,7 @@ class Workspace:
             sum_over_ranks(self.grad_h0)
 
     def _sum_backward(self, t: int) -> None:
-        """The derivative with respect to the hidden state after step t: from the step that follows, and the output's."""
+        """The derivative with respect to the hidden state after step t: the next step's share, and the output's."""
         if not self.shape.all_ranks:
             return self._sum(self.grad_previous, None, self.grad_output, self.grad_hidden, t)
         self._sum(self.grad_previous, None, None, self.grad_hidden, t)
