@@ -33,20 +33,13 @@ class DividedDagRNN(WeightedDagRNN):
         self, input_size: int, hidden_size: int, genotypes: Sequence[Genotype], ranks: Ranks, **options: Any
     ) -> None:
         self.ranks, self.networks, self.own = ranks, len(genotypes), ranks.own(len(genotypes))
-        super().__init__(input_size, hidden_size, genotypes[self.own], coupling="weighted", **options)
+        among = (self.networks, self.own)
+        super().__init__(input_size, hidden_size, genotypes[self.own], coupling="weighted", among=among, **options)
         self.mix_logits = nn.Parameter(torch.zeros(self.networks))
 
     def divided_parameters(self) -> list[nn.Parameter]:
         """Those of which a rank has its networks' alone."""
         return [self.weight_input, self.weight_hidden, self.weight_nodes]
-
-    @torch.no_grad()
-    def _draw(self, parameter: Tensor, bound: float) -> None:
-        """The numbers that the undivided layer draws, those of other ranks' networks to no use."""
-        unused = torch.empty_like(parameter[0])
-        for network in range(self.networks):
-            drawn = parameter[network - self.own.start] if self.own.start <= network < self.own.stop else unused
-            nn.init.uniform_(drawn, -bound, bound)
 
     def _project(self, masked: Tensor) -> Tensor:
         return super()._project(enter_divided(masked, self.ranks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from contextlib import closing
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from wenet.audit import RESULT as AUDIT
 from wenet.audit import begun_audit, describe_audit, run_audit
 from wenet.checkpoint import RunFolder
 from wenet.config import PRESETS, SearchConfig, resolve_config
@@ -21,7 +23,7 @@ from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
 from wenet.halving import Halving
 from wenet.independent import Workplace
-from wenet.interrupt import Interrupt, Stopped
+from wenet.interrupt import Interrupt, Stopped, wait_until
 from wenet.launch import (
     CHECKPOINT_MINUTES,
     SIZE_FLAGS,
@@ -79,7 +81,7 @@ def search(
         console: where to print; nothing is printed by default.
         config_file: settings that rank below `settings`.
         ranks: of `wenet.distributed.joined`, where torchrun started several processes that all call this alike. They
-            divide the networks of each round among them; the folder is the first one's.
+            divide the networks of each round among them, or whole runs where `runs` asks for several.
         settings: any field of `SearchConfig`.
 
     Raises:
@@ -93,8 +95,7 @@ def search(
     config = with_absolute_dataset(config)
     check_lengths(corpus, train=config.data_batch, valid=config.eval_batch)
     _check_ranks(config, ranks)
-    needed = estimate_memory(config, len(corpus.vocabulary), ranks.count)
-    check_memory(needed, config.device, _smaller(config), ranks)
+    check_memory(_needed_memory(config, corpus, ranks), config.device, _smaller(config), ranks)
     folder = as_path(out) or default_folder("search", corpus.name)
     stored = run_settings("search", config, corpus, data_dir)
     ranks.check_same(stored)
@@ -150,7 +151,7 @@ def _with_audit(config: SearchConfig, folder: Path, audit: int | None, epochs: f
 
 def _run(work: Workplace, run: RunFolder) -> SearchResult:
     config = work.config
-    needed = size(estimate_memory(config, len(work.corpus.vocabulary), work.ranks.count))
+    needed = size(_needed_memory(config, work.corpus, work.ranks))
     advice = f"about {needed} are needed; lower {_smaller(config)}"
     try:
         with explaining_out_of_memory(advice), pytorch_products_in(config):
@@ -171,37 +172,48 @@ def _search_once(work: Workplace, run: RunFolder) -> dict[str, Any]:
 
 
 def _search_several(work: Workplace, run: RunFolder) -> dict[str, Any]:
-    """Searches of different seeds, each a run folder of its own that a stopped run goes on in; then their ranking."""
+    """Searches of different seeds, each a run folder of its own that a stopped run goes on in; then their ranking.
 
-    def search_one(number: int) -> dict[str, Any]:
-        config = replace(work.config, runs=1, seed=work.config.seed + number)
-        settings = run_settings("search", config, work.corpus, run.config["data_dir"])
-        work.console.say(f"run {number + 1}/{work.config.runs}")
-        with closing(RunFolder.open_or_create(run.path / f"run-{number + 1}", settings)) as own:
-            best = _search_once(replace(work, config=config), own)
+    Of several ranks each takes every so-manieth search, alone.
+    """
+    config, ranks = work.config, work.ranks
+    folders = [run.path / f"run-{number + 1}" for number in range(config.runs)]
+    for number in range(ranks.rank, config.runs, ranks.count):
+        own = replace(work, config=replace(config, runs=1, seed=config.seed + number), ranks=ALONE)
+        settings = run_settings("search", own.config, work.corpus, run.config["data_dir"])
+        work.console.say(f"run {number + 1}/{config.runs}")
+        with closing(RunFolder.open_or_create(folders[number], settings)) as own_run:
+            _search_once(own, own_run)
             if config.audit:
-                run_audit(replace(work, config=config), own)
-        return best
+                run_audit(own, own_run)
+    wait_until(lambda: all(_is_finished(folder, config) for folder in folders), work.interrupt, run.path)
+    return rank_runs(work, run, [run.read_json(f"{folder.name}/best.json") for folder in folders])
 
-    return rank_runs(work, run, [search_one(number) for number in range(work.config.runs)])
+
+def _is_finished(folder: Path, config: SearchConfig) -> bool:
+    """Whether a run that another process may be working on has come to its end."""
+    if not (folder / "best.json").exists() or (config.audit and not (folder / AUDIT).exists()):
+        return False
+    best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+    return best["rounds"] == best["rounds_planned"]
 
 
 def _check_ranks(config: SearchConfig, ranks: Ranks) -> None:
     """Refuse what several ranks cannot do.
 
     Raises:
-        WenetError: a GPU for each is not there, some round has fewer networks than ranks, or work that is not divided.
+        WenetError: a GPU for each is not there, or some round has fewer networks than ranks.
     """
     check_own_device(ranks, torch.device(config.device))
-    if ranks.alone:
-        return
-    for flag, given in (("--strategy random", config.strategy == "random"), ("--audit", config.audit > 0)):
-        if given:
-            raise WenetError(f"{flag} is not divided over ranks; leave torchrun out")
-    if config.fewest_networks < ranks.count:
+    if config.runs == 1 and config.strategy == "wenet" and config.fewest_networks < ranks.count:
         raise WenetError(
             f"a round of {config.fewest_networks} networks cannot be divided over {ranks.count} ranks; start fewer"
         )
+
+
+def _needed_memory(config: SearchConfig, corpus: Corpus, ranks: Ranks) -> int:
+    """Bytes that each rank needs."""
+    return estimate_memory(config, len(corpus.vocabulary), ranks.count if config.runs == 1 else 1)
 
 
 def _smaller(config: SearchConfig) -> str:
@@ -212,8 +224,9 @@ def _smaller(config: SearchConfig) -> str:
 def _say_header(console: Console, config: SearchConfig, corpus: Corpus, given: Mapping[str, Any], ranks: Ranks) -> None:
     say_text_and_machine(console, config, corpus)
     if not ranks.alone:
-        memory = estimate_memory(config, len(corpus.vocabulary), ranks.count)
-        console.say(f"ranks     {ranks.count}, which divide {config.networks} networks: about {size(memory)} each")
+        divided = f"{config.runs} runs" if config.runs > 1 else f"the networks, at most {config.networks}"
+        memory = size(_needed_memory(config, corpus, ranks))
+        console.say(f"ranks     {ranks.count}, which divide {divided}: about {memory} each")
         return  # how long it will take depends on what is between them
     for preset in PRESETS:
         chosen = preset == config.preset

@@ -126,6 +126,7 @@ class WeightedDagRNN(nn.Module):
         coupling: "weighted" (one hidden state, the mixture) or "independent" (n models side by side, nothing mixed).
         norm: "batch" normalises every state over the data batch, with running statistics of momentum 0.1 for
             evaluation; None does not.
+        among: the networks are this part of so many, and start from the weights that they have where all are drawn.
 
     Parameters: weight_input `[n, I, G]`, weight_hidden `[n, H, G]`, weight_nodes `[n, L, H, G]`, and with weighted
     coupling mix_logits `[n]`, zero at first.
@@ -150,9 +151,10 @@ class WeightedDagRNN(nn.Module):
         dropout_h: float = 0.0,
         backend: str = "auto",
         precision: str = "full",
+        among: tuple[int, slice] | None = None,
     ) -> None:
         super().__init__()
-        self.input_size, self.hidden_size = input_size, hidden_size
+        self.input_size, self.hidden_size, self.among = input_size, hidden_size, among
         self.form, self.coupling, self.norm, self.backend = form, coupling, norm, backend
         self.dropout_x, self.dropout_h, self.precision = dropout_x, dropout_h, precision
         _check_layer(self)
@@ -174,12 +176,9 @@ class WeightedDagRNN(nn.Module):
         """Weights U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.RNN`; equal mixing weights."""
         bound = self.hidden_size**-0.5 if bound is None else bound
         for parameter in (self.weight_input, self.weight_hidden, self.weight_nodes):
-            self._draw(parameter, bound)
+            _draw_networks(parameter, bound, self.among)
         if self.mix_logits is not None:
             nn.init.zeros_(self.mix_logits)
-
-    def _draw(self, parameter: Tensor, bound: float) -> None:
-        nn.init.uniform_(parameter, -bound, bound)
 
     def mixing_weights(self) -> Tensor | None:
         """`softmax(mix_logits)`, `[n]`; None with independent coupling."""
@@ -524,7 +523,7 @@ class IndependentLanguageModels(nn.Module):
         count = rnn.cells.count
         self.embedding = nn.Parameter(torch.empty(1 if shared_embedding else count, vocabulary_size, rnn.input_size))
         self.decoder_bias = nn.Parameter(torch.zeros(count, vocabulary_size))
-        nn.init.uniform_(self.embedding, -init_range, init_range)
+        _draw_networks(self.embedding, init_range, None if shared_embedding else rnn.among)
         rnn.reset_parameters(init_range)
 
     @property
@@ -627,6 +626,16 @@ def _check_layer(layer: DagRNN | WeightedDagRNN) -> None:
     check_choice("precision", layer.precision, PRECISIONS)
     _check_probability("dropout_x", layer.dropout_x)
     _check_probability("dropout_h", layer.dropout_h)
+
+
+@torch.no_grad()
+def _draw_networks(parameter: Tensor, bound: float, among: tuple[int, slice] | None) -> None:
+    """U(-bound, bound) for `[n, ...]`; of networks among others what they get where all are drawn, one by one."""
+    total, own = among or (len(parameter), slice(0, len(parameter)))
+    unused = torch.empty_like(parameter[0])
+    for network in range(total):
+        here = own.start <= network < own.stop
+        nn.init.uniform_(parameter[network - own.start] if here else unused, -bound, bound)
 
 
 def _check_probability(name: str, value: float) -> None:
