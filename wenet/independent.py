@@ -33,6 +33,7 @@ from wenet.training import (
     window,
     windows_per_epoch,
 )
+from wenet_kernels import WenetError
 
 RECORDS, RESULT = "train.jsonl", "result.json"
 CURVE_POINTS = 20  # records of a training, at equal distances
@@ -329,10 +330,11 @@ class IndependentTraining(ResumableRun):
             self.h[failed] = 0
         self.loss_sum[failed] = 0
         self.alive = self.alive & ~failed
+        total, first = (self.among[0], self.among[1].start) if self.among else (len(self.genotypes), 0)
         for network in failed.nonzero().flatten().tolist():
             self.state.diverged_at[network] = self.state.windows
             self.console.say(
-                f"{self.label}: network {network + 1} of {len(self.genotypes)} diverged in window "
+                f"{self.label}: network {first + network + 1} of {total} diverged in window "
                 f"{self.state.windows + 1} and is frozen, the others go on: {self.genotypes[network]}"
             )
 

@@ -174,7 +174,7 @@ def _search_once(work: Workplace, run: RunFolder) -> dict[str, Any]:
 def _search_several(work: Workplace, run: RunFolder) -> dict[str, Any]:
     """Searches of different seeds, each a run folder of its own that a stopped run goes on in; then their ranking.
 
-    Of several ranks each takes every so-manieth search, alone.
+    Of several ranks each takes some of the searches, alone.
     """
     config, ranks = work.config, work.ranks
     folders = [run.path / f"run-{number + 1}" for number in range(config.runs)]

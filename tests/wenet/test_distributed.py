@@ -199,6 +199,30 @@ def test_training_goes_on_with_another_number_of_ranks(text, tmp_path, trained, 
     assert_close(results(run, "train.jsonl"), results(trained, "train.jsonl"), rel=1e-6)
 
 
+RUNS = {**SEARCH, "pool": 4, "runs": 3, "audit": 5, "audit_epochs": 0.5, "pool_seed": 9}
+
+
+def test_two_ranks_divide_runs_and_standalone_trainings(text, tmp_path):
+    """Each run is on one rank, so it is the same to the last bit; so is a cell that is trained standalone."""
+    search(str(text), out=tmp_path / "one", **RUNS)
+    succeeds(command(2, "wenet-search", text, *flags(RUNS), "--out", tmp_path / "two"))
+    for number in (1, 2, 3):
+        parts = [tmp_path / ranks / f"run-{number}" for ranks in ("one", "two")]
+        assert results(parts[0]) == results(parts[1])
+    found, expected = (without_costs(tmp_path / ranks / "best.json") for ranks in ("two", "one"))
+    assert found == expected
+    audit = {**SEARCH, "audit": 5, "audit_epochs": 0.5}
+    search(str(text), out=tmp_path / "audited", **audit)
+    succeeds(command(2, "wenet-search", text, *flags(audit), "--out", tmp_path / "audited-by-two"))
+    found, expected = (without_costs(tmp_path / run / "audit.json") for run in ("audited-by-two", "audited"))
+    assert_close(found, expected)
+
+
+def without_costs(path):
+    values = json.loads(path.read_text())
+    return {name: value for name, value in values.items() if "seconds" not in name and "memory" not in name}
+
+
 def test_a_mistake_is_told_by_every_rank_and_nothing_waits(text, searched):
     job = command(2, "wenet-search", text, *flags(SEARCH), "--out", searched)
     output = job.communicate(timeout=100)[0]
@@ -235,9 +259,9 @@ def test_rows_drawn_are_those_of_the_whole_batch():
     ],
 )
 def test_what_ranks_cannot_do(settings, message):
-    config = resolve_config("quick", settings)
+    config = resolve_config("quick", {"device": "cpu", **settings})
     with pytest.raises(WenetError, match=message):
-        _check_ranks(config, Ranks(0, 4))
+        _check_ranks(config, Ranks(0, 4, 4))
     _check_ranks(config, ALONE)
 
 
@@ -245,7 +269,7 @@ def test_more_ranks_than_rows():
     from wenet.launch_train import _check_ranks
 
     with pytest.raises(WenetError, match="--data-batch 2 cannot be divided over 3 ranks"):
-        _check_ranks(resolve_train_config("quick", {"data_batch": 2}), Ranks(0, 3))
+        _check_ranks(resolve_train_config("quick", {"data_batch": 2, "device": "cpu"}), Ranks(0, 3))
 
 
 def test_fewest_networks_of_a_round():
