@@ -17,10 +17,9 @@ class DividedDagRNN(WeightedDagRNN):
     """The networks of a `WeightedDagRNN` with weighted coupling, divided over ranks.
 
     A rank holds the weights of the networks `own`, their states, and their moments in an optimizer; all ranks hold all
-    mixing weights. In every time step each rank mixes the outputs of its networks, and the sum over
-    ranks is the hidden state that all go on with. Called with the same input on all ranks, it gives the same output as
-    the undivided layer, up to the order of that sum, and initial weights are the same bits. The loss has to be computed
-    from it by every rank alike.
+    mixing weights. In every time step each rank mixes the outputs of its networks, and the sum over ranks is the hidden
+    state that all go on with. Called with the same input on all ranks, it gives the same output as the undivided layer,
+    up to the order of that sum, and initial weights are the same bits. Every rank has to compute the loss from it alike.
 
     Args:
         genotypes: of all networks, at least as many as ranks.
