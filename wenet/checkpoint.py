@@ -105,7 +105,8 @@ class RunFolder:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """What `write_json` wrote."""
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+        value: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        return value
 
     def append_record(self, name: str, record: Mapping[str, Any]) -> None:
         """Add one line to a list of records, on disk when this returns."""

@@ -262,9 +262,19 @@ PAPER_LSTM_MOS: dict[str, Any] = {
     "hidden": 960,
     "embedding": 280,
     "last_hidden": 620,
+    "epochs": 1000,
     "lr": 20.0,
     "data_batch": 12,
     "dropout_x": 0.225,
+}
+PAPER_LSTM_MOS_WIKITEXT_2: dict[str, Any] = {
+    "hidden": 1150,
+    "embedding": 300,
+    "last_hidden": 650,
+    "lr": 15.0,
+    "data_batch": 15,
+    "dropout_x": 0.2,
+    "dropout_embedding": 0.55,
 }
 
 
@@ -278,7 +288,7 @@ def _paper_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     if cell == "lstm-skip":
         settings |= PAPER_LSTM_SKIP
     elif given.get("softmax") == "mos":
-        settings |= PAPER_LSTM_MOS
+        settings |= {**PAPER_LSTM_MOS, **(PAPER_LSTM_MOS_WIKITEXT_2 if wikitext else {})}
     return settings
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from wenet.genotype import Genotype, random_genotypes
-from wenet_kernels import WenetError
+from wenet_kernels import ACTIVATIONS, WenetError
 
 # Liu et al., DARTS: Differentiable Architecture Search, 2019: first and second order.
 DARTS_V1 = Genotype.from_text("relu0 relu1 tanh2 relu3 relu4 identity1 relu5 relu1")
@@ -54,7 +54,7 @@ def load_genotype(source: str) -> Genotype:
         try:
             return Genotype.from_text(source)
         except WenetError:
-            if " " in source:
+            if " " in source or re.sub(r"\d+$", "", source) in ACTIVATIONS:
                 raise
     raise WenetError(f"no cell {source!r}: name a file, a run folder, random:SEED or one of {', '.join(PUBLISHED)}")
 

@@ -226,7 +226,10 @@ class Training(ModelRun):
         }
 
     def _test(self) -> dict[str, Any]:
-        """The best weights on the test part, which nothing before has looked at."""
+        """The best weights on the test part, which nothing before has looked at; once, however often it is resumed."""
+        stored = self.folder.read_json("best.json")
+        if stored["test_perplexity"] is not None:
+            return stored
         _, tensors = self.folder.load_best()
         stream = batchify(self.corpus.test, self.config.test_batch).to(self.device)
         best_model = trained_model(self.config, self.genotype, len(self.corpus.vocabulary), tensors).to(self.device)

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <list>
 #include <mutex>
@@ -23,8 +24,9 @@ struct Range {
 // Never destroyed, as blocks may outlive static objects at exit.
 struct Store {
   std::mutex mutex;
-  std::list<Range> idle;
+  std::list<Range> idle;  // from the longest idle to the latest
   std::uint64_t requests = 0;
+  std::size_t idle_bytes = 0, used_bytes = 0, most_used_bytes = 0;
 };
 
 Store& store() {
@@ -43,15 +45,21 @@ Range from_system(std::size_t capacity) {
   return {data, capacity, 0};
 }
 
+void drop_longest_idle(Store& s) {
+  const Range& range = s.idle.front();
+  munmap(range.data, range.capacity);
+  s.idle_bytes -= range.capacity;
+  s.idle.pop_front();
+}
+
 void drop_stale(Store& s) {
-  for (auto range = s.idle.begin(); range != s.idle.end();) {
-    if (s.requests - range->idle_since > kPatience) {
-      munmap(range->data, range->capacity);
-      range = s.idle.erase(range);
-    } else {
-      ++range;
-    }
-  }
+  while (!s.idle.empty() && s.requests - s.idle.front().idle_since > kPatience) drop_longest_idle(s);
+}
+
+// Where sizes change from call to call, as with sequences of random length, what is kept would pile up.
+void make_room(Store& s, std::size_t capacity) {
+  const std::size_t most = std::max(s.most_used_bytes, s.used_bytes + capacity);
+  while (!s.idle.empty() && s.used_bytes + capacity + s.idle_bytes > most + most / 4) drop_longest_idle(s);
 }
 
 // The smallest idle range that holds the request without wasting more than a quarter of itself.
@@ -70,9 +78,17 @@ Range acquire(std::size_t bytes) {
   ++s.requests;
   drop_stale(s);
   const auto found = best_fit(s, bytes);
-  if (found == s.idle.end()) return from_system(round_up(bytes));
-  const Range range = *found;
-  s.idle.erase(found);
+  Range range;
+  if (found == s.idle.end()) {
+    make_room(s, round_up(bytes));
+    range = from_system(round_up(bytes));
+  } else {
+    range = *found;
+    s.idle.erase(found);
+    s.idle_bytes -= range.capacity;
+  }
+  s.used_bytes += range.capacity;
+  s.most_used_bytes = std::max(s.most_used_bytes, s.used_bytes);
   return range;
 }
 
@@ -88,6 +104,8 @@ Block::~Block() {
   Store& s = store();
   std::lock_guard<std::mutex> lock(s.mutex);
   s.idle.push_back({data_, capacity_, s.requests});
+  s.idle_bytes += capacity_;
+  s.used_bytes -= capacity_;
 }
 
 }  // namespace wenet

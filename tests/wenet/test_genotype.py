@@ -108,6 +108,8 @@ def test_load_genotype(tmp_path):
 def test_load_genotype_errors(tmp_path):
     with pytest.raises(WenetError, match="darts-v2"):
         load_genotype("darts-v7")
+    with pytest.raises(WenetError, match="ancestor 9"):
+        load_genotype("tanh9")
     with pytest.raises(WenetError, match="best.json is missing"):
         load_genotype(str(tmp_path))
     (tmp_path / "best.json").write_text("{")

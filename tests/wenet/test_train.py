@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -326,6 +327,12 @@ def test_stop_within_validation_and_test(text, tmp_path, whole, monkeypatch, cap
     same_end(run, whole)
 
 
+def test_a_finished_run_is_not_tested_again(tmp_path, whole, monkeypatch):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setattr(module, "perplexity", lambda *_, **__: pytest.fail("tested again"))
+    assert resume_train(folder).best == json.loads((whole / "best.json").read_text())
+
+
 def test_divergence_names_the_step(text, tmp_path):
     with pytest.raises(WenetError, match=r"training diverged: .*(nan|inf|NaN).* in epoch 1, window \d+ \(step \d+\)"):
         train(str(text), out=tmp_path / "run", **{**TINY, "lr": 1e30, "on_nan": "rollback"})
@@ -449,6 +456,9 @@ def test_settings_of_an_lstm():
     assert (lstm.activation_reg, lstm.temporal_activation_reg, lstm.dropout_h) == (2, 1, 0.5)
     mixture = resolve_train_config("paper", {"cell": "lstm", "softmax": "mos"})
     assert (mixture.embedding, mixture.hidden, mixture.last_hidden, mixture.experts) == (280, 960, 620, 15)
+    assert (mixture.epochs, mixture.lr, mixture.data_batch) == (1000, 20, 12)
+    wikitext = resolve_train_config("paper", {"cell": "lstm", "softmax": "mos", "dataset": "wikitext-2"})
+    assert (wikitext.embedding, wikitext.hidden, wikitext.last_hidden, wikitext.lr) == (300, 1150, 650, 15)
 
 
 def test_presets():

@@ -1,6 +1,8 @@
 """The native kernels against the reference, in every instruction set that this processor runs."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -96,3 +98,25 @@ def test_auto_takes_the_native_kernels_where_they_can_run(monkeypatch):
     assert resolve_backend("auto", "cpu") == "cpu"
     assert resolve_backend("auto", "cpu", torch.bfloat16) == "reference"
     assert "WENET_INSTRUCTION_SET" not in os.environ
+
+
+MAPPED = """
+import os
+import subprocess
+import sys
+from wenet_kernels import _native
+
+def mapped():
+    return int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+before = mapped()
+for megabytes in (100, 140, 200, 280, 400):
+    _native.Block(megabytes << 20)
+print((mapped() - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc")
+def test_memory_kept_for_reuse_does_not_pile_up():
+    mapped = subprocess.run([sys.executable, "-c", MAPPED], capture_output=True, text=True, check=True).stdout
+    assert 400 <= int(mapped) <= 1.25 * 400 + 16
