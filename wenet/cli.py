@@ -24,7 +24,7 @@ from wenet.launch import CHECKPOINT_MINUTES
 from wenet.launch_search import describe_result, resume_search, search
 from wenet.launch_train import describe_training, resume_train, train
 from wenet.rank import describe_ranking, rank_cells
-from wenet_kernels import WenetError
+from wenet_kernels import LostRanks, WenetError
 
 Result = TypeVar("Result")
 
@@ -65,6 +65,9 @@ def _reporting(command: str, run: Callable[[Sequence[str] | None], None], argume
     try:
         run(arguments)
         sys.stdout.flush()
+    except LostRanks as error:
+        print(f"{command}{_rank_in_words()}: {error}; go on from the last checkpoint with --resume", file=sys.stderr)
+        return 2
     except WenetError as error:
         print(f"{command}{_rank_in_words()}: {error}", file=sys.stderr)
         return 2

@@ -11,10 +11,7 @@ class LostRanks(WenetError):
 
     def __init__(self, error: RuntimeError) -> None:
         reason = str(error).strip().splitlines()[0]
-        super().__init__(
-            f"lost the other ranks, of which one has failed or is stuck ({reason}); mend that, then go on with "
-            "--resume, from the last checkpoint"
-        )
+        super().__init__(f"lost the other ranks, of which one has failed or is stuck ({reason})")
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ def test_a_rank_that_dies_ends_the_job(text, tmp_path, searched, victim):
     assert job.returncode != 0
     assert f"(rank: {victim})" in output or f"rank      : {victim}" in output
     assert f"wenet-search (rank {1 - victim}): lost the other ranks" in output
-    assert "go on with --resume, from the last checkpoint" in output
+    assert "go on from the last checkpoint with --resume" in output
     assert list(run.glob("checkpoint/0*"))
 
 
