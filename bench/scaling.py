@@ -8,8 +8,8 @@ from dataclasses import replace
 from bench.cases import PAPER, Case
 from bench.floors import CARDS, SIZES, count_backward, count_forward
 
-# Seconds of a sum of a few kB over the GPUs of one machine and over eight machines: a guess, as latency depends on links
-# and libraries. A step has one forward and one backward.
+# Seconds of a sum of a few kB over the GPUs of one machine and of eight machines. A guess, as they depend on links and
+# libraries. A time step has one sum forward and one backward.
 LATENCIES = {1: 25e-6, 8: 60e-6}
 GPUS = 8  # of a machine
 
@@ -22,7 +22,7 @@ def step_seconds(case: Case, bandwidth: float, precision: str, ranks: int, laten
 
 
 def table(case: Case, bandwidth: float, precision: str, latencies: dict[int, float]) -> list[str]:
-    """For as many networks as one GPU trains at once, and for as many on each GPU, over one GPU, a machine and eight."""
+    """One GPU, a machine and eight: for as many networks as one GPU trains at once, and for as many on each."""
     one = step_seconds(case, bandwidth, precision, 1, 0.0)
     lines = [
         "| GPUs | machines | networks at once | on each GPU | µs a time step | networks a second, times one GPU's |",
@@ -33,9 +33,8 @@ def table(case: Case, bandwidth: float, precision: str, latencies: dict[int, flo
         for networks in sorted({case.networks, case.networks * ranks}):
             seconds = step_seconds(replace(case, networks=networks), bandwidth, precision, ranks, latency)
             gain = networks / seconds / (case.networks / one)
-            lines.append(
-                f"| {ranks} | {machines or 1} | {networks:,} | {networks / ranks:g} | {1e6 * seconds:.0f} | {gain:.1f} |"
-            )
+            each = -(-networks // ranks)
+            lines.append(f"| {ranks} | {machines or 1} | {networks:,} | {each} | {1e6 * seconds:.0f} | {gain:.1f} |")
     return lines
 
 

@@ -19,7 +19,7 @@ class DividedDagRNN(WeightedDagRNN):
     A rank holds the weights of the networks `own`, their states, and their moments in an optimizer; all ranks hold all
     mixing weights. In every time step each rank mixes the outputs of its networks, and the sum over ranks is the hidden
     state that all go on with. Called with the same input on all ranks, it gives the same output as the undivided layer,
-    up to the order of that sum, and initial weights are the same bits. Every rank has to compute the loss from it alike.
+    up to the order of that sum, and initial weights are the same bits. All ranks have to form the loss from it alike.
 
     Args:
         genotypes: of all networks, at least as many as ranks.
