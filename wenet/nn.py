@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from wenet.genotype import Genotype
@@ -29,23 +30,28 @@ NORM_MOMENTUM = 0.1  # of running statistics, as in `torch.nn.BatchNorm1d`
 
 
 class DagRNN(nn.Module):
-    """One cell over a sequence, called like `torch.nn.RNN` (paper eqs. 1-3).
+    """One cell over a sequence (paper eqs. 1-3), a drop-in for `torch.nn.RNN`.
 
     Args:
         input_size: features of the input, I.
         hidden_size: features of the state and of the output, H.
-        genotype: the cell.
+        genotype: the cell, the same in every layer.
         form: "highway" (every node gated) or "plain" (the equations as printed).
-        dropout_x, dropout_h: probability of variational dropout on the inputs of the products with the input and with
-            every state; one draw per call, shared over time.
+        dropout_x, dropout_h: probability of variational dropout on the inputs of the products with a layer's input and
+            with every state; one draw per call, shared over time.
         backend: "auto" or a name from `wenet_kernels.backends()`.
         precision: of the recurrence's products, as in `wenet_kernels.dag_rnn`.
+        num_layers: layers above one another, each reading the output of the one below.
+        batch_first: input and output are `[M, T, features]` instead of `[T, M, features]`; states stay as they are.
+        dropout: probability of dropout on the output of every layer but the last, drawn anew for each step.
+        device, dtype: of the parameters.
 
     Parameters: weight_input `[I, G]`, weight_hidden `[H, G]`, weight_nodes `[L, H, G]`; G is 2H (highway) or H (plain).
-    There are no biases.
+    Those of a layer k = 1, 2 ... above the first end in `_lk`, and its weight_input is `[H, G]`. There are no biases,
+    and there is no second direction: run another layer over `x.flip(0)` for one.
 
     Raises:
-        WenetError: a size below 1, a probability outside 0..1, an unknown form or backend.
+        WenetError: a size or number of layers below 1, a probability outside 0..1, an unknown form or backend.
     """
 
     def __init__(
@@ -58,17 +64,28 @@ class DagRNN(nn.Module):
         dropout_h: float = 0.0,
         backend: str = "auto",
         precision: str = "full",
+        num_layers: int = 1,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size
         self.genotype, self.form, self.backend = genotype, form, backend
         self.dropout_x, self.dropout_h, self.precision = dropout_x, dropout_h, precision
+        self.num_layers, self.batch_first, self.dropout = num_layers, batch_first, dropout
         _check_layer(self)
-        self.cells = CellBatch.from_genotypes([genotype])
+        if num_layers < 1:
+            raise WenetError(f"num_layers must be at least 1, not {num_layers}")
+        _check_probability("dropout", dropout)
+        self.cells = CellBatch.from_genotypes([genotype]).to(device)
         width = 2 * hidden_size if form == "highway" else hidden_size
-        self.weight_input = nn.Parameter(torch.empty(input_size, width))
-        self.weight_hidden = nn.Parameter(torch.empty(hidden_size, width))
-        self.weight_nodes = nn.Parameter(torch.empty(genotype.nodes, hidden_size, width))
+        for layer in range(num_layers):
+            below = input_size if layer == 0 else hidden_size
+            shapes = ((below, width), (hidden_size, width), (genotype.nodes, hidden_size, width))
+            for name, shape in zip(self._weight_names(layer), shapes, strict=True):
+                self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
     def reset_parameters(self, bound: float | None = None) -> None:
@@ -77,29 +94,66 @@ class DagRNN(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
-    def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor | PackedSequence, h0: Tensor | None = None) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run over a sequence.
 
         Args:
-            x: `[T, M, I]`.
-            h0: `[1, M, H]`; zeros by default.
+            x: `[T, M, I]`, with `batch_first` `[M, T, I]`, `[T, I]` for a single sequence, or a packed sequence. The
+                latter is run with its padding; what is there reaches neither output nor states nor gradients.
+            h0: `[num_layers, M, H]`, or `[num_layers, H]` for a single sequence; zeros by default.
 
         Returns:
-            output `[T, M, H]` and the last state `[1, M, H]`.
+            output, as `x` but with H features, of the last layer; and the last state of every layer, as `h0`.
 
         Raises:
             WenetError: shapes that disagree, or NaN in the input.
         """
+        if isinstance(x, PackedSequence):
+            return self._run_packed(x, h0)
+        if x.dim() == 2:
+            _check_input(self, x.unsqueeze(1))
+            output, h = self._run(x.unsqueeze(1), h0 if h0 is None else self._checked(h0, ()).unsqueeze(1))
+            return output.squeeze(1), h[:, -1].squeeze(1)
         _check_input(self, x)
+        output, h = self._run(x.transpose(0, 1) if self.batch_first else x, h0)
+        return output.transpose(0, 1) if self.batch_first else output, h[:, -1]
+
+    def _run_packed(self, x: PackedSequence, h0: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        """The rows of a packed sequence are ordered by length; states outside have the caller's order."""
+        padded, lengths = pad_packed_sequence(PackedSequence(x.data, x.batch_sizes))  # [T, M, I], [M]
+        _check_input(self, padded)
+        if h0 is not None and x.sorted_indices is not None:
+            h0 = self._checked(h0, (len(lengths),)).index_select(1, x.sorted_indices)
+        output, h = self._run(padded, h0)
+        rows = torch.arange(len(lengths))
+        last = h[:, lengths - 1, rows]  # [num_layers, M, H]
+        if x.unsorted_indices is not None:
+            last = last.index_select(1, x.unsorted_indices)
+        packed = pack_padded_sequence(output, lengths)
+        return PackedSequence(packed.data, x.batch_sizes, x.sorted_indices, x.unsorted_indices), last
+
+    def _run(self, x: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Output `[T, M, H]` of the last layer, and of all of them `[num_layers, T, M, H]`."""
         rows = x.shape[1]
-        h = x.new_zeros(1, rows, self.hidden_size) if h0 is None else h0
+        h = x.new_zeros(self.num_layers, rows, self.hidden_size) if h0 is None else self._checked(h0, (rows,))
+        outputs: list[Tensor] = []
+        for layer in range(self.num_layers):
+            below = functional.dropout(outputs[-1], self.dropout, self.training) if outputs else x
+            outputs.append(self._run_layer(layer, below, h[layer : layer + 1]))
+        return outputs[-1], torch.stack(outputs) if self.num_layers > 1 else outputs[0].unsqueeze(0)
+
+    def _run_layer(self, layer: int, x: Tensor, h: Tensor) -> Tensor:
+        """Output `[T, M, H]` of a layer that starts in the state `[1, M, H]`."""
+        weight_input, weight_hidden, weight_nodes = (
+            getattr(self, name).unsqueeze(0) for name in self._weight_names(layer)
+        )
         masked = _locked_dropout(self, x, self.dropout_x)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
         output = dag_rnn(
-            project(masked, self.weight_input.unsqueeze(0), backend=self.backend),
+            project(masked, weight_input, backend=self.backend),
             h,
-            self.weight_hidden.unsqueeze(0),
-            self.weight_nodes.unsqueeze(0),
+            weight_hidden,
+            weight_nodes,
             None,
             self.cells,
             form=self.form,
@@ -109,11 +163,25 @@ class DagRNN(nn.Module):
             backend=self.backend,
         )
         assert isinstance(output, Tensor)
-        output = output.squeeze(1)
-        return output, output[-1:]
+        return output.squeeze(1)
+
+    def _checked(self, h0: Tensor, rows: tuple[int, ...]) -> Tensor:
+        expected = (self.num_layers, *rows, self.hidden_size)
+        if h0.shape != expected:
+            raise WenetError(f"h0 must have shape {list(expected)}, not {list(h0.shape)}")
+        return h0
+
+    @staticmethod
+    def _weight_names(layer: int) -> tuple[str, str, str]:
+        suffix = f"_l{layer}" if layer else ""
+        return f"weight_input{suffix}", f"weight_hidden{suffix}", f"weight_nodes{suffix}"
 
     def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}, {self.genotype}, form={self.form}"
+        text = f"{self.input_size}, {self.hidden_size}, {self.genotype}, form={self.form}"
+        for name, default in (("num_layers", 1), ("batch_first", False), ("dropout", 0.0)):
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)}"
+        return text
 
 
 class WeightedDagRNN(nn.Module):
@@ -645,4 +713,6 @@ def _check_probability(name: str, value: float) -> None:
 
 def _check_input(layer: DagRNN | WeightedDagRNN, x: Tensor) -> None:
     if x.dim() != 3 or x.shape[-1] != layer.input_size:
-        raise WenetError(f"the input must have shape [T, M, {layer.input_size}], not {list(x.shape)}")
+        rows_first = isinstance(layer, DagRNN) and layer.batch_first
+        expected = f"[{'M, T' if rows_first else 'T, M'}, {layer.input_size}]"
+        raise WenetError(f"the input must have shape {expected}, not {list(x.shape)}")
