@@ -122,7 +122,7 @@ def stopped_by_signal(job, records):
     """Let a job record something, ask it to stop, and see it stop in order."""
     until(job, lambda: records.exists() and records.read_text().count("\n") > 0)
     job.send_signal(signal.SIGTERM)
-    output = job.communicate(timeout=100)[0]
+    output = job.communicate(timeout=250)[0]
     assert output.count("stopped; continue with: wenet-") == 1, output
 
 
@@ -159,7 +159,7 @@ def test_a_rank_that_dies_ends_the_job(text, tmp_path, searched, victim):
     until(job, lambda: list(run.glob("checkpoint/0*")))
     os.kill(process_of_rank(job, victim), signal.SIGKILL)
     killed = time.monotonic()
-    output = job.communicate(timeout=100)[0]
+    output = job.communicate(timeout=250)[0]
     assert time.monotonic() - killed < 30
     assert job.returncode != 0
     assert f"(rank: {victim})" in output or f"rank      : {victim}" in output
@@ -225,7 +225,7 @@ def without_costs(path):
 
 def test_a_mistake_is_told_by_every_rank_and_nothing_waits(text, searched):
     job = command(2, "wenet-search", text, *flags(SEARCH), "--out", searched)
-    output = job.communicate(timeout=100)[0]
+    output = job.communicate(timeout=250)[0]
     assert job.returncode != 0
     assert "wenet-search (rank 0): " in output and "holds a run already" in output
     assert "Traceback" not in output.split("wenet-search (rank")[0]
