@@ -210,7 +210,7 @@ def measure_contestant(case: Case, name: str, card: Card) -> Iterator[dict[str, 
         }
 
 
-def measure_recurrence(results: Results, clock: Clock) -> None:
+def measure_recurrence(results: Results, clock: Clock, out: Path) -> None:
     """The cases with targets first, then the others, as long as there is time: most of it is spent on compiling."""
     targets = (PAPER_120, LARGE_CELL)
     others = [case for case in CASES if case not in targets]
@@ -232,11 +232,27 @@ def measure_recurrence(results: Results, clock: Clock) -> None:
                     f"{case.name:<12} {name:<16} {'both' if figure['backward'] else 'forward':<8}"
                     f"{1e3 * figure['seconds']:9.3f} ms, {figure['over_floor']:6.2f} x the floor"
                 )
-        except (WenetError, RuntimeError, ImportError, NotImplementedError) as error:  # a peer that cannot run says why
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            results.recurrence.append({**entry, "left_out": reason})
-            say(f"{case.name:<12} {name:<16} left out: {reason}")
+        except Exception as error:  # compilers raise what they like; the others are measured all the same
+            results.recurrence.append({**entry, "left_out": reason(error)})
+            say(f"{case.name:<12} {name:<16} left out: {reason(error)}")
         torch.cuda.empty_cache()
+        write(results, out)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says, with its kind."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+
+
+def measure_epoch(results: Results, measure: Callable[[Results, str], None], precision: str) -> None:
+    """An epoch, or in its place why there is none."""
+    try:
+        measure(results, precision)
+    except Exception as error:  # as in `measure_recurrence`
+        results.epochs.append({"what": f"{measure.__name__}, {precision}", "left_out": reason(error)})
+        say(f"{measure.__name__}, {precision}: left out: {reason(error)}")
+    torch.cuda.empty_cache()
 
 
 def measure_search_epoch(results: Results, precision: str) -> None:
@@ -361,15 +377,9 @@ def main() -> int:
         (measure_evaluation_epoch, "bf16"),
         (measure_search_epoch, "fp32"),
     ):
-        try:
-            measure(results, precision)
-        except (WenetError, RuntimeError) as error:
-            results.epochs.append({"what": f"{measure.__name__}, {precision}", "left_out": str(error).splitlines()[0]})
-            say(f"{measure.__name__}: left out: {error}")
-        torch.cuda.empty_cache()
+        measure_epoch(results, measure, precision)
         write(results, options.out)
-    measure_recurrence(results, clock)
-    write(results, options.out)
+    measure_recurrence(results, clock, options.out)
     say("\n".join(table(results)))
     return int(bool(results.parity.get("exit_code")))
 

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="needs the extra `bench`")
 pytest.importorskip("matplotlib", reason="needs the extra `bench`")
 
-from bench import compare_cells, floors, profile_window, report, train_step
+from bench import compare_cells, floors, gpu, profile_window, report, train_step
 from bench.cases import PAPER, QUICK, Case, make_operands
 from bench.contestants import prepare
 from bench.search_speed import Cost, table
@@ -194,3 +194,22 @@ def test_the_gpu_command_says_that_there_is_no_gpu():
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_gpu_command_goes_on_where_a_measurement_fails(tmp_path, monkeypatch):
+    """As with a kernel that does not compile, or a peer that this PyTorch lacks: the file says why."""
+
+    def fail(*arguments):
+        raise AssertionError("no such kernel\nand more")
+
+    results = gpu.Results("a card", {}, bandwidth=1e12, parity={"outcome": "left out"})
+    monkeypatch.setattr(gpu, "measure_contestant", fail)
+    out = tmp_path / "gpu.json"
+    gpu.measure_epoch(results, fail, "bf16")
+    gpu.measure_recurrence(results, gpu.Clock(60), out)
+    written = json.loads(out.read_text())
+    assert written["epochs"] == [{"what": "fail, bf16", "left_out": "AssertionError: no such kernel"}]
+    assert {entry["left_out"] for entry in written["recurrence"]} == {"AssertionError: no such kernel"}
+    assert (
+        "| paper-120 | triton bf16 | left out: AssertionError: no such kernel |" in out.with_suffix(".md").read_text()
+    )

@@ -38,6 +38,17 @@ def test_native_module():
     assert native.instruction_sets()[0] == "portable"
 
 
+def test_a_native_module_of_other_sources_is_not_called():
+    pytest.importorskip("wenet_kernels._native", reason="the native module is not built")
+    program = (
+        "import sys, types;"
+        "sys.modules['wenet_kernels._native'] = types.ModuleType('wenet_kernels._native');"
+        "import wenet_kernels; print(wenet_kernels.backends()['cpu'], wenet_kernels.native_status())"
+    )
+    done = run(sys.executable, "-c", program)
+    assert done.stdout.count("built from other sources than these; run pip install again") == 2
+
+
 def test_nothing_names_the_machine_it_was_made_on():
     tracked = run("git", "-C", ROOT, "grep", "-lIE", "/" + "work/|/" + "root/")
     assert tracked.stdout == ""

@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from wenet import genotypes, nn
 from wenet.evaluate import evaluate
+from wenet.export import export
 from wenet.genotype import Genotype, random_genotypes
 from wenet.launch_search import SearchResult, resume_search, search
 from wenet.launch_train import TrainResult, resume_train, train
@@ -18,6 +19,7 @@ __all__ = [
     "TrainResult",
     "WenetError",
     "evaluate",
+    "export",
     "genotypes",
     "nn",
     "random_genotypes",

@@ -33,8 +33,9 @@ class Ranked:
     """A cell as the search left it.
 
     Attributes:
-        score: its weight in its last mixture in units of an equal share, so that rounds of different sizes compare; of
-            successive halving, where there are no weights, the rungs it has reached and its place in the last.
+        score: its weight in its last mixture in units of an equal share, so that rounds of different sizes compare;
+            where networks were ranked by their validation loss, how far that was below the mean of the round; of
+            successive halving, the rungs it has reached and its place in the last.
         survivor: whether it was among the K kept at the end.
     """
 
@@ -120,10 +121,13 @@ def final_ranking(records: Sequence[dict[str, Any]], seeds: int) -> list[Ranked]
 
 
 def _score(record: dict[str, Any], place: int) -> float:
-    weight = record["networks"][place]["weight"]
+    networks = record["networks"]
+    weight, loss = networks[place]["weight"], networks[place].get("held_out_loss")
     if weight is None:
-        return record["round"] - place / len(record["networks"])
-    return weight / record["uniform_weight"]
+        return record["round"] - place / len(networks)
+    if loss is None:
+        return weight / record["uniform_weight"]
+    return statistics.fmean(network["held_out_loss"] for network in networks) - loss
 
 
 def choose(ranking: Sequence[Ranked], count: int, seed: int) -> list[Ranked]:
@@ -194,15 +198,14 @@ def summary(perplexities: Sequence[float]) -> dict[str, Any]:
 def seniority(records: Sequence[dict[str, Any]], seeds: int) -> dict[str, Any]:
     """Whether rank follows how long a cell has been kept.
 
-    The share of seeds that are kept again a round, beside what chance would give, and in the last round the rank
-    correlation of weight with the number of rounds kept. Needs no training.
+    The share of seeds that are kept again a round, beside what chance would give, and in the last round the correlation
+    of place, the first being the highest, with the number of rounds kept. Needs no training.
     """
     later = [record["networks"] for record in records[1:]]
     again = [sum(network["rounds_kept"] > 0 for network in networks[:seeds]) for networks in later]
     there = [sum(network["rounds_kept"] > 0 for network in networks) for networks in later]
-    last = records[-1]["networks"]
-    weights, kept = [n["weight"] for n in last], [n["rounds_kept"] for n in last]
-    found = stats.spearmanr(weights, kept) if len(set(weights)) > 1 and len(set(kept)) > 1 else None
+    kept = [network["rounds_kept"] for network in records[-1]["networks"]]
+    found = stats.spearmanr(range(len(kept), 0, -1), kept) if len(set(kept)) > 1 else None
     return {
         "kept_again": sum(again) / sum(there) if later else None,
         "by_chance": statistics.fmean(min(1, seeds / len(networks)) for networks in later) if later else None,

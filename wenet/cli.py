@@ -17,6 +17,7 @@ from wenet.console import Console
 from wenet.distributed import joined
 from wenet.evaluate import SETTINGS as EVAL_SETTINGS
 from wenet.evaluate import evaluate
+from wenet.export import SUFFIXES, describe_export, export
 from wenet.genotype import random_genotypes
 from wenet.genotypes import PUBLISHED, load_genotype
 from wenet.interrupt import Stopped
@@ -24,7 +25,7 @@ from wenet.launch import CHECKPOINT_MINUTES
 from wenet.launch_search import describe_result, resume_search, search
 from wenet.launch_train import describe_training, resume_train, train
 from wenet.rank import describe_ranking, rank_cells
-from wenet_kernels import LostRanks, WenetError
+from wenet_kernels import FORMS, LostRanks, WenetError
 
 Result = TypeVar("Result")
 
@@ -160,16 +161,15 @@ def _taken(prefix: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise ValueError
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
 
 
 def _share(text: str) -> float:
-    share = float(text)
+    share = _number(text)
     if not 0 < share < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text!r}")
     return share
 
 
@@ -259,10 +259,17 @@ def _rank(arguments: Sequence[str] | None) -> None:
 
 
 def _minutes(text: str) -> float:
-    minutes = float(text)
+    minutes = _number(text)
     if not 0 <= minutes < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text!r}")
     return minutes
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from None
 
 
 def _cell(arguments: Sequence[str] | None) -> None:
@@ -277,6 +284,7 @@ def _cell(arguments: Sequence[str] | None) -> None:
     compare = actions.add_parser("compare", help="what two cells have in common")
     compare.add_argument("cells", nargs=2, metavar="CELL", help="as for show")
     compare.set_defaults(run=_compare_cells)
+    _add_export(actions)
     draw = actions.add_parser("random", help="draw cells at random (Algorithm 1)")
     draw.add_argument("--count", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
     draw.add_argument("--nodes", type=int, default=8, metavar="L", help="nodes of each (default: %(default)s)")
@@ -285,6 +293,36 @@ def _cell(arguments: Sequence[str] | None) -> None:
     draw.set_defaults(run=_random_cells)
     options = parser.parse_args(arguments)
     options.run(options)
+
+
+def _add_export(actions: argparse._SubParsersAction[Any]) -> None:
+    exporting = actions.add_parser(
+        "export",
+        help="write a cell or a trained model for use without WeNet",
+        description="Write the language model that wenet-train made, or the recurrent layer of any other cell with "
+        "fresh weights, in a form that runs without WeNet.",
+        allow_abbrev=False,
+    )
+    exporting.add_argument("source", metavar="RUN|CELL", help="folder that wenet-train made, or a cell as for show")
+    exporting.add_argument(
+        "--format",
+        choices=tuple(SUFFIXES),
+        default="module",
+        help="module (readable Python for PyTorch alone, weights of a run as safetensors beside it), onnx, or "
+        "torch-export (.pt2) (default: %(default)s)",
+    )
+    exporting.add_argument("--out", type=Path, metavar="FILE", help="default: named like the source, in this folder")
+    exporting.add_argument("--input", type=int, metavar="I", dest="input_size", help="of a cell; default: as --hidden")
+    exporting.add_argument("--hidden", type=int, metavar="H", dest="hidden_size", help="of a cell")
+    exporting.add_argument("--form", choices=FORMS, help="of a cell (default: highway)")
+    exporting.add_argument("--seed", type=int, help="of a cell's fresh weights in onnx or torch-export (default: 1)")
+    exporting.add_argument("--data-dir", type=Path, metavar="DIR", help="look for a run's text here first")
+    exporting.set_defaults(run=_export_cell)
+
+
+def _export_cell(options: argparse.Namespace) -> None:
+    given = {name: value for name, value in vars(options).items() if name != "run"}
+    print(describe_export(options.format, export(**given)))
 
 
 def _list_cells(options: argparse.Namespace) -> None:

@@ -90,6 +90,21 @@ class SearchConfig(Config):
     seed_parameters: str = _option(
         "fresh", "whether a seed network starts its next round fresh or keeps its parameters", choices=("fresh", "keep")
     )
+    # Departures from the paper, none of them by default.
+    score: str = _option(
+        "weight",
+        "what ranks the networks of a round: weight (in the mixture) or held-out (validation loss of its own output)",
+        choices=("weight", "held-out"),
+    )
+    mix_temperature: float = _option(
+        1.0, "of the softmax that makes the mixing weights; low ones part them", metavar="TAU", above=0
+    )
+    mix_norm: str = _option(
+        "none",
+        "rms (networks enter the mixture at equal root mean square, so that weight alone counts) or none",
+        choices=("rms", "none"),
+    )
+    mix_dropout: float = _option(0.0, "on whole networks of the mixture", metavar="P", at_least=0, below=1)
     init_range: float = _option(0.04, "weights start as U(-R, R)", metavar="R", above=0)
     strategy: str = _option(
         "wenet",
@@ -129,6 +144,13 @@ class SearchConfig(Config):
         if self.rounds == 1:
             return self.pool
         return min(self.batch, self.pool - (self.rounds - 1) * self.batch + min(self.seeds, self.batch))
+
+    @property
+    def standalone_networks(self) -> int:
+        """The most that train together standalone: a rung of the baseline, the audit, the winners of several runs."""
+        rung = self.batch if self.strategy == "random" else 0
+        winners = self.runs if self.runs > 1 else 0
+        return max(min(max(rung, self.audit), self.pool), winners)
 
 
 # What `quick` changes: a search of some minutes on two processor cores.

@@ -43,7 +43,7 @@ class DividedDagRNN(WeightedDagRNN):
     def _project(self, masked: Tensor) -> Tensor:
         return super()._project(enter_divided(masked, self.ranks))
 
-    def _own_mix(self) -> Tensor:
-        weights = self.mixing_weights()
-        assert weights is not None
-        return enter_divided(weights, self.ranks)[self.own]
+    def _mix(self) -> Tensor:
+        shares = super()._mix()
+        assert shares is not None
+        return enter_divided(shares, self.ranks)[self.own]

@@ -202,10 +202,19 @@ def _check_ranks(config: SearchConfig, ranks: Ranks) -> None:
     """Refuse what several ranks cannot do.
 
     Raises:
-        WenetError: a GPU for each is not there, or some round has fewer networks than ranks.
+        WenetError: a GPU for each is not there, some round has fewer networks than ranks, or an option that looks at
+            every network by itself.
     """
     check_own_device(ranks, torch.device(config.device))
-    if config.runs == 1 and config.strategy == "wenet" and config.fewest_networks < ranks.count:
+    if ranks.alone or config.runs > 1 or config.strategy == "random":
+        return
+    for option, given in (
+        ("--score held-out", config.score == "held-out"),
+        ("--mix-norm rms", config.mix_norm == "rms"),
+    ):
+        if given:
+            raise WenetError(f"networks cannot be divided over ranks with {option}; leave it out, or torchrun")
+    if config.fewest_networks < ranks.count:
         raise WenetError(
             f"a round of {config.fewest_networks} networks cannot be divided over {ranks.count} ranks; start fewer"
         )
@@ -239,6 +248,10 @@ def _say_header(console: Console, config: SearchConfig, corpus: Corpus, given: M
         console.say("strategy  random: as many network-steps, which take longer standalone than in one mixture")
     if config.runs > 1:
         console.say(f"runs      {config.runs}, each of them as above")
+    if config.audit:
+        console.say(
+            f"audit     {config.audit} cells standalone for {config.audit_epochs:g} epochs, on top of that time"
+        )
 
 
 def _preset_line(preset: str, config: SearchConfig, corpus: Corpus) -> str:
@@ -276,6 +289,8 @@ def _how_it_won(best: dict[str, Any]) -> str:
     if best["weight"] is None:
         return f"{searched} by successive halving: validation perplexity {best['perplexity']:.1f} standalone"
     kept = best["rounds_kept"] - 1
+    if best["held_out_loss"] is not None:
+        searched += f": validation loss {best['held_out_loss']:.3f} of its own output"
     return (
         f"{searched}: weight {best['weight']:.4f} in the last mixture, where equal weights would be "
         f"{best['uniform_weight']:.4f}; "
@@ -297,7 +312,7 @@ def _what_is_known(result: SearchResult) -> list[str]:
         return lines + describe_audit(result.audit)
     if best["weight"] is not None:
         lines.append(
-            "caution   one search, ranked by mixing weights: whether the cell beats a random one was not measured; "
+            "caution   one search: whether the cell beats a random one was not measured; "
             f"measure it with wenet-search --resume {result.folder} --audit 24"
         )
     return lines

@@ -13,20 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from wenet.genotype import Genotype
 from wenet.loss import decoder_cross_entropy
-from wenet_kernels import (
-    COUPLINGS,
-    FORMS,
-    PRECISIONS,
-    CellBatch,
-    Norm,
-    WenetError,
-    check_choice,
-    dag_rnn,
-    project,
-)
+from wenet_kernels import COUPLINGS, FORMS, PRECISIONS, CellBatch, Norm, WenetError, check_choice, dag_rnn, project
 
 MIXTURE_ROWS = 1024  # of scores over the vocabulary that a mixture of softmaxes holds at once
 NORM_MOMENTUM = 0.1  # of running statistics, as in `torch.nn.BatchNorm1d`
+SMALLEST_SCALE = 1e-3  # that an output is divided by: one that is nearly zero must not fill the mixture
 
 
 class DagRNN(nn.Module):
@@ -194,17 +185,24 @@ class WeightedDagRNN(nn.Module):
         coupling: "weighted" (one hidden state, the mixture) or "independent" (n models side by side, nothing mixed).
         norm: "batch" normalises every state over the data batch, with running statistics of momentum 0.1 for
             evaluation; None does not.
+        temperature: of the softmax over mix_logits; the paper's is 1.
+        mix_norm: "rms" divides every network's part in the mixture by the root mean square of its output, relative to
+            the mean over networks, as a running statistic of momentum 0.1 a call; None leaves outputs as they are.
+        mix_dropout: probability that a network is left out of the mixture, whose other weights then still sum to one;
+            one draw per call, which leaves at least one.
         among: the networks are this part of so many, and start from the weights that they have where all are drawn.
 
     Parameters: weight_input `[n, I, G]`, weight_hidden `[n, H, G]`, weight_nodes `[n, L, H, G]`, and with weighted
     coupling mix_logits `[n]`, zero at first.
 
     Raises:
-        WenetError: as in `DagRNN`; no cells, or cells of different numbers of nodes.
+        WenetError: as in `DagRNN`; no cells, or cells of different numbers of nodes; settings of the mixture with
+            independent coupling.
     """
 
     running_mean: Tensor
     running_var: Tensor
+    running_scale: Tensor
     all_ranks = False  # whether other processes have networks of the mixture too
 
     def __init__(
@@ -219,6 +217,9 @@ class WeightedDagRNN(nn.Module):
         dropout_h: float = 0.0,
         backend: str = "auto",
         precision: str = "full",
+        temperature: float = 1.0,
+        mix_norm: str | None = None,
+        mix_dropout: float = 0.0,
         among: tuple[int, slice] | None = None,
     ) -> None:
         super().__init__()
@@ -228,6 +229,11 @@ class WeightedDagRNN(nn.Module):
         _check_layer(self)
         check_choice("coupling", coupling, COUPLINGS)
         check_choice("norm", norm or "none", ("batch", "none"))
+        check_choice("mix_norm", mix_norm or "none", ("rms", "none"))
+        _check_probability("mix_dropout", mix_dropout)
+        if coupling == "independent" and (mix_norm or mix_dropout):
+            raise WenetError("mix_norm and mix_dropout are of a mixture; coupling='independent' has none")
+        self.temperature, self.mix_norm, self.mix_dropout = temperature, mix_norm, mix_dropout
         self.cells = CellBatch.from_genotypes(genotypes)
         count, nodes = self.cells.count, self.cells.nodes
         width = 2 * hidden_size if form == "highway" else hidden_size
@@ -238,6 +244,8 @@ class WeightedDagRNN(nn.Module):
         if norm == "batch":
             self.register_buffer("running_mean", torch.zeros(count, nodes + 1, hidden_size))
             self.register_buffer("running_var", torch.ones(count, nodes + 1, hidden_size))
+        if mix_norm == "rms":
+            self.register_buffer("running_scale", torch.ones(count))
         self.reset_parameters()
 
     def reset_parameters(self, bound: float | None = None) -> None:
@@ -249,8 +257,8 @@ class WeightedDagRNN(nn.Module):
             nn.init.zeros_(self.mix_logits)
 
     def mixing_weights(self) -> Tensor | None:
-        """`softmax(mix_logits)`, `[n]`; None with independent coupling."""
-        return None if self.mix_logits is None else torch.softmax(self.mix_logits, dim=0)
+        """`softmax(mix_logits / temperature)`, `[n]`; None with independent coupling."""
+        return None if self.mix_logits is None else torch.softmax(self.mix_logits / self.temperature, dim=0)
 
     def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over a sequence.
@@ -278,7 +286,7 @@ class WeightedDagRNN(nn.Module):
             h[0] if weighted else h,
             self.weight_hidden,
             self.weight_nodes,
-            self._own_mix(),
+            self._mix(),
             self.cells,
             form=self.form,
             mask_h=mask_h,
@@ -293,10 +301,52 @@ class WeightedDagRNN(nn.Module):
             self._update_running_statistics(mean, var, rows)
         else:
             output = result
+        if self.training and self.mix_norm == "rms":
+            self._update_running_scale(x[-1:], output[-2:-1] if len(output) > 1 else h)
         return output, output[-1:] if weighted else output[-1]
 
-    def _own_mix(self) -> Tensor | None:
-        return self.mixing_weights()
+    @torch.no_grad()
+    def own_outputs(self, x: Tensor, states: Tensor) -> Tensor:
+        """What each network by itself makes of every step, `[n, T, M, H]`, without dropout; all steps are one batch.
+
+        Args:
+            x: `[T, M, I]`.
+            states: `[T, M, H]`, of the mixture before each step.
+        """
+        count, steps, rows = self.cells.count, *x.shape[:2]
+        output = dag_rnn(
+            self._project(x.reshape(1, steps * rows, -1)),
+            states.reshape(1, steps * rows, -1).expand(count, -1, -1).contiguous(),
+            self.weight_hidden,
+            self.weight_nodes,
+            None,
+            self.cells,
+            form=self.form,
+            norm=None if self.norm is None else (self.running_mean, self.running_var),
+            coupling="independent",
+            precision=self.precision,
+            backend=self.backend,
+        )
+        assert isinstance(output, Tensor)
+        return output.view(count, steps, rows, -1)
+
+    def _mix(self) -> Tensor | None:
+        """What the networks enter the mixture with, `[n]`; None with independent coupling."""
+        weights = self.mixing_weights()
+        if weights is None:
+            return None
+        if self.training and self.mix_dropout > 0:
+            kept = torch.rand_like(weights) >= self.mix_dropout
+            weights = weights * (kept | ~kept.any())
+            weights = weights / weights.sum()
+        if self.mix_norm == "rms":
+            weights = weights * (self.running_scale.mean() / self.running_scale)
+        return weights
+
+    def _update_running_scale(self, x: Tensor, states: Tensor) -> None:
+        """From the last step of a window, given the states before it: one step of 35 tells the scale well enough."""
+        scale = self.own_outputs(x, states).square().mean((1, 2, 3)).sqrt()  # [n]
+        self.running_scale.lerp_(scale.clamp(min=SMALLEST_SCALE), NORM_MOMENTUM)
 
     def _project(self, masked: Tensor) -> Tensor:
         """The masked input through every network's weights, `[T, n, M, G]`."""
@@ -525,6 +575,23 @@ class LanguageModel(nn.Module):
         loss = _regularised(cross_entropy, raw, dropped, activation_reg, temporal_activation_reg)
         return loss, cross_entropy.detach(), h
 
+    @torch.no_grad()
+    def network_losses(self, tokens: Tensor, targets: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Nats per token of each network by its own output, `[n]`, and the last state of the mixture, `[1, M, d]`.
+
+        At every step a network reads the state that the mixture has left, as it does in training. Without dropout: the
+        model must be in evaluation.
+
+        Args:
+            tokens, targets, h0: as in `loss`.
+        """
+        assert isinstance(self.rnn, WeightedDagRNN)
+        embedded = self._embed(tokens)
+        mixed, h = self.rnn(embedded, h0)
+        before = torch.cat([torch.zeros_like(h) if h0 is None else h0, mixed[:-1]])
+        own = self.rnn.own_outputs(embedded, before)  # [n, T, M, d]
+        return torch.stack([self._cross_entropy(output, targets) for output in own]), h
+
     def log_probabilities(self, features: Tensor) -> Tensor:
         """`[T, M, V]` of the words that follow, from the recurrent layer's output `[T, M, H]`."""
         return functional.log_softmax(self._decode(features), -1)
@@ -699,7 +766,10 @@ def _check_layer(layer: DagRNN | WeightedDagRNN) -> None:
 @torch.no_grad()
 def _draw_networks(parameter: Tensor, bound: float, among: tuple[int, slice] | None) -> None:
     """U(-bound, bound) for `[n, ...]`; of networks among others what they get where all are drawn, one by one."""
-    total, own = among or (len(parameter), slice(0, len(parameter)))
+    if among is None:
+        nn.init.uniform_(parameter, -bound, bound)
+        return
+    total, own = among
     unused = torch.empty_like(parameter[0])
     for network in range(total):
         here = own.start <= network < own.stop

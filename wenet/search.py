@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from wenet.memory import peak_memory
 from wenet.nn import LanguageModel, WeightedDagRNN
 from wenet.resumable import ModelRun
 from wenet.training import (
+    mean_cross_entropy,
     perplexity,
     restore_random,
     restore_training,
@@ -36,18 +37,29 @@ CURVE_POINTS = 20  # of the training loss, in the record of a round
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network of a round, and after the round its share of the mixture."""
+    """A network of a round, and after the round its share of the mixture.
+
+    Attributes:
+        rounds_kept: how often it has been a seed.
+        held_out_loss: of its own output on the validation text, nats per token, where networks are ranked by that.
+    """
 
     genotype: Genotype
-    rounds_kept: int = 0  # how often it has been a seed
+    rounds_kept: int = 0
     weight: float = math.nan
+    held_out_loss: float | None = None
+
+    @property
+    def score(self) -> float:
+        """Networks of a round are ranked by it, the highest first."""
+        return self.weight if self.held_out_loss is None else -self.held_out_loss
 
     def to_dict(self) -> dict[str, Any]:
-        return {"genotype": str(self.genotype), "weight": self.weight, "rounds_kept": self.rounds_kept}
+        return {**asdict(self), "genotype": str(self.genotype)}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Candidate:
-        return cls(Genotype.from_text(value["genotype"]), value["rounds_kept"], value["weight"])
+        return cls(**{**value, "genotype": Genotype.from_text(value["genotype"])})
 
 
 @dataclass
@@ -168,23 +180,37 @@ class Search(ModelRun):
         return f"round {self.state.round + 1}, window {len(self.state.losses) + 1}"
 
     def _end_round(self, candidates: Sequence[Candidate]) -> None:
-        """Line 9: keep the K networks of the largest weights; record them all."""
+        """Line 9: keep the K networks of the largest weights, or of another score; record them all."""
         with self._naming_divergence():
             valid = perplexity(self.model, self.valid_stream, self.config.bptt, between=self._stop_if_asked)
+            held_out = self._held_out_losses(len(candidates))
         weights = mixing_weights(self.model)
-        # A stable order: of two equal weights the earlier candidate comes first, in every run.
-        order = sorted(range(len(candidates)), key=lambda i: -weights[i])
-        ranked = [Candidate(candidates[i].genotype, candidates[i].rounds_kept, weights[i]) for i in order]
+        measured = [
+            replace(candidate, weight=weight, held_out_loss=loss)
+            for candidate, weight, loss in zip(candidates, weights, held_out, strict=True)
+        ]
+        # A stable order: of two equal scores the earlier candidate comes first, in every run.
+        order = sorted(range(len(measured)), key=lambda i: -measured[i].score)
+        ranked = [measured[i] for i in order]
         seconds = self._lap()
         record = self._record(ranked, valid)
         self.folder.append_record(RECORDS, record)
         self._say_round(record)
-        seeds = [Candidate(c.genotype, c.rounds_kept + 1, c.weight) for c in ranked[: self.config.seeds]]
+        seeds = [replace(c, rounds_kept=c.rounds_kept + 1) for c in ranked[: self.config.seeds]]
         self.state = SearchState(self.state.round + 1, self.state.cursor, seeds=seeds, seconds=seconds)
         keep = self.config.seed_parameters == "keep"
         self.tensors = inheritance(self.model, order[: self.config.seeds]) if keep else {}
         self.folder.write_json("best.json", self._best())
         self._save(self.tensors)
+
+    def _held_out_losses(self, networks: int) -> Sequence[float | None]:
+        if self.config.score == "weight":
+            return [None] * networks
+        losses = mean_cross_entropy(
+            self.model, self.valid_stream, self.config.bptt, self._stop_if_asked, of_networks=True
+        )
+        found: list[float] = losses.tolist()
+        return found
 
     def _record(self, ranked: Sequence[Candidate], valid: float) -> dict[str, Any]:
         losses = self.state.losses
@@ -210,6 +236,7 @@ class Search(ModelRun):
             "text": str(winner.genotype),
             "weight": winner.weight,
             "uniform_weight": last["uniform_weight"],
+            "held_out_loss": winner.held_out_loss,
             "rounds_kept": winner.rounds_kept,
             "rounds": self.state.round,
             "rounds_planned": self.config.rounds,
@@ -268,6 +295,9 @@ def build_model(
         "dropout_h": config.dropout_h,
         "backend": config.backend,
         "precision": PRECISIONS[config.precision],
+        "temperature": config.mix_temperature,
+        "mix_norm": None if config.mix_norm == "none" else config.mix_norm,
+        "mix_dropout": config.mix_dropout,
     }
     if ranks.alone:
         rnn = WeightedDagRNN(config.hidden, config.hidden, genotypes, **options)

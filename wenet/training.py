@@ -35,8 +35,11 @@ def perplexity(model: LanguageModel, stream: Tensor, bptt: int, between: Callabl
 
 
 @torch.no_grad()
-def mean_cross_entropy(model: Predictor, stream: Tensor, bptt: int, between: Callable[[], None]) -> Tensor:
-    """Nats per predicted token of a stream `[steps, M]`, without dropout; `[n]` where a model is n networks.
+def mean_cross_entropy(
+    model: Predictor, stream: Tensor, bptt: int, between: Callable[[], None], of_networks: bool = False
+) -> Tensor:
+    """Nats per predicted token of a stream `[steps, M]`, without dropout; `[n]` where a model is n networks, or where
+    of a mixture's networks each is to be measured by its own output.
 
     The mean is over predicted tokens: dividing by the rows of the stream, one more than are predicted, would read a
     little too low. `between` is called after every window and may raise.
@@ -46,7 +49,11 @@ def mean_cross_entropy(model: Predictor, stream: Tensor, bptt: int, between: Cal
     try:
         for index in range(windows_per_epoch(stream, bptt)):
             tokens, targets = window(stream, bptt, index)
-            _, cross_entropy, h = model.loss(tokens, targets, h)
+            if of_networks:
+                assert isinstance(model, LanguageModel)
+                cross_entropy, h = model.network_losses(tokens, targets, h)
+            else:
+                _, cross_entropy, h = model.loss(tokens, targets, h)
             total = total + cross_entropy.double().cpu() * targets.numel()
             between()
     finally:

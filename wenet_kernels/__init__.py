@@ -3,16 +3,7 @@
 from wenet_kernels.cells import ACTIVATIONS, CellBatch
 from wenet_kernels.errors import WenetError, check_choice
 from wenet_kernels.native import native_status
-from wenet_kernels.op import (
-    COUPLINGS,
-    FORMS,
-    PRECISIONS,
-    Norm,
-    backends,
-    dag_rnn,
-    project,
-    resolve_backend,
-)
+from wenet_kernels.op import COUPLINGS, FORMS, PRECISIONS, Norm, backends, dag_rnn, project, resolve_backend
 from wenet_kernels.ranks import LostRanks, sum_over_ranks
 
 __all__ = [

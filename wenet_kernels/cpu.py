@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from wenet_kernels.native import absence
 from wenet_kernels.ranks import sum_over_ranks
 from wenet_kernels.recurrence import Evaluation, Gradients, Recurrence
 
 if TYPE_CHECKING:
     from wenet_kernels import _native
 else:
-    try:
-        from wenet_kernels import _native
-    except ImportError:
-        _native = None
+    from wenet_kernels.native import native as _native
 
 INSTRUCTION_SET_VARIABLE = "WENET_INSTRUCTION_SET"
 # Read once, as torch.compile cannot look into native functions.
@@ -30,7 +28,7 @@ BF16_KERNEL_SETS: tuple[str, ...] = () if _native is None else tuple(_native.bf1
 
 def status() -> str:
     if _native is None:
-        return "not built, as no C++ compiler was found at installation"
+        return absence()
     wanted = os.environ.get(INSTRUCTION_SET_VARIABLE, "auto")
     if wanted not in ("auto", *KERNEL_SETS):
         return f"{INSTRUCTION_SET_VARIABLE}={wanted}, but this processor runs {', '.join(KERNEL_SETS)}"

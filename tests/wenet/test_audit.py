@@ -10,6 +10,8 @@ from scipy import stats
 from wenet import random_genotypes, resume_search
 from wenet.audit import Ranked, choose, correlation, final_ranking, seniority, verdict
 from wenet.cli import search_main
+from wenet.config import resolve_config
+from wenet.estimate import estimate_memory
 from wenet.independent import IndependentTraining, Outcome
 
 from .helpers import TINY, fails, write_text
@@ -136,6 +138,16 @@ def test_a_stopped_audit_goes_on(text, tmp_path, monkeypatch):
     assert not (run / "audit.json").exists()
     assert resume_search(run).audit is not None
     assert audit_of(run) == audit_of(whole)
+
+
+def test_memory_counts_the_audit():
+    """Each cell of it has an embedding of its own, with gradient and moments."""
+    search, small, large = (
+        estimate_memory(resolve_config("quick", {"audit": cells}), vocabulary_size=10_000) for cells in (0, 6, 80)
+    )
+    embeddings = 80 * 10_000 * 64 * 4 * 4
+    assert search == small
+    assert embeddings < large < 2 * embeddings
 
 
 def test_too_few_cells_and_other_settings(text, tmp_path, capsys):

@@ -121,6 +121,80 @@ def test_a_mixture_that_trusts_one_network_is_that_network():
     torch.testing.assert_close(mixture(x)[0], single(x)[0], rtol=1e-10, atol=1e-12)
 
 
+def test_temperature_divides_the_logits():
+    rnn = WeightedDagRNN(5, 7, random_genotypes(3, 4, seed=2), temperature=0.5)
+    with torch.no_grad():
+        rnn.mix_logits.copy_(torch.tensor([0.1, 0.2, 0.4]))
+    torch.testing.assert_close(rnn.mixing_weights(), torch.softmax(torch.tensor([0.2, 0.4, 0.8]), 0))
+
+
+def test_networks_left_out_of_the_mixture():
+    """In training some are left out, and the others share the whole in their proportions; in evaluation none is."""
+    torch.manual_seed(0)
+    rnn = WeightedDagRNN(5, 7, random_genotypes(4, 4, seed=2), mix_dropout=0.5).double()
+    with torch.no_grad():
+        rnn.mix_logits.copy_(torch.tensor([0.1, 0.2, 0.4, 0.8]))
+    weights, left_out = rnn.mixing_weights(), torch.zeros(4)
+    for _ in range(400):
+        mix = rnn._mix()
+        kept = mix > 0
+        torch.testing.assert_close(mix[kept], weights[kept] / weights[kept].sum())
+        left_out += ~kept
+    assert bool(((left_out / 400 - 0.5 * (1 - 0.5**3)).abs() < 0.1).all())  # at least one stays
+    assert torch.equal(rnn.eval()._mix(), weights)
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("form", ["highway", "plain"])
+def test_own_outputs_add_up_to_the_mixture(norm, form):
+    rnn = WeightedDagRNN(5, 7, random_genotypes(3, 4, seed=2), form=form, norm=norm).double()
+    with torch.no_grad():
+        rnn.mix_logits.copy_(torch.tensor([0.1, 0.2, 0.9]))
+    x, h = torch.randn(6, 3, 5, dtype=torch.float64), torch.randn(1, 3, 7, dtype=torch.float64)
+    rnn(x)
+    mixed, _ = rnn.eval()(x, h)
+    own = rnn.own_outputs(x, torch.cat([h, mixed[:-1]]))
+    torch.testing.assert_close(torch.tensordot(rnn.mixing_weights(), own, dims=1), mixed, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_networks_of_different_scale_enter_the_mixture_alike(steps):
+    """Of two networks that differ in scale alone, by ten, each has half of what the mixture is made of."""
+    cell = Genotype.from_text("identity0")
+    rnn = WeightedDagRNN(5, 7, [cell, cell], form="plain", mix_norm="rms").double()
+    with torch.no_grad():
+        for weights in (rnn.weight_input, rnn.weight_hidden, rnn.weight_nodes):
+            weights[1] = weights[0]
+        rnn.weight_nodes[1] *= 10
+    for _ in range(100):
+        rnn(torch.randn(steps, 3, 5, dtype=torch.float64), torch.randn(1, 3, 7, dtype=torch.float64))
+    scale = rnn.running_scale
+    torch.testing.assert_close(scale[1] / scale[0], torch.tensor(10.0, dtype=torch.float64), rtol=1e-2, atol=0)
+    mix = rnn._mix()
+    torch.testing.assert_close(mix * scale, (0.5 * scale.mean()).expand(2))
+    torch.testing.assert_close(rnn.eval()._mix(), mix)
+
+
+@pytest.mark.parametrize("setting", [{"mix_norm": "rms"}, {"mix_dropout": 0.1}])
+def test_without_a_mixture_nothing_of_it_can_be_set(setting):
+    with pytest.raises(WenetError, match="are of a mixture"):
+        WeightedDagRNN(5, 7, random_genotypes(2, 4, seed=2), coupling="independent", **setting)
+
+
+def test_loss_of_each_network_by_itself():
+    """A mixture that trusts one network has that network's loss, and the others have losses of their own."""
+    rnn = WeightedDagRNN(7, 7, random_genotypes(3, 4, seed=2))
+    model = LanguageModel(11, rnn, init_range=0.5).double().eval()
+    with torch.no_grad():
+        rnn.mix_logits.copy_(torch.tensor([-1e3, 0.0, -1e3]))
+    text, h = torch.randint(11, (6, 3)), torch.randn(1, 3, 7, dtype=torch.float64)
+    losses, state = model.network_losses(text[:-1], text[1:], h)
+    _, expected, expected_state = model.loss(text[:-1], text[1:], h)
+    torch.testing.assert_close(losses[1], expected)
+    assert torch.equal(state, expected_state)
+    assert len(set(losses.tolist())) == 3
+
+
 def test_running_statistics_are_those_of_batch_norm():
     """T updates at once equal torch's batch norm called once a step on the init state."""
     rnn = WeightedDagRNN(3, 4, [CELL], norm="batch").double()

@@ -38,7 +38,10 @@ def first_or_next(run, text, *flags):
     return start("--resume", run, *flags) if begun else start(text, *TINY, *SEARCH, "--out", run, *flags)
 
 
-SEARCH = ["--epochs-per-round", "3", "--seed-parameters", "keep"]
+SEARCH = [
+    *("--epochs-per-round", "3", "--seed-parameters", "keep", "--mix-norm", "rms", "--mix-dropout", "0.2"),
+    *("--score", "held-out"),
+]
 
 
 @pytest.mark.timeout(600)

@@ -1,6 +1,7 @@
 import dataclasses
 import importlib
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -120,6 +121,30 @@ def test_keeping_parameters_changes_later_rounds_only(text, tmp_path):
     fresh, keep = results(tmp_path / "fresh"), results(tmp_path / "keep")
     assert fresh[0] == keep[0]
     assert fresh[1] != keep[1]
+
+
+def test_ranking_by_held_out_loss(text, tmp_path):
+    """The kept are those of the lowest loss, whatever their weight, and the audit scores by that too."""
+    result = search(str(text), out=tmp_path / "run", **{**TINY, "score": "held-out", "epochs_per_round": 3}, audit=4)
+    *records, best = results(tmp_path / "run")
+    for record, after in pairwise(records):
+        losses = [network["held_out_loss"] for network in record["networks"]]
+        assert losses == sorted(losses)
+        kept = {network["genotype"] for network in after["networks"] if network["rounds_kept"]}
+        assert kept == {network["genotype"] for network in record["networks"][:2]}
+    assert best["held_out_loss"] == records[-1]["networks"][0]["held_out_loss"]
+    weights = [network["weight"] for record in records for network in record["networks"]]
+    assert weights != sorted(weights, reverse=True)
+    last = [network["held_out_loss"] for network in records[-1]["networks"]]
+    assert result.audit["networks"][0]["score"] == pytest.approx(sum(last) / len(last) - last[0])
+
+
+def test_settings_of_the_mixture_reach_the_model():
+    settings = {"hidden": 4, "nodes": 2, "mix_temperature": 0.5, "mix_norm": "rms", "mix_dropout": 0.25}
+    rnn = build_model(resolve_config("quick", {**settings, "precision": "fp32"}), random_genotypes(3, 2, 0), 5).rnn
+    assert (rnn.temperature, rnn.mix_norm, rnn.mix_dropout) == (0.5, "rms", 0.25)
+    plain = build_model(resolve_config("paper", {"hidden": 4, "precision": "fp32"}), random_genotypes(3, 2, 0), 5).rnn
+    assert (plain.temperature, plain.mix_norm, plain.mix_dropout) == (1.0, None, 0.0)
 
 
 PLANTED = {**TINY, "lr": 1e-2, "mix_lr": 2e-2, "dropout_x": 0.2, "norm": "none"}

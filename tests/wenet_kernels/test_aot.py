@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from wenet_kernels import aot
 from wenet_kernels.triton.memory import count_memory
 from wenet_kernels.triton.plan import Machine, Shape, choose_tiling
 
@@ -21,6 +23,42 @@ def test_main_kernels_compile_without_spills():
     assert done.returncode == 0, done.stderr
     assert "step_forward keep init" in done.stdout
     assert "step_backward head link tail" in done.stdout
+
+
+@pytest.fixture
+def without_compiling(monkeypatch):
+    """The command with one launch a setting, whose figures are the result of `_of_cubin`."""
+    launch = aot.Launch(SimpleNamespace(fn=main_kernel), (), {"num_warps": 4})
+    monkeypatch.setattr(aot, "launches", lambda setting, arch: iter([launch]))
+    monkeypatch.setattr(aot, "compile_launch", lambda launch, arch: aot.Usage(*aot._of_cubin(b"cubin"), shared=0))
+
+
+def main_kernel():
+    pass
+
+
+@pytest.mark.parametrize(
+    ("printed", "setting", "code"),
+    [
+        ("REG:32 STACK:0", "paper bf16", 0),
+        ("REG:255 STACK:8", "paper bf16", 1),
+        ("REG:255 STACK:8", "paper full", 0),
+        ("", "paper bf16", 1),
+        (None, "large bf16", 1),
+        (None, "paper full", 0),
+    ],
+)
+def test_main_kernels_pass_only_by_figures(printed, setting, code, without_compiling, monkeypatch, capsys):
+    """What `cuobjdump` prints decides; nothing printed, or no such tool (None), is not taken for no spill."""
+
+    def run(*arguments, **options):
+        if printed is None:
+            raise FileNotFoundError
+        return subprocess.CompletedProcess([], 0, printed, "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert aot.main(["--arch", "sm_90", "--setting", setting]) == code
+    assert len(capsys.readouterr().err.splitlines()) == code
 
 
 def test_the_paper_shape_fits_into_16_gb():

@@ -71,16 +71,42 @@ def same_numbers(sizes):
     return exact, single
 
 
+# Normalises a state whose variance over the rows is 2e-4: what rounds off before it is multiplied by seventy, and the
+# eager fp32 result is exact by luck. Its bound is what rounding the operands alone does in double precision.
+ILL_CONDITIONED = (3, 4, 5, 7, 4, "plain", "independent", "batch", True)
+
+
+def relative_errors(results, truths):
+    return [
+        float(((ours - truth).norm() / (truth.norm() + 1e-30)).detach())
+        for ours, truth in zip(results, truths, strict=True)
+    ]
+
+
+def errors_of_rounded_operands(sizes, truths, trials=60):
+    """The worst relative error of each result where every operand is off by up to half an fp32 ulp."""
+    generator = torch.Generator().manual_seed(0)
+    errors = []
+    for _ in range(trials):
+        case = make_case(sizes)
+        with torch.no_grad():
+            for leaf in case.leaves:
+                off = 2 * torch.rand(leaf.shape, generator=generator, dtype=torch.float64) - 1
+                leaf.mul_(1 + off.to(leaf.device) * 2**-24)
+        errors.append(relative_errors(results(case, "reference"), truths))
+    return [max(column) for column in zip(*errors, strict=True)]
+
+
 @pytest.mark.parametrize(("schedule", "case"), RUNS, ids=str)
 def test_as_exact_as_the_reference(schedule, case, cut):
     cut(schedule)
     exact, single = same_numbers(case)
-    for truth, ours, eager in zip(
-        results(exact, "reference"), results(single, "triton"), results(single, "reference"), strict=True
-    ):
-        # Normalising few rows can multiply the last digit of an activation by a hundred: more than 1e-5 is chance.
-        scale = truth.norm() + 1e-30
-        assert (ours - truth).norm() / scale <= 2 * (eager - truth).norm() / scale + 5e-5
+    truths = results(exact, "reference")
+    allowed = relative_errors(results(single, "reference"), truths)
+    if case == ILL_CONDITIONED:
+        allowed = [max(pair) for pair in zip(allowed, errors_of_rounded_operands(case, truths), strict=True)]
+    for error, limit in zip(relative_errors(results(single, "triton"), truths), allowed, strict=True):
+        assert error <= 2 * limit + 1e-5
 
 
 def test_batch_statistics():

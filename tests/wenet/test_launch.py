@@ -1,0 +1,54 @@
+"""What a run uses where nothing is asked for, on a machine with a GPU that the test makes up."""
+
+import pytest
+import torch
+
+from wenet.config import resolve_config
+from wenet.console import Console
+from wenet.data import Corpus
+from wenet.launch import resolve_machine, say_text_and_machine
+from wenet_kernels import WenetError, triton
+
+
+@pytest.fixture(params=[True, False], ids=["bf16", "no bf16"])
+def has_bf16(request, monkeypatch):
+    """A machine with one GPU for which Triton is ready."""
+    monkeypatch.delenv("WENET_BACKEND", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(triton, "status", lambda: "ready")
+    monkeypatch.setattr(triton, "_interpreted", lambda: False)
+    monkeypatch.setattr(triton, "_has_bf16", lambda: request.param)
+    return request.param
+
+
+def resolved(**settings):
+    return resolve_machine(resolve_config("quick", settings))
+
+
+def test_bf16_is_the_default_where_the_gpu_has_it(has_bf16):
+    config = resolved()
+    assert (config.device, config.backend) == ("cuda", "triton")
+    assert config.precision == ("bf16" if has_bf16 else "fp32")
+
+
+def test_the_precision_is_printed(has_bf16, capsys):
+    words = torch.zeros(3, dtype=torch.long)
+    say_text_and_machine(Console(), resolved(), Corpus("text", words, words, words, ("a",), "0"))
+    assert f"backend triton, {'bf16' if has_bf16 else 'fp32'}" in capsys.readouterr().out
+
+
+def test_fp32_always_works(has_bf16):
+    assert resolved(precision="fp32").precision == "fp32"
+
+
+def test_bf16_asked_of_a_gpu_without_it_is_an_error(has_bf16):
+    if has_bf16:
+        assert resolved(precision="bf16").precision == "bf16"
+        return
+    with pytest.raises(WenetError, match="this GPU has no bf16"):
+        resolved(precision="bf16")
+
+
+def test_products_default_to_fp32_with_a_backend_that_has_no_others(has_bf16):
+    assert resolved(backend="reference").precision == "fp32"

@@ -1,0 +1,207 @@
+"""A cell as Python source that needs PyTorch alone: every node a line, named as in the paper's equations."""
+
+from __future__ import annotations
+
+from string import Template
+
+from wenet.genotype import Genotype
+from wenet_kernels import WenetError
+
+LAYER = Template('''\
+"""A recurrent cell in the form $form, written by WeNet. It needs PyTorch alone.
+
+$genotype
+
+$drawing
+"""
+
+from __future__ import annotations
+
+${imports}import torch
+from torch import Tensor, nn
+
+
+class $name(nn.Module):
+    """One layer over a sequence, called like `torch.nn.RNN`.
+
+    Sizes: T time steps, M rows of the data batch, I input and H hidden features.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, batch_first: bool = False) -> None:
+        super().__init__()
+        self.hidden_size, self.batch_first = hidden_size, batch_first
+        self.weight_input = nn.Parameter(torch.empty(input_size, $width))
+        self.weight_hidden = nn.Parameter(torch.empty(hidden_size, $width))
+        self.weight_nodes = nn.Parameter(torch.empty($nodes, hidden_size, $width))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
+
+    def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Input `[T, M, I]` and state `[1, M, H]`, by default zero, to output `[T, M, H]` and the last state.
+
+        With `batch_first`, input and output are `[M, T, I]` and `[M, T, H]`.
+        """
+        x = x.transpose(0, 1) if self.batch_first else x
+        h = x.new_zeros(x.shape[1], self.hidden_size) if h0 is None else h0[0]
+        states = []
+        for x_t in x @ self.weight_input:
+            h = self.step(x_t, h)
+            states.append(h)
+        output = torch.stack(states, dim=1 if self.batch_first else 0)
+        return output, h.unsqueeze(0)
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        """One time step: the input times its weights `[M, $columns]` and the state `[M, H]`, to the next state."""
+        W = self.weight_nodes  # of node i: W[i - 1]
+$equations
+''')
+
+IMPORTS = """\
+import json
+from pathlib import Path
+
+"""
+
+LANGUAGE_MODEL = Template('''
+
+class LanguageModel(nn.Module):
+    """Next-word prediction: embedding, recurrent layer, and a decoder that shares the embedding's weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding($vocabulary, $embedding)
+        self.rnn = $name($embedding, $hidden)
+        self.decoder_bias = nn.Parameter(torch.zeros($vocabulary))
+$mixture
+    def forward(self, tokens: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens `[T, M]` and state `[1, M, H]` to $scores `[T, M, V]` of the words that follow, and the last state.
+
+        Line n of the file of the vocabulary, counted from zero, is the word of token n.
+        """
+        output, h = self.rnn(self.embedding(tokens), h0)
+        return $decoded, h
+
+
+def load(weights: str | Path) -> LanguageModel:
+    """The trained model, ready for evaluation, from the file of its weights."""
+    tensors = read_safetensors(Path(weights))
+    model = LanguageModel().to(tensors["decoder_bias"].dtype)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds: the length of a JSON header in 8 bytes, the header, then the tensors' bytes."""
+    data = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    dtypes = {"F32": torch.float32, "F64": torch.float64}
+    return {
+        name: torch.frombuffer(
+            data[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]], dtype=dtypes[entry["dtype"]]
+        ).view(entry["shape"])
+        for name, entry in header.items()
+    }
+''')
+
+MIXTURE = '''
+
+class MixtureOfSoftmaxes(nn.Module):
+    """Softmaxes over the vocabulary, mixed by weights that depend on the context."""
+
+    def __init__(self, hidden_size: int, embedding_size: int, experts: int) -> None:
+        super().__init__()
+        self.experts = experts
+        self.prior = nn.Linear(hidden_size, experts, bias=False)
+        self.context = nn.Linear(hidden_size, experts * embedding_size)
+
+    def forward(self, features: Tensor, words: Tensor, bias: Tensor) -> Tensor:
+        """Log-probabilities `[T, M, V]` after features `[T, M, H]`, with word vectors `[V, d]` and a bias `[V]`."""
+        log_prior = torch.log_softmax(self.prior(features), -1)  # [T, M, K]
+        contexts = torch.tanh(self.context(features)).unflatten(-1, (self.experts, -1))  # [T, M, K, d]
+        each = torch.log_softmax(contexts @ words.T + bias, -1)  # [T, M, K, V]
+        return torch.logsumexp(log_prior.unsqueeze(-1) + each, -2)
+'''
+
+CANDIDATES = {"tanh": "torch.tanh(u)", "relu": "torch.relu(u)", "sigmoid": "torch.sigmoid(u)", "identity": "u"}
+
+
+def layer_source(name: str, genotype: Genotype, form: str, imports: str = "") -> str:
+    """A module whose class `name` computes what `wenet.nn.DagRNN` does without dropout, with the same parameters.
+
+    Raises:
+        WenetError: an activation that exists only where it was registered.
+    """
+    return LAYER.substitute(
+        form=form,
+        genotype=genotype,
+        drawing=genotype.draw(),
+        imports=imports,
+        name=name,
+        nodes=genotype.nodes,
+        width="2 * hidden_size" if form == "highway" else "hidden_size",
+        columns="2H" if form == "highway" else "H",
+        equations="\n".join(f"        {line}" for line in _equations(genotype, form)),
+    )
+
+
+def model_source(
+    name: str, genotype: Genotype, form: str, vocabulary: int, embedding: int, hidden: int, experts: int | None
+) -> str:
+    """`layer_source` and the class `LanguageModel` around it, with the parameters of `wenet.nn.LanguageModel`.
+
+    Args:
+        vocabulary, embedding, hidden: V, d, H.
+        experts: of a mixture of softmaxes; None for a single one.
+    """
+    model = LANGUAGE_MODEL.substitute(
+        vocabulary=vocabulary,
+        embedding=embedding,
+        name=name,
+        hidden=hidden,
+        scores="logits" if experts is None else "log-probabilities",
+        mixture=""
+        if experts is None
+        else f"        self.mixture = MixtureOfSoftmaxes({hidden}, {embedding}, {experts})\n",
+        decoded="output @ self.embedding.weight.T + self.decoder_bias"
+        if experts is None
+        else "self.mixture(output, self.embedding.weight, self.decoder_bias)",
+    )
+    return layer_source(name, genotype, form, IMPORTS) + ("" if experts is None else MIXTURE) + model
+
+
+def _equations(genotype: Genotype, form: str) -> list[str]:
+    """Eqs. (1) to (3), a line for every product and every state."""
+    if form == "highway":
+        lines = ["c, u = (x + h @ self.weight_hidden).chunk(2, dim=-1)"]
+    else:
+        lines = ["c, u = x, h @ self.weight_hidden"]
+    lines.append("s0 = h + torch.sigmoid(c) * (torch.tanh(u) - h)")
+    reaching = _reaching_output(genotype)
+    for node, (activation, ancestor) in enumerate(genotype.recurrent, start=1):
+        if activation not in CANDIDATES:
+            raise WenetError(
+                f"the activation {activation!r} is a registered function, which has no source to be written"
+            )
+        product, candidate = f"s{ancestor} @ W[{node - 1}]", CANDIDATES[activation]
+        if node not in reaching:
+            lines.append(f"# s{node} would reach no output")
+        elif form == "highway":
+            lines.append(f"c, u = ({product}).chunk(2, dim=-1)")
+            lines.append(f"s{node} = s{ancestor} + torch.sigmoid(c) * ({candidate} - s{ancestor})")
+        else:
+            lines += [f"u = {product}", f"s{node} = {candidate}"]
+    averaged = " + ".join(f"s{node}" for node in genotype.concat)
+    count = len(genotype.concat)
+    return [*lines, f"return {averaged}" if count == 1 else f"return ({averaged}) / {count}"]
+
+
+def _reaching_output(genotype: Genotype) -> set[int]:
+    """The nodes that are averaged, and those that they read."""
+    reaching: set[int] = set()
+    for node in genotype.concat:
+        while node > 0:
+            reaching.add(node)
+            node = genotype.recurrent[node - 1][1]
+    return reaching
