@@ -57,7 +57,7 @@ class Ranks:
         """The largest that any rank has."""
         if self.alone:
             return value
-        tensor = torch.tensor(value)
+        tensor = torch.tensor(int(value))
         with self._naming_lost_ranks():
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
