@@ -12,7 +12,7 @@ from wenet.divided import DividedDagRNN
 from wenet.nn import WeightedDagRNN
 from wenet_kernels import WenetError, backends
 
-NETWORKS, NODES, SIZE, STEPS, ROWS = 7, 3, 6, 5, 4
+NETWORKS, NODES, SIZE, STEPS, ROWS = 5, 3, 6, 3, 4
 
 
 def check_layer(ranks, backend, form, norm, dtype, tolerance):

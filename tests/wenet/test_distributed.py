@@ -47,7 +47,7 @@ def command(count, name, *arguments):
 
 
 def succeeds(job):
-    output = job.communicate(timeout=200)[0]
+    output = job.communicate(timeout=280)[0]
     assert job.returncode == 0, output
     return output
 
@@ -89,8 +89,8 @@ def trained(text, tmp_path_factory):
 
 
 def test_divided_layer_is_the_undivided_one():
-    output = succeeds(torchrun(3, Path(__file__).parent / "divided_layer.py"))
-    assert all(f"rank {rank} of 3 agrees" in output for rank in range(3))
+    output = succeeds(torchrun(2, Path(__file__).parent / "divided_layer.py"))
+    assert "rank 0 of 2 agrees" in output and "rank 1 of 2 agrees" in output
 
 
 def test_two_ranks_search_as_one_process(text, tmp_path, searched):
