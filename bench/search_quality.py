@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,7 @@ def row(name: str, searches: Sequence[Quality], standalone: Standalone) -> dict[
         "tau": _mean_tau(scores, quality),
         "tau_interval": _interval(scores, quality),
         "tau_p": _permutation_p(lambda shuffled: _mean_tau(scores, shuffled), quality),
+        "between_searches": _mean_between(scores),
         "kept_cells": kept,
         "kept_perplexities": [finite[k].tolist() for k in kept],
         "kept": float(np.nanmean([np.nanmean(finite[k]) for k in kept])),
@@ -276,6 +278,12 @@ def _reasons(searches: Sequence[Quality], standalone: Standalone) -> dict[str, f
 def _tau(first: np.ndarray, second: np.ndarray) -> float:
     """Kendall's tau; zero where one side does not distinguish at all."""
     return float(np.nan_to_num(stats.kendalltau(first, second).statistic))
+
+
+def _mean_between(scores: Sequence[np.ndarray]) -> float | None:
+    """Mean tau between two searches: what the ranking owes to chance limits how well it can agree with anything."""
+    taus = [_tau(first, second) for first, second in combinations(scores, 2)]
+    return float(np.mean(taus)) if taus else None
 
 
 def _mean_tau(scores: Sequence[np.ndarray], quality: np.ndarray) -> float:
@@ -372,18 +380,26 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def quality_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         "| setting | searches | Kendall's tau, mean (95 % interval) | p | of each search | perplexity of the kept "
-        "| of the pool | kept better, p | of the first | kept alike (chance) | a search |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| of the pool | kept better, p | of the first | τ between searches | kept alike (chance) | a search |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         low, high = r["tau_interval"]
-        alike = "-" if r["overlap"] is None else f"{r['overlap']['share']:.0%} ({r['overlap']['by_chance']:.0%})"
-        lines.append(
-            f"| {r['setting']} | {len(r['taus'])} | {r['tau']:.2f} ({low:.2f} to {high:.2f}) | {r['tau_p']:.3f} | "
-            f"{', '.join(f'{tau:.2f}' for tau in r['taus'])} | {r['kept']:.1f} | "
-            f"{r['pool']['mean']:.1f} ± {r['pool']['sd']:.1f} | {r['kept_p']:.3f} | {r['winner']:.1f} | {alike} | "
-            f"{duration(statistics.fmean(r['seconds']))} |"
-        )
+        cells = [
+            r["setting"],
+            str(len(r["taus"])),
+            f"{r['tau']:.2f} ({low:.2f} to {high:.2f})",
+            f"{r['tau_p']:.3f}",
+            ", ".join(f"{tau:.2f}" for tau in r["taus"]),
+            f"{r['kept']:.1f}",
+            f"{r['pool']['mean']:.1f} ± {r['pool']['sd']:.1f}",
+            f"{r['kept_p']:.3f}",
+            f"{r['winner']:.1f}",
+            "-" if r["between_searches"] is None else f"{r['between_searches']:.2f}",
+            "-" if r["overlap"] is None else f"{r['overlap']['share']:.0%} ({r['overlap']['by_chance']:.0%})",
+            duration(statistics.fmean(r["seconds"])),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

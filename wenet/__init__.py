@@ -9,7 +9,7 @@ from wenet.genotype import Genotype, random_genotypes
 from wenet.launch_search import SearchResult, resume_search, search
 from wenet.launch_train import TrainResult, resume_train, train
 from wenet.rank import rank_cells
-from wenet_kernels import WenetError
+from wenet_kernels import WenetError, register_activation
 
 __version__ = version("wenet-rnn")
 
@@ -24,6 +24,7 @@ __all__ = [
     "nn",
     "random_genotypes",
     "rank_cells",
+    "register_activation",
     "resume_search",
     "resume_train",
     "search",

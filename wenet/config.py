@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from wenet_kernels import FORMS, WenetError, check_choice
+from wenet.genotype import Genotype, check_activations
+from wenet.genotypes import load_genotypes
+from wenet_kernels import ACTIVATIONS, FORMS, WenetError, check_choice
 
 LSTMS = ("lstm", "lstm-skip")  # what can be trained though it is no cell of the search space
 SOFTMAXES = ("tied", "mos")
@@ -54,6 +56,11 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    @property
+    def activation_names(self) -> tuple[str, ...]:
+        """Those that the settings themselves say cells will have."""
+        return ()
+
 
 @dataclass(frozen=True)
 class SearchConfig(Config):
@@ -69,6 +76,10 @@ class SearchConfig(Config):
     epochs_per_round: float = _option(2.0, "passes over the training text a round", metavar="F", above=0)
     hidden: int = _option(200, "size of embedding and hidden state", metavar="H", at_least=1)
     nodes: int = _option(8, "nodes of a cell", metavar="L", at_least=1)
+    activations: str = _option(",".join(ACTIVATIONS), "that the nodes are drawn from", metavar="NAME,NAME...")
+    init_seeds: str | None = _option(
+        None, "known cells, a line each or a JSON list, that compete in the first round as seeds", metavar="FILE"
+    )
     form: str = _option("highway", "highway (every node gated) or plain (eqs. 1-3 as printed)", choices=FORMS)
     norm: str = _option("batch", "batch (normalise every node) or none", choices=("batch", "none"))
     # Not in the paper. Adam's customary rate; for the mixing weights the one of DARTS's architecture weights.
@@ -124,10 +135,37 @@ class SearchConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_activations(self.activations.split(","))
+        if self.init_seeds is not None:
+            # The cells in place of the file: the file may be gone when the run goes on.
+            object.__setattr__(self, "init_seeds", "; ".join(map(str, self._checked_seeds(self.init_seeds))))
+            if self.strategy == "random":
+                raise WenetError("--init-seeds is for --strategy wenet; the baseline draws its cells at random")
         if self.norm == "batch" and self.data_batch < 2:
             raise WenetError("--data-batch must be at least 2 with --norm batch, which compares the rows of a batch")
         if 0 < self.audit < self.seeds + 2:
             raise WenetError(f"--audit must be at least {self.seeds + 2}: the --seeds kept and two rejected cells")
+
+    def _checked_seeds(self, source: str) -> list[Genotype]:
+        seeds = load_genotypes(source)
+        if len(seeds) > self.seeds:
+            raise WenetError(f"--init-seeds has {len(seeds)} cells, more than the {self.seeds} that --seeds keeps")
+        for number, seed in enumerate(seeds, start=1):
+            if seed.nodes != self.nodes:
+                raise WenetError(f"--init-seeds, cell {number}: {seed.nodes} nodes, but --nodes is {self.nodes}")
+            if seed in seeds[: number - 1]:
+                raise WenetError(f"--init-seeds, cell {number}: {seed} comes twice")
+        return seeds
+
+    @property
+    def initial_cells(self) -> list[Genotype]:
+        """The seeds of the first round."""
+        return [] if self.init_seeds is None else load_genotypes(self.init_seeds)
+
+    @property
+    def activation_names(self) -> tuple[str, ...]:
+        of_seeds = (name for genotype in self.initial_cells for name in genotype.activations)
+        return tuple(dict.fromkeys([*self.activations.split(","), *of_seeds]))
 
     @property
     def rounds(self) -> int:
@@ -136,7 +174,7 @@ class SearchConfig(Config):
     @property
     def networks(self) -> int:
         """The most networks that train together."""
-        return min(self.batch, self.pool) + (self.seeds if self.rounds > 1 else 0)
+        return min(self.batch, self.pool) + (self.seeds if self.rounds > 1 else len(self.initial_cells))
 
     @property
     def fewest_networks(self) -> int:

@@ -46,6 +46,7 @@ class Workplace:
 
     Attributes:
         checkpoint_every: minutes.
+        tensorboard: whether searches write curves for TensorBoard into their run folders.
         ranks: take part in the run.
     """
 
@@ -54,6 +55,7 @@ class Workplace:
     console: Console
     checkpoint_every: float
     interrupt: Interrupt
+    tensorboard: bool = False
     ranks: Ranks = ALONE
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from wenet.config import DTYPES, PRECISIONS, Config
 from wenet.console import Console, size
 from wenet.data import Corpus, batchify, load_corpus
 from wenet.distributed import ALONE, Ranks
+from wenet.genotype import Genotype
 from wenet.memory import total_memory
 from wenet_kernels import WenetError, backends, native_status, resolve_backend
 
@@ -42,11 +43,12 @@ def default_preset() -> str:
     return "paper" if torch.cuda.is_available() else "quick"
 
 
-def resolve_machine(config: AnyConfig) -> AnyConfig:
-    """The settings with device, backend and precision named.
+def resolve_machine(config: AnyConfig, cell: Genotype | None = None) -> AnyConfig:
+    """The settings with device, backend and precision named, for a cell where there is one already.
 
     Raises:
-        WenetError: a device or backend asked for is not there, or has no products of the precision asked for.
+        WenetError: a device or backend asked for is not there, or has no products of the precision asked for, or not
+            an activation.
     """
     name = config.device
     if name == "auto":
@@ -59,16 +61,17 @@ def resolve_machine(config: AnyConfig) -> AnyConfig:
         raise WenetError(f"unknown --device {name!r}; choose auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise WenetError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    precision = config.precision if config.precision != "auto" else best_precision(config.backend, device)
-    backend = resolve_backend(config.backend, device, DTYPES[precision], PRECISIONS[precision])
+    activations = cell.activations if cell else config.activation_names
+    precision = config.precision if config.precision != "auto" else best_precision(config.backend, device, activations)
+    backend = resolve_backend(config.backend, device, DTYPES[precision], PRECISIONS[precision], activations)
     return replace(config, device=str(device), backend=backend, precision=precision)
 
 
-def best_precision(backend: str, device: torch.device) -> str:
+def best_precision(backend: str, device: torch.device, activations: Sequence[str] = ()) -> str:
     """The fastest precision that trains as well: bf16 products on a GPU whose backend has them, else fp32."""
     if device.type == "cuda":
         with suppress(WenetError):
-            resolve_backend(backend, device, precision="bf16")
+            resolve_backend(backend, device, precision="bf16", activations=activations)
             return "bf16"
     return "fp32"
 
@@ -81,6 +84,16 @@ def default_folder(kind: str, dataset: str) -> Path:
         number += 1
         folder = base.with_name(f"{base.name}-{number}")
     return folder
+
+
+def add_report(folder: Path, console: Console) -> None:
+    """Write the report of a run that has ended. The result stands without it, where the disk is full by then."""
+    from wenet.report.write import write_report  # matplotlib takes a second to import
+
+    try:
+        write_report(folder)
+    except WenetError as error:
+        console.say(f"note      no report: {error}")
 
 
 @contextmanager
@@ -149,9 +162,12 @@ def stored_config(run: RunFolder, kind: str, resolve: Callable[..., AnyConfig]) 
             raise KeyError
         stored = dict(run.config["settings"])
         return resolve(stored.pop("preset"), stored)
-    except (KeyError, TypeError, WenetError):
+    except (KeyError, TypeError, WenetError) as error:
         what = {"search": "a search", "train": "training"}[kind]
-        raise WenetError(f"{run.path / 'config.json'} is not of {what} by this version; start a new run") from None
+        reason = f" ({error})" if isinstance(error, WenetError) else ""
+        raise WenetError(
+            f"{run.path / 'config.json'} is not of {what} by this version{reason}; start a new run"
+        ) from None
 
 
 def take_up(run: RunFolder, config: Config, data_dir: str | Path | None, console: Console) -> Corpus:
@@ -184,10 +200,11 @@ def stored_corpus(run: RunFolder, config: Config, data_dir: str | Path | None) -
     return corpus
 
 
-def say_text_and_machine(console: Console, config: Config, corpus: Corpus) -> None:
+def say_text_and_machine(console: Console, config: Config, corpus: Corpus, cell: Genotype | None = None) -> None:
     tokens = f"{len(corpus.train):,} training tokens, {len(corpus.vocabulary):,} words"
     console.say(f"text      {corpus.name}: {tokens}")
-    slower = [f"{name} {status}" for name, status in backends().items() if status != "ready"]
+    activations = cell.activations if cell else config.activation_names
+    slower = [f"{name}: {status}" for name, status in backends(activations).items() if status != "ready"]
     console.say(
         f"machine   {config.device} with {torch.get_num_threads()} threads, backend {config.backend}, "
         f"{config.precision}" + (f" ({'; '.join(slower)})" if slower else "")

@@ -17,6 +17,7 @@ from wenet.audit import begun_audit, describe_audit, run_audit
 from wenet.checkpoint import RunFolder
 from wenet.config import PRESETS, SearchConfig, resolve_config
 from wenet.console import Console, duration, size
+from wenet.curves import require_tensorboard
 from wenet.data import Corpus, load_corpus
 from wenet.distributed import ALONE, Ranks, check_own_device
 from wenet.estimate import estimate, estimate_memory
@@ -27,6 +28,7 @@ from wenet.interrupt import Interrupt, Stopped, wait_until
 from wenet.launch import (
     CHECKPOINT_MINUTES,
     SIZE_FLAGS,
+    add_report,
     as_path,
     check_lengths,
     check_memory,
@@ -66,6 +68,7 @@ def search(
     data_dir: str | Path | None = None,
     checkpoint_every: float = CHECKPOINT_MINUTES,
     console: Console | None = None,
+    tensorboard: bool = False,
     config_file: Mapping[str, Any] | None = None,
     ranks: Ranks = ALONE,
     **settings: Any,
@@ -79,6 +82,7 @@ def search(
         data_dir: where to look for ptb and wikitext-2 first.
         checkpoint_every: minutes.
         console: where to print; nothing is printed by default.
+        tensorboard: whether to write curves for TensorBoard into the run folder.
         config_file: settings that rank below `settings`.
         ranks: of `wenet.distributed.joined`, where torchrun started several processes that all call this alike. They
             divide the networks of each round among them, or whole runs where `runs` asks for several.
@@ -89,6 +93,7 @@ def search(
         Stopped: SIGINT or SIGTERM came; `resume_search` goes on from there.
     """
     console = console or Console(silent=True)
+    require_tensorboard(tensorboard)
     preset, given = overriding_settings(dataset, preset, config_file, settings)
     config = resolve_machine(resolve_config(preset, given))
     corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
@@ -104,7 +109,7 @@ def search(
         closing(SharedFolder.take(ranks, divided_dimension, lambda: RunFolder.create(folder, stored))) as run,
     ):
         _say_header(console, config, corpus, given, ranks)
-        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt, ranks), run)
+        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt, tensorboard, ranks), run)
 
 
 def resume_search(
@@ -113,6 +118,7 @@ def resume_search(
     data_dir: str | Path | None = None,
     checkpoint_every: float = CHECKPOINT_MINUTES,
     console: Console | None = None,
+    tensorboard: bool = False,
     audit: int | None = None,
     audit_epochs: float | None = None,
     ranks: Ranks = ALONE,
@@ -128,6 +134,7 @@ def resume_search(
         Stopped: as in `search`.
     """
     console = console or Console(silent=True)
+    require_tensorboard(tensorboard)
     with (
         Interrupt() as interrupt,
         closing(SharedFolder.take(ranks, divided_dimension, lambda: RunFolder.open(Path(folder)))) as run,
@@ -135,7 +142,7 @@ def resume_search(
         config = _with_audit(stored_config(run, "search", resolve_config), run.path, audit, audit_epochs)
         _check_ranks(config, ranks)
         corpus = take_up(run, config, data_dir, console)
-        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt, ranks), run)
+        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt, tensorboard, ranks), run)
 
 
 def _with_audit(config: SearchConfig, folder: Path, audit: int | None, epochs: float | None) -> SearchConfig:
@@ -161,13 +168,24 @@ def _run(work: Workplace, run: RunFolder) -> SearchResult:
         raise Stopped(stopped.signal_number, run.path) from None
     finally:
         work.console.stop()
+    if work.ranks.first:
+        add_report(run.path, work.console)
     return SearchResult(config.dataset, Genotype.from_dict(best["genotype"]), best, run.path, audit)
 
 
 def _search_once(work: Workplace, run: RunFolder) -> dict[str, Any]:
     if work.config.strategy == "random":
         return Halving(work, run).run()
-    search = Search(work.config, work.corpus, run, work.console, work.checkpoint_every, work.interrupt, work.ranks)
+    search = Search(
+        work.config,
+        work.corpus,
+        run,
+        work.console,
+        work.checkpoint_every,
+        work.interrupt,
+        work.tensorboard,
+        work.ranks,
+    )
     return search.run()
 
 
@@ -276,6 +294,7 @@ def describe_result(result: SearchResult) -> str:
             f"cell      {result.genotype}",
             f"cost      {duration(best['seconds'])}, peak memory {size(best['peak_memory_bytes'])}",
             *_what_is_known(result),
+            f"report    {folder}/report.html",
             f"files     {folder}/best.json (the cell), config.json (settings), and of every search search.jsonl",
             "next      " + shlex.join(["wenet-train", result.dataset, "--cell", str(folder), "--preset", "quick"]),
         ]

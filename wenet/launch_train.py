@@ -13,6 +13,7 @@ import torch
 from wenet.checkpoint import RunFolder
 from wenet.config import LSTMS, TrainConfig, resolve_train_config
 from wenet.console import Console, duration, size
+from wenet.curves import require_tensorboard
 from wenet.data import Corpus, load_corpus
 from wenet.distributed import ALONE, Ranks, check_own_device
 from wenet.estimate import estimate_training, estimate_training_memory
@@ -22,6 +23,7 @@ from wenet.interrupt import Interrupt
 from wenet.launch import (
     CHECKPOINT_MINUTES,
     SIZE_FLAGS,
+    add_report,
     as_path,
     check_lengths,
     check_memory,
@@ -60,6 +62,7 @@ def train(
     data_dir: str | Path | None = None,
     checkpoint_every: float = CHECKPOINT_MINUTES,
     console: Console | None = None,
+    tensorboard: bool = False,
     config_file: Mapping[str, Any] | None = None,
     ranks: Ranks = ALONE,
     **settings: Any,
@@ -67,7 +70,7 @@ def train(
     """Train one cell as a language model, as the paper evaluates what it found (section 4.2).
 
     Args:
-        dataset, out, data_dir, checkpoint_every, console, config_file: as in `search`.
+        dataset, out, data_dir, checkpoint_every, console, tensorboard, config_file: as in `search`.
         cell: a genotype, a published name, "lstm" or "lstm-skip", "random:SEED", a JSON file, a run folder, or text
             such as "tanh0 relu1".
         preset: "paper" or "quick"; by default "paper" with a GPU and "quick" without.
@@ -80,11 +83,13 @@ def train(
         Stopped: SIGINT or SIGTERM came; `resume_train` goes on from there.
     """
     console = console or Console(silent=True)
+    require_tensorboard(tensorboard)
     preset, given = overriding_settings(dataset, preset, config_file, settings)
     if cell is not None:
         given["cell"] = str(cell)
-    config = resolve_machine(resolve_train_config(preset, given))
-    genotype = None if config.cell in LSTMS else load_genotype(config.cell)
+    asked = resolve_train_config(preset, given)
+    genotype = None if asked.cell in LSTMS else load_genotype(asked.cell)
+    config = resolve_machine(asked, genotype)
     corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
     config = with_absolute_dataset(config)
     check_lengths(corpus, train=config.data_batch, valid=config.eval_batch, test=config.test_batch)
@@ -99,7 +104,7 @@ def train(
         closing(SharedFolder.take(ranks, divided_dimension, lambda: RunFolder.create(folder, stored))) as run,
     ):
         _say_header(console, config, genotype, corpus, ranks)
-        return _run(config, genotype, corpus, run, console, checkpoint_every, interrupt, ranks)
+        return _run(config, genotype, corpus, run, console, checkpoint_every, interrupt, tensorboard, ranks)
 
 
 def resume_train(
@@ -108,6 +113,7 @@ def resume_train(
     data_dir: str | Path | None = None,
     checkpoint_every: float = CHECKPOINT_MINUTES,
     console: Console | None = None,
+    tensorboard: bool = False,
     ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Continue training bit-exactly from its last checkpoint.
@@ -120,6 +126,7 @@ def resume_train(
         Stopped: as in `train`.
     """
     console = console or Console(silent=True)
+    require_tensorboard(tensorboard)
     with (
         Interrupt() as interrupt,
         closing(SharedFolder.take(ranks, divided_dimension, lambda: RunFolder.open(Path(folder)))) as run,
@@ -127,7 +134,7 @@ def resume_train(
         config = stored_config(run, "train", resolve_train_config)
         _check_ranks(config, ranks)
         corpus = take_up(run, config, data_dir, console)
-        return _run(config, stored_genotype(run), corpus, run, console, checkpoint_every, interrupt, ranks)
+        return _run(config, stored_genotype(run), corpus, run, console, checkpoint_every, interrupt, tensorboard, ranks)
 
 
 def stored_genotype(run: RunFolder) -> Genotype | None:
@@ -144,14 +151,18 @@ def _run(
     console: Console,
     checkpoint_every: float,
     interrupt: Interrupt,
+    tensorboard: bool,
     ranks: Ranks,
 ) -> TrainResult:
     needed = size(_needed_memory(config, genotype, corpus, ranks))
     try:
         with explaining_out_of_memory(f"about {needed} are needed; lower {SIZE_FLAGS}"), pytorch_products_in(config):
-            best = Training(config, genotype, corpus, run, console, checkpoint_every, interrupt, ranks).run()
+            training = Training(config, genotype, corpus, run, console, checkpoint_every, interrupt, tensorboard, ranks)
+            best = training.run()
     finally:
         console.stop()
+    if ranks.first:
+        add_report(run.path, console)
     return TrainResult(best["valid_perplexity"], best["test_perplexity"], best, run.path)
 
 
@@ -173,7 +184,7 @@ def _needed_memory(config: TrainConfig, genotype: Genotype | None, corpus: Corpu
 
 
 def _say_header(console: Console, config: TrainConfig, genotype: Genotype | None, corpus: Corpus, ranks: Ranks) -> None:
-    say_text_and_machine(console, config, corpus)
+    say_text_and_machine(console, config, corpus, genotype)
     same = genotype is None or str(genotype) == config.cell
     console.say(f"cell      {config.cell}" + ("" if same else f": {genotype}"))
     if not ranks.alone:
@@ -204,6 +215,7 @@ def describe_training(result: TrainResult) -> str:
     return "\n".join(
         [
             *lines,
+            f"report      {folder}/report.html",
             f"files       {folder}/best.json (the result), train.jsonl (every epoch), config.json (settings)",
             f"next        wenet-eval {folder}",
         ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wenet.checkpoint import RunFolder
 from wenet.config import SearchConfig, TrainConfig
 from wenet.console import Console
+from wenet.curves import FOLDER, Curves
 from wenet.distributed import ALONE, Ranks
 from wenet.interrupt import Interrupt, Stopped
 from wenet.nn import LanguageModel
@@ -90,12 +91,31 @@ class ResumableRun(ABC):
 
 
 class ModelRun(ResumableRun):
-    """What searching and evaluating have in common besides: the gradients of one model, with which it all diverges."""
+    """What searching and evaluating have in common besides: the gradients of one model, with which it all diverges.
+
+    Args:
+        device, run, console, checkpoint_every, interrupt, ranks: as in `ResumableRun`.
+        tensorboard: whether to write curves for TensorBoard into the run folder.
+    """
 
     config: SearchConfig | TrainConfig
     model: LanguageModel
     optimizer: torch.optim.Optimizer
     h: Tensor | None = None  # [1, M, H]
+    curves: Curves
+
+    def __init__(
+        self,
+        device: str,
+        run: RunFolder,
+        console: Console,
+        checkpoint_every: float,
+        interrupt: Interrupt,
+        tensorboard: bool,
+        ranks: Ranks,
+    ) -> None:
+        super().__init__(device, run, console, checkpoint_every, interrupt, ranks)
+        self.curves_folder = run.path / FOLDER if tensorboard and ranks.first else None
 
     @abstractmethod
     def _position(self) -> str:

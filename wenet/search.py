@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from wenet.checkpoint import RunFolder
 from wenet.config import DTYPES, PRECISIONS, SearchConfig
 from wenet.console import Console, duration
+from wenet.curves import Curves
 from wenet.data import Corpus, batchify
 from wenet.distributed import ALONE, Ranks, clip_gradients
 from wenet.divided import DividedDagRNN
@@ -90,6 +92,7 @@ class Search(ModelRun):
         run: takes records and checkpoints.
         checkpoint_every: minutes between checkpoints; one more is written at the end of each round.
         interrupt: tells when someone asks the run to stop.
+        tensorboard: whether to write curves for TensorBoard into the run folder.
         ranks: divide the networks of every round among them; `run` is theirs together.
     """
 
@@ -101,16 +104,17 @@ class Search(ModelRun):
         console: Console,
         checkpoint_every: float,
         interrupt: Interrupt,
+        tensorboard: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(config.device, run, console, checkpoint_every, interrupt, ranks)
+        super().__init__(config.device, run, console, checkpoint_every, interrupt, tensorboard, ranks)
         self.config: SearchConfig = config
         self.corpus = corpus
         self.train_stream = batchify(corpus.train, config.data_batch).to(self.device)  # [steps, M]
         self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
         self.windows = windows_per_epoch(self.train_stream, config.bptt)
         self.windows_per_round = max(1, round(config.epochs_per_round * self.windows))
-        self.state: SearchState = SearchState()
+        self.state: SearchState = SearchState(seeds=[Candidate(cell) for cell in config.initial_cells])
         self.tensors: dict[str, Tensor] = {}  # of the checkpoint that the run goes on from
 
     def run(self) -> dict[str, Any]:
@@ -126,13 +130,14 @@ class Search(ModelRun):
             pool = draw_pool(self.config)
             self._restore()
             self.console.start(self.config.rounds * self.windows_per_round, self._windows_done())
-            while self.state.round < self.config.rounds:
-                first = self.state.round * self.config.batch
-                new = [Candidate(genotype) for genotype in pool[first : first + self.config.batch]]
-                candidates = new + self.state.seeds
-                self._start_round(candidates)
-                self._train()
-                self._end_round(candidates)
+            with closing(Curves(self.curves_folder, self._windows_done())) as self.curves:
+                while self.state.round < self.config.rounds:
+                    first = self.state.round * self.config.batch
+                    new = [Candidate(genotype) for genotype in pool[first : first + self.config.batch]]
+                    candidates = new + self.state.seeds
+                    self._start_round(candidates)
+                    self._train()
+                    self._end_round(candidates)
             self.console.stop()
         return self._best()
 
@@ -196,6 +201,7 @@ class Search(ModelRun):
         record = self._record(ranked, valid)
         self.folder.append_record(RECORDS, record)
         self._say_round(record)
+        self._plot_round(record)
         seeds = [replace(c, rounds_kept=c.rounds_kept + 1) for c in ranked[: self.config.seeds]]
         self.state = SearchState(self.state.round + 1, self.state.cursor, seeds=seeds, seconds=seconds)
         keep = self.config.seed_parameters == "keep"
@@ -268,6 +274,21 @@ class Search(ModelRun):
         self.console.advance(
             f"round {self.state.round + 1}/{self.config.rounds}", tokens, f"loss {sum(recent) / len(recent):.3f}"
         )
+        self.curves.window(self._windows_done(), self.state.losses[-1], tokens, self._largest_weight)
+
+    def _largest_weight(self) -> dict[str, float]:
+        weights = mixing_weights(self.model)
+        return {"weights/largest over equal share": max(weights) * len(weights)}
+
+    def _plot_round(self, record: dict[str, Any]) -> None:
+        shares = [network["weight"] / record["uniform_weight"] for network in record["networks"]]
+        curves = {
+            "validation/perplexity of the mixture": record["valid_perplexity"],
+            "weights/largest over equal share": max(shares),
+            "weights/smallest kept over equal share": min(shares[: self.config.seeds]),
+        }
+        self.curves.values(self._windows_done(), curves)
+        self.curves.histogram(self._windows_done(), "weights/over equal share", shares)
 
     def _say_round(self, record: dict[str, Any]) -> None:
         best = record["networks"][0]
@@ -281,7 +302,8 @@ class Search(ModelRun):
 
 def draw_pool(config: SearchConfig) -> list[Genotype]:
     """The random cells that a search goes through, in order."""
-    return random_genotypes(config.pool, config.nodes, config.seed if config.pool_seed is None else config.pool_seed)
+    seed = config.seed if config.pool_seed is None else config.pool_seed
+    return random_genotypes(config.pool, config.nodes, seed, config.activations.split(","))
 
 
 def build_model(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 from wenet.checkpoint import RunFolder
 from wenet.config import DTYPES, PRECISIONS, TrainConfig
 from wenet.console import Console, duration
+from wenet.curves import Curves
 from wenet.data import Corpus, batchify
 from wenet.distributed import ALONE, Ranks
 from wenet.genotype import Genotype
@@ -53,7 +55,8 @@ class Training(ModelRun):
         config: with backend and device resolved.
         genotype: the cell that `config.cell` names; None where that is an LSTM.
         corpus: its test part is read once, at the end.
-        run, console, checkpoint_every, interrupt: as in `Search`; one more checkpoint is written after each epoch.
+        run, console, checkpoint_every, interrupt, tensorboard: as in `Search`; one more checkpoint is written after
+            each epoch.
         ranks: divide the rows of every data batch among them, and average their gradients; `run` is theirs together.
             Validation and test are the same work on every rank.
     """
@@ -67,9 +70,10 @@ class Training(ModelRun):
         console: Console,
         checkpoint_every: float,
         interrupt: Interrupt,
+        tensorboard: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(config.device, run, console, checkpoint_every, interrupt, ranks)
+        super().__init__(config.device, run, console, checkpoint_every, interrupt, tensorboard, ranks)
         self.config: TrainConfig = config
         self.genotype, self.corpus = genotype, corpus
         self.own_rows = ranks.own(config.data_batch)
@@ -95,14 +99,14 @@ class Training(ModelRun):
             )
             draw_rows(self.model, self.config.data_batch, self.own_rows)
             self._restore()
-            total = self.config.epochs * self.steps
-            self.console.start(total, self.state.epoch * self.steps + self.state.step, unit="step")
-            while self.state.epoch < self.config.epochs:
-                try:
-                    self._train_epoch()
-                    self._end_epoch()
-                except Diverged as diverged:
-                    self._roll_back(diverged)
+            self.console.start(self.config.epochs * self.steps, self._steps_done(), unit="step")
+            with closing(Curves(self.curves_folder, self._steps_done())) as self.curves:
+                while self.state.epoch < self.config.epochs:
+                    try:
+                        self._train_epoch()
+                        self._end_epoch()
+                    except Diverged as diverged:
+                        self._roll_back(diverged)
             self.console.stop()
             return self._test()
 
@@ -205,6 +209,7 @@ class Training(ModelRun):
         self.folder.append_record(RECORDS, record)
         if "valid_perplexity" in record:
             self._say_epoch(record)
+            self.curves.values(self._steps_done(), {"validation/perplexity": record["valid_perplexity"]})
 
     def _best(self) -> dict[str, Any]:
         """The best epoch so far, and how it was come by; the test comes in at the end."""
@@ -268,6 +273,9 @@ class Training(ModelRun):
         h = {} if self.h is None else {"h": self.h}
         self._save({**self._tensors(), **h})
 
+    def _steps_done(self) -> int:
+        return self.state.epoch * self.steps + self.state.step
+
     def _position(self) -> str:
         return f"epoch {self.state.epoch + 1}, window {self.state.windows + 1} (step {self.state.step:,})"
 
@@ -278,6 +286,7 @@ class Training(ModelRun):
             f"loss {cross_entropy:.3f}",
             count=len(tokens),
         )
+        self.curves.window(self._steps_done(), cross_entropy, tokens.numel())
 
     def _say_epoch(self, record: dict[str, Any]) -> None:
         self.console.say(

@@ -141,13 +141,14 @@ def test_a_stopped_audit_goes_on(text, tmp_path, monkeypatch):
 
 
 def test_memory_counts_the_audit():
-    """Each cell of it has an embedding of its own, with gradient and moments."""
+    """Each cell of it has an embedding of its own, with two copies of its gradient and moments."""
     search, small, large = (
-        estimate_memory(resolve_config("quick", {"audit": cells}), vocabulary_size=10_000) for cells in (0, 6, 80)
+        estimate_memory(resolve_config("quick", {"audit": cells, "precision": "fp32"}), vocabulary_size=10_000)
+        for cells in (0, 6, 80)
     )
     embeddings = 80 * 10_000 * 64 * 4 * 4
     assert search == small
-    assert embeddings < large < 2 * embeddings
+    assert 1.5 * embeddings < large < 4 * embeddings
 
 
 def test_too_few_cells_and_other_settings(text, tmp_path, capsys):

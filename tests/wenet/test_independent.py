@@ -17,10 +17,14 @@ from wenet_kernels import backends
 from .helpers import write_text
 
 SETTINGS = {
-    "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2, "bptt": 6, "backend": "reference", "device": "cpu",
+    "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2, "bptt": 6, "backend": "auto", "device": "cpu",
     "precision": "fp32", "dropout_x": 0.2, "dropout_output": 0.2, "lr": 1e-2,
 }  # fmt: skip
 CELLS = random_genotypes(4, 3, 0)
+# Triton's interpreter takes minutes for a training.
+QUICK_BACKENDS = [
+    name for name, status in backends().items() if status == "ready" and (name != "triton" or torch.cuda.is_available())
+]
 CHAIN = Genotype.from_text("identity0 identity1 identity2")
 
 
@@ -108,7 +112,7 @@ def test_networks_do_not_touch_each_other(train):
     assert found(whole)[3] != found(other)[3]
 
 
-@pytest.mark.parametrize("backend", [name for name, status in backends().items() if status == "ready"])
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
 @pytest.mark.parametrize("value", [1e12, 1e14])
 def test_one_that_blows_up_is_frozen_and_the_rest_unharmed(train, before_step, backend, value):
     """relu and identity multiply such weights up to infinity within a few nodes; the others must not feel it."""
@@ -137,8 +141,9 @@ def test_what_is_frozen_is_zero(train, before_step):
 
 
 def test_one_that_overflows_in_validation_alone(train, before_step):
-    """The others are validated to the end, and to the same bit."""
-    cells = [CELLS[0], CHAIN, *CELLS[2:]]
+    """The others are validated to the end, and to the same bit. In the plain form a state of zero, in which validation
+    begins, stays zero unless a node is a sigmoid."""
+    cells = [CELLS[0], Genotype.from_text("sigmoid0 identity1 identity2"), *CELLS[2:]]
     whole = train("whole", cells=cells, form="plain")
 
     def action(training):
