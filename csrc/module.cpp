@@ -3,12 +3,59 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <exception>
+#include <optional>
+#include <utility>
+
 #include "cpu/arena.h"
 #include "cpu/dispatch.h"
 #include "cpu/features.h"
 
 namespace py = pybind11;
 using namespace wenet;
+
+namespace {
+
+// A Python function that kernels call between steps. What it raises is kept until they have come to their end, as no
+// exception can leave a team of threads.
+class BetweenSteps {
+ public:
+  BetweenSteps(Recurrence& r, std::optional<py::function> function) : function_(std::move(function)) {
+    if (!function_) return;
+    r.between_steps = [](void* self, std::int64_t t) { static_cast<BetweenSteps*>(self)->call(t); };
+    r.between_steps_context = this;
+  }
+  void raise() const {
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  void call(std::int64_t t) noexcept {
+    if (failure_) return;
+    py::gil_scoped_acquire acquire;
+    try {
+      (*function_)(t);
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+  }
+
+  const std::optional<py::function> function_;
+  std::exception_ptr failure_;
+};
+
+// Runs a pass over the steps without Python's lock.
+template <typename Pass>
+void run(Recurrence r, std::optional<py::function> between_steps, Pass pass) {
+  BetweenSteps hook(r, std::move(between_steps));
+  {
+    py::gil_scoped_release release;
+    pass(r);
+  }
+  hook.raise();
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_native, m) {
   m.attr("INTERFACE") = 2;  // as in wenet_kernels/native.py
@@ -90,11 +137,17 @@ PYBIND11_MODULE(_native, m) {
   py::class_<Kernels>(m, "Kernels")
       .def(py::init(&kernels), py::arg("instruction_set"), py::arg("factor"))
       .def_readonly("width", &Kernels::width)
-      .def("forward", [](const Kernels& k, const Recurrence& r, const Evaluation& e) { k.forward(r, e); },
-           py::call_guard<py::gil_scoped_release>())
+      .def("forward",
+           [](const Kernels& k, const Recurrence& r, const Evaluation& e, std::optional<py::function> between_steps) {
+             run(r, std::move(between_steps), [&](const Recurrence& r) { k.forward(r, e); });
+           },
+           py::arg("recurrence"), py::arg("evaluation"), py::arg("between_steps") = py::none())
       .def("backward",
-           [](const Kernels& k, const Recurrence& r, const Evaluation& e, const Gradients& g) { k.backward(r, e, g); },
-           py::call_guard<py::gil_scoped_release>())
+           [](const Kernels& k, const Recurrence& r, const Evaluation& e, const Gradients& g,
+              std::optional<py::function> between_steps) {
+             run(r, std::move(between_steps), [&](const Recurrence& r) { k.backward(r, e, g); });
+           },
+           py::arg("recurrence"), py::arg("evaluation"), py::arg("gradients"), py::arg("between_steps") = py::none())
       .def("project", [](const Kernels& k, const Projection& p) { k.project(p); },
            py::call_guard<py::gil_scoped_release>())
       .def("project_backward", [](const Kernels& k, const Projection& p) { k.project_backward(p); },

@@ -93,9 +93,10 @@ def run_audit(work: Workplace, run: RunFolder) -> dict[str, Any]:
 def begun_audit(folder: Path) -> tuple[int, float] | None:
     """Cells and epochs of the audit that was begun on a run, if any."""
     try:
-        settings = json.loads((folder / FOLDER / "config.json").read_text(encoding="utf-8"))["settings"]
+        begun = next(folder.glob(f"{FOLDER}*/config.json"))  # of several ranks each has a folder
+        settings = json.loads(begun.read_text(encoding="utf-8"))["settings"]
         return settings["audit"], settings["audit_epochs"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
         return None
 
 

@@ -14,6 +14,7 @@ from wenet.adaptive import Cache, Dynamic
 from wenet.compare import describe_common
 from wenet.config import Config, SearchConfig, TrainConfig, flag, read_config_file, value_type
 from wenet.console import Console
+from wenet.distributed import joined
 from wenet.evaluate import SETTINGS as EVAL_SETTINGS
 from wenet.evaluate import evaluate
 from wenet.export import SUFFIXES, describe_export, export
@@ -24,7 +25,7 @@ from wenet.launch import CHECKPOINT_MINUTES
 from wenet.launch_search import describe_result, resume_search, search
 from wenet.launch_train import describe_training, resume_train, train
 from wenet.rank import describe_ranking, rank_cells
-from wenet_kernels import ACTIVATIONS, FORMS, WenetError
+from wenet_kernels import ACTIVATIONS, FORMS, LostRanks, WenetError
 
 Result = TypeVar("Result")
 
@@ -70,12 +71,16 @@ def _reporting(command: str, run: Callable[[Sequence[str] | None], None], argume
     try:
         run(arguments)
         sys.stdout.flush()
+    except LostRanks as error:
+        print(f"{command}{_rank_in_words()}: {error}; go on from the last checkpoint with --resume", file=sys.stderr)
+        return 2
     except WenetError as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        print(f"{command}{_rank_in_words()}: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         again = "the same command" if command == "wenet-rank" else f"{command} --resume {stopped.folder}"
-        print(f"{command}: stopped; continue with: {again}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all ranks stop together
+            print(f"{command}: stopped; continue with: {again}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
@@ -84,6 +89,11 @@ def _reporting(command: str, run: Callable[[Sequence[str] | None], None], argume
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def _rank_in_words() -> str:
+    """Which process this is, where torchrun started several."""
+    return f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
 
 
 def _search(arguments: Sequence[str] | None) -> None:
@@ -177,21 +187,23 @@ def _begin_or_resume(
 ) -> tuple[Console, Result]:
     """What a command does with its flags; `resumed_with` are the settings that a resumed run takes, too."""
     given = vars(parser.parse_args(arguments))
-    console = Console(quiet=given.pop("quiet"))
-    common = {
-        "data_dir": given.pop("data_dir"),
-        "checkpoint_every": given.pop("checkpoint_every"),
-        "tensorboard": given.pop("tensorboard"),
-        "console": console,
-    }
-    folder = given.pop("resume")
-    if folder is None:
-        file = given.pop("config", None)
-        return console, begin(config_file=read_config_file(file) if file else None, **common, **given)
-    common |= {name: given.pop(name) for name in resumed_with if name in given}
-    if given:
-        raise WenetError(f"--resume takes its settings from {folder}; leave out {flag(next(iter(given)))}")
-    return console, resume(folder, **common)
+    with joined() as ranks:
+        console = Console(quiet=given.pop("quiet"), silent=not ranks.first)
+        common = {
+            "data_dir": given.pop("data_dir"),
+            "checkpoint_every": given.pop("checkpoint_every"),
+            "tensorboard": given.pop("tensorboard"),
+            "console": console,
+            "ranks": ranks,
+        }
+        folder = given.pop("resume")
+        if folder is None:
+            file = given.pop("config", None)
+            return console, begin(config_file=read_config_file(file) if file else None, **common, **given)
+        common |= {name: given.pop(name) for name in resumed_with if name in given}
+        if given:
+            raise WenetError(f"--resume takes its settings from {folder}; leave out {flag(next(iter(given)))}")
+        return console, resume(folder, **common)
 
 
 def _run_parser(command: str, description: str, config_class: type[Config], at_end_of: str) -> _Parser:

@@ -177,6 +177,13 @@ class SearchConfig(Config):
         return min(self.batch, self.pool) + (self.seeds if self.rounds > 1 else len(self.initial_cells))
 
     @property
+    def fewest_networks(self) -> int:
+        """The fewest that train together: in the first round there are no seeds yet, in the last few new ones."""
+        if self.rounds == 1:
+            return self.pool
+        return min(self.batch, self.pool - (self.rounds - 1) * self.batch + min(self.seeds, self.batch))
+
+    @property
     def standalone_networks(self) -> int:
         """The most that train together standalone: a rung of the baseline, the audit, the winners of several runs."""
         rung = self.batch if self.strategy == "random" else 0

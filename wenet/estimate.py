@@ -36,29 +36,30 @@ def estimate(config: SearchConfig, corpus: Corpus) -> Estimate:
     return Estimate(_seconds(config, corpus), estimate_memory(config, len(corpus.vocabulary)))
 
 
-def estimate_memory(config: SearchConfig, vocabulary_size: int) -> int:
-    """Bytes at the peak: of a step of the search, or of the standalone trainings that are part of it."""
-    searching = 0 if config.strategy == "random" else _search_memory(config, vocabulary_size)
-    return INTERPRETER + max(searching, _standalone_memory(config, vocabulary_size))
+def estimate_memory(config: SearchConfig, vocabulary_size: int, ranks: int = 1) -> int:
+    """Bytes of a rank at the peak: of a step of the search, or of the standalone trainings that are part of it."""
+    searching = 0 if config.strategy == "random" else _search_memory(config, vocabulary_size, ranks)
+    return INTERPRETER + max(searching, _standalone_memory(config, vocabulary_size, ranks))
 
 
-def _search_memory(config: SearchConfig, vocabulary_size: int) -> int:
+def _search_memory(config: SearchConfig, vocabulary_size: int, ranks: int) -> int:
     """Parameters with their gradients and Adam's two moments, and what backward needs."""
     positions = config.bptt * config.data_batch
-    parameters = config.networks * _network_weights(config) + vocabulary_size * (config.hidden + 1)
+    networks = -(-config.networks // ranks)
+    parameters = networks * _network_weights(config) + vocabulary_size * (config.hidden + 1)
     logits = 3 * positions * vocabulary_size
-    recurrence = config.networks * positions * _recurrence_bytes(config, config.nodes)
+    recurrence = networks * positions * _recurrence_bytes(config, config.nodes)
     return DTYPES[config.precision].itemsize * (4 * parameters + logits) + recurrence
 
 
-def _standalone_memory(config: SearchConfig, vocabulary_size: int) -> int:
+def _standalone_memory(config: SearchConfig, vocabulary_size: int, ranks: int) -> int:
     """The same of as many standalone models as train at once; each has an embedding, with two copies of its gradient,
     as decoder and as input both add to it."""
     positions = config.bptt * config.data_batch
     words = vocabulary_size * (config.hidden + 1)
     outputs = STANDALONE_OUTPUTS * positions * config.hidden
     network = DTYPES[config.precision].itemsize * (4 * _network_weights(config) + 6 * words + outputs)
-    return config.standalone_networks * (network + positions * _recurrence_bytes(config, config.nodes))
+    return -(-config.standalone_networks // ranks) * (network + positions * _recurrence_bytes(config, config.nodes))
 
 
 def estimate_training(config: TrainConfig, genotype: Genotype | None, corpus: Corpus) -> Estimate:

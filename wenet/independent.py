@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,8 +17,9 @@ from wenet.checkpoint import RunFolder
 from wenet.config import DTYPES, PRECISIONS, SearchConfig
 from wenet.console import Console
 from wenet.data import Corpus, batchify
+from wenet.distributed import ALONE, Ranks
 from wenet.genotype import Genotype
-from wenet.interrupt import Interrupt
+from wenet.interrupt import Interrupt, wait_until
 from wenet.memory import peak_memory
 from wenet.nn import IndependentLanguageModels, WeightedDagRNN
 from wenet.resumable import ResumableRun
@@ -31,6 +33,7 @@ from wenet.training import (
     window,
     windows_per_epoch,
 )
+from wenet_kernels import WenetError
 
 RECORDS, RESULT = "train.jsonl", "result.json"
 CURVE_POINTS = 20  # records of a training, at equal distances
@@ -44,6 +47,7 @@ class Workplace:
     Attributes:
         checkpoint_every: minutes.
         tensorboard: whether searches write curves for TensorBoard into their run folders.
+        ranks: take part in the run.
     """
 
     config: SearchConfig
@@ -52,6 +56,7 @@ class Workplace:
     checkpoint_every: float
     interrupt: Interrupt
     tensorboard: bool = False
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,17 @@ class TrainingResult:
     def from_dict(cls, value: dict[str, Any]) -> TrainingResult:
         return cls(**{**value, "outcomes": [Outcome.from_dict(outcome) for outcome in value["outcomes"]]})
 
+    @classmethod
+    def of_parts(cls, values: Sequence[dict[str, Any]]) -> TrainingResult:
+        """Of trainings that ran side by side, the networks of one after those of the other."""
+        parts = [cls.from_dict(value) for value in values]
+        return cls(
+            [outcome for part in parts for outcome in part.outcomes],
+            sum(part.network_windows for part in parts),
+            max(part.seconds for part in parts),
+            max(part.peak_memory for part in parts),
+        )
+
 
 @dataclass
 class TrainingState:
@@ -123,12 +139,42 @@ def train_independently(
 
     Args:
         work, genotypes, windows, seed, label, shared_embedding: as in `IndependentTraining`.
-        path: of the training's own folder, made at need.
+        path: of the training's own folder, made at need. Of several ranks each trains some of the networks in a folder
+            of its own beside it, without a word to the others.
 
     Raises:
         WenetError: the disk is full, the checkpoint cannot be used, or the folder is of another training.
         Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
     """
+    ranks, count = work.ranks, len(genotypes)
+    if ranks.alone:
+        return _train_some(work, path, genotypes, windows, seed, label, shared_embedding)
+    if shared_embedding:
+        raise WenetError("networks that share their embedding cannot be divided over ranks")
+    folders = {}
+    for rank in range(ranks.count):
+        part = ranks.own(count, rank)
+        if part.start < part.stop:
+            folders[rank] = path.with_name(f"{path.name}-{part.start + 1}-{part.stop}")
+    if ranks.rank in folders:
+        own = ranks.own(count)
+        _train_some(work, folders[ranks.rank], genotypes[own], windows, seed, label, among=(count, own))
+    results = [folder / RESULT for folder in folders.values()]
+    wait_until(lambda: all(result.exists() for result in results), work.interrupt, path)
+    return TrainingResult.of_parts([json.loads(result.read_text(encoding="utf-8")) for result in results])
+
+
+def _train_some(
+    work: Workplace,
+    path: Path,
+    genotypes: Sequence[Genotype],
+    windows: int,
+    seed: int,
+    label: str,
+    shared_embedding: bool = False,
+    among: tuple[int, slice] | None = None,
+) -> TrainingResult:
+    """Those networks that one process trains."""
     settings = {
         "kind": "independent training",
         "settings": work.config.to_dict(),
@@ -138,10 +184,12 @@ def train_independently(
         "seed": seed,
         "shared_embedding": shared_embedding,
     }
+    if among is not None:
+        settings["among"] = [among[0], among[1].start, among[1].stop]
     with closing(RunFolder.open_or_create(path, settings)) as run:
         if (path / RESULT).exists():
             return TrainingResult.from_dict(run.read_json(RESULT))
-        result = IndependentTraining(work, run, genotypes, windows, seed, label, shared_embedding).run()
+        result = IndependentTraining(work, run, genotypes, windows, seed, label, shared_embedding, among).run()
         run.write_json(RESULT, result.to_dict())
         run.remove_checkpoints()
         return result
@@ -163,6 +211,7 @@ class IndependentTraining(ResumableRun):
         seed: of the initial weights and the dropouts.
         label: names the training on the console.
         shared_embedding: one embedding for all networks instead of one each.
+        among: as in `WeightedDagRNN`.
     """
 
     def __init__(
@@ -174,11 +223,12 @@ class IndependentTraining(ResumableRun):
         seed: int,
         label: str,
         shared_embedding: bool = False,
+        among: tuple[int, slice] | None = None,
     ) -> None:
         super().__init__(work.config.device, run, work.console, work.checkpoint_every, work.interrupt)
         self.config, self.corpus = work.config, work.corpus
         self.genotypes, self.windows, self.seed, self.label = list(genotypes), windows, seed, label
-        self.shared_embedding = shared_embedding
+        self.shared_embedding, self.among = shared_embedding, among
         self.record_every = max(1, windows // CURVE_POINTS)
         self.state: TrainingState = TrainingState([None] * len(genotypes), [0.0] * len(genotypes))
         self.h: Tensor | None = None  # [n, M, H]
@@ -200,7 +250,9 @@ class IndependentTraining(ResumableRun):
         config, corpus = self.config, self.corpus
         self.train_stream = batchify(corpus.train, config.data_batch).to(self.device)  # [steps, M]
         self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
-        self.model = build_independent(config, self.genotypes, len(corpus.vocabulary), self.shared_embedding)
+        self.model = build_independent(
+            config, self.genotypes, len(corpus.vocabulary), self.shared_embedding, self.among
+        )
         self.model.to(self.device)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -280,10 +332,11 @@ class IndependentTraining(ResumableRun):
             self.h[failed] = 0
         self.loss_sum[failed] = 0
         self.alive = self.alive & ~failed
+        total, first = (self.among[0], self.among[1].start) if self.among else (len(self.genotypes), 0)
         for network in failed.nonzero().flatten().tolist():
             self.state.diverged_at[network] = self.state.windows
             self.console.say(
-                f"{self.label}: network {network + 1} of {len(self.genotypes)} diverged in window "
+                f"{self.label}: network {first + network + 1} of {total} diverged in window "
                 f"{self.state.windows + 1} and is frozen, the others go on: {self.genotypes[network]}"
             )
 
@@ -322,7 +375,11 @@ class IndependentTraining(ResumableRun):
 
 
 def build_independent(
-    config: SearchConfig, genotypes: Sequence[Genotype], vocabulary_size: int, shared_embedding: bool = False
+    config: SearchConfig,
+    genotypes: Sequence[Genotype],
+    vocabulary_size: int,
+    shared_embedding: bool = False,
+    among: tuple[int, slice] | None = None,
 ) -> IndependentLanguageModels:
     """Standalone language models of the settings' sizes, without normalisation."""
     rnn = WeightedDagRNN(
@@ -335,6 +392,7 @@ def build_independent(
         dropout_h=config.dropout_h,
         backend=config.backend,
         precision=PRECISIONS[config.precision],
+        among=among,
     )
     model = IndependentLanguageModels(
         vocabulary_size, rnn, config.dropout_embedding, config.dropout_output, config.init_range, shared_embedding

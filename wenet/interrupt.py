@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -15,6 +17,9 @@ class Stopped(Exception):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}; continue with --resume {folder}")
         self.signal_number = signal_number
         self.folder = folder
+
+
+POLL_SECONDS = 0.1
 
 
 class Interrupt:
@@ -38,3 +43,15 @@ class Interrupt:
         if self.requested is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = number
+
+
+def wait_until(happened: Callable[[], bool], interrupt: Interrupt, folder: Path) -> None:
+    """Wait for other processes at a run, however long it takes them.
+
+    Raises:
+        Stopped: SIGINT or SIGTERM came, which torchrun sends to all ranks where one has died.
+    """
+    while not happened():
+        if interrupt.requested is not None:
+            raise Stopped(interrupt.requested, folder)
+        time.sleep(POLL_SECONDS)

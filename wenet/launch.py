@@ -16,6 +16,7 @@ from wenet.checkpoint import RunFolder
 from wenet.config import DTYPES, PRECISIONS, Config
 from wenet.console import Console, size
 from wenet.data import Corpus, batchify, load_corpus
+from wenet.distributed import ALONE, Ranks
 from wenet.genotype import Genotype
 from wenet.memory import total_memory
 from wenet_kernels import WenetError, backends, native_status, resolve_backend
@@ -107,13 +108,15 @@ def pytorch_products_in(config: Config) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def check_memory(needed: int, device: str, flags: str) -> None:
-    """Refuse what cannot fit.
+def check_memory(needed: int, device: str, flags: str, ranks: Ranks = ALONE) -> None:
+    """Refuse what cannot fit; `needed` is what each rank needs.
 
     Raises:
         WenetError: the device has less memory than needed.
     """
     there = total_memory(torch.device(device))
+    if torch.device(device).type == "cpu":
+        needed *= ranks.count_here
     if needed > there:
         raise WenetError(f"about {size(needed)} of memory are needed and {device} has {size(there)}; lower {flags}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from contextlib import closing
@@ -9,17 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from wenet.audit import RESULT as AUDIT
 from wenet.audit import begun_audit, describe_audit, run_audit
 from wenet.checkpoint import RunFolder
 from wenet.config import PRESETS, SearchConfig, resolve_config
 from wenet.console import Console, duration, size
 from wenet.curves import require_tensorboard
 from wenet.data import Corpus, load_corpus
+from wenet.distributed import ALONE, Ranks, check_own_device
 from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
 from wenet.halving import Halving
 from wenet.independent import Workplace
-from wenet.interrupt import Interrupt, Stopped
+from wenet.interrupt import Interrupt, Stopped, wait_until
 from wenet.launch import (
     CHECKPOINT_MINUTES,
     SIZE_FLAGS,
@@ -39,7 +44,8 @@ from wenet.launch import (
 )
 from wenet.memory import explaining_out_of_memory
 from wenet.runs import describe_runs, rank_runs
-from wenet.search import Search
+from wenet.search import Search, divided_dimension
+from wenet.shared_folder import SharedFolder
 from wenet_kernels import WenetError
 
 
@@ -64,6 +70,7 @@ def search(
     console: Console | None = None,
     tensorboard: bool = False,
     config_file: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
     **settings: Any,
 ) -> SearchResult:
     """Search for a recurrent cell by Algorithm 2 of the paper, or by its baseline.
@@ -77,6 +84,8 @@ def search(
         console: where to print; nothing is printed by default.
         tensorboard: whether to write curves for TensorBoard into the run folder.
         config_file: settings that rank below `settings`.
+        ranks: of `wenet.distributed.joined`, where torchrun started several processes that all call this alike. They
+            divide the networks of each round among them, or whole runs where `runs` asks for several.
         settings: any field of `SearchConfig`.
 
     Raises:
@@ -90,12 +99,17 @@ def search(
     corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
     config = with_absolute_dataset(config)
     check_lengths(corpus, train=config.data_batch, valid=config.eval_batch)
-    check_memory(estimate_memory(config, len(corpus.vocabulary)), config.device, _smaller(config))
+    _check_ranks(config, ranks)
+    check_memory(_needed_memory(config, corpus, ranks), config.device, _smaller(config), ranks)
     folder = as_path(out) or default_folder("search", corpus.name)
     stored = run_settings("search", config, corpus, data_dir)
-    with Interrupt() as interrupt, closing(RunFolder.create(folder, stored)) as run:
-        _say_header(console, config, corpus, given)
-        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt, tensorboard), run)
+    ranks.check_same(stored)
+    with (
+        Interrupt() as interrupt,
+        closing(SharedFolder.take(ranks, divided_dimension, lambda: RunFolder.create(folder, stored))) as run,
+    ):
+        _say_header(console, config, corpus, given, ranks)
+        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt, tensorboard, ranks), run)
 
 
 def resume_search(
@@ -107,10 +121,12 @@ def resume_search(
     tensorboard: bool = False,
     audit: int | None = None,
     audit_epochs: float | None = None,
+    ranks: Ranks = ALONE,
 ) -> SearchResult:
     """Continue a search bit-exactly from its last checkpoint.
 
     Args:
+        ranks: as in `search`, and not necessarily as many as before; only with as many does it go on to the last bit.
         audit, audit_epochs: as in `SearchConfig`, for a search that was begun without.
 
     Raises:
@@ -119,10 +135,14 @@ def resume_search(
     """
     console = console or Console(silent=True)
     require_tensorboard(tensorboard)
-    with Interrupt() as interrupt, closing(RunFolder.open(Path(folder))) as run:
+    with (
+        Interrupt() as interrupt,
+        closing(SharedFolder.take(ranks, divided_dimension, lambda: RunFolder.open(Path(folder)))) as run,
+    ):
         config = _with_audit(stored_config(run, "search", resolve_config), run.path, audit, audit_epochs)
+        _check_ranks(config, ranks)
         corpus = take_up(run, config, data_dir, console)
-        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt, tensorboard), run)
+        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt, tensorboard, ranks), run)
 
 
 def _with_audit(config: SearchConfig, folder: Path, audit: int | None, epochs: float | None) -> SearchConfig:
@@ -138,7 +158,7 @@ def _with_audit(config: SearchConfig, folder: Path, audit: int | None, epochs: f
 
 def _run(work: Workplace, run: RunFolder) -> SearchResult:
     config = work.config
-    needed = size(estimate_memory(config, len(work.corpus.vocabulary)))
+    needed = size(_needed_memory(config, work.corpus, work.ranks))
     advice = f"about {needed} are needed; lower {_smaller(config)}"
     try:
         with explaining_out_of_memory(advice), pytorch_products_in(config):
@@ -148,7 +168,8 @@ def _run(work: Workplace, run: RunFolder) -> SearchResult:
         raise Stopped(stopped.signal_number, run.path) from None
     finally:
         work.console.stop()
-    add_report(run.path, work.console)
+    if work.ranks.first:
+        add_report(run.path, work.console)
     return SearchResult(config.dataset, Genotype.from_dict(best["genotype"]), best, run.path, audit)
 
 
@@ -156,25 +177,70 @@ def _search_once(work: Workplace, run: RunFolder) -> dict[str, Any]:
     if work.config.strategy == "random":
         return Halving(work, run).run()
     search = Search(
-        work.config, work.corpus, run, work.console, work.checkpoint_every, work.interrupt, work.tensorboard
+        work.config,
+        work.corpus,
+        run,
+        work.console,
+        work.checkpoint_every,
+        work.interrupt,
+        work.tensorboard,
+        work.ranks,
     )
     return search.run()
 
 
 def _search_several(work: Workplace, run: RunFolder) -> dict[str, Any]:
-    """Searches of different seeds, each a run folder of its own that a stopped run goes on in; then their ranking."""
+    """Searches of different seeds, each a run folder of its own that a stopped run goes on in; then their ranking.
 
-    def search_one(number: int) -> dict[str, Any]:
-        config = replace(work.config, runs=1, seed=work.config.seed + number)
-        settings = run_settings("search", config, work.corpus, run.config["data_dir"])
-        work.console.say(f"run {number + 1}/{work.config.runs}")
-        with closing(RunFolder.open_or_create(run.path / f"run-{number + 1}", settings)) as own:
-            best = _search_once(replace(work, config=config), own)
+    Of several ranks each takes some of the searches, alone.
+    """
+    config, ranks = work.config, work.ranks
+    folders = [run.path / f"run-{number + 1}" for number in range(config.runs)]
+    for number in range(ranks.rank, config.runs, ranks.count):
+        own = replace(work, config=replace(config, runs=1, seed=config.seed + number), ranks=ALONE)
+        settings = run_settings("search", own.config, work.corpus, run.config["data_dir"])
+        work.console.say(f"run {number + 1}/{config.runs}")
+        with closing(RunFolder.open_or_create(folders[number], settings)) as own_run:
+            _search_once(own, own_run)
             if config.audit:
-                run_audit(replace(work, config=config), own)
-        return best
+                run_audit(own, own_run)
+    wait_until(lambda: all(_is_finished(folder, config) for folder in folders), work.interrupt, run.path)
+    return rank_runs(work, run, [run.read_json(f"{folder.name}/best.json") for folder in folders])
 
-    return rank_runs(work, run, [search_one(number) for number in range(work.config.runs)])
+
+def _is_finished(folder: Path, config: SearchConfig) -> bool:
+    """Whether a run that another process may be working on has come to its end."""
+    if not (folder / "best.json").exists() or (config.audit and not (folder / AUDIT).exists()):
+        return False
+    best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+    return best["rounds"] == best["rounds_planned"]
+
+
+def _check_ranks(config: SearchConfig, ranks: Ranks) -> None:
+    """Refuse what several ranks cannot do.
+
+    Raises:
+        WenetError: a GPU for each is not there, some round has fewer networks than ranks, or an option that looks at
+            every network by itself.
+    """
+    check_own_device(ranks, torch.device(config.device))
+    if ranks.alone or config.runs > 1 or config.strategy == "random":
+        return
+    for option, given in (
+        ("--score held-out", config.score == "held-out"),
+        ("--mix-norm rms", config.mix_norm == "rms"),
+    ):
+        if given:
+            raise WenetError(f"networks cannot be divided over ranks with {option}; leave it out, or torchrun")
+    if config.fewest_networks < ranks.count:
+        raise WenetError(
+            f"a round of {config.fewest_networks} networks cannot be divided over {ranks.count} ranks; start fewer"
+        )
+
+
+def _needed_memory(config: SearchConfig, corpus: Corpus, ranks: Ranks) -> int:
+    """Bytes that each rank needs."""
+    return estimate_memory(config, len(corpus.vocabulary), ranks.count if config.runs == 1 else 1)
 
 
 def _smaller(config: SearchConfig) -> str:
@@ -182,8 +248,13 @@ def _smaller(config: SearchConfig) -> str:
     return ("--audit, " if config.audit else "") + "--batch, " + SIZE_FLAGS
 
 
-def _say_header(console: Console, config: SearchConfig, corpus: Corpus, given: Mapping[str, Any]) -> None:
+def _say_header(console: Console, config: SearchConfig, corpus: Corpus, given: Mapping[str, Any], ranks: Ranks) -> None:
     say_text_and_machine(console, config, corpus)
+    if not ranks.alone:
+        divided = f"{config.runs} runs" if config.runs > 1 else f"the networks, at most {config.networks}"
+        memory = size(_needed_memory(config, corpus, ranks))
+        console.say(f"ranks     {ranks.count}, which divide {divided}: about {memory} each")
+        return  # how long it will take depends on what is between them
     for preset in PRESETS:
         chosen = preset == config.preset
         try:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from wenet.checkpoint import RunFolder
 from wenet.config import LSTMS, TrainConfig, resolve_train_config
 from wenet.console import Console, duration, size
 from wenet.curves import require_tensorboard
 from wenet.data import Corpus, load_corpus
+from wenet.distributed import ALONE, Ranks, check_own_device
 from wenet.estimate import estimate_training, estimate_training_memory
 from wenet.genotype import Genotype
 from wenet.genotypes import load_genotype
@@ -35,7 +38,9 @@ from wenet.launch import (
     with_absolute_dataset,
 )
 from wenet.memory import explaining_out_of_memory
-from wenet.train import Training
+from wenet.shared_folder import SharedFolder
+from wenet.train import Training, divided_dimension
+from wenet_kernels import WenetError
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ def train(
     console: Console | None = None,
     tensorboard: bool = False,
     config_file: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
     **settings: Any,
 ) -> TrainResult:
     """Train one cell as a language model, as the paper evaluates what it found (section 4.2).
@@ -68,6 +74,7 @@ def train(
         cell: a genotype, a published name, "lstm" or "lstm-skip", "random:SEED", a JSON file, a run folder, or text
             such as "tanh0 relu1".
         preset: "paper" or "quick"; by default "paper" with a GPU and "quick" without.
+        ranks: as in `search`; they divide the rows of every data batch among them.
         settings: any field of `TrainConfig`.
 
     Raises:
@@ -86,12 +93,18 @@ def train(
     corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
     config = with_absolute_dataset(config)
     check_lengths(corpus, train=config.data_batch, valid=config.eval_batch, test=config.test_batch)
-    check_memory(estimate_training_memory(config, genotype, len(corpus.vocabulary)), config.device, SIZE_FLAGS)
+    _check_ranks(config, ranks)
+    needed = _needed_memory(config, genotype, corpus, ranks)
+    check_memory(needed, config.device, SIZE_FLAGS, ranks)
     folder = as_path(out) or default_folder("train", corpus.name)
     stored = {**run_settings("train", config, corpus, data_dir), "genotype": genotype and genotype.to_dict()}
-    with Interrupt() as interrupt, closing(RunFolder.create(folder, stored)) as run:
-        _say_header(console, config, genotype, corpus)
-        return _run(config, genotype, corpus, run, console, checkpoint_every, interrupt, tensorboard)
+    ranks.check_same(stored)
+    with (
+        Interrupt() as interrupt,
+        closing(SharedFolder.take(ranks, divided_dimension, lambda: RunFolder.create(folder, stored))) as run,
+    ):
+        _say_header(console, config, genotype, corpus, ranks)
+        return _run(config, genotype, corpus, run, console, checkpoint_every, interrupt, tensorboard, ranks)
 
 
 def resume_train(
@@ -101,8 +114,12 @@ def resume_train(
     checkpoint_every: float = CHECKPOINT_MINUTES,
     console: Console | None = None,
     tensorboard: bool = False,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Continue training bit-exactly from its last checkpoint.
+
+    Args:
+        ranks: as in `resume_search`.
 
     Raises:
         WenetError: no such run, it is in use, its checkpoint is damaged, or text or machine differ from what it needs.
@@ -110,10 +127,14 @@ def resume_train(
     """
     console = console or Console(silent=True)
     require_tensorboard(tensorboard)
-    with Interrupt() as interrupt, closing(RunFolder.open(Path(folder))) as run:
+    with (
+        Interrupt() as interrupt,
+        closing(SharedFolder.take(ranks, divided_dimension, lambda: RunFolder.open(Path(folder)))) as run,
+    ):
         config = stored_config(run, "train", resolve_train_config)
+        _check_ranks(config, ranks)
         corpus = take_up(run, config, data_dir, console)
-        return _run(config, stored_genotype(run), corpus, run, console, checkpoint_every, interrupt, tensorboard)
+        return _run(config, stored_genotype(run), corpus, run, console, checkpoint_every, interrupt, tensorboard, ranks)
 
 
 def stored_genotype(run: RunFolder) -> Genotype | None:
@@ -131,22 +152,45 @@ def _run(
     checkpoint_every: float,
     interrupt: Interrupt,
     tensorboard: bool,
+    ranks: Ranks,
 ) -> TrainResult:
-    needed = size(estimate_training_memory(config, genotype, len(corpus.vocabulary)))
+    needed = size(_needed_memory(config, genotype, corpus, ranks))
     try:
         with explaining_out_of_memory(f"about {needed} are needed; lower {SIZE_FLAGS}"), pytorch_products_in(config):
-            training = Training(config, genotype, corpus, run, console, checkpoint_every, interrupt, tensorboard)
+            training = Training(config, genotype, corpus, run, console, checkpoint_every, interrupt, tensorboard, ranks)
             best = training.run()
     finally:
         console.stop()
-    add_report(run.path, console)
+    if ranks.first:
+        add_report(run.path, console)
     return TrainResult(best["valid_perplexity"], best["test_perplexity"], best, run.path)
 
 
-def _say_header(console: Console, config: TrainConfig, genotype: Genotype | None, corpus: Corpus) -> None:
+def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:
+    """Refuse what several ranks cannot do.
+
+    Raises:
+        WenetError: a GPU for each is not there, or there are fewer rows in a data batch than ranks.
+    """
+    check_own_device(ranks, torch.device(config.device))
+    if config.data_batch < ranks.count:
+        raise WenetError(f"--data-batch {config.data_batch} cannot be divided over {ranks.count} ranks; start fewer")
+
+
+def _needed_memory(config: TrainConfig, genotype: Genotype | None, corpus: Corpus, ranks: Ranks) -> int:
+    """Bytes that each rank needs."""
+    own = replace(config, data_batch=-(-config.data_batch // ranks.count))
+    return estimate_training_memory(own, genotype, len(corpus.vocabulary))
+
+
+def _say_header(console: Console, config: TrainConfig, genotype: Genotype | None, corpus: Corpus, ranks: Ranks) -> None:
     say_text_and_machine(console, config, corpus, genotype)
     same = genotype is None or str(genotype) == config.cell
     console.say(f"cell      {config.cell}" + ("" if same else f": {genotype}"))
+    if not ranks.alone:
+        memory = _needed_memory(config, genotype, corpus, ranks)
+        console.say(f"ranks     {ranks.count}, which divide batches of {config.data_batch}: about {size(memory)} each")
+        return  # how long it will take depends on what is between them
     expected = estimate_training(config, genotype, corpus)
     console.say(
         f"{config.preset:<9} {config.epochs:,} epochs, hidden {config.hidden}, batch {config.data_batch}: about "

@@ -190,6 +190,7 @@ class WeightedDagRNN(nn.Module):
             the mean over networks, as a running statistic of momentum 0.1 a call; None leaves outputs as they are.
         mix_dropout: probability that a network is left out of the mixture, whose other weights then still sum to one;
             one draw per call, which leaves at least one.
+        among: the networks are this part of so many, and start from the weights that they have where all are drawn.
 
     Parameters: weight_input `[n, I, G]`, weight_hidden `[n, H, G]`, weight_nodes `[n, L, H, G]`, and with weighted
     coupling mix_logits `[n]`, zero at first.
@@ -202,6 +203,7 @@ class WeightedDagRNN(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     running_scale: Tensor
+    all_ranks = False  # whether other processes have networks of the mixture too
 
     def __init__(
         self,
@@ -218,9 +220,10 @@ class WeightedDagRNN(nn.Module):
         temperature: float = 1.0,
         mix_norm: str | None = None,
         mix_dropout: float = 0.0,
+        among: tuple[int, slice] | None = None,
     ) -> None:
         super().__init__()
-        self.input_size, self.hidden_size = input_size, hidden_size
+        self.input_size, self.hidden_size, self.among = input_size, hidden_size, among
         self.form, self.coupling, self.norm, self.backend = form, coupling, norm, backend
         self.dropout_x, self.dropout_h, self.precision = dropout_x, dropout_h, precision
         _check_layer(self)
@@ -249,7 +252,7 @@ class WeightedDagRNN(nn.Module):
         """Weights U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.RNN`; equal mixing weights."""
         bound = self.hidden_size**-0.5 if bound is None else bound
         for parameter in (self.weight_input, self.weight_hidden, self.weight_nodes):
-            nn.init.uniform_(parameter, -bound, bound)
+            _draw_networks(parameter, bound, self.among)
         if self.mix_logits is not None:
             nn.init.zeros_(self.mix_logits)
 
@@ -290,6 +293,7 @@ class WeightedDagRNN(nn.Module):
             norm=self._norm(),
             coupling=self.coupling,
             precision=self.precision,
+            all_ranks=self.all_ranks,
             backend=self.backend,
         )
         if isinstance(result, tuple):
@@ -654,7 +658,7 @@ class IndependentLanguageModels(nn.Module):
         count = rnn.cells.count
         self.embedding = nn.Parameter(torch.empty(1 if shared_embedding else count, vocabulary_size, rnn.input_size))
         self.decoder_bias = nn.Parameter(torch.zeros(count, vocabulary_size))
-        nn.init.uniform_(self.embedding, -init_range, init_range)
+        _draw_networks(self.embedding, init_range, None if shared_embedding else rnn.among)
         rnn.reset_parameters(init_range)
 
     @property
@@ -711,11 +715,19 @@ class IndependentLanguageModels(nn.Module):
         return torch.stack([decoder_cross_entropy(*each, targets) for each in operands])
 
 
+def draw_rows(model: nn.Module, rows: int, own: slice) -> None:
+    """From now on draw dropout for so many rows of a data batch and use that of the rows `own`, which are all that the
+    model is then called with: so the models of several processes, each with a part of a batch, draw alike."""
+    for module in model.modules():
+        module.rows_drawn = (rows, own)  # type: ignore[assignment]
+
+
 def _mask(module: nn.Module, x: Tensor, probability: float, features: int) -> Tensor | None:
     """A draw of variational dropout, `[M, features]`, shared over time; None outside training."""
     if not module.training or probability == 0:
         return None
-    return functional.dropout(x.new_ones(x.shape[-2], features), probability)
+    rows, own = getattr(module, "rows_drawn", (x.shape[-2], slice(None)))
+    return functional.dropout(x.new_ones(rows, features), probability)[own]
 
 
 def _locked_dropout(module: nn.Module, x: Tensor, probability: float) -> Tensor:
@@ -749,6 +761,19 @@ def _check_layer(layer: DagRNN | WeightedDagRNN) -> None:
     check_choice("precision", layer.precision, PRECISIONS)
     _check_probability("dropout_x", layer.dropout_x)
     _check_probability("dropout_h", layer.dropout_h)
+
+
+@torch.no_grad()
+def _draw_networks(parameter: Tensor, bound: float, among: tuple[int, slice] | None) -> None:
+    """U(-bound, bound) for `[n, ...]`; of networks among others what they get where all are drawn, one by one."""
+    if among is None:
+        nn.init.uniform_(parameter, -bound, bound)
+        return
+    total, own = among
+    unused = torch.empty_like(parameter[0])
+    for network in range(total):
+        here = own.start <= network < own.stop
+        nn.init.uniform_(parameter[network - own.start] if here else unused, -bound, bound)
 
 
 def _check_probability(name: str, value: float) -> None:

@@ -15,10 +15,11 @@ from wenet.checkpoint import RunFolder
 from wenet.config import SearchConfig, TrainConfig
 from wenet.console import Console
 from wenet.curves import FOLDER, Curves
+from wenet.distributed import ALONE, Ranks
 from wenet.interrupt import Interrupt, Stopped
 from wenet.nn import LanguageModel
 from wenet.training import random_tensors
-from wenet_kernels import WenetError
+from wenet_kernels import LostRanks, WenetError
 
 
 class Diverged(WenetError):
@@ -40,15 +41,22 @@ class ResumableRun(ABC):
         run: takes records and checkpoints.
         checkpoint_every: minutes between checkpoints.
         interrupt: tells when someone asks the run to stop.
+        ranks: work on this run together.
     """
 
     state: State
 
     def __init__(
-        self, device: str, run: RunFolder, console: Console, checkpoint_every: float, interrupt: Interrupt
+        self,
+        device: str,
+        run: RunFolder,
+        console: Console,
+        checkpoint_every: float,
+        interrupt: Interrupt,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.device = torch.device(device)
-        self.folder, self.console, self.interrupt = run, console, interrupt
+        self.folder, self.console, self.interrupt, self.ranks = run, console, interrupt, ranks
         self.checkpoint_seconds = 60 * checkpoint_every
         self._lap_started = self._saved = time.monotonic()
 
@@ -58,14 +66,16 @@ class ResumableRun(ABC):
 
     def _checkpoint_if_due(self) -> None:
         self._stop_if_asked()
-        if time.monotonic() - self._saved >= self.checkpoint_seconds:
+        due = time.monotonic() - self._saved >= self.checkpoint_seconds
+        if self.ranks.largest(due):  # all ranks write it together
             self._save_between_windows()
 
     def _stop_if_asked(self) -> None:
-        if self.interrupt.requested is not None:
+        requested = self.ranks.largest(self.interrupt.requested or 0)
+        if requested:
             self._save_between_windows()
             self.console.stop()
-            raise Stopped(self.interrupt.requested, self.folder.path)
+            raise Stopped(requested, self.folder.path)
 
     def _save(self, tensors: dict[str, Tensor]) -> None:
         self._lap()
@@ -84,7 +94,7 @@ class ModelRun(ResumableRun):
     """What searching and evaluating have in common besides: the gradients of one model, with which it all diverges.
 
     Args:
-        device, run, console, checkpoint_every, interrupt: as in `ResumableRun`.
+        device, run, console, checkpoint_every, interrupt, ranks: as in `ResumableRun`.
         tensorboard: whether to write curves for TensorBoard into the run folder.
     """
 
@@ -102,9 +112,10 @@ class ModelRun(ResumableRun):
         checkpoint_every: float,
         interrupt: Interrupt,
         tensorboard: bool,
+        ranks: Ranks,
     ) -> None:
-        super().__init__(device, run, console, checkpoint_every, interrupt)
-        self.curves_folder = run.path / FOLDER if tensorboard else None
+        super().__init__(device, run, console, checkpoint_every, interrupt, ranks)
+        self.curves_folder = run.path / FOLDER if tensorboard and ranks.first else None
 
     @abstractmethod
     def _position(self) -> str:
@@ -120,12 +131,20 @@ class ModelRun(ResumableRun):
             loss, cross_entropy, h = self.model.loss(
                 tokens, targets, self.h, config.activation_reg, config.temporal_activation_reg
             )
-        self._check_finite("loss", loss)
+        self._check_finite("loss", self._mean_over_rows(loss.detach()))
         self.optimizer.zero_grad()
         loss.backward()
-        self._check_finite("gradient", nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+        self._check_finite("gradient", self._clip_gradients())
         self.h = h.detach()
-        return float(cross_entropy)
+        return float(self._mean_over_rows(cross_entropy))
+
+    def _mean_over_rows(self, value: Tensor) -> Tensor:
+        """The mean over all rows of the data batch of what is one over this rank's."""
+        return value
+
+    def _clip_gradients(self) -> Tensor:
+        """Scale the gradients down to a global norm of `config.clip`; returns what it was."""
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
 
     def _check_finite(self, name: str, value: Tensor) -> None:
         if not bool(torch.isfinite(value)):
@@ -136,6 +155,8 @@ class ModelRun(ResumableRun):
         """The settings are checked by now, so all that the model can still refuse is NaN."""
         try:
             yield
+        except LostRanks:
+            raise
         except WenetError as error:
             raise self._divergence(str(error).split(";")[0]) from None
 

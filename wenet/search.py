@@ -16,6 +16,8 @@ from wenet.config import DTYPES, PRECISIONS, SearchConfig
 from wenet.console import Console, duration
 from wenet.curves import Curves
 from wenet.data import Corpus, batchify
+from wenet.distributed import ALONE, Ranks, clip_gradients
+from wenet.divided import DividedDagRNN
 from wenet.genotype import Genotype, random_genotypes
 from wenet.interrupt import Interrupt
 from wenet.memory import peak_memory
@@ -91,6 +93,7 @@ class Search(ModelRun):
         checkpoint_every: minutes between checkpoints; one more is written at the end of each round.
         interrupt: tells when someone asks the run to stop.
         tensorboard: whether to write curves for TensorBoard into the run folder.
+        ranks: divide the networks of every round among them; `run` is theirs together.
     """
 
     def __init__(
@@ -102,8 +105,9 @@ class Search(ModelRun):
         checkpoint_every: float,
         interrupt: Interrupt,
         tensorboard: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(config.device, run, console, checkpoint_every, interrupt, tensorboard)
+        super().__init__(config.device, run, console, checkpoint_every, interrupt, tensorboard, ranks)
         self.config: SearchConfig = config
         self.corpus = corpus
         self.train_stream = batchify(corpus.train, config.data_batch).to(self.device)  # [steps, M]
@@ -139,7 +143,8 @@ class Search(ModelRun):
 
     def _start_round(self, candidates: Sequence[Candidate]) -> None:
         """A new model of the candidates; where a checkpoint was written in this round, as it was then."""
-        self.model = build_model(self.config, [c.genotype for c in candidates], len(self.corpus.vocabulary))
+        genotypes = [candidate.genotype for candidate in candidates]
+        self.model = build_model(self.config, genotypes, len(self.corpus.vocabulary), self.ranks)
         self.model.to(self.device)
         self.optimizer = build_optimizer(self.config, self.model)
         self.h = None
@@ -168,6 +173,13 @@ class Search(ModelRun):
         cross_entropy = self._differentiate(tokens, targets)
         self.optimizer.step()
         return cross_entropy
+
+    def _clip_gradients(self) -> Tensor:
+        if not isinstance(self.model.rnn, DividedDagRNN):
+            return super()._clip_gradients()
+        divided = self.model.rnn.divided_parameters()
+        shared = [p for p in self.model.parameters() if all(p is not own for own in divided)]
+        return clip_gradients(shared, divided, self.config.clip, self.ranks)
 
     def _position(self) -> str:
         return f"round {self.state.round + 1}, window {len(self.state.losses) + 1}"
@@ -294,22 +306,25 @@ def draw_pool(config: SearchConfig) -> list[Genotype]:
     return random_genotypes(config.pool, config.nodes, seed, config.activations.split(","))
 
 
-def build_model(config: SearchConfig, genotypes: Sequence[Genotype], vocabulary_size: int) -> LanguageModel:
-    """The weighted networks within a language model (Figure 3)."""
-    rnn = WeightedDagRNN(
-        config.hidden,
-        config.hidden,
-        genotypes,
-        form=config.form,
-        norm=None if config.norm == "none" else config.norm,
-        dropout_x=config.dropout_x,
-        dropout_h=config.dropout_h,
-        backend=config.backend,
-        precision=PRECISIONS[config.precision],
-        temperature=config.mix_temperature,
-        mix_norm=None if config.mix_norm == "none" else config.mix_norm,
-        mix_dropout=config.mix_dropout,
-    )
+def build_model(
+    config: SearchConfig, genotypes: Sequence[Genotype], vocabulary_size: int, ranks: Ranks = ALONE
+) -> LanguageModel:
+    """The weighted networks within a language model (Figure 3); of several ranks each has some of the networks."""
+    options: dict[str, Any] = {
+        "form": config.form,
+        "norm": None if config.norm == "none" else config.norm,
+        "dropout_x": config.dropout_x,
+        "dropout_h": config.dropout_h,
+        "backend": config.backend,
+        "precision": PRECISIONS[config.precision],
+        "temperature": config.mix_temperature,
+        "mix_norm": None if config.mix_norm == "none" else config.mix_norm,
+        "mix_dropout": config.mix_dropout,
+    }
+    if ranks.alone:
+        rnn = WeightedDagRNN(config.hidden, config.hidden, genotypes, **options)
+    else:
+        rnn = DividedDagRNN(config.hidden, config.hidden, genotypes, ranks, **options)
     model = LanguageModel(vocabulary_size, rnn, config.dropout_embedding, config.dropout_output, config.init_range)
     return model.to(DTYPES[config.precision])
 
@@ -333,23 +348,55 @@ def mixing_weights(model: LanguageModel) -> list[float]:
     return weights.tolist()
 
 
+def divided_dimension(name: str, dimensions: int) -> int | None:
+    """Of a search's checkpoints, what is divided over ranks: all that has a leading n but the mixing weights, by
+    which it is told from them and from the moments of the embedding: it has three dimensions or more."""
+    return 0 if dimensions >= 3 and name.startswith(("model.", "optimizer.")) else None
+
+
 def inheritance(model: LanguageModel, networks: Sequence[int]) -> dict[str, Tensor]:
     """What seeds that keep their parameters carry over: those of the named networks, and the shared embedding."""
     tensors = {}
     for name, tensor in model.state_dict().items():
         if name != "rnn.mix_logits":  # every round starts from equal weights
-            tensors[f"seed.{name}"] = tensor[list(networks)] if name.startswith("rnn.") else tensor
+            tensors[f"seed.{name}"] = _of_networks(model, tensor, networks) if name.startswith("rnn.") else tensor
     return tensors
 
 
 @torch.no_grad()
 def inherit(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
     """Give the last candidates, the seeds, the parameters that `inheritance` took."""
-    state = model.state_dict()
+    state, here = model.state_dict(), _networks_here(model)
     for name, tensor in tensors.items():
-        if name.startswith("seed."):
-            own = state[name.removeprefix("seed.")]
-            (own[-len(tensor) :] if name.startswith("seed.rnn.") else own).copy_(tensor)
+        if name.startswith("seed.rnn."):
+            first = _networks(model) - len(tensor)
+            for network in range(max(first, here.start), here.stop):
+                state[name.removeprefix("seed.")][network - here.start] = tensor[network - first]
+        elif name.startswith("seed."):
+            state[name.removeprefix("seed.")].copy_(tensor)
+
+
+def _of_networks(model: LanguageModel, tensor: Tensor, networks: Sequence[int]) -> Tensor:
+    """The parts `[K, ...]` of a tensor that belong to some of the networks, from whichever ranks have them."""
+    if not isinstance(model.rnn, DividedDagRNN):
+        return tensor[list(networks)]
+    parts, here = tensor.new_zeros(len(networks), *tensor.shape[1:]), _networks_here(model)
+    for place, network in enumerate(networks):
+        if network in here:
+            parts[place] = tensor[network - here.start]
+    return model.rnn.ranks.sum(parts)
+
+
+def _networks(model: LanguageModel) -> int:
+    """Of all ranks together."""
+    assert isinstance(model.rnn, WeightedDagRNN) and model.rnn.mix_logits is not None
+    return len(model.rnn.mix_logits)
+
+
+def _networks_here(model: LanguageModel) -> range:
+    """Which networks this process has."""
+    own = model.rnn.own if isinstance(model.rnn, DividedDagRNN) else slice(None)
+    return range(_networks(model))[own]
 
 
 def _means(values: Sequence[float], points: int) -> list[float]:

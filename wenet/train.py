@@ -17,10 +17,11 @@ from wenet.config import DTYPES, PRECISIONS, TrainConfig
 from wenet.console import Console, duration
 from wenet.curves import Curves
 from wenet.data import Corpus, batchify
+from wenet.distributed import ALONE, Ranks
 from wenet.genotype import Genotype
 from wenet.interrupt import Interrupt
 from wenet.memory import peak_memory
-from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM
+from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM, draw_rows
 from wenet.resumable import Diverged, ModelRun
 from wenet.training import perplexity, restore_random, restore_training, training_tensors, window_at
 
@@ -56,6 +57,8 @@ class Training(ModelRun):
         corpus: its test part is read once, at the end.
         run, console, checkpoint_every, interrupt, tensorboard: as in `Search`; one more checkpoint is written after
             each epoch.
+        ranks: divide the rows of every data batch among them, and average their gradients; `run` is theirs together.
+            Validation and test are the same work on every rank.
     """
 
     def __init__(
@@ -68,11 +71,13 @@ class Training(ModelRun):
         checkpoint_every: float,
         interrupt: Interrupt,
         tensorboard: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(config.device, run, console, checkpoint_every, interrupt, tensorboard)
+        super().__init__(config.device, run, console, checkpoint_every, interrupt, tensorboard, ranks)
         self.config: TrainConfig = config
         self.genotype, self.corpus = genotype, corpus
-        self.train_stream = batchify(corpus.train, config.data_batch).to(self.device)  # [steps, M]
+        self.own_rows = ranks.own(config.data_batch)
+        self.train_stream = batchify(corpus.train, config.data_batch)[:, self.own_rows].to(self.device)  # [steps, M]
         self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
         self.steps = len(self.train_stream) - 1  # of an epoch
         self.state: TrainState = TrainState()
@@ -92,6 +97,7 @@ class Training(ModelRun):
             self.optimizer = torch.optim.SGD(
                 self.model.parameters(), self.config.lr, weight_decay=self.config.weight_decay, fused=True
             )
+            draw_rows(self.model, self.config.data_batch, self.own_rows)
             self._restore()
             self.console.start(self.config.epochs * self.steps, self._steps_done(), unit="step")
             with closing(Curves(self.curves_folder, self._steps_done())) as self.curves:
@@ -127,6 +133,17 @@ class Training(ModelRun):
             self.averaged.update_parameters(self.model)
         return cross_entropy
 
+    def _mean_over_rows(self, value: Tensor) -> Tensor:
+        if self.ranks.alone:
+            return value
+        return self.ranks.sum(value * (self.train_stream.shape[1] / self.config.data_batch))
+
+    def _clip_gradients(self) -> Tensor:
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad = self._mean_over_rows(parameter.grad)
+        return super()._clip_gradients()
+
     def _end_epoch(self) -> None:
         """Validate, keep the best, and begin to average when validation has stopped improving."""
         valid = self._validate()
@@ -146,6 +163,7 @@ class Training(ModelRun):
     def _validate(self) -> float:
         with self._naming_divergence():
             valid = perplexity(self._evaluated(), self.valid_stream, self.config.bptt, between=self._stop_if_asked)
+        valid = self.ranks.from_first(valid)  # all have to draw the same conclusions from it
         if not math.isfinite(valid):
             raise self._divergence(f"the validation perplexity is {valid}")
         return valid
@@ -264,7 +282,7 @@ class Training(ModelRun):
     def _show_window(self, tokens: Tensor, cross_entropy: float) -> None:
         self.console.advance(
             f"epoch {self.state.epoch + 1}/{self.config.epochs}",
-            tokens.numel(),
+            len(tokens) * self.config.data_batch,
             f"loss {cross_entropy:.3f}",
             count=len(tokens),
         )
@@ -336,6 +354,11 @@ def trained_model(
     averaged = _under("averaged.module.", tensors)
     model.load_state_dict(averaged or _under("model.", tensors))
     return model
+
+
+def divided_dimension(name: str, dimensions: int) -> int | None:
+    """Of a training's checkpoints, what is divided over ranks: the rows of the hidden state `[1, M, H]`."""
+    return 1 if name == "h" else None
 
 
 def _average_of(model: LanguageModel) -> AveragedModel:

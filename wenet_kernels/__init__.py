@@ -5,6 +5,7 @@ from wenet_kernels.cells import CellBatch
 from wenet_kernels.errors import WenetError, check_choice
 from wenet_kernels.native import native_status
 from wenet_kernels.op import COUPLINGS, FORMS, PRECISIONS, Norm, backends, dag_rnn, project, resolve_backend
+from wenet_kernels.ranks import LostRanks, sum_over_ranks
 
 __all__ = [
     "ACTIVATIONS",
@@ -12,6 +13,7 @@ __all__ = [
     "FORMS",
     "PRECISIONS",
     "CellBatch",
+    "LostRanks",
     "Norm",
     "WenetError",
     "activation_names",
@@ -23,4 +25,5 @@ __all__ = [
     "register_activation",
     "registered_among",
     "resolve_backend",
+    "sum_over_ranks",
 ]

@@ -1,5 +1,7 @@
 """The native module, csrc/module.cpp. Addresses are those of a tensor's first element; 0 stands for none."""
 
+from collections.abc import Callable
+
 from typing_extensions import Buffer
 
 INTERFACE: int
@@ -74,7 +76,15 @@ class Projection:
 class Kernels:
     width: int
     def __init__(self, instruction_set: str, factor: Factor) -> None: ...
-    def forward(self, recurrence: Recurrence, evaluation: Evaluation) -> None: ...
-    def backward(self, recurrence: Recurrence, evaluation: Evaluation, gradients: Gradients) -> None: ...
+    def forward(
+        self, recurrence: Recurrence, evaluation: Evaluation, between_steps: Callable[[int], object] | None = None
+    ) -> None: ...
+    def backward(
+        self,
+        recurrence: Recurrence,
+        evaluation: Evaluation,
+        gradients: Gradients,
+        between_steps: Callable[[int], object] | None = None,
+    ) -> None: ...
     def project(self, projection: Projection) -> None: ...
     def project_backward(self, projection: Projection) -> None: ...

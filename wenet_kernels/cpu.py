@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wenet_kernels.native import absence
+from wenet_kernels.ranks import sum_over_ranks
 from wenet_kernels.recurrence import Evaluation, Gradients, Recurrence
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def forward(r: Recurrence, keep: bool) -> Evaluation:
         r.pre.new_empty(statistics),
     )
     operands = _laid_out(r)
-    _kernels(r.pre.dtype, r.precision).forward(_recurrence(operands), _evaluation(evaluation))
+    between_steps = (lambda t: sum_over_ranks(evaluation.output[t])) if r.all_ranks else None
+    _kernels(r.pre.dtype, r.precision).forward(_recurrence(operands), _evaluation(evaluation), between_steps)
     return evaluation
 
 
@@ -93,7 +95,11 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
     addresses.output = grad_output.data_ptr()
     for name in grads._fields:
         setattr(addresses, name, getattr(grads, name).data_ptr())
-    _kernels(r.pre.dtype, r.precision).backward(_recurrence(operands), _evaluation(evaluation), addresses)
+    # The derivative that a step hands back to the one before lies where that with respect to h0 will be.
+    between_steps = (lambda t: sum_over_ranks(grads.h0)) if r.all_ranks else None
+    _kernels(r.pre.dtype, r.precision).backward(
+        _recurrence(operands), _evaluation(evaluation), addresses, between_steps
+    )
     grad_pre = torch.empty_like(r.pre)
     return grads if grad_pre.stride() == grads.pre.stride() else grads._replace(pre=grad_pre.copy_(grads.pre))
 

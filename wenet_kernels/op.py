@@ -147,6 +147,7 @@ def dag_rnn(
     norm: Norm = None,
     coupling: str = "weighted",
     precision: str = "full",
+    all_ranks: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Statistics]:
     """Run `n` different recurrent cells over a sequence of `T` steps as one operator (paper eqs. 1-4).
@@ -165,6 +166,10 @@ def dag_rnn(
         coupling: "weighted" mixes the networks into one hidden state; "independent" keeps each network's own.
         precision: of the products' factors: "full" (as the operands are), or for fp32 operands "tf32" or "bf16", summed
             in fp32. Everything else is computed in the operands' own type.
+        all_ranks: the networks are some of a mixture whose others are on the other ranks of `torch.distributed`; `mix`
+            holds their part of its weights, and `h0` and `mask_h` are the same everywhere. The output is that of the
+            whole mixture, and so are, given the whole derivative of the output on every rank, the derivatives but that
+            of `pre`, to which only the networks here contribute.
         backend: "auto" or a name that `backends()` lists as ready.
 
     Returns:
@@ -172,29 +177,32 @@ def dag_rnn(
         state, `[T, n, L+1, H]` each, without derivative.
 
     Raises:
-        WenetError: operands that disagree, an unknown option, a backend that cannot run, or NaN among the operands.
+        WenetError: operands that disagree, an unknown option, a backend that cannot run, NaN among the operands, or a
+            rank that is gone.
     """
     running_mean, running_var = norm if isinstance(norm, tuple) else (None, None)
     mode = "running" if isinstance(norm, tuple) else norm or "none"
-    _check_options(form, mode, coupling, mix)
+    _check_options(form, mode, coupling, mix, all_ranks)
     operands = (pre, h0, weight_hidden, weight_nodes, mix, mask_h, running_mean, running_var)
     _check_shapes(operands, cells, form, mode)
     backend = resolve_backend(backend, pre.device, pre.dtype, precision, cells.registered)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
     output, _, mean, var = torch.ops.wenet_kernels.dag_rnn(
         pre, h0, weight_hidden, weight_nodes, mix, cells.ancestor, cells.activation, cells.concat, mask_h,
-        running_mean, running_var, form, mode, precision, keep, backend,
+        running_mean, running_var, form, mode, precision, all_ranks, keep, backend,
     )  # fmt: skip
     return (output, (mean.detach(), var.detach())) if mode == "batch" else output
 
 
-def _check_options(form: str, norm: str, coupling: str, mix: Tensor | None) -> None:
+def _check_options(form: str, norm: str, coupling: str, mix: Tensor | None, all_ranks: bool) -> None:
     check_choice("form", form, FORMS)
     if norm not in ("none", "batch", "running"):
         raise WenetError(f"unknown norm {norm!r}; pass 'batch', a pair (mean, var) or None")
     check_choice("coupling", coupling, COUPLINGS)
     if (mix is None) != (coupling == "independent"):
         raise WenetError(f"coupling {coupling!r} {'needs' if mix is None else 'takes no'} mixing weights")
+    if all_ranks and mix is None:
+        raise WenetError("independent networks have nothing that is summed over ranks; leave all_ranks out")
 
 
 def _check_shapes(operands: tuple[Tensor | None, ...], cells: CellBatch, form: str, norm: str) -> None:
@@ -248,12 +256,13 @@ def _dag_rnn(
     form: str,
     norm: str,
     precision: str,
+    all_ranks: bool,
     keep: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r = Recurrence(
         pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation, concat, mask_h, running_mean, running_var,
-        form, norm, precision,
+        form, norm, precision, all_ranks,
     )  # fmt: skip
     evaluation = _BACKENDS[backend].forward(r, keep)
     _check_finite(r, evaluation.output)
@@ -273,7 +282,7 @@ def _check_finite(r: Recurrence, output: Tensor) -> None:
 @_dag_rnn.register_fake
 def _(
     pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation, concat, mask_h, running_mean, running_var,
-    form, norm, precision, keep, backend,
+    form, norm, precision, all_ranks, keep, backend,
 ):  # fmt: skip
     steps, networks, rows, _ = pre.shape
     hidden, nodes = h0.shape[-1], weight_nodes.shape[1]
@@ -308,11 +317,12 @@ def _dag_rnn_backward(
     form: str,
     norm: str,
     precision: str,
+    all_ranks: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     r = Recurrence(
         pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation, concat, mask_h, running_mean, running_var,
-        form, norm, precision,
+        form, norm, precision, all_ranks,
     )  # fmt: skip
     grads = _BACKENDS[backend].backward(r, Evaluation(output, activated, mean, var), grad_output)
     return grads.pre, grads.h0, grads.weight_hidden, grads.weight_nodes, grads.mix
@@ -321,7 +331,7 @@ def _dag_rnn_backward(
 @_dag_rnn_backward.register_fake
 def _(
     grad_output, output, activated, mean, var, pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation,
-    concat, mask_h, running_mean, running_var, form, norm, precision, backend,
+    concat, mask_h, running_mean, running_var, form, norm, precision, all_ranks, backend,
 ):  # fmt: skip
     grad_mix = pre.new_empty(0 if mix is None else mix.shape)
     contiguous = (x.new_empty(x.shape) for x in (h0, weight_hidden, weight_nodes))
@@ -329,20 +339,21 @@ def _(
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.form, ctx.norm, ctx.precision, _, ctx.backend = inputs
+    *tensors, ctx.form, ctx.norm, ctx.precision, ctx.all_ranks, _, ctx.backend = inputs
     ctx.save_for_backward(*output, *tensors)
     ctx.set_materialize_grads(False)  # or zeros as large as all that forward kept would be filled in for nothing
 
 
 def _backward(ctx, grad_output, _activated, _mean, _var):
     if grad_output is None:
-        return (None,) * 16
+        return (None,) * 17
     output, activated, mean, var, *tensors = ctx.saved_tensors
     grads = torch.ops.wenet_kernels.dag_rnn_backward(
-        grad_output.contiguous(), output, activated, mean, var, *tensors, ctx.form, ctx.norm, ctx.precision, ctx.backend
-    )
+        grad_output.contiguous(), output, activated, mean, var, *tensors, ctx.form, ctx.norm, ctx.precision,
+        ctx.all_ranks, ctx.backend,
+    )  # fmt: skip
     grad_mix = None if tensors[4] is None else grads[4]
-    return (*grads[:4], grad_mix, *(None,) * 11)
+    return (*grads[:4], grad_mix, *(None,) * 12)
 
 
 _dag_rnn.register_autograd(_backward, setup_context=_setup_context)

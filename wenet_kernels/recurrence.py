@@ -33,6 +33,7 @@ class Recurrence:
     form: str  # "highway" or "plain"
     norm: str  # "none", "batch" or "running"
     precision: str  # of the products' factors: "full", "tf32" or "bf16"
+    all_ranks: bool = False  # whether other processes' networks are part of the mixture, in every step
 
     @property
     def highway(self) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wenet_kernels.activations import REGISTERED, Activation, activation_names
+from wenet_kernels.ranks import sum_over_ranks
 from wenet_kernels.recurrence import NORM_EPS, Evaluation, Gradients, Recurrence
 
 
@@ -66,7 +67,7 @@ def forward(r: Recurrence, keep: bool) -> Evaluation:
             states[node] = _normalise(state, *_statistics(r, node, mean, var, t))
             if keep:
                 activated[t, :, node] = _beside(gate, candidate) if r.highway else candidate
-        h = output[t] = _mix(r, _cell_output(r, states))
+        h = output[t] = _over_ranks(r, _mix(r, _cell_output(r, states)))
     return Evaluation(output, activated, mean, var)
 
 
@@ -102,7 +103,7 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
             if node > 0:
                 grad_states[r.ancestor[:, node - 1], _networks(r)] += grad_previous
             else:
-                grad_h = grad_previous if r.mix is None else grad_previous.sum(0)
+                grad_h = grad_previous if r.mix is None else _over_ranks(r, grad_previous.sum(0))
     grad_weights = factor.flatten(2, 3).transpose(2, 3) @ grad_product.flatten(2, 3)  # [L+1, n, H, G]
     grad_nodes = grad_weights[1:].transpose(0, 1).contiguous()  # [n, L, H, G]
     return Gradients(grad_pre, grad_h, grad_weights[0].clone(), grad_nodes, grad_mix)
@@ -234,6 +235,11 @@ def _cell_output(r: Recurrence, states: Tensor) -> Tensor:
 def _mix(r: Recurrence, cell_output: Tensor) -> Tensor:
     """Eq. (4): the networks' outputs under their weights; independent networks keep their own."""
     return cell_output if r.mix is None else (r.mix[:, None, None] * cell_output).sum(0)
+
+
+def _over_ranks(r: Recurrence, of_networks: Tensor) -> Tensor:
+    """What is a sum over networks, over those of all ranks."""
+    return sum_over_ranks(of_networks) if r.all_ranks else of_networks
 
 
 def _cell_output_backward(r: Recurrence, grad_h: Tensor) -> Tensor:

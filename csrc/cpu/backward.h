@@ -120,6 +120,7 @@ class BackwardPass {
         member.sync();
         collect(member, t);
         member.sync();
+        if (r_.between_steps) meet_others(member, t);
       }
     } else {
       for (int64_t k = mine.first; k < mine.last; ++k) {
@@ -378,8 +379,25 @@ class BackwardPass {
       for (int64_t k = 0; k < r_.networks; ++k) {
         add_scaled_rows(grad_previous_h(k).block(b), T(1), grad_h(0).block(b), r_.rows);
       }
+      if (r_.between_steps) {
+        write_grad_h0(0, b);
+      } else {
+        leave(t, 0, b);
+      }
+    }
+  }
+
+  // The derivative out of step t, which was put where that of h0 goes, becomes that of all networks, wherever they are.
+  void meet_others(const Member& member, int64_t t) {
+    if (member.rank() == 0) r_.between_steps(r_.between_steps_context, t);
+    member.sync();
+    const Range blocks = member.part(o_.hidden.blocks());
+    for (int64_t b = blocks.first; b < blocks.last; ++b) {
+      const T* from = reinterpret_cast<const T*>(gradients_.h0) + output_offset(0, 0, b);
+      gather_block(from, r_.hidden, o_.hidden.count(b), r_.rows, grad_h(0).block(b));
       leave(t, 0, b);
     }
+    member.sync();
   }
 
   void carry_back(const Member& member, int64_t t, int64_t network) {
@@ -392,6 +410,10 @@ class BackwardPass {
 
   void leave(int64_t t, int64_t chain, int64_t b) {
     if (t > 0) return add_grad_output(t - 1, chain, b);
+    write_grad_h0(chain, b);
+  }
+
+  void write_grad_h0(int64_t chain, int64_t b) {
     T* to = reinterpret_cast<T*>(gradients_.h0) + output_offset(0, chain, b);
     scatter_block(grad_h(chain).block(b), r_.rows, o_.hidden.count(b), r_.hidden, to);
   }

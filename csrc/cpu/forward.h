@@ -60,7 +60,9 @@ class ForwardPass {
   void run(const Member& member) {
     const Range mine = member.networks(r_.networks);
     for (int64_t k = mine.first; k < mine.last; ++k) pack_network(member, k);
-    for (int64_t chain = 0; chain < chains_; ++chain) begin(member, chain);
+    for (int64_t chain = 0; chain < chains_; ++chain) {
+      take_h(member, chain, reinterpret_cast<const T*>(r_.h0) + chain * r_.rows * r_.hidden);
+    }
     member.sync();
     if (r_.weighted) {
       for (int64_t t = 0; t < r_.steps; ++t) {
@@ -68,6 +70,7 @@ class ForwardPass {
         member.sync();
         mix(member, t);
         member.sync();
+        if (r_.between_steps) meet_others(member, t);
       }
     } else {  // a network at a time, so that its weights stay in the cache
       for (int64_t k = mine.first; k < mine.last; ++k) {
@@ -104,11 +107,11 @@ class ForwardPass {
     }
   }
 
-  void begin(const Member& member, int64_t chain) {
-    const T* h0 = reinterpret_cast<const T*>(r_.h0) + chain * r_.rows * r_.hidden;
+  // A state in rows becomes the one that the next step reads.
+  void take_h(const Member& member, int64_t chain, const T* from) {
     const Range blocks = member.part(o_.hidden.blocks());
     for (int64_t b = blocks.first; b < blocks.last; ++b) {
-      gather_block(h0 + b * kWidth<T>, r_.hidden, o_.hidden.count(b), r_.rows, h(chain).block(b));
+      gather_block(from + b * kWidth<T>, r_.hidden, o_.hidden.count(b), r_.rows, h(chain).block(b));
       mask_rows(h(chain).block(b), mask(b), h_operand(chain).block(b), r_.rows);
     }
   }
@@ -191,6 +194,14 @@ class ForwardPass {
       }
       hand_over(t, 0, b);
     }
+  }
+
+  // The output of a step becomes that of all networks, wherever they are.
+  void meet_others(const Member& member, int64_t t) {
+    if (member.rank() == 0) r_.between_steps(r_.between_steps_context, t);
+    member.sync();
+    take_h(member, 0, reinterpret_cast<const T*>(evaluation_.output) + t * r_.rows * r_.hidden);
+    member.sync();
   }
 
   // An independent network's output is its own next state.

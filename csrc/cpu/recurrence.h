@@ -26,6 +26,11 @@ struct Recurrence {
   Address mask_h = 0;                                   // [M, H]
   Address running_mean = 0, running_var = 0;            // [n, L+1, H]
 
+  // Where the networks here are only some of the mixture: called by one thread after every step t, with what is summed
+  // over the networks in its place (forward the output of the step, backward Gradients::h0), to be summed over all others.
+  void (*between_steps)(void* context, std::int64_t t) = nullptr;
+  void* between_steps_context = nullptr;
+
   std::int64_t width() const { return highway ? 2 * hidden : hidden; }  // G
 };
 

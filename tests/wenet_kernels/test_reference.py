@@ -88,7 +88,7 @@ def test_opcheck(coupling, norm):
     torch.library.opcheck(
         torch.ops.wenet_kernels.dag_rnn.default,
         (o.pre, o.h0, o.weight_hidden, o.weight_nodes, o.mix, o.cells.ancestor, o.cells.activation, o.cells.concat,
-         o.mask_h, None, None, "highway", norm, "full", True, "reference"),
+         o.mask_h, None, None, "highway", norm, "full", False, True, "reference"),
     )  # fmt: skip
 
 

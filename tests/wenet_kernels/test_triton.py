@@ -235,7 +235,7 @@ def test_opcheck():
     torch.library.opcheck(
         torch.ops.wenet_kernels.dag_rnn.default,
         (*o.positional[:5], o.cells.ancestor, o.cells.activation, o.cells.concat, o.mask_h, None, None, "highway",
-         "batch", "full", True, "triton"),
+         "batch", "full", False, True, "triton"),
         # Outputs of one call lie in memory that the next one uses, which a backward recorded in advance forbids.
     )  # fmt: skip
 

@@ -32,12 +32,13 @@ class Shape:
     weighted: bool
     masked: bool
     keep: bool
+    all_ranks: bool = False
 
     @classmethod
     def of(cls, r: Recurrence, keep: bool) -> Shape:
         _, networks, rows, hidden, nodes = r.sizes
         weighted, masked = r.mix is not None, r.mask_h is not None
-        return cls(networks, rows, hidden, nodes, r.form, r.norm, r.precision, weighted, masked, keep)
+        return cls(networks, rows, hidden, nodes, r.form, r.norm, r.precision, weighted, masked, keep, r.all_ranks)
 
     @property
     def width(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wenet_kernels.ranks import sum_over_ranks
 from wenet_kernels.recurrence import Recurrence
 from wenet_kernels.triton import kernels
 from wenet_kernels.triton.plan import Columns, Machine, Shape, choose_tiling
@@ -78,6 +79,8 @@ class Workspace:
                 self._step_forward(t, init, first, last)
             if self.shape.weighted:
                 self._sum(self.cell_output, self.mix, None, self.hidden[1:], t)
+            if self.shape.all_ranks:
+                sum_over_ranks(self.hidden[t + 1])
 
     def _launches(self) -> Iterator[tuple[bool, int, int]]:
         """Whether a launch evaluates the init node, and the range of the other nodes that it evaluates."""
@@ -118,10 +121,19 @@ class Workspace:
         self.grad_states.zero_()
         self.grad_previous.zero_()
         for t in reversed(range(steps)):
-            self._sum(self.grad_previous, None, self.grad_output, self.grad_hidden, t)
+            self._sum_backward(t)
             for head, first, last, link, tail in self._launches_backward():
                 self._step_backward(t, head, first, last, link, tail)
         self._sum(self.grad_previous, None, None, self.grad_h0, 0)
+        if self.shape.all_ranks:
+            sum_over_ranks(self.grad_h0)
+
+    def _sum_backward(self, t: int) -> None:
+        """The derivative with respect to the hidden state after step t: the next step's share, and the output's."""
+        if not self.shape.all_ranks:
+            return self._sum(self.grad_previous, None, self.grad_output, self.grad_hidden, t)
+        self._sum(self.grad_previous, None, None, self.grad_hidden, t)
+        sum_over_ranks(self.grad_hidden[t]).add_(self.grad_output[t])
 
     def _launches_backward(self) -> Iterator[tuple[bool, int, int, bool, bool]]:
         """Arguments HEAD, first_node, last_node, LINK and TAIL of `step_backward`."""

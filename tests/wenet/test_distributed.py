@@ -1,0 +1,284 @@
+"""Several processes at one run find what one process finds, stop together, and never wait for one that is gone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from wenet import WenetError, resume_search, resume_train, search, train
+from wenet.config import resolve_config, resolve_train_config
+from wenet.distributed import ALONE, Ranks
+from wenet.genotypes import load_genotype
+from wenet.launch_search import _check_ranks
+from wenet.nn import DagRNN, draw_rows
+
+from .helpers import results, write_text
+
+COMMANDS = Path(sys.executable).parent
+SEARCH = {
+    "preset": "quick", "pool": 8, "batch": 4, "seeds": 3, "hidden": 6, "nodes": 3, "data_batch": 4, "eval_batch": 2,
+    "bptt": 6, "epochs_per_round": 0.4, "seed_parameters": "keep", "precision": "fp64", "mix_dropout": 0.2,
+}  # fmt: skip
+TRAIN = {
+    "preset": "quick", "cell": "tanh0 relu1", "hidden": 6, "epochs": 3, "data_batch": 5, "eval_batch": 2,
+    "test_batch": 2, "bptt": 12, "lr": 5.0, "dropout_word": 0.1, "temporal_activation_reg": 1e-2, "nonmonotone": 1,
+    "precision": "fp64",
+}  # fmt: skip
+
+
+def torchrun(count, *arguments):
+    """A job of so many ranks, started."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def command(count, name, *arguments):
+    return torchrun(count, "--no-python", COMMANDS / name, *arguments)
+
+
+def succeeds(job):
+    output = job.communicate(timeout=280)[0]
+    assert job.returncode == 0, output
+    return output
+
+
+def flags(settings):
+    return [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
+
+
+def assert_close(found, expected, rel=1e-9):
+    """Nested results, numbers up to rounding; a difference in the last digits must change no decision."""
+    if isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=rel)
+    elif isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for key in expected:
+            assert_close(found[key], expected[key], rel)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for pair in zip(found, expected, strict=True):
+            assert_close(*pair, rel)
+    else:
+        assert found == expected
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text"), lines=60)
+
+
+@pytest.fixture(scope="module")
+def searched(text, tmp_path_factory):
+    """What one process finds."""
+    return search(str(text), out=tmp_path_factory.mktemp("one") / "run", **SEARCH).folder
+
+
+@pytest.fixture(scope="module")
+def trained(text, tmp_path_factory):
+    return train(str(text), out=tmp_path_factory.mktemp("one") / "run", **TRAIN).folder
+
+
+def test_divided_layer_is_the_undivided_one():
+    output = succeeds(torchrun(2, Path(__file__).parent / "divided_layer.py"))
+    assert "rank 0 of 2 agrees" in output and "rank 1 of 2 agrees" in output
+
+
+def test_two_ranks_search_as_one_process(text, tmp_path, searched):
+    run = tmp_path / "run"
+    output = succeeds(command(2, "wenet-search", text, *flags(SEARCH), "--out", run))
+    assert output.count("round 2/2 done") == 1
+    assert "ranks     2, which divide the networks, at most 7" in output
+    assert_close(results(run), results(searched))
+    found, expected = (load_file(sorted((path / "checkpoint").iterdir())[-1]) for path in (run, searched))
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def stop_at(monkeypatch, kind, method, count):
+    """Ask a run to stop at the n-th call of a method."""
+    real, calls = getattr(kind, method), []
+
+    def called(self, *operands):
+        calls.append(1)
+        if len(calls) == count:
+            self.interrupt.requested = signal.SIGTERM
+        return real(self, *operands)
+
+    monkeypatch.setattr(kind, method, called)
+
+
+def stopped_by_signal(job, records):
+    """Let a job record something, ask it to stop, and see it stop in order."""
+    until(job, lambda: records.exists() and records.read_text().count("\n") > 0)
+    job.send_signal(signal.SIGTERM)
+    output = job.communicate(timeout=250)[0]
+    assert output.count("stopped; continue with: wenet-") == 1, output
+
+
+def until(job, happened):
+    while not happened():
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.01)
+
+
+def test_search_goes_on_with_another_number_of_ranks(text, tmp_path, searched, monkeypatch):
+    """One process begins, three go on, and one ends."""
+    from wenet.interrupt import Stopped
+    from wenet.search import Search
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, Search, "_step", 5)
+        search(str(text), out=run, **SEARCH)
+    stopped_by_signal(command(3, "wenet-search", "--resume", run), run / "search.jsonl")
+    assert len(results_so_far(run)) == 1
+    resume_search(run)
+    assert_close(results(run), results(searched))
+
+
+def results_so_far(run):
+    return [json.loads(line) for line in (run / "search.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_ends_the_job(text, tmp_path, searched, victim):
+    run = tmp_path / "run"
+    settings = {**SEARCH, "epochs_per_round": 50}
+    job = command(2, "wenet-search", text, *flags(settings), "--out", run, "--checkpoint-every", "0")
+    until(job, lambda: list(run.glob("checkpoint/0*")))
+    os.kill(process_of_rank(job, victim), signal.SIGKILL)
+    killed = time.monotonic()
+    output = job.communicate(timeout=250)[0]
+    assert time.monotonic() - killed < 30
+    assert job.returncode != 0
+    assert f"(rank: {victim})" in output or f"rank      : {victim}" in output
+    assert f"wenet-search (rank {1 - victim}): lost the other ranks" in output
+    assert "go on from the last checkpoint with --resume" in output
+    assert list(run.glob("checkpoint/0*"))
+
+
+def process_of_rank(job, rank):
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    found = [child for child in children if f"RANK={rank}".encode() in environment_of(child)]
+    assert len(found) == 1
+    return int(found[0])
+
+
+def environment_of(process):
+    return Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+
+
+def test_two_ranks_train_as_one_process(text, tmp_path, trained):
+    """Five rows are three and two; the test at the end and averaged weights included."""
+    run = tmp_path / "run"
+    succeeds(command(2, "wenet-train", text, *flags(TRAIN), "--out", run))
+    assert_close(results(run, "train.jsonl"), results(trained, "train.jsonl"), rel=1e-6)
+
+
+def test_training_goes_on_with_another_number_of_ranks(text, tmp_path, trained, monkeypatch):
+    from wenet.interrupt import Stopped
+    from wenet.train import Training
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, Training, "_update", 5)
+        train(str(text), out=run, **TRAIN)
+    stopped_by_signal(command(2, "wenet-train", "--resume", run), run / "train.jsonl")
+    resume_train(run)
+    assert_close(results(run, "train.jsonl"), results(trained, "train.jsonl"), rel=1e-6)
+
+
+RUNS = {**SEARCH, "pool": 4, "runs": 3, "audit": 5, "audit_epochs": 0.5, "pool_seed": 9}
+
+
+def test_two_ranks_divide_runs_and_standalone_trainings(text, tmp_path):
+    """Each run is on one rank, so it is the same to the last bit; so is a cell that is trained standalone."""
+    search(str(text), out=tmp_path / "one", **RUNS)
+    succeeds(command(2, "wenet-search", text, *flags(RUNS), "--out", tmp_path / "two"))
+    for number in (1, 2, 3):
+        parts = [tmp_path / ranks / f"run-{number}" for ranks in ("one", "two")]
+        assert results(parts[0]) == results(parts[1])
+    found, expected = (without_costs(tmp_path / ranks / "best.json") for ranks in ("two", "one"))
+    assert found == expected
+    audit = {**SEARCH, "audit": 5, "audit_epochs": 0.5}
+    search(str(text), out=tmp_path / "audited", **audit)
+    succeeds(command(2, "wenet-search", text, *flags(audit), "--out", tmp_path / "audited-by-two"))
+    found, expected = (without_costs(tmp_path / run / "audit.json") for run in ("audited-by-two", "audited"))
+    assert_close(found, expected)
+
+
+def without_costs(path):
+    values = json.loads(path.read_text())
+    return {name: value for name, value in values.items() if "seconds" not in name and "memory" not in name}
+
+
+def test_a_mistake_is_told_by_every_rank_and_nothing_waits(text, searched):
+    job = command(2, "wenet-search", text, *flags(SEARCH), "--out", searched)
+    output = job.communicate(timeout=250)[0]
+    assert job.returncode != 0
+    assert "wenet-search (rank 0): " in output and "holds a run already" in output
+    assert "Traceback" not in output.split("wenet-search (rank")[0]
+
+
+def test_parts_cover_everything_once():
+    for total in range(1, 20):
+        for count in range(1, total + 1):
+            parts = [range(total)[Ranks(rank, count).own(total)] for rank in range(count)]
+            assert [thing for part in parts for thing in part] == list(range(total))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+            assert min(map(len, parts)) >= 1
+
+
+def test_rows_drawn_are_those_of_the_whole_batch():
+    x = torch.randn(3, 5, 4)
+    cell = DagRNN(4, 4, load_genotype("tanh0"), dropout_x=0.5, dropout_h=0.5, backend="reference")
+    torch.manual_seed(1)
+    whole, _ = cell(x)
+    torch.manual_seed(1)
+    draw_rows(cell, 5, slice(2, 4))
+    part, _ = cell(x[:, 2:4])
+    torch.testing.assert_close(part, whole[:, 2:4])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pool": 9, "batch": 8, "seeds": 2}, "a round of 3 networks cannot be divided over 4 ranks"),
+        ({"device": "cuda:1"}, "names one GPU for all ranks"),
+        ({"score": "held-out"}, "cannot be divided over ranks with --score held-out"),
+        ({"mix_norm": "rms"}, "cannot be divided over ranks with --mix-norm rms"),
+    ],
+)
+def test_what_ranks_cannot_do(settings, message):
+    config = resolve_config("quick", {"device": "cpu", **settings})
+    with pytest.raises(WenetError, match=message):
+        _check_ranks(config, Ranks(0, 4, 4))
+    _check_ranks(config, ALONE)
+
+
+def test_more_ranks_than_rows():
+    from wenet.launch_train import _check_ranks
+
+    with pytest.raises(WenetError, match="--data-batch 2 cannot be divided over 3 ranks"):
+        _check_ranks(resolve_train_config("quick", {"data_batch": 2, "device": "cpu"}), Ranks(0, 3))
+
+
+def test_fewest_networks_of_a_round():
+    for pool, batch, seeds in [(9, 8, 2), (8, 8, 4), (16, 4, 2), (5, 2, 6), (3, 8, 2)]:
+        config = resolve_config("quick", {"pool": pool, "batch": batch, "seeds": seeds})
+        sizes, kept = [], 0
+        for first in range(0, pool, batch):
+            sizes.append(len(range(first, min(pool, first + batch))) + kept)
+            kept = min(seeds, sizes[-1])
+        assert config.fewest_networks == min(sizes)
