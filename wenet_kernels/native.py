@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-INTERFACE = 2  # as in csrc/module.cpp: raised there and here whenever Python calls the module in another way
+INTERFACE = 3  # as in csrc/module.cpp: raised there and here whenever Python calls the module in another way
 
 if TYPE_CHECKING:
     from wenet_kernels import _native
