@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 # With an embedding of 200, two LSTM layers of 247 and 200 have the parameters of a cell of 8 gated nodes at 200.
 CELLS = [
     "darts-v2",
@@ -81,14 +83,9 @@ def _file_name(cell: str) -> str:
 
 
 def write_results(out: Path, trained: list[Trained]) -> None:
-    """`compare.json`, `table.md` and, with matplotlib, `curves.svg`."""
+    """`compare.json`, `table.md` and `curves.svg`."""
     (out / "compare.json").write_text(json.dumps([vars(one) for one in trained], indent=2) + "\n")
     (out / "table.md").write_text("\n".join(table(trained)) + "\n")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no curves: matplotlib is not installed")
-        return
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for number, (cell, runs) in enumerate(_by_cell(trained).items()):

@@ -31,7 +31,7 @@ config._paper_settings = lambda given: config.TRAIN_PRESETS["quick"]
 read_texts = corpus.read_texts
 corpus.read_texts = lambda name, folder: read_texts(name if name.endswith("my-text") else {text!r}, folder)
 """
-COMMANDS = ("search", "train", "eval", "cell")
+COMMANDS = ("search", "train", "eval", "rank", "cell", "report")
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ from wenet import genotypes, nn
 from wenet.evaluate import evaluate
 from wenet.export import export
 from wenet.genotype import Genotype, random_genotypes
-from wenet.launch import SearchResult, resume_search, search
+from wenet.launch_search import SearchResult, resume_search, search
 from wenet.launch_train import TrainResult, resume_train, train
-from wenet_kernels import WenetError
+from wenet.rank import rank_cells
+from wenet_kernels import WenetError, register_activation
 
 __version__ = version("wenet-rnn")
 
@@ -22,6 +23,8 @@ __all__ = [
     "genotypes",
     "nn",
     "random_genotypes",
+    "rank_cells",
+    "register_activation",
     "resume_search",
     "resume_train",
     "search",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wenet.nn import LanguageModel
-from wenet.training import exp_of_mean, window, windows_per_epoch
+from wenet.training import exponential, window, windows_per_epoch
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def cache_perplexity(model: LanguageModel, stream: Tensor, bptt: int, cache: Cac
         log_cache = _log_cache(raw, states, words, targets, cache)
         mixed = torch.logaddexp(log_vocabulary + math.log1p(-cache.share), log_cache + math.log(cache.share))
         total -= float(torch.where(log_cache.isnan(), log_vocabulary, mixed).sum())
-    return exp_of_mean(total, stream)
+    return exponential(total / stream[1:].numel())
 
 
 def _log_cache(raw: Tensor, states: Tensor, words: Tensor, targets: Tensor, cache: Cache) -> Tensor:
@@ -101,7 +101,7 @@ def dynamic_perplexity(
     with torch.no_grad():
         for parameter, origin in zip(model.parameters(), trained, strict=True):
             parameter.copy_(origin)
-    return exp_of_mean(total, stream)
+    return exponential(total / stream[1:].numel())
 
 
 def _gradient_scales(model: LanguageModel, train_stream: Tensor, bptt: int) -> list[Tensor]:

@@ -79,6 +79,21 @@ class RunFolder:
         run._sweep()
         return run
 
+    @classmethod
+    def open_or_create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
+        """Take up the run of these settings, or start it.
+
+        Raises:
+            WenetError: as in `create` and `open`; the run that is there has other settings.
+        """
+        if not (path / "config.json").exists():
+            return cls.create(path, config)
+        run = cls.open(path)
+        if run.config != config:
+            run.close()
+            raise WenetError(f"{path} was begun with other settings; delete it to begin anew")
+        return run
+
     def close(self) -> None:
         """Let another process have the folder."""
         self._lock.release()
@@ -164,6 +179,11 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         return sorted((self.path / "checkpoint").glob("[0-9]*.safetensors"))
+
+    def remove_checkpoints(self) -> None:
+        """Of a run that is finished and recorded."""
+        for path in self.checkpoints():
+            path.unlink()
 
     def _sweep(self) -> None:
         """Remove what a write that did not finish has left, ours or the library's."""

@@ -20,9 +20,11 @@ from wenet.export import SUFFIXES, describe_export, export
 from wenet.genotype import random_genotypes
 from wenet.genotypes import PUBLISHED, load_genotype
 from wenet.interrupt import Stopped
-from wenet.launch import CHECKPOINT_MINUTES, describe_result, resume_search, search
+from wenet.launch import CHECKPOINT_MINUTES
+from wenet.launch_search import describe_result, resume_search, search
 from wenet.launch_train import describe_training, resume_train, train
-from wenet_kernels import FORMS, WenetError
+from wenet.rank import describe_ranking, rank_cells
+from wenet_kernels import ACTIVATIONS, FORMS, WenetError
 
 Result = TypeVar("Result")
 
@@ -54,6 +56,16 @@ def cell_main(arguments: Sequence[str] | None = None) -> int:
     return _reporting("wenet-cell", _cell, arguments)
 
 
+def rank_main(arguments: Sequence[str] | None = None) -> int:
+    """The command `wenet-rank`."""
+    return _reporting("wenet-rank", _rank, arguments)
+
+
+def report_main(arguments: Sequence[str] | None = None) -> int:
+    """The command `wenet-report`."""
+    return _reporting("wenet-report", _report, arguments)
+
+
 def _reporting(command: str, run: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None) -> int:
     try:
         run(arguments)
@@ -62,7 +74,8 @@ def _reporting(command: str, run: Callable[[Sequence[str] | None], None], argume
         print(f"{command}: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"{command}: stopped; continue with: {command} --resume {stopped.folder}", file=sys.stderr)
+        again = "the same command" if command == "wenet-rank" else f"{command} --resume {stopped.folder}"
+        print(f"{command}: stopped; continue with: {again}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
@@ -80,7 +93,7 @@ def _search(arguments: Sequence[str] | None) -> None:
         SearchConfig,
         at_end_of="round",
     )
-    console, result = _begin_or_resume(parser, arguments, search, resume_search)
+    console, result = _begin_or_resume(parser, arguments, search, resume_search, resumed_with=("audit", "audit_epochs"))
     console.say(describe_result(result))
 
 
@@ -156,19 +169,26 @@ def _share(text: str) -> float:
 
 
 def _begin_or_resume(
-    parser: _Parser, arguments: Sequence[str] | None, begin: Callable[..., Result], resume: Callable[..., Result]
+    parser: _Parser,
+    arguments: Sequence[str] | None,
+    begin: Callable[..., Result],
+    resume: Callable[..., Result],
+    resumed_with: Sequence[str] = (),
 ) -> tuple[Console, Result]:
+    """What a command does with its flags; `resumed_with` are the settings that a resumed run takes, too."""
     given = vars(parser.parse_args(arguments))
     console = Console(quiet=given.pop("quiet"))
     common = {
         "data_dir": given.pop("data_dir"),
         "checkpoint_every": given.pop("checkpoint_every"),
+        "tensorboard": given.pop("tensorboard"),
         "console": console,
     }
     folder = given.pop("resume")
     if folder is None:
         file = given.pop("config", None)
         return console, begin(config_file=read_config_file(file) if file else None, **common, **given)
+    common |= {name: given.pop(name) for name in resumed_with if name in given}
     if given:
         raise WenetError(f"--resume takes its settings from {folder}; leave out {flag(next(iter(given)))}")
     return console, resume(folder, **common)
@@ -192,6 +212,9 @@ def _run_parser(command: str, description: str, config_class: type[Config], at_e
         default=CHECKPOINT_MINUTES,
         help=f"time between checkpoints (default: %(default)s); one more at the end of each {at_end_of}",
     )
+    run.add_argument(
+        "--tensorboard", action="store_true", default=False, help="write curves for TensorBoard into the run folder"
+    )
     run.add_argument("--quiet", action="store_true", default=False, help="plain lines instead of a progress bar")
     settings = parser.add_argument_group("settings (defaults are those of the preset paper)")
     for option in dataclasses.fields(config_class):
@@ -213,11 +236,48 @@ def _add_setting(group: argparse._ActionsContainer, option: dataclasses.Field[An
     )
 
 
+def _rank(arguments: Sequence[str] | None) -> None:
+    parser = _Parser(
+        prog="wenet-rank",
+        description="Train cells standalone on equal terms over several seeds, and test whether they differ.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "cells", nargs="+", metavar="CELL", help="folders of searches, or cells; the first must be a search"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the results")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings a cell (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, metavar="F", help="default: --audit-epochs of the search")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="look for ptb and wikitext-2 here first")
+    parser.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
+    options = vars(parser.parse_args(arguments))
+    console = Console(quiet=options.pop("quiet"))
+    console.say(describe_ranking(rank_cells(**options, console=console)))
+
+
 def _minutes(text: str) -> float:
     minutes = _number(text)
     if not 0 <= minutes < float("inf"):
         raise argparse.ArgumentTypeError(f"must be at least 0, not {text!r}")
     return minutes
+
+
+def _report(arguments: Sequence[str] | None) -> None:
+    parser = _Parser(
+        prog="wenet-report",
+        description="Write the report of a search or a training, report.html in its folder, anew.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", type=Path, help="folder that wenet-search or wenet-train made")
+    parser.add_argument("--follow", action="store_true", help="write it again and again while the run goes on")
+    options = parser.parse_args(arguments)
+    from wenet.report.write import PAGE, follow_report, write_report  # matplotlib takes a second to import
+
+    if options.follow:
+        follow_report(options.run, Console())
+    else:
+        write_report(options.run)
+        print(options.run / PAGE)
 
 
 def _number(text: str) -> float:
@@ -235,14 +295,23 @@ def _cell(arguments: Sequence[str] | None) -> None:
     show = actions.add_parser("show", help="draw a cell")
     show.add_argument("cell", help="published name, JSON file, run folder, or text such as 'tanh0 relu1'")
     show.add_argument("--json", action="store_true", help="print it as JSON instead")
+    _add_draw(show)
     show.set_defaults(run=_show_cell)
     compare = actions.add_parser("compare", help="what two cells have in common")
     compare.add_argument("cells", nargs=2, metavar="CELL", help="as for show")
+    _add_draw(compare)
     compare.set_defaults(run=_compare_cells)
     _add_export(actions)
     draw = actions.add_parser("random", help="draw cells at random (Algorithm 1)")
     draw.add_argument("--count", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
     draw.add_argument("--nodes", type=int, default=8, metavar="L", help="nodes of each (default: %(default)s)")
+    draw.add_argument(
+        "--activations",
+        type=lambda text: text.split(","),
+        default=list(ACTIVATIONS),
+        metavar="NAME,NAME...",
+        help=f"that the nodes are drawn from (default: {','.join(ACTIVATIONS)})",
+    )
     draw.add_argument("--seed", type=int, default=1, help="the same seed gives the same cells (default: %(default)s)")
     draw.add_argument("--json", action="store_true", help="print them as JSON, one a line")
     draw.set_defaults(run=_random_cells)
@@ -285,16 +354,34 @@ def _list_cells(options: argparse.Namespace) -> None:
         print(f"{name:<10} {genotype.nodes:>2} nodes  {genotype}  ({source})")
 
 
+def _add_draw(action: argparse.ArgumentParser) -> None:
+    action.add_argument("--draw", type=Path, metavar="FILE", help="write a picture too, .svg or .png")
+
+
 def _show_cell(options: argparse.Namespace) -> None:
     genotype = load_genotype(options.cell)
+    if options.draw is not None:
+        from wenet.report.cells import cell_picture, save_picture  # matplotlib takes a second to import
+
+        save_picture(cell_picture(genotype, _title(options.cell)), options.draw)
     print(genotype.to_json() if options.json else f"{genotype}\n\n{genotype.draw()}")
 
 
 def _compare_cells(options: argparse.Namespace) -> None:
     first, second = options.cells
-    print(describe_common(first, load_genotype(first), second, load_genotype(second)))
+    a, b = load_genotype(first), load_genotype(second)
+    if options.draw is not None:
+        from wenet.report.cells import comparison_picture, save_picture
+
+        save_picture(comparison_picture(_title(first), a, _title(second), b), options.draw)
+    print(describe_common(first, a, second, b))
+
+
+def _title(cell: str) -> str:
+    """Of the picture of a cell that was named so: of a path its last part."""
+    return Path(cell).name if Path(cell).exists() else cell
 
 
 def _random_cells(options: argparse.Namespace) -> None:
-    for genotype in random_genotypes(options.count, options.nodes, options.seed):
+    for genotype in random_genotypes(options.count, options.nodes, options.seed, options.activations):
         print(genotype.to_json() if options.json else genotype)

@@ -10,12 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wenet_kernels import FORMS, WenetError, check_choice
+import torch
+
+from wenet.genotype import Genotype, check_activations
+from wenet.genotypes import load_genotypes
+from wenet_kernels import ACTIVATIONS, FORMS, WenetError, check_choice
 
 LSTMS = ("lstm", "lstm-skip")  # what can be trained though it is no cell of the search space
 SOFTMAXES = ("tied", "mos")
 # By name: the precision of the products in `wenet_kernels.dag_rnn`. Parameters are fp32, or with fp64 double too.
 PRECISIONS = {"fp32": "full", "tf32": "tf32", "bf16": "bf16", "fp64": "full"}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters
 
 
 def _option(default: Any, text: str, **limits: Any) -> Any:
@@ -51,6 +56,11 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    @property
+    def activation_names(self) -> tuple[str, ...]:
+        """Those that the settings themselves say cells will have."""
+        return ()
+
 
 @dataclass(frozen=True)
 class SearchConfig(Config):
@@ -66,6 +76,10 @@ class SearchConfig(Config):
     epochs_per_round: float = _option(2.0, "passes over the training text a round", metavar="F", above=0)
     hidden: int = _option(200, "size of embedding and hidden state", metavar="H", at_least=1)
     nodes: int = _option(8, "nodes of a cell", metavar="L", at_least=1)
+    activations: str = _option(",".join(ACTIVATIONS), "that the nodes are drawn from", metavar="NAME,NAME...")
+    init_seeds: str | None = _option(
+        None, "known cells, a line each or a JSON list, that compete in the first round as seeds", metavar="FILE"
+    )
     form: str = _option("highway", "highway (every node gated) or plain (eqs. 1-3 as printed)", choices=FORMS)
     norm: str = _option("batch", "batch (normalise every node) or none", choices=("batch", "none"))
     # Not in the paper. Adam's customary rate; for the mixing weights the one of DARTS's architecture weights.
@@ -87,13 +101,71 @@ class SearchConfig(Config):
     seed_parameters: str = _option(
         "fresh", "whether a seed network starts its next round fresh or keeps its parameters", choices=("fresh", "keep")
     )
+    # Departures from the paper, none of them by default.
+    score: str = _option(
+        "weight",
+        "what ranks the networks of a round: weight (in the mixture) or held-out (validation loss of its own output)",
+        choices=("weight", "held-out"),
+    )
+    mix_temperature: float = _option(
+        1.0, "of the softmax that makes the mixing weights; low ones part them", metavar="TAU", above=0
+    )
+    mix_norm: str = _option(
+        "none",
+        "rms (networks enter the mixture at equal root mean square, so that weight alone counts) or none",
+        choices=("rms", "none"),
+    )
+    mix_dropout: float = _option(0.0, "on whole networks of the mixture", metavar="P", at_least=0, below=1)
     init_range: float = _option(0.04, "weights start as U(-R, R)", metavar="R", above=0)
+    strategy: str = _option(
+        "wenet",
+        "wenet, or random: successive halving of standalone training at the same number of network-steps",
+        choices=("wenet", "random"),
+    )
+    runs: int = _option(1, "separate searches, their winners ranked by standalone training", metavar="R", at_least=1)
+    audit: int = _option(
+        0,
+        "train N of the cells standalone after the search, the kept and some of the rejected; also with --resume",
+        metavar="N",
+        at_least=0,
+    )
+    audit_epochs: float = _option(1.0, "passes over the training text of a standalone training", metavar="F", above=0)
     seed: int = _option(1, "of the pool, the initial weights and the dropouts", at_least=0)
+    pool_seed: int | None = _option(None, "of the pool alone, where it is to differ from --seed", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_activations(self.activations.split(","))
+        if self.init_seeds is not None:
+            # The cells in place of the file: the file may be gone when the run goes on.
+            object.__setattr__(self, "init_seeds", "; ".join(map(str, self._checked_seeds(self.init_seeds))))
+            if self.strategy == "random":
+                raise WenetError("--init-seeds is for --strategy wenet; the baseline draws its cells at random")
         if self.norm == "batch" and self.data_batch < 2:
             raise WenetError("--data-batch must be at least 2 with --norm batch, which compares the rows of a batch")
+        if 0 < self.audit < self.seeds + 2:
+            raise WenetError(f"--audit must be at least {self.seeds + 2}: the --seeds kept and two rejected cells")
+
+    def _checked_seeds(self, source: str) -> list[Genotype]:
+        seeds = load_genotypes(source)
+        if len(seeds) > self.seeds:
+            raise WenetError(f"--init-seeds has {len(seeds)} cells, more than the {self.seeds} that --seeds keeps")
+        for number, seed in enumerate(seeds, start=1):
+            if seed.nodes != self.nodes:
+                raise WenetError(f"--init-seeds, cell {number}: {seed.nodes} nodes, but --nodes is {self.nodes}")
+            if seed in seeds[: number - 1]:
+                raise WenetError(f"--init-seeds, cell {number}: {seed} comes twice")
+        return seeds
+
+    @property
+    def initial_cells(self) -> list[Genotype]:
+        """The seeds of the first round."""
+        return [] if self.init_seeds is None else load_genotypes(self.init_seeds)
+
+    @property
+    def activation_names(self) -> tuple[str, ...]:
+        of_seeds = (name for genotype in self.initial_cells for name in genotype.activations)
+        return tuple(dict.fromkeys([*self.activations.split(","), *of_seeds]))
 
     @property
     def rounds(self) -> int:
@@ -102,7 +174,14 @@ class SearchConfig(Config):
     @property
     def networks(self) -> int:
         """The most networks that train together."""
-        return min(self.batch, self.pool) + (self.seeds if self.rounds > 1 else 0)
+        return min(self.batch, self.pool) + (self.seeds if self.rounds > 1 else len(self.initial_cells))
+
+    @property
+    def standalone_networks(self) -> int:
+        """The most that train together standalone: a rung of the baseline, the audit, the winners of several runs."""
+        rung = self.batch if self.strategy == "random" else 0
+        winners = self.runs if self.runs > 1 else 0
+        return max(min(max(rung, self.audit), self.pool), winners)
 
 
 # What `quick` changes: a search of some minutes on two processor cores.
@@ -123,6 +202,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dropout_x": 0.2,
         "dropout_h": 0.1,
         "dropout_output": 0.2,
+        "audit_epochs": 0.25,
     },
 }
 

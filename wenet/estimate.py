@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from wenet.config import SearchConfig, TrainConfig
+from wenet.config import DTYPES, SearchConfig, TrainConfig
 from wenet.data import Corpus
 from wenet.genotype import Genotype, random_genotypes
 from wenet.loss import CHUNK
 from wenet.nn import MIXTURE_ROWS
-from wenet.search import DTYPES, build_model, build_optimizer
+from wenet.search import build_model, build_optimizer
 from wenet.train import LONGER_AT_MOST
 from wenet.train import build_model as build_trained_model
 
 INTERPRETER = 400_000_000  # bytes, with torch
+STANDALONE_OUTPUTS = 8  # tensors as large as a network's output that its loss, embedding and decoder keep
 TRAIN_PROBE_STEPS = (2, 10)
 PROBE_STEPS, PROBE_ROWS = 4, 20
 PROBE_WEIGHTS = 5_000_000  # in the networks of the probe: enough to be typical, little enough to take a moment
@@ -36,12 +37,28 @@ def estimate(config: SearchConfig, corpus: Corpus) -> Estimate:
 
 
 def estimate_memory(config: SearchConfig, vocabulary_size: int) -> int:
-    """Bytes of a training step: parameters with their gradients and Adam's two moments, and what backward needs."""
+    """Bytes at the peak: of a step of the search, or of the standalone trainings that are part of it."""
+    searching = 0 if config.strategy == "random" else _search_memory(config, vocabulary_size)
+    return INTERPRETER + max(searching, _standalone_memory(config, vocabulary_size))
+
+
+def _search_memory(config: SearchConfig, vocabulary_size: int) -> int:
+    """Parameters with their gradients and Adam's two moments, and what backward needs."""
     positions = config.bptt * config.data_batch
     parameters = config.networks * _network_weights(config) + vocabulary_size * (config.hidden + 1)
     logits = 3 * positions * vocabulary_size
     recurrence = config.networks * positions * _recurrence_bytes(config, config.nodes)
-    return INTERPRETER + DTYPES[config.precision].itemsize * (4 * parameters + logits) + recurrence
+    return DTYPES[config.precision].itemsize * (4 * parameters + logits) + recurrence
+
+
+def _standalone_memory(config: SearchConfig, vocabulary_size: int) -> int:
+    """The same of as many standalone models as train at once; each has an embedding, with two copies of its gradient,
+    as decoder and as input both add to it."""
+    positions = config.bptt * config.data_batch
+    words = vocabulary_size * (config.hidden + 1)
+    outputs = STANDALONE_OUTPUTS * positions * config.hidden
+    network = DTYPES[config.precision].itemsize * (4 * _network_weights(config) + 6 * words + outputs)
+    return config.standalone_networks * (network + positions * _recurrence_bytes(config, config.nodes))
 
 
 def estimate_training(config: TrainConfig, genotype: Genotype | None, corpus: Corpus) -> Estimate:

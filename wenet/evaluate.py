@@ -62,13 +62,14 @@ def evaluate(
         check_choice("setting", name, SETTINGS)
     with closing(RunFolder.open(Path(folder))) as run:
         stored = stored_config(run, "train", resolve_train_config)
-        config = resolve_machine(replace(stored, **{"backend": "auto", "device": "auto", **settings}))
+        genotype = stored_genotype(run)
+        config = resolve_machine(replace(stored, **{"backend": "auto", "device": "auto", **settings}), genotype)
         corpus = stored_corpus(run, stored, data_dir)
         held_out = {"valid": corpus.valid, "test": corpus.test}
         if dataset is not None:
             held_out = encode_held_out(dataset, as_path(data_dir), corpus.vocabulary)
         _, tensors = run.load_best()
-        model = trained_model(config, stored_genotype(run), len(corpus.vocabulary), tensors).to(config.device)
+        model = trained_model(config, genotype, len(corpus.vocabulary), tensors).to(config.device)
         measure = _measure(model, config, batchify(corpus.train, config.data_batch).to(config.device), cache, dynamic)
         record: dict[str, Any] = {
             "dataset": dataset or stored.dataset,

@@ -6,11 +6,11 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wenet_kernels import ACTIVATIONS, WenetError
+from wenet_kernels import ACTIVATIONS, WenetError, activation_names, check_choice
 from wenet_kernels.cells import check_cell
 
 
@@ -39,6 +39,11 @@ class Genotype:
     @property
     def nodes(self) -> int:
         return len(self.recurrent)
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """Of the nodes 1..L."""
+        return tuple(activation for activation, _ in self.recurrent)
 
     def __str__(self) -> str:
         """One line, such as "tanh0 relu1 relu1"; nodes are named only where not all of them are averaged."""
@@ -124,28 +129,43 @@ class Genotype:
         return lines
 
 
-def random_genotypes(count: int, nodes: int, seed: int) -> list[Genotype]:
+def random_genotypes(count: int, nodes: int, seed: int, activations: Sequence[str] = ACTIVATIONS) -> list[Genotype]:
     """Algorithm 1: `count` random cells of `nodes` nodes, all of them averaged; the same for the same seed.
 
-    No cell comes twice, unless more are asked for than exist (`nodes! * 4 ** nodes`): then the space is gone through
-    again as often as needed.
+    No cell comes twice, unless more are asked for than exist (`nodes! * 4 ** nodes` of four activations): then the
+    space is gone through again as often as needed.
+
+    Args:
+        activations: of the nodes, drawn with equal probability; a different order gives different cells.
 
     Raises:
-        WenetError: fewer than one cell, or an impossible number of nodes.
+        WenetError: fewer than one cell, an impossible number of nodes, or activations that are unknown, none or not
+            all different.
     """
+    check_activations(activations)
     if count < 1:
         raise WenetError(f"the number of random cells must be at least 1, not {count}")
     if nodes < 1:
         raise WenetError(f"the number of nodes must be at least 1, not {nodes}")
     generator = random.Random(seed)
-    space = math.factorial(nodes) * len(ACTIVATIONS) ** nodes
+    space = math.factorial(nodes) * len(activations) ** nodes
     genotypes: list[Genotype] = []
     seen: set[Genotype] = set()
     while len(genotypes) < count:
-        genotype = Genotype((generator.choice(ACTIVATIONS), generator.randrange(node)) for node in range(1, nodes + 1))
+        genotype = Genotype((generator.choice(activations), generator.randrange(node)) for node in range(1, nodes + 1))
         if genotype not in seen:
             seen.add(genotype)
             genotypes.append(genotype)
         if len(seen) == space:
             seen.clear()
     return genotypes
+
+
+def check_activations(activations: Sequence[str]) -> None:
+    """Raise `WenetError` unless cells can be drawn from these."""
+    for activation in activations:
+        check_choice("activation", activation, activation_names())
+    if not activations or len(set(activations)) < len(activations):
+        raise WenetError(
+            f"activations must be at least one, and each named once, not {', '.join(activations) or 'none'}"
+        )

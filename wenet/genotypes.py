@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 from wenet.genotype import Genotype, random_genotypes
-from wenet_kernels import ACTIVATIONS, WenetError
+from wenet_kernels import WenetError, activation_names
 
 # Liu et al., DARTS: Differentiable Architecture Search, 2019: first and second order.
 DARTS_V1 = Genotype.from_text("relu0 relu1 tanh2 relu3 relu4 identity1 relu5 relu1")
@@ -32,6 +34,7 @@ PUBLISHED: dict[str, tuple[Genotype, str]] = {
     "rhn": (RHN, "Zilly et al. 2017, ten layers a step"),
 }
 
+CELLS = r"[a-z]+\d+[a-z\d, ;]*"  # what only several cells as text, with ";" between them, look like
 RANDOM_NODES = 8  # of a cell asked for as "random:SEED", as many as the searched cells of the paper have
 
 
@@ -54,7 +57,7 @@ def load_genotype(source: str) -> Genotype:
         try:
             return Genotype.from_text(source)
         except WenetError:
-            if " " in source or re.sub(r"\d+$", "", source) in ACTIVATIONS:
+            if " " in source or re.sub(r"\d+$", "", source) in activation_names():
                 raise
     raise WenetError(f"no cell {source!r}: name a file, a run folder, random:SEED or one of {', '.join(PUBLISHED)}")
 
@@ -70,3 +73,37 @@ def _read_genotype(path: Path) -> Genotype:
         return Genotype.from_dict(value["genotype"] if isinstance(value, dict) and "genotype" in value else value)
     except WenetError as error:
         raise WenetError(f"{path}: {error}") from None
+
+
+def load_genotypes(source: str) -> list[Genotype]:
+    """Cells from a file, or from text with ";" between them.
+
+    A file has a cell a line, each in JSON or as in `load_genotype`; or it is a JSON list of them.
+
+    Raises:
+        WenetError: no cells there, or something that is no cell, with its place.
+    """
+    is_file = os.path.isfile(source)  # also where the text of many cells is too long for a name
+    if not is_file and not re.fullmatch(CELLS, source):
+        raise WenetError(f"no file of cells {source!r}")
+    try:
+        entries = _entries(Path(source).read_text(encoding="utf-8")) if is_file else source.split(";")
+    except (OSError, ValueError) as error:
+        raise WenetError(f"{source} holds no cells: {error}") from None
+    if not entries:
+        raise WenetError(f"{source} holds no cells")
+    genotypes = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            genotypes.append(load_genotype(entry.strip()) if isinstance(entry, str) else Genotype.from_dict(entry))
+        except WenetError as error:
+            raise WenetError(f"{source}, cell {number}: {error}") from None
+    return genotypes
+
+
+def _entries(text: str) -> list[Any]:
+    """Of a file of cells: what may be one, as text or as read from JSON."""
+    if text.lstrip().startswith("["):
+        return list(json.loads(text))
+    lines = [line.strip() for line in text.splitlines()]
+    return [json.loads(line) if line.startswith("{") else line for line in lines if line]

@@ -1,12 +1,11 @@
-"""From what was asked for to a run: settings, text, folder, and what is said before and after."""
+"""What a search and a training have in common before they start: settings, machine, text, folder."""
 
 from __future__ import annotations
 
-import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,14 +13,11 @@ from typing import Any, TypeVar
 import torch
 
 from wenet.checkpoint import RunFolder
-from wenet.config import PRECISIONS, PRESETS, Config, SearchConfig, resolve_config
-from wenet.console import Console, duration, size
+from wenet.config import DTYPES, PRECISIONS, Config
+from wenet.console import Console, size
 from wenet.data import Corpus, batchify, load_corpus
-from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
-from wenet.interrupt import Interrupt
-from wenet.memory import explaining_out_of_memory, total_memory
-from wenet.search import DTYPES, Search
+from wenet.memory import total_memory
 from wenet_kernels import WenetError, backends, native_status, resolve_backend
 
 CHECKPOINT_MINUTES = 5.0
@@ -31,93 +27,27 @@ SIZE_FLAGS = "--hidden, --data-batch or --bptt"  # that decide how much memory a
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found on a text: the cell, what `best.json` says of it, and the run folder."""
-
-    dataset: str
-    genotype: Genotype
-    best: dict[str, Any]
-    folder: Path
-
-
-def search(
-    dataset: str | None = None,
-    *,
-    preset: str | None = None,
-    out: str | Path | None = None,
-    data_dir: str | Path | None = None,
-    checkpoint_every: float = CHECKPOINT_MINUTES,
-    console: Console | None = None,
-    config_file: Mapping[str, Any] | None = None,
-    **settings: Any,
-) -> SearchResult:
-    """Search for a recurrent cell by Algorithm 2 of the paper.
-
-    Args:
-        dataset: "sotu" (embedded, the default), "ptb", "wikitext-2", or a folder with train/valid/test text.
-        preset: "paper" or "quick"; by default "paper" with a GPU and "quick" without.
-        out: a new run folder; by default one under `runs/`, named by the time.
-        data_dir: where to look for ptb and wikitext-2 first.
-        checkpoint_every: minutes.
-        console: where to print; nothing is printed by default.
-        config_file: settings that rank below `settings`.
-        settings: any field of `SearchConfig`.
-
-    Raises:
-        WenetError: an impossible setting, missing or unusable text, too little memory, or diverged training.
-        Stopped: SIGINT or SIGTERM came; `resume_search` goes on from there.
-    """
-    console = console or Console(silent=True)
-    file_settings = dict(config_file or {})
-    # The last of these that is given wins; the preset itself may stand in the file too.
-    preset = preset or file_settings.pop("preset", None) or default_preset()
-    file_settings.pop("preset", None)
+def overriding_settings(
+    dataset: str | None, preset: str | None, config_file: Mapping[str, Any] | None, settings: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The preset, and the settings that override it; what is given by name ranks above what stands in a file."""
+    given = {**(config_file or {}), **settings}
     if dataset is not None:
-        settings["dataset"] = dataset
-    asked = resolve_config(preset, file_settings, settings)
-    config = resolve_machine(asked)
-    corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
-    config = with_absolute_dataset(config)
-    for part, rows in ((corpus.train, config.data_batch), (corpus.valid, config.eval_batch)):
-        batchify(part, rows)  # refuses a text that is too short, before anything is written
-    _check_memory(config, corpus)
-    folder = as_path(out) or default_folder("search", corpus.name)
-    settings_file = run_settings("search", config, corpus, data_dir)
-    with Interrupt() as interrupt, closing(RunFolder.create(folder, settings_file)) as run:
-        _say_header(console, config, corpus, [file_settings, settings])
-        return _run(config, corpus, run, console, checkpoint_every, interrupt)
-
-
-def resume_search(
-    folder: str | Path,
-    *,
-    data_dir: str | Path | None = None,
-    checkpoint_every: float = CHECKPOINT_MINUTES,
-    console: Console | None = None,
-) -> SearchResult:
-    """Continue a search bit-exactly from its last checkpoint.
-
-    Raises:
-        WenetError: no such run, it is in use, its checkpoint is damaged, or text or machine differ from what it needs.
-        Stopped: as in `search`.
-    """
-    console = console or Console(silent=True)
-    with Interrupt() as interrupt, closing(RunFolder.open(Path(folder))) as run:
-        config = stored_config(run, "search", resolve_config)
-        corpus = take_up(run, config, data_dir, console)
-        return _run(config, corpus, run, console, checkpoint_every, interrupt)
+        given["dataset"] = dataset
+    preset_in_file = given.pop("preset", None)
+    return preset or preset_in_file or default_preset(), given
 
 
 def default_preset() -> str:
     return "paper" if torch.cuda.is_available() else "quick"
 
 
-def resolve_machine(config: AnyConfig) -> AnyConfig:
-    """The settings with device, backend and precision named.
+def resolve_machine(config: AnyConfig, cell: Genotype | None = None) -> AnyConfig:
+    """The settings with device, backend and precision named, for a cell where there is one already.
 
     Raises:
-        WenetError: a device or backend asked for is not there, or has no products of the precision asked for.
+        WenetError: a device or backend asked for is not there, or has no products of the precision asked for, or not
+            an activation.
     """
     name = config.device
     if name == "auto":
@@ -130,16 +60,17 @@ def resolve_machine(config: AnyConfig) -> AnyConfig:
         raise WenetError(f"unknown --device {name!r}; choose auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise WenetError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    precision = config.precision if config.precision != "auto" else best_precision(config.backend, device)
-    backend = resolve_backend(config.backend, device, DTYPES[precision], PRECISIONS[precision])
+    activations = cell.activations if cell else config.activation_names
+    precision = config.precision if config.precision != "auto" else best_precision(config.backend, device, activations)
+    backend = resolve_backend(config.backend, device, DTYPES[precision], PRECISIONS[precision], activations)
     return replace(config, device=str(device), backend=backend, precision=precision)
 
 
-def best_precision(backend: str, device: torch.device) -> str:
+def best_precision(backend: str, device: torch.device, activations: Sequence[str] = ()) -> str:
     """The fastest precision that trains as well: bf16 products on a GPU whose backend has them, else fp32."""
     if device.type == "cuda":
         with suppress(WenetError):
-            resolve_backend(backend, device, precision="bf16")
+            resolve_backend(backend, device, precision="bf16", activations=activations)
             return "bf16"
     return "fp32"
 
@@ -154,22 +85,14 @@ def default_folder(kind: str, dataset: str) -> Path:
     return folder
 
 
-def _run(
-    config: SearchConfig,
-    corpus: Corpus,
-    run: RunFolder,
-    console: Console,
-    checkpoint_every: float,
-    interrupt: Interrupt,
-) -> SearchResult:
-    needed = size(estimate_memory(config, len(corpus.vocabulary)))
-    advice = f"about {needed} are needed; lower --batch, {SIZE_FLAGS}"
+def add_report(folder: Path, console: Console) -> None:
+    """Write the report of a run that has ended. The result stands without it, where the disk is full by then."""
+    from wenet.report.write import write_report  # matplotlib takes a second to import
+
     try:
-        with explaining_out_of_memory(advice), pytorch_products_in(config):
-            best = Search(config, corpus, run, console, checkpoint_every, interrupt).run()
-    finally:
-        console.stop()
-    return SearchResult(config.dataset, Genotype.from_dict(best["genotype"]), best, run.path)
+        write_report(folder)
+    except WenetError as error:
+        console.say(f"note      no report: {error}")
 
 
 @contextmanager
@@ -184,10 +107,6 @@ def pytorch_products_in(config: Config) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _check_memory(config: SearchConfig, corpus: Corpus) -> None:
-    check_memory(estimate_memory(config, len(corpus.vocabulary)), config.device, "--batch, " + SIZE_FLAGS)
-
-
 def check_memory(needed: int, device: str, flags: str) -> None:
     """Refuse what cannot fit.
 
@@ -197,6 +116,16 @@ def check_memory(needed: int, device: str, flags: str) -> None:
     there = total_memory(torch.device(device))
     if needed > there:
         raise WenetError(f"about {size(needed)} of memory are needed and {device} has {size(there)}; lower {flags}")
+
+
+def check_lengths(corpus: Corpus, **streams: int) -> None:
+    """Refuse a text that has a part too short for so many streams side by side.
+
+    Raises:
+        WenetError: it has.
+    """
+    for part, rows in streams.items():
+        batchify(getattr(corpus, part), rows)
 
 
 def with_absolute_dataset(config: AnyConfig) -> AnyConfig:
@@ -230,9 +159,12 @@ def stored_config(run: RunFolder, kind: str, resolve: Callable[..., AnyConfig]) 
             raise KeyError
         stored = dict(run.config["settings"])
         return resolve(stored.pop("preset"), stored)
-    except (KeyError, TypeError, WenetError):
+    except (KeyError, TypeError, WenetError) as error:
         what = {"search": "a search", "train": "training"}[kind]
-        raise WenetError(f"{run.path / 'config.json'} is not of {what} by this version; start a new run") from None
+        reason = f" ({error})" if isinstance(error, WenetError) else ""
+        raise WenetError(
+            f"{run.path / 'config.json'} is not of {what} by this version{reason}; start a new run"
+        ) from None
 
 
 def take_up(run: RunFolder, config: Config, data_dir: str | Path | None, console: Console) -> Corpus:
@@ -265,18 +197,11 @@ def stored_corpus(run: RunFolder, config: Config, data_dir: str | Path | None) -
     return corpus
 
 
-def _say_header(console: Console, config: SearchConfig, corpus: Corpus, layers: list[Mapping[str, Any]]) -> None:
-    say_text_and_machine(console, config, corpus)
-    for preset in PRESETS:
-        chosen = preset == config.preset
-        candidate = config if chosen else resolve_machine(resolve_config(preset, *layers))
-        console.say(_preset_line(preset, candidate, corpus) + ("   <- this run" if chosen else ""))
-
-
-def say_text_and_machine(console: Console, config: Config, corpus: Corpus) -> None:
+def say_text_and_machine(console: Console, config: Config, corpus: Corpus, cell: Genotype | None = None) -> None:
     tokens = f"{len(corpus.train):,} training tokens, {len(corpus.vocabulary):,} words"
     console.say(f"text      {corpus.name}: {tokens}")
-    slower = [f"{name} {status}" for name, status in backends().items() if status != "ready"]
+    activations = cell.activations if cell else config.activation_names
+    slower = [f"{name}: {status}" for name, status in backends(activations).items() if status != "ready"]
     console.say(
         f"machine   {config.device} with {torch.get_num_threads()} threads, backend {config.backend}, "
         f"{config.precision}" + (f" ({'; '.join(slower)})" if slower else "")
@@ -284,38 +209,5 @@ def say_text_and_machine(console: Console, config: Config, corpus: Corpus) -> No
     console.say(f"native    {native_status()}")
 
 
-def _preset_line(preset: str, config: SearchConfig, corpus: Corpus) -> str:
-    expected = estimate(config, corpus)
-    return (
-        f"{preset:<9} {config.pool:,} networks, {config.batch} new + {config.seeds} kept a round, {config.rounds} "
-        f"rounds of {config.epochs_per_round:g} epochs, hidden {config.hidden}: about {duration(expected.seconds)}, "
-        f"{size(expected.memory)}"
-    )
-
-
 def as_path(value: str | Path | None) -> Path | None:
     return None if value is None else Path(value)
-
-
-def describe_result(result: SearchResult) -> str:
-    """The winner as a person wants it: drawn, beside what chance would give, with its cost and what to do next."""
-    best, folder = result.best, result.folder
-    kept = best["rounds_kept"] - 1
-    return "\n".join(
-        [
-            "",
-            f"best of {best['networks_searched']:,} networks: weight {best['weight']:.4f} in the last mixture, where "
-            f"equal weights would be {best['uniform_weight']:.4f}; "
-            + (f"kept from {kept} earlier round{'s' * (kept > 1)}" if kept else "new in the last round"),
-            "",
-            result.genotype.draw(),
-            "",
-            f"cell      {result.genotype}",
-            f"cost      {duration(best['seconds'])}, peak memory {size(best['peak_memory_bytes'])}",
-            f"mixture   validation perplexity {best['mixture_valid_perplexity']:.1f}, of all networks of the last "
-            "round together",
-            "caution   one search, ranked by mixing weights: whether the cell beats a random one was not measured",
-            f"files     {folder}/best.json (the cell), search.jsonl (every round), config.json (settings)",
-            "next      " + shlex.join(["wenet-train", result.dataset, "--cell", str(folder), "--preset", "quick"]),
-        ]
-    )

@@ -11,7 +11,8 @@ from typing import Any
 from wenet.checkpoint import RunFolder
 from wenet.config import LSTMS, TrainConfig, resolve_train_config
 from wenet.console import Console, duration, size
-from wenet.data import Corpus, batchify, load_corpus
+from wenet.curves import require_tensorboard
+from wenet.data import Corpus, load_corpus
 from wenet.estimate import estimate_training, estimate_training_memory
 from wenet.genotype import Genotype
 from wenet.genotypes import load_genotype
@@ -19,10 +20,12 @@ from wenet.interrupt import Interrupt
 from wenet.launch import (
     CHECKPOINT_MINUTES,
     SIZE_FLAGS,
+    add_report,
     as_path,
+    check_lengths,
     check_memory,
     default_folder,
-    default_preset,
+    overriding_settings,
     pytorch_products_in,
     resolve_machine,
     run_settings,
@@ -54,13 +57,14 @@ def train(
     data_dir: str | Path | None = None,
     checkpoint_every: float = CHECKPOINT_MINUTES,
     console: Console | None = None,
+    tensorboard: bool = False,
     config_file: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Train one cell as a language model, as the paper evaluates what it found (section 4.2).
 
     Args:
-        dataset, out, data_dir, checkpoint_every, console, config_file: as in `search`.
+        dataset, out, data_dir, checkpoint_every, console, tensorboard, config_file: as in `search`.
         cell: a genotype, a published name, "lstm" or "lstm-skip", "random:SEED", a JSON file, a run folder, or text
             such as "tanh0 relu1".
         preset: "paper" or "quick"; by default "paper" with a GPU and "quick" without.
@@ -72,29 +76,22 @@ def train(
         Stopped: SIGINT or SIGTERM came; `resume_train` goes on from there.
     """
     console = console or Console(silent=True)
-    given = {**(config_file or {}), **settings}
-    if dataset is not None:
-        given["dataset"] = dataset
+    require_tensorboard(tensorboard)
+    preset, given = overriding_settings(dataset, preset, config_file, settings)
     if cell is not None:
         given["cell"] = str(cell)
-    preset = preset or given.pop("preset", None) or default_preset()
-    given.pop("preset", None)
-    config = resolve_machine(resolve_train_config(preset, given))
-    genotype = None if config.cell in LSTMS else load_genotype(config.cell)
+    asked = resolve_train_config(preset, given)
+    genotype = None if asked.cell in LSTMS else load_genotype(asked.cell)
+    config = resolve_machine(asked, genotype)
     corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
     config = with_absolute_dataset(config)
-    for part, rows in (
-        (corpus.train, config.data_batch),
-        (corpus.valid, config.eval_batch),
-        (corpus.test, config.test_batch),
-    ):
-        batchify(part, rows)  # refuses a text that is too short, before anything is written
+    check_lengths(corpus, train=config.data_batch, valid=config.eval_batch, test=config.test_batch)
     check_memory(estimate_training_memory(config, genotype, len(corpus.vocabulary)), config.device, SIZE_FLAGS)
     folder = as_path(out) or default_folder("train", corpus.name)
     stored = {**run_settings("train", config, corpus, data_dir), "genotype": genotype and genotype.to_dict()}
     with Interrupt() as interrupt, closing(RunFolder.create(folder, stored)) as run:
         _say_header(console, config, genotype, corpus)
-        return _run(config, genotype, corpus, run, console, checkpoint_every, interrupt)
+        return _run(config, genotype, corpus, run, console, checkpoint_every, interrupt, tensorboard)
 
 
 def resume_train(
@@ -103,6 +100,7 @@ def resume_train(
     data_dir: str | Path | None = None,
     checkpoint_every: float = CHECKPOINT_MINUTES,
     console: Console | None = None,
+    tensorboard: bool = False,
 ) -> TrainResult:
     """Continue training bit-exactly from its last checkpoint.
 
@@ -111,10 +109,11 @@ def resume_train(
         Stopped: as in `train`.
     """
     console = console or Console(silent=True)
+    require_tensorboard(tensorboard)
     with Interrupt() as interrupt, closing(RunFolder.open(Path(folder))) as run:
         config = stored_config(run, "train", resolve_train_config)
         corpus = take_up(run, config, data_dir, console)
-        return _run(config, stored_genotype(run), corpus, run, console, checkpoint_every, interrupt)
+        return _run(config, stored_genotype(run), corpus, run, console, checkpoint_every, interrupt, tensorboard)
 
 
 def stored_genotype(run: RunFolder) -> Genotype | None:
@@ -131,18 +130,21 @@ def _run(
     console: Console,
     checkpoint_every: float,
     interrupt: Interrupt,
+    tensorboard: bool,
 ) -> TrainResult:
     needed = size(estimate_training_memory(config, genotype, len(corpus.vocabulary)))
     try:
         with explaining_out_of_memory(f"about {needed} are needed; lower {SIZE_FLAGS}"), pytorch_products_in(config):
-            best = Training(config, genotype, corpus, run, console, checkpoint_every, interrupt).run()
+            training = Training(config, genotype, corpus, run, console, checkpoint_every, interrupt, tensorboard)
+            best = training.run()
     finally:
         console.stop()
+    add_report(run.path, console)
     return TrainResult(best["valid_perplexity"], best["test_perplexity"], best, run.path)
 
 
 def _say_header(console: Console, config: TrainConfig, genotype: Genotype | None, corpus: Corpus) -> None:
-    say_text_and_machine(console, config, corpus)
+    say_text_and_machine(console, config, corpus, genotype)
     same = genotype is None or str(genotype) == config.cell
     console.say(f"cell      {config.cell}" + ("" if same else f": {genotype}"))
     expected = estimate_training(config, genotype, corpus)
@@ -169,6 +171,7 @@ def describe_training(result: TrainResult) -> str:
     return "\n".join(
         [
             *lines,
+            f"report      {folder}/report.html",
             f"files       {folder}/best.json (the result), train.jsonl (every epoch), config.json (settings)",
             f"next        wenet-eval {folder}",
         ]

@@ -17,6 +17,7 @@ from wenet_kernels import COUPLINGS, FORMS, PRECISIONS, CellBatch, Norm, WenetEr
 
 MIXTURE_ROWS = 1024  # of scores over the vocabulary that a mixture of softmaxes holds at once
 NORM_MOMENTUM = 0.1  # of running statistics, as in `torch.nn.BatchNorm1d`
+SMALLEST_SCALE = 1e-3  # that an output is divided by: one that is nearly zero must not fill the mixture
 
 
 class DagRNN(nn.Module):
@@ -184,16 +185,23 @@ class WeightedDagRNN(nn.Module):
         coupling: "weighted" (one hidden state, the mixture) or "independent" (n models side by side, nothing mixed).
         norm: "batch" normalises every state over the data batch, with running statistics of momentum 0.1 for
             evaluation; None does not.
+        temperature: of the softmax over mix_logits; the paper's is 1.
+        mix_norm: "rms" divides every network's part in the mixture by the root mean square of its output, relative to
+            the mean over networks, as a running statistic of momentum 0.1 a call; None leaves outputs as they are.
+        mix_dropout: probability that a network is left out of the mixture, whose other weights then still sum to one;
+            one draw per call, which leaves at least one.
 
     Parameters: weight_input `[n, I, G]`, weight_hidden `[n, H, G]`, weight_nodes `[n, L, H, G]`, and with weighted
     coupling mix_logits `[n]`, zero at first.
 
     Raises:
-        WenetError: as in `DagRNN`; no cells, or cells of different numbers of nodes.
+        WenetError: as in `DagRNN`; no cells, or cells of different numbers of nodes; settings of the mixture with
+            independent coupling.
     """
 
     running_mean: Tensor
     running_var: Tensor
+    running_scale: Tensor
 
     def __init__(
         self,
@@ -207,6 +215,9 @@ class WeightedDagRNN(nn.Module):
         dropout_h: float = 0.0,
         backend: str = "auto",
         precision: str = "full",
+        temperature: float = 1.0,
+        mix_norm: str | None = None,
+        mix_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size
@@ -215,6 +226,11 @@ class WeightedDagRNN(nn.Module):
         _check_layer(self)
         check_choice("coupling", coupling, COUPLINGS)
         check_choice("norm", norm or "none", ("batch", "none"))
+        check_choice("mix_norm", mix_norm or "none", ("rms", "none"))
+        _check_probability("mix_dropout", mix_dropout)
+        if coupling == "independent" and (mix_norm or mix_dropout):
+            raise WenetError("mix_norm and mix_dropout are of a mixture; coupling='independent' has none")
+        self.temperature, self.mix_norm, self.mix_dropout = temperature, mix_norm, mix_dropout
         self.cells = CellBatch.from_genotypes(genotypes)
         count, nodes = self.cells.count, self.cells.nodes
         width = 2 * hidden_size if form == "highway" else hidden_size
@@ -225,6 +241,8 @@ class WeightedDagRNN(nn.Module):
         if norm == "batch":
             self.register_buffer("running_mean", torch.zeros(count, nodes + 1, hidden_size))
             self.register_buffer("running_var", torch.ones(count, nodes + 1, hidden_size))
+        if mix_norm == "rms":
+            self.register_buffer("running_scale", torch.ones(count))
         self.reset_parameters()
 
     def reset_parameters(self, bound: float | None = None) -> None:
@@ -236,14 +254,14 @@ class WeightedDagRNN(nn.Module):
             nn.init.zeros_(self.mix_logits)
 
     def mixing_weights(self) -> Tensor | None:
-        """`softmax(mix_logits)`, `[n]`; None with independent coupling."""
-        return None if self.mix_logits is None else torch.softmax(self.mix_logits, dim=0)
+        """`softmax(mix_logits / temperature)`, `[n]`; None with independent coupling."""
+        return None if self.mix_logits is None else torch.softmax(self.mix_logits / self.temperature, dim=0)
 
     def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over a sequence.
 
         Args:
-            x: `[T, M, I]`, shared by all networks.
+            x: `[T, M, I]`, shared by all networks; with independent coupling also `[n, T, M, I]`, one for each.
             h0: `[1, M, H]`, or `[n, M, H]` with independent coupling; zeros by default.
 
         Returns:
@@ -252,8 +270,8 @@ class WeightedDagRNN(nn.Module):
         Raises:
             WenetError: shapes that disagree, or NaN in the input.
         """
-        _check_input(self, x)
-        rows, weighted = x.shape[1], self.coupling == "weighted"
+        _check_input(self, x[0] if self._one_input_each(x) else x)
+        rows, weighted = x.shape[-2], self.coupling == "weighted"
         states = 1 if weighted else self.cells.count
         h = x.new_zeros(states, rows, self.hidden_size) if h0 is None else h0
         if h.shape != (states, rows, self.hidden_size):
@@ -261,11 +279,11 @@ class WeightedDagRNN(nn.Module):
         masked = _locked_dropout(self, x, self.dropout_x)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
         result = dag_rnn(
-            project(masked, self.weight_input, backend=self.backend),
+            self._project(masked),
             h[0] if weighted else h,
             self.weight_hidden,
             self.weight_nodes,
-            self.mixing_weights(),
+            self._mix(),
             self.cells,
             form=self.form,
             mask_h=mask_h,
@@ -279,7 +297,62 @@ class WeightedDagRNN(nn.Module):
             self._update_running_statistics(mean, var, rows)
         else:
             output = result
+        if self.training and self.mix_norm == "rms":
+            self._update_running_scale(x[-1:], output[-2:-1] if len(output) > 1 else h)
         return output, output[-1:] if weighted else output[-1]
+
+    @torch.no_grad()
+    def own_outputs(self, x: Tensor, states: Tensor) -> Tensor:
+        """What each network by itself makes of every step, `[n, T, M, H]`, without dropout; all steps are one batch.
+
+        Args:
+            x: `[T, M, I]`.
+            states: `[T, M, H]`, of the mixture before each step.
+        """
+        count, steps, rows = self.cells.count, *x.shape[:2]
+        output = dag_rnn(
+            self._project(x.reshape(1, steps * rows, -1)),
+            states.reshape(1, steps * rows, -1).expand(count, -1, -1).contiguous(),
+            self.weight_hidden,
+            self.weight_nodes,
+            None,
+            self.cells,
+            form=self.form,
+            norm=None if self.norm is None else (self.running_mean, self.running_var),
+            coupling="independent",
+            precision=self.precision,
+            backend=self.backend,
+        )
+        assert isinstance(output, Tensor)
+        return output.view(count, steps, rows, -1)
+
+    def _mix(self) -> Tensor | None:
+        """What the networks enter the mixture with, `[n]`; None with independent coupling."""
+        weights = self.mixing_weights()
+        if weights is None:
+            return None
+        if self.training and self.mix_dropout > 0:
+            kept = torch.rand_like(weights) >= self.mix_dropout
+            weights = weights * (kept | ~kept.any())
+            weights = weights / weights.sum()
+        if self.mix_norm == "rms":
+            weights = weights * (self.running_scale.mean() / self.running_scale)
+        return weights
+
+    def _update_running_scale(self, x: Tensor, states: Tensor) -> None:
+        """From the last step of a window, given the states before it: one step of 35 tells the scale well enough."""
+        scale = self.own_outputs(x, states).square().mean((1, 2, 3)).sqrt()  # [n]
+        self.running_scale.lerp_(scale.clamp(min=SMALLEST_SCALE), NORM_MOMENTUM)
+
+    def _project(self, masked: Tensor) -> Tensor:
+        """The masked input through every network's weights, `[T, n, M, G]`."""
+        if masked.dim() == 3:
+            return project(masked, self.weight_input, backend=self.backend)
+        own = masked.flatten(1, 2) @ self.weight_input  # [n, T*M, G]
+        return own.unflatten(1, masked.shape[1:3]).transpose(0, 1)
+
+    def _one_input_each(self, x: Tensor) -> bool:
+        return self.coupling == "independent" and x.dim() == 4 and len(x) == self.cells.count
 
     def _norm(self) -> Norm:
         if self.norm is None:
@@ -457,8 +530,8 @@ class LanguageModel(nn.Module):
         mixture: MixtureOfSoftmaxes | None = None,
     ) -> None:
         super().__init__()
-        if mixture is None and rnn.input_size != rnn.hidden_size:
-            raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")
+        if mixture is None:
+            _check_tied(rnn)
         _check_probability("dropout_embedding", dropout_embedding)
         _check_probability("dropout_output", dropout_output)
         _check_probability("dropout_word", dropout_word)
@@ -486,8 +559,7 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What training minimises, the cross-entropy in nats per token within it, and the last state `[1, M, d]`.
 
-        The regularisers are those of Merity et al. 2017: mean square of the dropped output, and of the raw output's
-        change from one step to the next.
+        The regularisers are those of Merity et al. 2017.
 
         Args:
             tokens, targets: `[T, M]`, the targets one step ahead.
@@ -496,12 +568,25 @@ class LanguageModel(nn.Module):
         raw, h = self._recur(tokens, h0)
         dropped = _locked_dropout(self, raw, self.dropout_output)
         cross_entropy = self._cross_entropy(dropped, targets)
-        loss = cross_entropy
-        if activation_reg:
-            loss = loss + activation_reg * dropped.square().mean()
-        if temporal_activation_reg and len(raw) > 1:
-            loss = loss + temporal_activation_reg * raw.diff(dim=0).square().mean()
+        loss = _regularised(cross_entropy, raw, dropped, activation_reg, temporal_activation_reg)
         return loss, cross_entropy.detach(), h
+
+    @torch.no_grad()
+    def network_losses(self, tokens: Tensor, targets: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Nats per token of each network by its own output, `[n]`, and the last state of the mixture, `[1, M, d]`.
+
+        At every step a network reads the state that the mixture has left, as it does in training. Without dropout: the
+        model must be in evaluation.
+
+        Args:
+            tokens, targets, h0: as in `loss`.
+        """
+        assert isinstance(self.rnn, WeightedDagRNN)
+        embedded = self._embed(tokens)
+        mixed, h = self.rnn(embedded, h0)
+        before = torch.cat([torch.zeros_like(h) if h0 is None else h0, mixed[:-1]])
+        own = self.rnn.own_outputs(embedded, before)  # [n, T, M, d]
+        return torch.stack([self._cross_entropy(output, targets) for output in own]), h
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         """`[T, M, V]` of the words that follow, from the recurrent layer's output `[T, M, H]`."""
@@ -531,17 +616,130 @@ class LanguageModel(nn.Module):
         return functional.linear(features, self.embedding.weight, self.decoder_bias)
 
 
+class IndependentLanguageModels(nn.Module):
+    """`n` standalone language models that differ in their cells, each with a tied decoder, evaluated at once.
+
+    All read the same text with the same dropout masks, so that they differ in nothing but cells and initial weights.
+
+    Args:
+        vocabulary_size: V.
+        rnn: independent `WeightedDagRNN` whose input and hidden size are both d.
+        dropout_embedding, dropout_output, init_range: as in `LanguageModel`.
+        shared_embedding: one embedding, which learns from all networks, instead of one each. The networks are then
+            standalone in their cells and biases only.
+
+    Parameters: embedding `[n, V, d]`, or `[1, V, d]` where it is shared; decoder_bias `[n, V]`; those of `rnn`.
+
+    Raises:
+        WenetError: as in `LanguageModel`; a weighted `rnn`.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        rnn: WeightedDagRNN,
+        dropout_embedding: float = 0.0,
+        dropout_output: float = 0.0,
+        init_range: float = 0.04,
+        shared_embedding: bool = False,
+    ) -> None:
+        super().__init__()
+        if rnn.coupling != "independent":
+            raise WenetError("standalone language models need a layer with coupling='independent'")
+        _check_tied(rnn)
+        _check_probability("dropout_embedding", dropout_embedding)
+        _check_probability("dropout_output", dropout_output)
+        self.dropout_embedding, self.dropout_output = dropout_embedding, dropout_output
+        self.rnn = rnn
+        count = rnn.cells.count
+        self.embedding = nn.Parameter(torch.empty(1 if shared_embedding else count, vocabulary_size, rnn.input_size))
+        self.decoder_bias = nn.Parameter(torch.zeros(count, vocabulary_size))
+        nn.init.uniform_(self.embedding, -init_range, init_range)
+        rnn.reset_parameters(init_range)
+
+    @property
+    def count(self) -> int:
+        return self.rnn.cells.count
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Those with a leading n: all but a shared embedding."""
+        return [parameter for parameter in self.parameters() if len(parameter) == self.count]
+
+    def largest_weights(self) -> Tensor:
+        """The largest absolute value among each network's own parameters, `[n]`."""
+        norm = torch.linalg.vector_norm
+        return torch.stack([norm(p.detach().flatten(1), torch.inf, dim=1) for p in self.own_parameters()]).amax(0)
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        h0: Tensor | None = None,
+        activation_reg: float = 0.0,
+        temporal_activation_reg: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum over networks of what each one's training minimises, their cross-entropies `[n]` in nats per token,
+        and the last states `[n, M, d]`. The regularisers are those of `LanguageModel.loss`.
+
+        A state that is not finite, as its network's cross-entropy then is neither, is handed on as zero: the operator
+        would refuse it, and with it the networks that are sound.
+
+        Args:
+            tokens, targets: `[T, M]`, the targets one step ahead.
+            h0: `[n, M, d]`; zeros by default.
+        """
+        embedded = _locked_dropout(self, self._embed(tokens), self.dropout_embedding)  # [T, M, d] or [n, T, M, d]
+        raw, h = self.rnn(embedded, h0)  # [T, n, M, d]
+        dropped = _locked_dropout(self, raw, self.dropout_output)
+        features = dropped.transpose(0, 1).flatten(1, 2)  # [n, T*M, d]
+        cross_entropy = self._cross_entropy(features, targets.flatten())
+        regularisers = (self.count * weight for weight in (activation_reg, temporal_activation_reg))
+        loss = _regularised(cross_entropy.sum(), raw, dropped, *regularisers)
+        return loss, cross_entropy.detach(), h.nan_to_num(0.0, 0.0, 0.0)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """`[T, M, d]` where the embedding is shared, else `[n, T, M, d]`."""
+        if len(self.embedding) == 1 and self.count > 1:
+            return functional.embedding(tokens, self.embedding[0])
+        offsets = torch.arange(self.count, device=tokens.device) * self.embedding.shape[1]
+        return functional.embedding(tokens + offsets[:, None, None], self.embedding.flatten(0, 1))
+
+    def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Of every network, `[n]`, one after the other: a product with a whole vocabulary fills the processor alone."""
+        tables = self.embedding.unbind() * (self.count // len(self.embedding))
+        operands = zip(features.unbind(), tables, self.decoder_bias.unbind(), strict=True)
+        return torch.stack([decoder_cross_entropy(*each, targets) for each in operands])
+
+
 def _mask(module: nn.Module, x: Tensor, probability: float, features: int) -> Tensor | None:
     """A draw of variational dropout, `[M, features]`, shared over time; None outside training."""
     if not module.training or probability == 0:
         return None
-    return functional.dropout(x.new_ones(x.shape[1], features), probability)
+    return functional.dropout(x.new_ones(x.shape[-2], features), probability)
 
 
 def _locked_dropout(module: nn.Module, x: Tensor, probability: float) -> Tensor:
-    """Variational dropout of `[T, M, features]`."""
+    """Variational dropout of `[T, M, features]`; of `[n, T, M, features]` or `[T, n, M, features]` alike for all n."""
     mask = _mask(module, x, probability, x.shape[-1])
     return x if mask is None else x * mask
+
+
+def _regularised(
+    cross_entropy: Tensor, raw: Tensor, dropped: Tensor, activation_reg: float, temporal_activation_reg: float
+) -> Tensor:
+    """The cross-entropy and the regularisers of Merity et al. 2017: mean square of the dropped output, and of the raw
+    output's change from one step to the next; both outputs have time in front."""
+    loss = cross_entropy
+    if activation_reg:
+        loss = loss + activation_reg * dropped.square().mean()
+    if temporal_activation_reg and len(raw) > 1:
+        loss = loss + temporal_activation_reg * raw.diff(dim=0).square().mean()
+    return loss
+
+
+def _check_tied(rnn: DagRNN | WeightedDagRNN | StackedLSTM) -> None:
+    if rnn.input_size != rnn.hidden_size:
+        raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")
 
 
 def _check_layer(layer: DagRNN | WeightedDagRNN) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wenet.checkpoint import RunFolder
 from wenet.config import SearchConfig, TrainConfig
 from wenet.console import Console
+from wenet.curves import FOLDER, Curves
 from wenet.interrupt import Interrupt, Stopped
 from wenet.nn import LanguageModel
 from wenet.training import random_tensors
@@ -33,7 +34,7 @@ class State(Protocol):
 
 
 class ResumableRun(ABC):
-    """What searching and evaluating have in common: gradients, checkpoints, requests to stop, the clock, divergence.
+    """What all long work has in common: checkpoints, requests to stop, the clock.
 
     Args:
         run: takes records and checkpoints.
@@ -41,11 +42,7 @@ class ResumableRun(ABC):
         interrupt: tells when someone asks the run to stop.
     """
 
-    config: SearchConfig | TrainConfig
     state: State
-    model: LanguageModel
-    optimizer: torch.optim.Optimizer
-    h: Tensor | None = None  # [1, M, H]
 
     def __init__(
         self, device: str, run: RunFolder, console: Console, checkpoint_every: float, interrupt: Interrupt
@@ -58,10 +55,6 @@ class ResumableRun(ABC):
     @abstractmethod
     def _save_between_windows(self) -> None:
         """Write a checkpoint in the middle of training."""
-
-    @abstractmethod
-    def _position(self) -> str:
-        """Where training is, in words."""
 
     def _checkpoint_if_due(self) -> None:
         self._stop_if_asked()
@@ -85,6 +78,37 @@ class ResumableRun(ABC):
         self.state.seconds += now - self._lap_started
         self._lap_started = now
         return self.state.seconds
+
+
+class ModelRun(ResumableRun):
+    """What searching and evaluating have in common besides: the gradients of one model, with which it all diverges.
+
+    Args:
+        device, run, console, checkpoint_every, interrupt: as in `ResumableRun`.
+        tensorboard: whether to write curves for TensorBoard into the run folder.
+    """
+
+    config: SearchConfig | TrainConfig
+    model: LanguageModel
+    optimizer: torch.optim.Optimizer
+    h: Tensor | None = None  # [1, M, H]
+    curves: Curves
+
+    def __init__(
+        self,
+        device: str,
+        run: RunFolder,
+        console: Console,
+        checkpoint_every: float,
+        interrupt: Interrupt,
+        tensorboard: bool,
+    ) -> None:
+        super().__init__(device, run, console, checkpoint_every, interrupt)
+        self.curves_folder = run.path / FOLDER if tensorboard else None
+
+    @abstractmethod
+    def _position(self) -> str:
+        """Where training is, in words."""
 
     def _differentiate(self, tokens: Tensor, targets: Tensor) -> float:
         """Clipped gradients of one window's loss; returns the cross-entropy within it, nats per token.

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wenet.checkpoint import RunFolder
-from wenet.config import PRECISIONS, SearchConfig
+from wenet.config import DTYPES, PRECISIONS, SearchConfig
 from wenet.console import Console, duration
+from wenet.curves import Curves
 from wenet.data import Corpus, batchify
 from wenet.genotype import Genotype, random_genotypes
 from wenet.interrupt import Interrupt
 from wenet.memory import peak_memory
 from wenet.nn import LanguageModel, WeightedDagRNN
-from wenet.resumable import ResumableRun
+from wenet.resumable import ModelRun
 from wenet.training import (
+    mean_cross_entropy,
     perplexity,
     restore_random,
     restore_training,
@@ -30,23 +33,33 @@ from wenet.training import (
 
 RECORDS = "search.jsonl"
 CURVE_POINTS = 20  # of the training loss, in the record of a round
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network of a round, and after the round its share of the mixture."""
+    """A network of a round, and after the round its share of the mixture.
+
+    Attributes:
+        rounds_kept: how often it has been a seed.
+        held_out_loss: of its own output on the validation text, nats per token, where networks are ranked by that.
+    """
 
     genotype: Genotype
-    rounds_kept: int = 0  # how often it has been a seed
+    rounds_kept: int = 0
     weight: float = math.nan
+    held_out_loss: float | None = None
+
+    @property
+    def score(self) -> float:
+        """Networks of a round are ranked by it, the highest first."""
+        return self.weight if self.held_out_loss is None else -self.held_out_loss
 
     def to_dict(self) -> dict[str, Any]:
-        return {"genotype": str(self.genotype), "weight": self.weight, "rounds_kept": self.rounds_kept}
+        return {**asdict(self), "genotype": str(self.genotype)}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Candidate:
-        return cls(Genotype.from_text(value["genotype"]), value["rounds_kept"], value["weight"])
+        return cls(**{**value, "genotype": Genotype.from_text(value["genotype"])})
 
 
 @dataclass
@@ -68,7 +81,7 @@ class SearchState:
         return cls(**{**value, "seeds": [Candidate.from_dict(seed) for seed in value["seeds"]]})
 
 
-class Search(ResumableRun):
+class Search(ModelRun):
     """One search over one corpus, recorded in one run folder.
 
     Args:
@@ -77,6 +90,7 @@ class Search(ResumableRun):
         run: takes records and checkpoints.
         checkpoint_every: minutes between checkpoints; one more is written at the end of each round.
         interrupt: tells when someone asks the run to stop.
+        tensorboard: whether to write curves for TensorBoard into the run folder.
     """
 
     def __init__(
@@ -87,15 +101,16 @@ class Search(ResumableRun):
         console: Console,
         checkpoint_every: float,
         interrupt: Interrupt,
+        tensorboard: bool = False,
     ) -> None:
-        super().__init__(config.device, run, console, checkpoint_every, interrupt)
+        super().__init__(config.device, run, console, checkpoint_every, interrupt, tensorboard)
         self.config: SearchConfig = config
         self.corpus = corpus
         self.train_stream = batchify(corpus.train, config.data_batch).to(self.device)  # [steps, M]
         self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
         self.windows = windows_per_epoch(self.train_stream, config.bptt)
         self.windows_per_round = max(1, round(config.epochs_per_round * self.windows))
-        self.state: SearchState = SearchState()
+        self.state: SearchState = SearchState(seeds=[Candidate(cell) for cell in config.initial_cells])
         self.tensors: dict[str, Tensor] = {}  # of the checkpoint that the run goes on from
 
     def run(self) -> dict[str, Any]:
@@ -108,16 +123,17 @@ class Search(ResumableRun):
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.config.seed)
-            pool = random_genotypes(self.config.pool, self.config.nodes, self.config.seed)
+            pool = draw_pool(self.config)
             self._restore()
             self.console.start(self.config.rounds * self.windows_per_round, self._windows_done())
-            while self.state.round < self.config.rounds:
-                first = self.state.round * self.config.batch
-                new = [Candidate(genotype) for genotype in pool[first : first + self.config.batch]]
-                candidates = new + self.state.seeds
-                self._start_round(candidates)
-                self._train()
-                self._end_round(candidates)
+            with closing(Curves(self.curves_folder, self._windows_done())) as self.curves:
+                while self.state.round < self.config.rounds:
+                    first = self.state.round * self.config.batch
+                    new = [Candidate(genotype) for genotype in pool[first : first + self.config.batch]]
+                    candidates = new + self.state.seeds
+                    self._start_round(candidates)
+                    self._train()
+                    self._end_round(candidates)
             self.console.stop()
         return self._best()
 
@@ -157,23 +173,38 @@ class Search(ResumableRun):
         return f"round {self.state.round + 1}, window {len(self.state.losses) + 1}"
 
     def _end_round(self, candidates: Sequence[Candidate]) -> None:
-        """Line 9: keep the K networks of the largest weights; record them all."""
+        """Line 9: keep the K networks of the largest weights, or of another score; record them all."""
         with self._naming_divergence():
             valid = perplexity(self.model, self.valid_stream, self.config.bptt, between=self._stop_if_asked)
+            held_out = self._held_out_losses(len(candidates))
         weights = mixing_weights(self.model)
-        # A stable order: of two equal weights the earlier candidate comes first, in every run.
-        order = sorted(range(len(candidates)), key=lambda i: -weights[i])
-        ranked = [Candidate(candidates[i].genotype, candidates[i].rounds_kept, weights[i]) for i in order]
+        measured = [
+            replace(candidate, weight=weight, held_out_loss=loss)
+            for candidate, weight, loss in zip(candidates, weights, held_out, strict=True)
+        ]
+        # A stable order: of two equal scores the earlier candidate comes first, in every run.
+        order = sorted(range(len(measured)), key=lambda i: -measured[i].score)
+        ranked = [measured[i] for i in order]
         seconds = self._lap()
         record = self._record(ranked, valid)
         self.folder.append_record(RECORDS, record)
         self._say_round(record)
-        seeds = [Candidate(c.genotype, c.rounds_kept + 1, c.weight) for c in ranked[: self.config.seeds]]
+        self._plot_round(record)
+        seeds = [replace(c, rounds_kept=c.rounds_kept + 1) for c in ranked[: self.config.seeds]]
         self.state = SearchState(self.state.round + 1, self.state.cursor, seeds=seeds, seconds=seconds)
         keep = self.config.seed_parameters == "keep"
         self.tensors = inheritance(self.model, order[: self.config.seeds]) if keep else {}
         self.folder.write_json("best.json", self._best())
         self._save(self.tensors)
+
+    def _held_out_losses(self, networks: int) -> Sequence[float | None]:
+        if self.config.score == "weight":
+            return [None] * networks
+        losses = mean_cross_entropy(
+            self.model, self.valid_stream, self.config.bptt, self._stop_if_asked, of_networks=True
+        )
+        found: list[float] = losses.tolist()
+        return found
 
     def _record(self, ranked: Sequence[Candidate], valid: float) -> dict[str, Any]:
         losses = self.state.losses
@@ -199,10 +230,12 @@ class Search(ResumableRun):
             "text": str(winner.genotype),
             "weight": winner.weight,
             "uniform_weight": last["uniform_weight"],
+            "held_out_loss": winner.held_out_loss,
             "rounds_kept": winner.rounds_kept,
             "rounds": self.state.round,
             "rounds_planned": self.config.rounds,
             "networks_searched": min(self.state.round * self.config.batch, self.config.pool),
+            "network_windows": sum(record["windows"] * len(record["networks"]) for record in records),
             "mixture_valid_perplexity": last["valid_perplexity"],
             "seconds": last["seconds_so_far"],
             "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
@@ -229,6 +262,21 @@ class Search(ResumableRun):
         self.console.advance(
             f"round {self.state.round + 1}/{self.config.rounds}", tokens, f"loss {sum(recent) / len(recent):.3f}"
         )
+        self.curves.window(self._windows_done(), self.state.losses[-1], tokens, self._largest_weight)
+
+    def _largest_weight(self) -> dict[str, float]:
+        weights = mixing_weights(self.model)
+        return {"weights/largest over equal share": max(weights) * len(weights)}
+
+    def _plot_round(self, record: dict[str, Any]) -> None:
+        shares = [network["weight"] / record["uniform_weight"] for network in record["networks"]]
+        curves = {
+            "validation/perplexity of the mixture": record["valid_perplexity"],
+            "weights/largest over equal share": max(shares),
+            "weights/smallest kept over equal share": min(shares[: self.config.seeds]),
+        }
+        self.curves.values(self._windows_done(), curves)
+        self.curves.histogram(self._windows_done(), "weights/over equal share", shares)
 
     def _say_round(self, record: dict[str, Any]) -> None:
         best = record["networks"][0]
@@ -238,6 +286,12 @@ class Search(ResumableRun):
             f"{record['valid_perplexity']:.1f}, best weight {best['weight']:.4f} (uniform "
             f"{record['uniform_weight']:.4f}): {best['genotype']}"
         )
+
+
+def draw_pool(config: SearchConfig) -> list[Genotype]:
+    """The random cells that a search goes through, in order."""
+    seed = config.seed if config.pool_seed is None else config.pool_seed
+    return random_genotypes(config.pool, config.nodes, seed, config.activations.split(","))
 
 
 def build_model(config: SearchConfig, genotypes: Sequence[Genotype], vocabulary_size: int) -> LanguageModel:
@@ -252,6 +306,9 @@ def build_model(config: SearchConfig, genotypes: Sequence[Genotype], vocabulary_
         dropout_h=config.dropout_h,
         backend=config.backend,
         precision=PRECISIONS[config.precision],
+        temperature=config.mix_temperature,
+        mix_norm=None if config.mix_norm == "none" else config.mix_norm,
+        mix_dropout=config.mix_dropout,
     )
     model = LanguageModel(vocabulary_size, rnn, config.dropout_embedding, config.dropout_output, config.init_range)
     return model.to(DTYPES[config.precision])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,15 +13,15 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
 from wenet.checkpoint import RunFolder
-from wenet.config import PRECISIONS, TrainConfig
+from wenet.config import DTYPES, PRECISIONS, TrainConfig
 from wenet.console import Console, duration
+from wenet.curves import Curves
 from wenet.data import Corpus, batchify
 from wenet.genotype import Genotype
 from wenet.interrupt import Interrupt
 from wenet.memory import peak_memory
 from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM
-from wenet.resumable import Diverged, ResumableRun
-from wenet.search import DTYPES
+from wenet.resumable import Diverged, ModelRun
 from wenet.training import perplexity, restore_random, restore_training, training_tensors, window_at
 
 RECORDS = "train.jsonl"
@@ -46,14 +47,15 @@ class TrainState:
         return asdict(self)
 
 
-class Training(ResumableRun):
+class Training(ModelRun):
     """One cell trained on one corpus, recorded in one run folder.
 
     Args:
         config: with backend and device resolved.
         genotype: the cell that `config.cell` names; None where that is an LSTM.
         corpus: its test part is read once, at the end.
-        run, console, checkpoint_every, interrupt: as in `Search`; one more checkpoint is written after each epoch.
+        run, console, checkpoint_every, interrupt, tensorboard: as in `Search`; one more checkpoint is written after
+            each epoch.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class Training(ResumableRun):
         console: Console,
         checkpoint_every: float,
         interrupt: Interrupt,
+        tensorboard: bool = False,
     ) -> None:
-        super().__init__(config.device, run, console, checkpoint_every, interrupt)
+        super().__init__(config.device, run, console, checkpoint_every, interrupt, tensorboard)
         self.config: TrainConfig = config
         self.genotype, self.corpus = genotype, corpus
         self.train_stream = batchify(corpus.train, config.data_batch).to(self.device)  # [steps, M]
@@ -90,14 +93,14 @@ class Training(ResumableRun):
                 self.model.parameters(), self.config.lr, weight_decay=self.config.weight_decay, fused=True
             )
             self._restore()
-            total = self.config.epochs * self.steps
-            self.console.start(total, self.state.epoch * self.steps + self.state.step, unit="step")
-            while self.state.epoch < self.config.epochs:
-                try:
-                    self._train_epoch()
-                    self._end_epoch()
-                except Diverged as diverged:
-                    self._roll_back(diverged)
+            self.console.start(self.config.epochs * self.steps, self._steps_done(), unit="step")
+            with closing(Curves(self.curves_folder, self._steps_done())) as self.curves:
+                while self.state.epoch < self.config.epochs:
+                    try:
+                        self._train_epoch()
+                        self._end_epoch()
+                    except Diverged as diverged:
+                        self._roll_back(diverged)
             self.console.stop()
             return self._test()
 
@@ -188,6 +191,7 @@ class Training(ResumableRun):
         self.folder.append_record(RECORDS, record)
         if "valid_perplexity" in record:
             self._say_epoch(record)
+            self.curves.values(self._steps_done(), {"validation/perplexity": record["valid_perplexity"]})
 
     def _best(self) -> dict[str, Any]:
         """The best epoch so far, and how it was come by; the test comes in at the end."""
@@ -251,6 +255,9 @@ class Training(ResumableRun):
         h = {} if self.h is None else {"h": self.h}
         self._save({**self._tensors(), **h})
 
+    def _steps_done(self) -> int:
+        return self.state.epoch * self.steps + self.state.step
+
     def _position(self) -> str:
         return f"epoch {self.state.epoch + 1}, window {self.state.windows + 1} (step {self.state.step:,})"
 
@@ -261,6 +268,7 @@ class Training(ResumableRun):
             f"loss {cross_entropy:.3f}",
             count=len(tokens),
         )
+        self.curves.window(self._steps_done(), cross_entropy, tokens.numel())
 
     def _say_epoch(self, record: dict[str, Any]) -> None:
         self.console.say(

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from wenet.nn import LanguageModel
+from wenet.nn import IndependentLanguageModels, LanguageModel
+
+Predictor = LanguageModel | IndependentLanguageModels
 
 
 def windows_per_epoch(stream: Tensor, bptt: int) -> int:
@@ -27,30 +29,41 @@ def window_at(stream: Tensor, start: int, length: int) -> tuple[Tensor, Tensor]:
     return stream[start:stop], stream[start + 1 : stop + 1]
 
 
-@torch.no_grad()
 def perplexity(model: LanguageModel, stream: Tensor, bptt: int, between: Callable[[], None] = lambda: None) -> float:
-    """exp of the mean cross-entropy over every predicted token of a stream `[steps, M]`, without dropout.
+    """exp of the mean cross-entropy over every predicted token of a stream `[steps, M]`, without dropout."""
+    return exponential(float(mean_cross_entropy(model, stream, bptt, between)))
+
+
+@torch.no_grad()
+def mean_cross_entropy(
+    model: Predictor, stream: Tensor, bptt: int, between: Callable[[], None], of_networks: bool = False
+) -> Tensor:
+    """Nats per predicted token of a stream `[steps, M]`, without dropout; `[n]` where a model is n networks, or where
+    of a mixture's networks each is to be measured by its own output.
 
     The mean is over predicted tokens: dividing by the rows of the stream, one more than are predicted, would read a
     little too low. `between` is called after every window and may raise.
     """
-    total, h = 0.0, None
+    total, h = torch.zeros((), dtype=torch.float64), None
     model.eval()
     try:
         for index in range(windows_per_epoch(stream, bptt)):
             tokens, targets = window(stream, bptt, index)
-            _, cross_entropy, h = model.loss(tokens, targets, h)
-            total += float(cross_entropy) * targets.numel()
+            if of_networks:
+                assert isinstance(model, LanguageModel)
+                cross_entropy, h = model.network_losses(tokens, targets, h)
+            else:
+                _, cross_entropy, h = model.loss(tokens, targets, h)
+            total = total + cross_entropy.double().cpu() * targets.numel()
             between()
     finally:
         model.train()
-    return exp_of_mean(total, stream)
+    return total / stream[1:].numel()
 
 
-def exp_of_mean(nats: float, stream: Tensor) -> float:
-    """Perplexity from the cross-entropy summed over all predicted tokens of a stream `[steps, M]`."""
-    mean = nats / stream[1:].numel()
-    return math.exp(mean) if mean < 700 else math.inf  # a float overflows above
+def exponential(cross_entropy: float) -> float:
+    """The perplexity of a mean cross-entropy; infinite where a float overflows."""
+    return math.exp(cross_entropy) if cross_entropy < 700 else math.inf
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -8,10 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from wenet_kernels.activations import activation_names, registered_among
 from wenet_kernels.errors import WenetError
-
-# The position of a name in this tuple is its code in `CellBatch.activation`, in every backend.
-ACTIVATIONS: tuple[str, ...] = ("tanh", "relu", "sigmoid", "identity")
 
 # Far above any published cell (11 nodes); a larger number is a mistake in a file, and would exhaust memory.
 MAX_NODES = 64
@@ -33,8 +31,9 @@ def check_cell(recurrent: Sequence[tuple[str, int]], concat: Sequence[int]) -> N
     if not 1 <= nodes <= MAX_NODES:
         raise WenetError(f"a cell has 1 to {MAX_NODES} nodes, this one has {nodes}")
     for node, (activation, ancestor) in enumerate(recurrent, start=1):
-        if activation not in ACTIVATIONS:
-            raise WenetError(f"node {node}: unknown activation {activation!r}; choose from {', '.join(ACTIVATIONS)}")
+        if activation not in activation_names():
+            names = ", ".join(activation_names())
+            raise WenetError(f"node {node}: unknown activation {activation!r}; choose from {names}, or register it")
         if not 0 <= ancestor < node:
             raise WenetError(f"node {node}: ancestor {ancestor} is out of range; it must lie in 0..{node - 1}")
     if not concat:
@@ -51,16 +50,18 @@ class CellBatch(nn.Module):
 
     Attributes:
         ancestor: `[n, L]` int32, node j in 0..i-1 that node i = 1..L reads.
-        activation: `[n, L]` int32, index into `ACTIVATIONS`.
+        activation: `[n, L]` int32, index into `activation_names()`.
         concat: `[n, L]` int32, 1 where the node is averaged into the output.
+        registered: names of the activations that were registered, among those of the cells.
     """
 
     ancestor: Tensor
     activation: Tensor
     concat: Tensor
 
-    def __init__(self, ancestor: Tensor, activation: Tensor, concat: Tensor) -> None:
+    def __init__(self, ancestor: Tensor, activation: Tensor, concat: Tensor, registered: tuple[str, ...] = ()) -> None:
         super().__init__()
+        self.registered = registered
         # Not persistent: the tables follow from the genotypes, so a state_dict holds parameters alone.
         self.register_buffer("ancestor", ancestor, persistent=False)
         self.register_buffer("activation", activation, persistent=False)
@@ -83,8 +84,9 @@ class CellBatch(nn.Module):
         nodes = range(1, lengths.pop() + 1)
         return cls(
             _table([[ancestor for _, ancestor in genotype.recurrent] for genotype in genotypes]),
-            _table([[ACTIVATIONS.index(name) for name, _ in genotype.recurrent] for genotype in genotypes]),
+            _table([[activation_names().index(name) for name, _ in genotype.recurrent] for genotype in genotypes]),
             _table([[int(node in genotype.concat) for node in nodes] for genotype in genotypes]),
+            registered_among(name for genotype in genotypes for name, _ in genotype.recurrent),
         )
 
     @property

@@ -1,12 +1,14 @@
 """`dag_rnn`: checks, choice of backend, and the two operators that PyTorch knows (forward and backward)."""
 
 import os
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from wenet_kernels import cpu, reference, triton
+from wenet_kernels.activations import WITH_REGISTERED, activation_names, registered_among
 from wenet_kernels.cells import CellBatch
 from wenet_kernels.errors import WenetError, check_choice
 from wenet_kernels.recurrence import Evaluation, Gradients, Recurrence
@@ -46,9 +48,9 @@ _BACKENDS: dict[str, Backend] = {"reference": reference, "cpu": cpu, "triton": t
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}  # by device, best first
 
 
-def backends() -> dict[str, str]:
-    """Every backend by name, with "ready" or the reason why it cannot run here."""
-    return {name: backend.status() for name, backend in _BACKENDS.items()}
+def backends(activations: Sequence[str] = ()) -> dict[str, str]:
+    """Every backend by name, with "ready" or the reason why it cannot run here, or not cells of these activations."""
+    return {name: _without_activations(name, activations) or _BACKENDS[name].status() for name in _BACKENDS}
 
 
 def resolve_backend(
@@ -56,21 +58,25 @@ def resolve_backend(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     precision: str = "full",
+    activations: Sequence[str] = (),
 ) -> str:
-    """The name of the backend that `dag_rnn` will use on a device, for operands of a type and products of a precision.
+    """The name of the backend that `dag_rnn` will use on a device, for operands of a type, products of a precision,
+    and cells of these activations.
 
     "auto" follows the environment variable WENET_BACKEND, and without it takes the fastest backend that is ready.
 
     Raises:
         WenetError: a backend named explicitly is unknown or cannot run, with the reason; nothing replaces it. Or none
-            has products of that precision, with every backend's reason.
+            has products of that precision, with every backend's reason. Or an unknown activation.
     """
+    for activation in activations:
+        check_choice("activation", activation, activation_names())
     check_choice("precision", precision, PRECISIONS)
     name = os.environ.get("WENET_BACKEND", "auto") if backend == "auto" else backend
     kind = torch.device(device).type
     if name == "auto":
         obstacles = {
-            candidate: _obstacle(candidate, kind, dtype, precision)
+            candidate: _without_activations(candidate, activations) or _obstacle(candidate, kind, dtype, precision)
             for candidate in _PREFERENCE.get(kind, ("reference",))
         }
         for candidate, obstacle in obstacles.items():
@@ -79,7 +85,7 @@ def resolve_backend(
         reasons = "; ".join(f"{candidate}: {obstacle}" for candidate, obstacle in obstacles.items())
         raise WenetError(f"no backend on {kind} has precision {precision!r}: {reasons}")
     check_choice("backend", name, ["auto", *_BACKENDS])
-    obstacle = _obstacle(name, kind, dtype, precision)
+    obstacle = _without_activations(name, activations) or _obstacle(name, kind, dtype, precision)
     if obstacle:
         raise WenetError(f"backend {name!r} cannot run: {obstacle}")
     return name
@@ -93,6 +99,14 @@ def _obstacle(name: str, kind: str, dtype: torch.dtype, precision: str) -> str:
     if not _BACKENDS[name].runs_on(kind):
         return f"it does not run on {kind}"
     return _BACKENDS[name].refusal(dtype, precision)
+
+
+def _without_activations(name: str, activations: Sequence[str]) -> str:
+    """Which of the activations a backend lacks; empty where it has them all."""
+    lacking = registered_among(activations)
+    if not lacking or name in WITH_REGISTERED:
+        return ""
+    return f"it lacks {', '.join(lacking)}, registered in Python, which only {', '.join(WITH_REGISTERED)} has"
 
 
 def project(x: Tensor, weight_input: Tensor, *, backend: str = "auto") -> Tensor:
@@ -165,7 +179,7 @@ def dag_rnn(
     _check_options(form, mode, coupling, mix)
     operands = (pre, h0, weight_hidden, weight_nodes, mix, mask_h, running_mean, running_var)
     _check_shapes(operands, cells, form, mode)
-    backend = resolve_backend(backend, pre.device, pre.dtype, precision)
+    backend = resolve_backend(backend, pre.device, pre.dtype, precision, cells.registered)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
     output, _, mean, var = torch.ops.wenet_kernels.dag_rnn(
         pre, h0, weight_hidden, weight_nodes, mix, cells.ancestor, cells.activation, cells.concat, mask_h,

@@ -7,10 +7,12 @@ the weight gradients to one batched product over all time steps.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from wenet_kernels.cells import ACTIVATIONS
+from wenet_kernels.activations import REGISTERED, Activation, activation_names
 from wenet_kernels.recurrence import NORM_EPS, Evaluation, Gradients, Recurrence
 
 
@@ -91,7 +93,7 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
             grad_previous, grad_gate, grad_candidate = _combine_backward(
                 grad_state, previous, gates[node], candidates[node]
             )
-            grad_candidate = grad_candidate * _slope(r, node, candidates[node])
+            grad_candidate = grad_candidate * _slope(r, node, candidates[node], previous)
             factor[node, :, t] = _masked(r, previous)
             grad_product[node, :, t] = _beside(grad_gate, grad_candidate) if r.highway else grad_candidate
             if node == 0:
@@ -138,7 +140,7 @@ def _plain_gate(node: int, pre: Tensor) -> Tensor | None:
 
 
 def _is(r: Recurrence, node: int, name: str) -> Tensor:
-    return (r.activation[:, node - 1] == ACTIVATIONS.index(name))[:, None, None]  # [n, 1, 1]
+    return (r.activation[:, node - 1] == activation_names().index(name))[:, None, None]  # [n, 1, 1]
 
 
 def _nonlinearity(r: Recurrence, node: int, u: Tensor) -> Tensor:
@@ -147,16 +149,31 @@ def _nonlinearity(r: Recurrence, node: int, u: Tensor) -> Tensor:
     # Networks differ in their activation: evaluate each kind and choose, which needs no look at the tables' contents.
     result = torch.where(_is(r, node, "relu"), torch.relu(u), u)
     result = torch.where(_is(r, node, "sigmoid"), torch.sigmoid(u), result)
-    return torch.where(_is(r, node, "tanh"), torch.tanh(u), result)
+    result = torch.where(_is(r, node, "tanh"), torch.tanh(u), result)
+    for networks, activation in _registered(r, node):
+        result = torch.where(networks, activation.forward(u), result)
+    return result
 
 
-def _slope(r: Recurrence, node: int, f: Tensor) -> Tensor:
-    """Derivative of the activation, from its value f."""
+def _slope(r: Recurrence, node: int, f: Tensor, previous: Tensor) -> Tensor:
+    """Derivative of the activation, from its value f; of a registered one where it was evaluated, computed again."""
     if node == 0:
         return 1 - f * f
     result = torch.where(_is(r, node, "relu"), (f > 0).to(f.dtype), torch.ones_like(f))
     result = torch.where(_is(r, node, "sigmoid"), f * (1 - f), result)
-    return torch.where(_is(r, node, "tanh"), 1 - f * f, result)
+    result = torch.where(_is(r, node, "tanh"), 1 - f * f, result)
+    for networks, activation in _registered(r, node):
+        u = _masked(r, previous) @ _weight(r, node)[..., -f.shape[-1] :]
+        result = torch.where(networks, activation.derivative(u), result)
+    return result
+
+
+def _registered(r: Recurrence, node: int) -> Iterator[tuple[Tensor, Activation]]:
+    """The registered activations that networks have in a node, with these networks, [n, 1, 1]."""
+    for name, activation in REGISTERED.items():
+        networks = _is(r, node, name)
+        if bool(networks.any()):
+            yield networks, activation
 
 
 def _combine(previous: Tensor, gate: Tensor | None, candidate: Tensor) -> Tensor:

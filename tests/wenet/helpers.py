@@ -6,6 +6,8 @@ import json
 import random
 from pathlib import Path
 
+from wenet.cli import search_main
+
 TINY = [
     *("--preset", "quick", "--pool", "7", "--batch", "3", "--seeds", "2", "--hidden", "8", "--nodes", "3"),
     *("--data-batch", "4", "--eval-batch", "2", "--bptt", "6", "--epochs-per-round", "0.6", "--backend", "reference"),
@@ -37,3 +39,13 @@ def results(run: Path, records: str = "search.jsonl") -> list[dict]:
     records = [json.loads(line) for line in (run / records).read_text().splitlines()]
     records.append(json.loads((run / "best.json").read_text()))
     return [{key: value for key, value in record.items() if key not in costs} for record in records]
+
+
+def fails(capsys, *arguments) -> str:
+    """The one line that `wenet-search` prints when it refuses."""
+    capsys.readouterr()
+    assert search_main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err

@@ -94,8 +94,8 @@ def test_no_gpu_is_no_fallback(text, tmp_path, capsys, monkeypatch):
 
 
 def test_an_allocation_that_fails(text, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("wenet.launch._check_memory", lambda *_: None)
-    monkeypatch.setattr("wenet.launch._say_header", lambda *_: None)
+    monkeypatch.setattr("wenet.launch_search.check_memory", lambda *_: None)
+    monkeypatch.setattr("wenet.launch_search._say_header", lambda *_: None)
 
     def exhausted(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")

@@ -7,7 +7,15 @@ import torch
 from wenet import Genotype, WenetError, random_genotypes
 from wenet.config import LSTMS, resolve_train_config
 from wenet.genotypes import DARTS_V2, NAONET, load_genotype
-from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM, WeightedDagRNN, _locked_dropout
+from wenet.nn import (
+    DagRNN,
+    IndependentLanguageModels,
+    LanguageModel,
+    MixtureOfSoftmaxes,
+    StackedLSTM,
+    WeightedDagRNN,
+    _locked_dropout,
+)
 from wenet.train import build_model
 
 CELL = Genotype.from_text("sigmoid0 relu1 tanh1 mean 2,3")
@@ -111,6 +119,80 @@ def test_a_mixture_that_trusts_one_network_is_that_network():
             getattr(single, name).copy_(getattr(mixture, name)[1])
     x = torch.randn(6, 3, 5, dtype=torch.float64)
     torch.testing.assert_close(mixture(x)[0], single(x)[0], rtol=1e-10, atol=1e-12)
+
+
+def test_temperature_divides_the_logits():
+    rnn = WeightedDagRNN(5, 7, random_genotypes(3, 4, seed=2), temperature=0.5)
+    with torch.no_grad():
+        rnn.mix_logits.copy_(torch.tensor([0.1, 0.2, 0.4]))
+    torch.testing.assert_close(rnn.mixing_weights(), torch.softmax(torch.tensor([0.2, 0.4, 0.8]), 0))
+
+
+def test_networks_left_out_of_the_mixture():
+    """In training some are left out, and the others share the whole in their proportions; in evaluation none is."""
+    torch.manual_seed(0)
+    rnn = WeightedDagRNN(5, 7, random_genotypes(4, 4, seed=2), mix_dropout=0.5).double()
+    with torch.no_grad():
+        rnn.mix_logits.copy_(torch.tensor([0.1, 0.2, 0.4, 0.8]))
+    weights, left_out = rnn.mixing_weights(), torch.zeros(4)
+    for _ in range(400):
+        mix = rnn._mix()
+        kept = mix > 0
+        torch.testing.assert_close(mix[kept], weights[kept] / weights[kept].sum())
+        left_out += ~kept
+    assert bool(((left_out / 400 - 0.5 * (1 - 0.5**3)).abs() < 0.1).all())  # at least one stays
+    assert torch.equal(rnn.eval()._mix(), weights)
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("form", ["highway", "plain"])
+def test_own_outputs_add_up_to_the_mixture(norm, form):
+    rnn = WeightedDagRNN(5, 7, random_genotypes(3, 4, seed=2), form=form, norm=norm).double()
+    with torch.no_grad():
+        rnn.mix_logits.copy_(torch.tensor([0.1, 0.2, 0.9]))
+    x, h = torch.randn(6, 3, 5, dtype=torch.float64), torch.randn(1, 3, 7, dtype=torch.float64)
+    rnn(x)
+    mixed, _ = rnn.eval()(x, h)
+    own = rnn.own_outputs(x, torch.cat([h, mixed[:-1]]))
+    torch.testing.assert_close(torch.tensordot(rnn.mixing_weights(), own, dims=1), mixed, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_networks_of_different_scale_enter_the_mixture_alike(steps):
+    """Of two networks that differ in scale alone, by ten, each has half of what the mixture is made of."""
+    cell = Genotype.from_text("identity0")
+    rnn = WeightedDagRNN(5, 7, [cell, cell], form="plain", mix_norm="rms").double()
+    with torch.no_grad():
+        for weights in (rnn.weight_input, rnn.weight_hidden, rnn.weight_nodes):
+            weights[1] = weights[0]
+        rnn.weight_nodes[1] *= 10
+    for _ in range(100):
+        rnn(torch.randn(steps, 3, 5, dtype=torch.float64), torch.randn(1, 3, 7, dtype=torch.float64))
+    scale = rnn.running_scale
+    torch.testing.assert_close(scale[1] / scale[0], torch.tensor(10.0, dtype=torch.float64), rtol=1e-2, atol=0)
+    mix = rnn._mix()
+    torch.testing.assert_close(mix * scale, (0.5 * scale.mean()).expand(2))
+    torch.testing.assert_close(rnn.eval()._mix(), mix)
+
+
+@pytest.mark.parametrize("setting", [{"mix_norm": "rms"}, {"mix_dropout": 0.1}])
+def test_without_a_mixture_nothing_of_it_can_be_set(setting):
+    with pytest.raises(WenetError, match="are of a mixture"):
+        WeightedDagRNN(5, 7, random_genotypes(2, 4, seed=2), coupling="independent", **setting)
+
+
+def test_loss_of_each_network_by_itself():
+    """A mixture that trusts one network has that network's loss, and the others have losses of their own."""
+    rnn = WeightedDagRNN(7, 7, random_genotypes(3, 4, seed=2))
+    model = LanguageModel(11, rnn, init_range=0.5).double().eval()
+    with torch.no_grad():
+        rnn.mix_logits.copy_(torch.tensor([-1e3, 0.0, -1e3]))
+    text, h = torch.randint(11, (6, 3)), torch.randn(1, 3, 7, dtype=torch.float64)
+    losses, state = model.network_losses(text[:-1], text[1:], h)
+    _, expected, expected_state = model.loss(text[:-1], text[1:], h)
+    torch.testing.assert_close(losses[1], expected)
+    assert torch.equal(state, expected_state)
+    assert len(set(losses.tolist())) == 3
 
 
 def test_running_statistics_are_those_of_batch_norm():
@@ -283,3 +365,63 @@ def test_a_search_model_compiles_into_one_graph():
 def test_errors(make, message):
     with pytest.raises(WenetError, match=message):
         make()
+
+
+def independent(cells, shared=False, size=5, **options):
+    rnn = WeightedDagRNN(size, size, cells, coupling="independent", backend="reference")
+    return IndependentLanguageModels(11, rnn, init_range=0.5, shared_embedding=shared, **options).double()
+
+
+def standalone(models, k, size=5):
+    """Network k of them as a language model of its own."""
+    cell = random_genotypes(3, 3, 0)[k]
+    model = LanguageModel(11, DagRNN(size, size, cell, backend="reference")).double()
+    own = k if len(models.embedding) > 1 else 0
+    with torch.no_grad():
+        model.embedding.weight.copy_(models.embedding[own])
+        model.decoder_bias.copy_(models.decoder_bias[k])
+        for name in ("weight_input", "weight_hidden", "weight_nodes"):
+            getattr(model.rnn, name).copy_(getattr(models.rnn, name)[k])
+    return model
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_independent_models_equal_standalone_ones(shared):
+    """Losses, regularisers, states and every gradient."""
+    torch.manual_seed(0)
+    models = independent(random_genotypes(3, 3, 0), shared)
+    torch.nn.init.normal_(models.decoder_bias)
+    tokens, targets = torch.randint(11, (2, 7, 4))
+    h0 = torch.randn(3, 4, 5, dtype=torch.double)
+    loss, cross_entropy, h = models.loss(tokens, targets, h0, 0.3, 0.7)
+    loss.backward()
+    total, embedding = torch.tensor(0.0).double(), torch.zeros_like(models.embedding)
+    for k in range(3):
+        model = standalone(models, k)
+        own_loss, own_cross_entropy, own_h = model.loss(tokens, targets, h0[k : k + 1], 0.3, 0.7)
+        own_loss.backward()
+        total += own_loss.detach()
+        torch.testing.assert_close(cross_entropy[k], own_cross_entropy)
+        torch.testing.assert_close(h[k], own_h[0])
+        torch.testing.assert_close(models.decoder_bias.grad[k], model.decoder_bias.grad)
+        for name in ("weight_input", "weight_hidden", "weight_nodes"):
+            torch.testing.assert_close(getattr(models.rnn, name).grad[k], getattr(model.rnn, name).grad)
+        embedding[0 if shared else k] += model.embedding.weight.grad
+    torch.testing.assert_close(loss.detach(), total)
+    torch.testing.assert_close(models.embedding.grad, embedding)
+    with torch.no_grad():
+        torch.testing.assert_close(models.loss(tokens, targets, h0)[1], cross_entropy)
+
+
+def test_cross_entropy_of_independent_models_is_stable():
+    """Logits far apart: the log of a share that vanishes is never taken."""
+    models = independent(random_genotypes(3, 3, 0)).float()
+    with torch.no_grad():
+        models.decoder_bias.fill_(-300.0)[:, 0] = 300.0
+    _, cross_entropy, _ = models.loss(torch.zeros(2, 2, dtype=torch.long), torch.ones(2, 2, dtype=torch.long))
+    torch.testing.assert_close(cross_entropy, torch.full((3,), 600.0), rtol=1e-2, atol=0)
+
+
+def test_independent_models_refuse_a_mixture():
+    with pytest.raises(WenetError, match="coupling='independent'"):
+        IndependentLanguageModels(11, WeightedDagRNN(5, 5, [CELL]))

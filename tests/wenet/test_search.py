@@ -1,6 +1,7 @@
 import dataclasses
 import importlib
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -122,34 +123,74 @@ def test_keeping_parameters_changes_later_rounds_only(text, tmp_path):
     assert fresh[1] != keep[1]
 
 
-def test_planted_winner_is_ranked_first(text, tmp_path, monkeypatch):
+def test_ranking_by_held_out_loss(text, tmp_path):
+    """The kept are those of the lowest loss, whatever their weight, and the audit scores by that too."""
+    result = search(str(text), out=tmp_path / "run", **{**TINY, "score": "held-out", "epochs_per_round": 3}, audit=4)
+    *records, best = results(tmp_path / "run")
+    for record, after in pairwise(records):
+        losses = [network["held_out_loss"] for network in record["networks"]]
+        assert losses == sorted(losses)
+        kept = {network["genotype"] for network in after["networks"] if network["rounds_kept"]}
+        assert kept == {network["genotype"] for network in record["networks"][:2]}
+    assert best["held_out_loss"] == records[-1]["networks"][0]["held_out_loss"]
+    weights = [network["weight"] for record in records for network in record["networks"]]
+    assert weights != sorted(weights, reverse=True)
+    last = [network["held_out_loss"] for network in records[-1]["networks"]]
+    assert result.audit["networks"][0]["score"] == pytest.approx(sum(last) / len(last) - last[0])
+
+
+def test_settings_of_the_mixture_reach_the_model():
+    settings = {"hidden": 4, "nodes": 2, "mix_temperature": 0.5, "mix_norm": "rms", "mix_dropout": 0.25}
+    rnn = build_model(resolve_config("quick", {**settings, "precision": "fp32"}), random_genotypes(3, 2, 0), 5).rnn
+    assert (rnn.temperature, rnn.mix_norm, rnn.mix_dropout) == (0.5, "rms", 0.25)
+    plain = build_model(resolve_config("paper", {"hidden": 4, "precision": "fp32"}), random_genotypes(3, 2, 0), 5).rnn
+    assert (plain.temperature, plain.mix_norm, plain.mix_dropout) == (1.0, None, 0.0)
+
+
+PLANTED = {**TINY, "lr": 1e-2, "mix_lr": 2e-2, "dropout_x": 0.2, "norm": "none"}
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    """All cells but the given ones cannot see their input."""
+
+    def planting(good):
+        def crippling(config, genotypes, vocabulary_size):
+            model = build_model(config, genotypes, vocabulary_size)
+            sees = torch.tensor([genotype in good for genotype in genotypes]).view(-1, 1, 1)
+            with torch.no_grad():
+                model.rnn.weight_input.mul_(sees)
+            model.rnn.weight_input.register_hook(lambda gradient: gradient * sees)
+            return model
+
+        monkeypatch.setattr(importlib.import_module("wenet.search"), "build_model", crippling)
+
+    return planting
+
+
+def test_planted_winner_is_ranked_first(text, tmp_path, plant):
     """One cell that sees its input among cells that cannot must win, and stay through the rounds."""
     planted = random_genotypes(12, 3, seed=1)[1]
-
-    def crippling(config, genotypes, vocabulary_size):
-        model = build_model(config, genotypes, vocabulary_size)
-        sees = torch.tensor([genotype == planted for genotype in genotypes]).view(-1, 1, 1)
-        with torch.no_grad():
-            model.rnn.weight_input.mul_(sees)
-        model.rnn.weight_input.register_hook(lambda gradient: gradient * sees)
-        return model
-
-    monkeypatch.setattr(importlib.import_module("wenet.search"), "build_model", crippling)
-    settings = {
-        **TINY,
-        "pool": 12,
-        "batch": 6,
-        "epochs_per_round": 6,
-        "lr": 1e-2,
-        "mix_lr": 2e-2,
-        "dropout_x": 0.2,
-        "norm": "none",
-    }
-    result = search(str(text), out=tmp_path / "run", **settings)
+    plant([planted])
+    result = search(str(text), out=tmp_path / "run", **{**PLANTED, "pool": 12, "batch": 6, "epochs_per_round": 6})
     assert result.genotype == planted
     *records, best = results(tmp_path / "run")
     assert [record["networks"][0]["genotype"] for record in records] == [str(planted)] * 2
     assert best["weight"] > 1.5 * best["uniform_weight"]
+
+
+def test_planted_cells_are_kept(text, tmp_path, plant, monkeypatch):
+    """Of five good cells among a hundred nearly all must be among the twenty kept after one round, for every seed."""
+    monkeypatch.setattr("wenet.launch_search._say_header", lambda *_: None)
+    settings = {**PLANTED, "pool": 100, "batch": 100, "seeds": 20, "epochs_per_round": 6, "backend": "auto"}
+    recalls = []
+    for seed in range(1, 6):
+        good = random_genotypes(100, 3, seed)[7::20]
+        plant(good)
+        search(str(text), out=tmp_path / str(seed), seed=seed, **settings)
+        kept = [network["genotype"] for network in results(tmp_path / str(seed))[0]["networks"][:20]]
+        recalls.append(sum(str(genotype) in kept for genotype in good) / len(good))
+    assert sum(recalls) / len(recalls) >= 0.9, recalls
 
 
 def test_divergence_names_the_step(text, tmp_path):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wenet_kernels.cells import ACTIVATIONS
+from wenet_kernels.activations import ACTIVATIONS
 from wenet_kernels.recurrence import NORM_EPS
 
 EPS = tl.constexpr(NORM_EPS)

@@ -1,0 +1,416 @@
+"""`python -m bench.search_quality`: how well searches rank a pool of cells, all of which are also trained standalone.
+
+One standalone training of the whole pool measures every search, whatever its settings and seed. Searches and trainings
+are run folders under --out; the same command again goes on where it was stopped, and with more settings or seeds it
+adds to what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy import stats
+
+from bench.report import insert
+from wenet import resume_search, search
+from wenet.audit import RESAMPLES, final_ranking, summary, training_windows
+from wenet.config import SearchConfig, flag, resolve_config
+from wenet.console import Console, duration
+from wenet.data import Corpus, load_corpus
+from wenet.independent import RECORDS as TRAINING_RECORDS
+from wenet.independent import RESULT as TRAINING_RESULT
+from wenet.independent import TrainingResult, Workplace, train_independently
+from wenet.interrupt import Interrupt
+from wenet.launch import CHECKPOINT_MINUTES, resolve_machine
+from wenet.runs import overlap
+from wenet.search import RECORDS, draw_pool
+
+FIGURE = "figures/search-quality.svg"  # beside the document
+POOL_SEED = 1  # all searches go through one pool, in one order
+GROUP = 20  # cells trained standalone at once
+EARLY = 2  # records of a standalone training, of 20, after which learning is called early
+
+# One departure each from the preset; "default" is the preset itself.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "mixing rate / 3": {"mix_lr": 3.3e-3},
+    "mixing rate x 3": {"mix_lr": 3e-2},
+    "seeds keep their parameters": {"seed_parameters": "keep"},
+    "without norm": {"norm": "none"},
+    "twice the training a round": {"epochs_per_round": 0.8},
+    "parameters' rate / 3": {"lr": 6.7e-3},
+    "dropouts of the paper": {"dropout_embedding": 0.2, "dropout_x": 0.75, "dropout_h": 0.25, "dropout_output": 0.75},
+    "plain form": {"form": "plain"},
+    # Departures from the paper.
+    "score held out": {"score": "held-out"},
+    "equal scale in the mixture": {"mix_norm": "rms"},
+    "networks dropped, 0.25": {"mix_dropout": 0.25},
+    "temperature 0.5": {"mix_temperature": 0.5},
+    "temperature 2": {"mix_temperature": 2.0},
+}
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What one search made of the pool.
+
+    Attributes:
+        scores: of every cell of the pool, as `wenet.audit.final_ranking` has them; higher is better.
+        kept: numbers of the K cells kept at the end, the best first.
+        first_round, rounds_kept: of every cell.
+        seconds: of the search.
+    """
+
+    scores: np.ndarray
+    kept: list[int]
+    first_round: np.ndarray
+    rounds_kept: np.ndarray
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Standalone:
+    """What standalone training made of the pool.
+
+    Attributes:
+        perplexities: validation, of every cell; infinite where training diverged.
+        early: mean training loss of every cell in the second twentieth of its training.
+        seconds: of all trainings.
+        windows: of one training.
+    """
+
+    perplexities: np.ndarray
+    early: np.ndarray
+    seconds: float
+    windows: int
+
+    @property
+    def quality(self) -> np.ndarray:
+        """Higher is better; a place in a ranking, so that a cell that diverged counts like any other that is last."""
+        return stats.rankdata(-self.perplexities)
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    corpus = load_corpus(options.dataset, options.data_dir, options.max_vocabulary)
+    found = {
+        name: [search_once(name, seed, options) for seed in range(1, options.seeds + 1)] for name in options.settings
+    }
+    rows = []
+    for name, folders in found.items():
+        config = _config(name, options)
+        standalone = train_pool(config, corpus, options.out / f"pool-{config.form}")
+        pool = [str(genotype) for genotype in draw_pool(config)]
+        rows.append(row(name, [read_search(folder, pool, config.seeds) for folder in folders], standalone))
+        (options.out / "search-quality.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(render(rows, options))
+    if options.document is not None:
+        draw(rows, options.document.parent / FIGURE)
+        document = options.document.read_text(encoding="utf-8")
+        options.document.write_text(insert(document, render(rows, options)), encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", nargs="?", default="ptb", help="as in wenet-search (default: %(default)s)")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["default"], metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=4, metavar="N", help="searches a setting (default: %(default)s)")
+    parser.add_argument("--pool", type=int, metavar="T", help="cells in all (default: the preset's)")
+    parser.add_argument("--max-vocabulary", type=int, metavar="N", help="as in wenet-search")
+    parser.add_argument("--epochs", type=float, default=0.25, metavar="F", help="of a standalone training")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--document", type=Path, metavar="FILE", help="write tables and figure into docs/search-quality.md"
+    )
+    return parser
+
+
+def _given(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What a setting asks of `search`, under these options."""
+    asked = {"pool": options.pool, "max_vocabulary": options.max_vocabulary, "pool_seed": POOL_SEED}
+    return {**SETTINGS[name], **{key: value for key, value in asked.items() if value is not None}}
+
+
+def _config(name: str, options: argparse.Namespace) -> SearchConfig:
+    given = {"dataset": options.dataset, "audit_epochs": options.epochs}
+    return resolve_machine(resolve_config("quick", _given(name, options), given))
+
+
+def search_once(name: str, seed: int, options: argparse.Namespace) -> Path:
+    """One search, in a folder of its own that is gone on with where it is there; returns the folder."""
+    folder = options.out / f"{_file_name(name)}-{seed}"
+    if not _finished(folder):
+        console = Console(quiet=True)
+        console.say(f"{name}, seed {seed}")
+        if (folder / "config.json").exists():
+            resume_search(folder, data_dir=options.data_dir, console=console)
+        else:
+            settings = {**_given(name, options), "seed": seed}
+            search(options.dataset, preset="quick", out=folder, data_dir=options.data_dir, console=console, **settings)
+    return folder
+
+
+def _finished(folder: Path) -> bool:
+    best = folder / "best.json"
+    if not best.exists():
+        return False
+    found = json.loads(best.read_text(encoding="utf-8"))
+    return bool(found["rounds"] == found["rounds_planned"])
+
+
+def _file_name(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name.replace("/", "by")).split())
+
+
+def train_pool(config: SearchConfig, corpus: Corpus, folder: Path) -> Standalone:
+    """Train every cell of the pool standalone, or go on with that, or read what is finished."""
+    pool, windows = draw_pool(config), training_windows(config, corpus, config.audit_epochs)
+    trainings, early = [], []
+    with Interrupt() as interrupt:
+        work = Workplace(config, corpus, Console(quiet=True), CHECKPOINT_MINUTES, interrupt)
+        for first in range(0, len(pool), GROUP):
+            part, cells = folder / f"from-{first + 1}", pool[first : first + GROUP]
+            label = f"pool {first + 1} to {first + len(cells)}"
+            if (part / TRAINING_RESULT).exists():  # perhaps of a version that had fewer settings
+                training = TrainingResult.from_dict(json.loads((part / TRAINING_RESULT).read_text()))
+            else:
+                work.console.say(label)
+                training = train_independently(work, part, cells, windows, config.seed, label)
+            trainings.append(training)
+            early += _records(part / TRAINING_RECORDS)[EARLY - 1]["train_loss"]
+    outcomes = [outcome for training in trainings for outcome in training.outcomes]
+    return Standalone(
+        np.array([outcome.perplexity for outcome in outcomes]),
+        np.array([np.inf if loss is None else loss for loss in early]),
+        sum(training.seconds for training in trainings),
+        windows,
+    )
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_search(folder: Path, pool: Sequence[str], seeds: int) -> Quality:
+    """What a finished search made of the pool, which it went through whole."""
+    records = _records(folder / RECORDS)
+    ranked = {str(cell.genotype): cell for cell in final_ranking(records, seeds)}
+    first_round = {network["genotype"]: record["round"] for record in records[::-1] for network in record["networks"]}
+    numbers = {genotype: number for number, genotype in enumerate(pool)}
+    return Quality(
+        np.array([ranked[genotype].score for genotype in pool]),
+        [numbers[name] for name, cell in ranked.items() if cell.survivor],
+        np.array([first_round[genotype] for genotype in pool]),
+        np.array([ranked[genotype].rounds_kept for genotype in pool]),
+        records[-1]["seconds_so_far"],
+    )
+
+
+def row(name: str, searches: Sequence[Quality], standalone: Standalone) -> dict[str, Any]:
+    """The figures of a setting over its searches.
+
+    The intervals are of the bootstrap over cells. The p are of one-sided permutation tests that shuffle the standalone
+    results among the cells, the same for all searches, so that searches that agree with one another are not taken for
+    independent witnesses.
+    """
+    scores, quality = [search.scores for search in searches], standalone.quality
+    finite = np.where(np.isfinite(standalone.perplexities), standalone.perplexities, np.nan)
+    kept = [search.kept for search in searches]
+    return {
+        "setting": name,
+        "changes": SETTINGS[name],
+        "cells": len(quality),
+        "taus": [_tau(s, quality) for s in scores],
+        "tau": _mean_tau(scores, quality),
+        "tau_interval": _interval(scores, quality),
+        "tau_p": _permutation_p(lambda shuffled: _mean_tau(scores, shuffled), quality),
+        "between_searches": _mean_between(scores),
+        "kept_cells": kept,
+        "kept_perplexities": [finite[k].tolist() for k in kept],
+        "kept": float(np.nanmean([np.nanmean(finite[k]) for k in kept])),
+        "pool": summary(standalone.perplexities.tolist()),
+        "kept_p": _permutation_p(lambda shuffled: float(np.mean([shuffled[k].mean() for k in kept])), quality),
+        "winner": float(np.nanmean([finite[k[0]] for k in kept])),
+        "best": float(np.nanmin(finite)),
+        "overlap": overlap([[str(n) for n in k] for k in kept], len(quality)) if len(kept) > 1 else None,
+        "reasons": _reasons(searches, standalone),
+        "seconds": [search.seconds for search in searches],
+        "standalone_seconds": standalone.seconds,
+        "standalone_windows": standalone.windows,
+        "scores": [s.tolist() for s in scores],
+        "perplexities": finite.tolist(),
+    }
+
+
+def _reasons(searches: Sequence[Quality], standalone: Standalone) -> dict[str, float]:
+    """What else the score may follow, as mean Kendall's tau over searches, and what a fast learner is worth."""
+    quality, fast = standalone.quality, stats.rankdata(-standalone.early)
+    taus = [
+        {
+            "fast learners": _tau(search.scores, fast),
+            "rounds kept": _tau(search.scores, search.rounds_kept),
+            "quality, within the round of entry": _tau_within(search.scores, quality, search.first_round),
+            "quality of the rounds kept": _tau(search.rounds_kept, quality),
+        }
+        for search in searches
+    ]
+    means = {name: float(np.mean([each[name] for each in taus])) for name in taus[0]}
+    return {**means, "quality of fast learners": _tau(fast, quality)}
+
+
+def _tau(first: np.ndarray, second: np.ndarray) -> float:
+    """Kendall's tau; zero where one side does not distinguish at all."""
+    return float(np.nan_to_num(stats.kendalltau(first, second).statistic))
+
+
+def _mean_between(scores: Sequence[np.ndarray]) -> float | None:
+    """Mean tau between two searches: what the ranking owes to chance limits how well it can agree with anything."""
+    taus = [_tau(first, second) for first, second in combinations(scores, 2)]
+    return float(np.mean(taus)) if taus else None
+
+
+def _mean_tau(scores: Sequence[np.ndarray], quality: np.ndarray) -> float:
+    return float(np.mean([_tau(s, quality) for s in scores]))
+
+
+def _tau_within(scores: np.ndarray, quality: np.ndarray, groups: np.ndarray) -> float:
+    """Mean of the taus within each group."""
+    return float(np.mean([_tau(scores[groups == group], quality[groups == group]) for group in np.unique(groups)]))
+
+
+def _interval(scores: Sequence[np.ndarray], quality: np.ndarray) -> list[float]:
+    found = stats.bootstrap(
+        (np.arange(len(quality)),),
+        lambda cells: _mean_tau([s[cells] for s in scores], quality[cells]),
+        n_resamples=RESAMPLES,
+        vectorized=False,
+        method="percentile",
+        rng=1,
+    ).confidence_interval
+    return [float(found.low), float(found.high)]
+
+
+def _permutation_p(statistic: Callable[[np.ndarray], float], quality: np.ndarray) -> float:
+    found = stats.permutation_test(
+        (quality,),
+        statistic,
+        permutation_type="pairings",
+        vectorized=False,
+        n_resamples=RESAMPLES,
+        alternative="greater",
+        rng=1,
+    )
+    return float(found.pvalue)
+
+
+def render(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
+    """The text between the markers of the document."""
+    first = rows[0]
+    trained, searched = duration(first["standalone_seconds"]), duration(sum(sum(r["seconds"]) for r in rows))
+    return "\n\n".join(
+        [
+            f"`{_command(options)}`, commit `{_commit()}`, {_versions()}. Pool seed {POOL_SEED}, search seeds from "
+            f"1 on. Cost: {searched} for the searches, {trained} for the standalone training of {first['cells']} cells "
+            f"for {options.epochs:g} epochs, {first['standalone_windows']:,} windows each.",
+            "\n".join(quality_table(rows)),
+            f"![Score of every cell against its standalone perplexity]({FIGURE})",
+            "What the score follows, as mean Kendall's tau over the searches of a setting:",
+            "\n".join(reasons_table(rows)),
+        ]
+    )
+
+
+def _command(options: argparse.Namespace) -> str:
+    """What was run, without where files lie."""
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    words = ["python", "-m", "bench.search_quality", given.pop("dataset")]
+    for name, value in given.items():
+        if name not in ("out", "data_dir", "document"):
+            words += [flag(name), *(value if isinstance(value, list) else [f"{value:g}"])]
+    return shlex.join([*words, "--out", "DIR"])
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short=10", "HEAD"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+
+
+def _versions() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("wenet-rnn", "torch", "scipy"))
+    return f"{packages}, Python {platform.python_version()}, {torch.get_num_threads()} threads"
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Mean score over searches against standalone perplexity, a panel a setting; filled where a search kept a cell."""
+    matplotlib.rcParams.update({"svg.hashsalt": "wenet", "svg.fonttype": "none", "font.size": 9})
+    columns = min(3, len(rows))
+    lines = -(-len(rows) // columns)
+    drawing = Figure(figsize=(2.7 * columns + 0.4, 2.6 * lines), layout="constrained")
+    panels = drawing.subplots(lines, columns, squeeze=False).flat
+    for axes, r in zip(panels, rows, strict=False):
+        score, kept = np.mean(r["scores"], axis=0), np.isin(np.arange(r["cells"]), r["kept_cells"])
+        for cells, face in ((~kept, "none"), (kept, "C0")):
+            axes.scatter(np.array(r["perplexities"])[cells], score[cells], s=14, facecolors=face, edgecolors="C0")
+        axes.set_title(f"{r['setting']}: τ {r['tau']:.2f}", fontsize=9)
+        axes.set_xlabel("standalone perplexity")
+        axes.set_ylabel("score of the search")
+    for axes in list(drawing.axes)[len(rows) :]:
+        axes.remove()
+    path.parent.mkdir(exist_ok=True)
+    drawing.savefig(path, metadata={"Date": None})
+
+
+def quality_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| setting | searches | Kendall's tau, mean (95 % interval) | p | of each search | perplexity of the kept "
+        "| of the pool | kept better, p | of the first | τ between searches | kept alike (chance) | a search |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        low, high = r["tau_interval"]
+        cells = [
+            r["setting"],
+            str(len(r["taus"])),
+            f"{r['tau']:.2f} ({low:.2f} to {high:.2f})",
+            f"{r['tau_p']:.3f}",
+            ", ".join(f"{tau:.2f}" for tau in r["taus"]),
+            f"{r['kept']:.1f}",
+            f"{r['pool']['mean']:.1f} ± {r['pool']['sd']:.1f}",
+            f"{r['kept_p']:.3f}",
+            f"{r['winner']:.1f}",
+            "-" if r["between_searches"] is None else f"{r['between_searches']:.2f}",
+            "-" if r["overlap"] is None else f"{r['overlap']['share']:.0%} ({r['overlap']['by_chance']:.0%})",
+            duration(statistics.fmean(r["seconds"])),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def reasons_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    names = list(rows[0]["reasons"])
+    return [
+        f"| setting | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+        *(" | ".join([f"| {r['setting']}", *(f"{r['reasons'][name]:.2f}" for name in names)]) + " |" for r in rows),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The audit: which cells it takes, what it concludes, and that it survives a stop."""
+
+import json
+import math
+import signal
+
+import pytest
+from scipy import stats
+
+from wenet import random_genotypes, resume_search
+from wenet.audit import Ranked, choose, correlation, final_ranking, seniority, verdict
+from wenet.cli import search_main
+from wenet.config import resolve_config
+from wenet.estimate import estimate_memory
+from wenet.independent import IndependentTraining, Outcome
+
+from .helpers import TINY, fails, write_text
+
+AUDIT = ["--audit", "5", "--audit-epochs", "0.5"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+def ranking(survivors, rejected):
+    cells = random_genotypes(survivors + rejected, 4, 0)
+    count = len(cells)
+    return [Ranked(cell, float(count - i), 1, 0, survivor=i < survivors) for i, cell in enumerate(cells)]
+
+
+def outcomes(perplexities):
+    return [Outcome(cell, p, None, None) for cell, p in zip(random_genotypes(99, 4, 0), perplexities, strict=False)]
+
+
+def network(name, weight, rounds_kept=0):
+    return {"genotype": name, "weight": weight, "rounds_kept": rounds_kept}
+
+
+RECORDS = [
+    {"round": 1, "uniform_weight": 0.5, "networks": [network("tanh0", 0.6), network("relu0", 0.4)]},
+    {
+        "round": 2,
+        "uniform_weight": 1 / 3,
+        "networks": [network("sigmoid0", 0.5), network("tanh0", 0.3, 1), network("identity0", 0.2)],
+    },
+]
+
+
+def test_the_last_score_of_every_cell_counts():
+    found = {str(cell.genotype): (cell.score, cell.round, cell.survivor) for cell in final_ranking(RECORDS, seeds=1)}
+    assert found == {
+        "sigmoid0": (pytest.approx(1.5), 2, True),
+        "tanh0": (pytest.approx(0.9), 2, False),
+        "relu0": (pytest.approx(0.8), 1, False),
+        "identity0": (pytest.approx(0.6), 2, False),
+    }
+
+
+def test_seniority():
+    found = seniority(RECORDS, seeds=1)
+    assert found["kept_again"] == 0
+    assert found["by_chance"] == pytest.approx(1 / 3)
+    assert found["spearman"]["value"] == 0
+
+
+def test_survivors_and_one_of_each_stratum():
+    cells = ranking(4, 60)
+    chosen = choose(cells, 24, seed=3)
+    assert chosen[:4] == cells[:4]
+    assert [(cells.index(cell) - 4) // 3 for cell in chosen[4:]] == list(range(20))
+    assert choose(cells, 24, seed=3) == chosen != choose(cells, 24, seed=4)
+    assert choose(cells, 500, seed=3) == cells
+
+
+def test_agreement_and_chance():
+    cells = ranking(4, 20)
+    full = verdict(cells, outcomes(range(100, 124)), seed=1)
+    assert full["kendall"]["value"] == pytest.approx(1)
+    assert full["spearman"]["value"] == pytest.approx(1)
+    assert full["survivors_better_p"] < 1e-3
+    assert full["survivors"]["mean"] == 101.5
+    against = verdict(cells, outcomes(range(124, 100, -1)), seed=1)
+    assert against["kendall"]["value"] == pytest.approx(-1)
+    assert against["survivors_better_p"] > 0.99
+
+
+def test_correlation_against_hand():
+    """Of the 28 pairs of eight cells one disagrees: tau = (27 - 1) / 28."""
+    found = correlation(stats.kendalltau, [1, 2, 3, 4, 5, 6, 7, 8], [1, 3, 2, 4, 5, 6, 7, 8], seed=1)
+    assert found["value"] == pytest.approx(26 / 28)
+    assert found["low"] < found["value"] < found["high"]
+    assert correlation(stats.kendalltau, [1, 2, 3, 4], [5, 5, 5, 5], seed=1)["value"] is None
+
+
+def test_a_cell_that_diverged_is_the_worst():
+    result = verdict(ranking(2, 4), outcomes([5, 6, 7, 8, 9, math.inf]), seed=1)
+    assert result["kendall"]["value"] == pytest.approx(1)
+    assert (result["rejected"]["diverged"], result["rejected"]["mean"]) == (1, 8)
+
+
+def audit_of(run):
+    result = json.loads((run / "audit.json").read_text())
+    return {name: value for name, value in result.items() if "seconds" not in name and "memory" not in name}
+
+
+def test_audit_within_a_search_and_after_it(text, tmp_path, capsys):
+    assert search_main([str(text), *TINY, *AUDIT, "--out", str(tmp_path / "within")]) == 0
+    output = capsys.readouterr().out
+    assert "Kendall's tau" in output
+    assert "was not measured" not in output
+    assert search_main([str(text), *TINY, "--out", str(tmp_path / "after")]) == 0
+    assert search_main(["--resume", str(tmp_path / "after"), *AUDIT]) == 0
+    assert audit_of(tmp_path / "within") == audit_of(tmp_path / "after")
+    audit = json.loads((tmp_path / "within" / "audit.json").read_text())
+    assert audit["total_seconds"] == pytest.approx(audit["search_seconds"] + audit["seconds"], abs=0.01)
+    assert [network["survivor"] for network in audit["networks"]] == [True, True, False, False, False]
+    last = json.loads((tmp_path / "within" / "search.jsonl").read_text().splitlines()[-1])
+    assert [n["genotype"] for n in audit["networks"][:2]] == [n["genotype"] for n in last["networks"][:2]]
+
+
+def test_a_stopped_audit_goes_on(text, tmp_path, monkeypatch):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert search_main([str(text), *TINY, *AUDIT, "--out", str(whole)]) == 0
+    assert search_main([str(text), *TINY, "--out", str(run)]) == 0
+    real, steps = IndependentTraining._step, []
+
+    def step(self, *operands):
+        steps.append(1)
+        if len(steps) == 10:
+            self.interrupt.requested = signal.SIGTERM
+        return real(self, *operands)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IndependentTraining, "_step", step)
+        assert search_main(["--resume", str(run), *AUDIT]) == 128 + signal.SIGTERM
+    assert not (run / "audit.json").exists()
+    assert resume_search(run).audit is not None
+    assert audit_of(run) == audit_of(whole)
+
+
+def test_memory_counts_the_audit():
+    """Each cell of it has an embedding of its own, with two copies of its gradient and moments."""
+    search, small, large = (
+        estimate_memory(resolve_config("quick", {"audit": cells, "precision": "fp32"}), vocabulary_size=10_000)
+        for cells in (0, 6, 80)
+    )
+    embeddings = 80 * 10_000 * 64 * 4 * 4
+    assert search == small
+    assert 1.5 * embeddings < large < 4 * embeddings
+
+
+def test_too_few_cells_and_other_settings(text, tmp_path, capsys):
+    assert "--audit must be at least 4" in fails(capsys, text, *TINY, "--audit", "3", "--out", tmp_path / "run")
+    assert search_main([str(text), *TINY, *AUDIT, "--out", str(tmp_path / "run")]) == 0
+    assert "begun with other settings" in fails(capsys, "--resume", tmp_path / "run", "--audit", "6")

@@ -1,0 +1,201 @@
+"""Standalone training of many cells at once."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from wenet import Genotype, WenetError, random_genotypes
+from wenet.config import resolve_config
+from wenet.console import Console
+from wenet.data import load_corpus
+from wenet.independent import IndependentTraining, TrainingResult, Workplace, train_independently
+from wenet.interrupt import Interrupt, Stopped
+from wenet_kernels import backends
+
+from .helpers import write_text
+
+SETTINGS = {
+    "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2, "bptt": 6, "backend": "auto", "device": "cpu",
+    "precision": "fp32", "dropout_x": 0.2, "dropout_output": 0.2, "lr": 1e-2,
+}  # fmt: skip
+CELLS = random_genotypes(4, 3, 0)
+# Triton's interpreter takes minutes for a training.
+QUICK_BACKENDS = [
+    name for name, status in backends().items() if status == "ready" and (name != "triton" or torch.cuda.is_available())
+]
+CHAIN = Genotype.from_text("identity0 identity1 identity2")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture
+def train(text, tmp_path):
+    """Trains four cells; `name` is of the folder, whatever else is given overrides a setting."""
+
+    def training(name="training", windows=30, cells=CELLS, checkpoint_every=60.0, shared_embedding=False, **settings):
+        config = resolve_config("quick", {**SETTINGS, **settings, "dataset": str(text)})
+        work = Workplace(config, load_corpus(str(text)), Console(silent=True), checkpoint_every, Interrupt())
+        return train_independently(work, tmp_path / name, cells, windows, 7, "test", shared_embedding)
+
+    return training
+
+
+@pytest.fixture
+def before_step(monkeypatch):
+    """Has a function look at the training before each of its steps."""
+    real = IndependentTraining._step
+
+    def intrude(action):
+        def step(training, *operands):
+            action(training)
+            return real(training, *operands)
+
+        monkeypatch.setattr(IndependentTraining, "_step", step)
+
+    return intrude
+
+
+def blow_up(network, window, value):
+    """The weights of one network become `value` before a window."""
+
+    def action(training):
+        if training.state.windows == window:
+            with torch.no_grad():
+                training.model.rnn.weight_nodes[network] = value
+
+    return action
+
+
+def stop(window):
+    """A signal comes in a window."""
+
+    def action(training):
+        if training.state.windows == window:
+            training.interrupt.requested = signal.SIGTERM
+
+    return action
+
+
+def found(result: TrainingResult) -> list[dict]:
+    return [outcome.to_dict() for outcome in result.outcomes]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_network_learns(train, shared):
+    result = train(windows=300, shared_embedding=shared)
+    assert result.network_windows == 4 * 300
+    for outcome in result.outcomes:
+        assert outcome.diverged_at is None
+        assert outcome.perplexity < 16  # of 21 words
+
+
+def test_records_and_result_are_on_disk(train, tmp_path):
+    result = train()
+    records = [json.loads(line) for line in (tmp_path / "training" / "train.jsonl").read_text().splitlines()]
+    assert records[-1]["windows"] == 30
+    assert all(len(record["train_loss"]) == 4 for record in records)
+    assert records[-1]["train_loss"] == [outcome.train_loss for outcome in result.outcomes]
+    assert not list((tmp_path / "training" / "checkpoint").iterdir())
+    assert train() == result
+
+
+def test_networks_do_not_touch_each_other(train):
+    """Another last cell changes nothing of the first three."""
+    whole = train("a")
+    other = train("b", cells=[*CELLS[:3], random_genotypes(5, 3, 9)[4]])
+    assert found(whole)[:3] == found(other)[:3]
+    assert found(whole)[3] != found(other)[3]
+
+
+@pytest.mark.parametrize("backend", QUICK_BACKENDS)
+@pytest.mark.parametrize("value", [1e12, 1e14])
+def test_one_that_blows_up_is_frozen_and_the_rest_unharmed(train, before_step, backend, value):
+    """relu and identity multiply such weights up to infinity within a few nodes; the others must not feel it."""
+    cells = [CELLS[0], CHAIN, *CELLS[2:]]
+    whole = train("whole", backend=backend, cells=cells, form="plain")
+    before_step(blow_up(1, 11, value))
+    blown = train("blown", backend=backend, cells=cells, form="plain")
+    assert blown.outcomes[1].diverged_at == 11
+    assert blown.outcomes[1].perplexity == float("inf")
+    assert found(blown)[1]["perplexity"] is None
+    for k in (0, 2, 3):
+        assert found(blown)[k] == found(whole)[k]
+
+
+def test_what_is_frozen_is_zero(train, before_step):
+    model = []
+
+    def action(training):
+        blow_up(1, 5, 1e14)(training)
+        model[:] = [training.model]
+
+    before_step(action)
+    train(form="plain", cells=[CELLS[0], CHAIN])
+    assert all(bool(parameter.isfinite().all()) for parameter in model[0].parameters())
+    assert all(bool((parameter[1] == 0).all()) for parameter in model[0].own_parameters())
+
+
+def test_one_that_overflows_in_validation_alone(train, before_step):
+    """The others are validated to the end, and to the same bit. In the plain form a state of zero, in which validation
+    begins, stays zero unless a node is a sigmoid."""
+    cells = [CELLS[0], Genotype.from_text("sigmoid0 identity1 identity2"), *CELLS[2:]]
+    whole = train("whole", cells=cells, form="plain")
+
+    def action(training):
+        if training.state.windows == 29:  # no step comes after this one
+            end = training._checkpoint_if_due
+            training._checkpoint_if_due = lambda: (blow_up(1, 30, 1e14)(training), end())
+
+    before_step(action)
+    blown = train("blown", cells=cells, form="plain")
+    assert (blown.outcomes[1].diverged_at, blown.outcomes[1].perplexity) == (None, float("inf"))
+    for k in (0, 2, 3):
+        assert found(blown)[k] == found(whole)[k]
+
+
+def test_weights_too_large_to_multiply(train):
+    """An update that throws every weight away freezes all networks, and the training ends with that in its result."""
+    result = train(lr=1e30, weight_decay=0.0)
+    assert [outcome.diverged_at for outcome in result.outcomes] == [0] * 4
+
+
+def test_diverging_beside_a_shared_embedding(train, before_step):
+    before_step(blow_up(0, 11, 1e14))
+    result = train(shared_embedding=True, form="plain", cells=[CHAIN, *CELLS])
+    assert result.outcomes[0].diverged_at == 11
+    assert all(outcome.perplexity < 30 for outcome in result.outcomes[1:])
+
+
+@pytest.mark.parametrize("stop_at", [1, 17, 29])
+def test_stopped_and_resumed_to_the_last_bit(train, before_step, stop_at):
+    whole = train("whole")
+    before_step(stop(stop_at))
+    with pytest.raises(Stopped):
+        train("stopped", checkpoint_every=0.0)
+    assert found(train("stopped", checkpoint_every=0.0)) == found(whole)
+
+
+def test_stopped_after_a_divergence(train, before_step):
+    """What is frozen stays frozen."""
+
+    def action(training):
+        blow_up(1, 5, float("inf"))(training)
+        stop(20)(training)
+
+    before_step(action)
+    with pytest.raises(Stopped):
+        train("stopped")
+    result = train("stopped")
+    assert result.outcomes[1].diverged_at == 5
+    assert result.outcomes[1].train_loss is None
+
+
+def test_another_training_in_the_folder(train):
+    train(windows=2)
+    with pytest.raises(WenetError, match="begun with other settings"):
+        train(windows=3)

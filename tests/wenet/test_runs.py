@@ -1,0 +1,159 @@
+"""The random baseline, several runs, and the comparison of cells."""
+
+import json
+import signal
+
+import pytest
+
+from wenet import random_genotypes, resume_search
+from wenet.cli import rank_main, search_main
+from wenet.config import resolve_config
+from wenet.halving import network_rounds, rungs
+from wenet.independent import IndependentTraining
+from wenet.runs import overlap
+
+from .helpers import TINY as REFERENCE
+from .helpers import results, write_text
+
+TINY = [*REFERENCE, "--backend", "auto"]  # the fastest there is
+HALVING = [*TINY, "--strategy", "random"]
+RUNS = [*TINY, "--runs", "2", "--pool-seed", "5", "--audit-epochs", "0.3"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Sends a signal in the given step of standalone training, counted over all trainings."""
+    real = IndependentTraining._step
+
+    def prepare(number):
+        steps = []
+
+        def step(self, *operands):
+            steps.append(1)
+            if len(steps) == number:
+                self.interrupt.requested = signal.SIGTERM
+            return real(self, *operands)
+
+        monkeypatch.setattr(IndependentTraining, "_step", step)
+
+    return prepare
+
+
+def test_rungs_halve():
+    assert rungs(resolve_config("quick", {"pool": 64})) == [64, 32, 16, 8, 4, 2]
+    assert rungs(resolve_config("quick", {"pool": 7})) == [7, 4, 2]
+    assert rungs(resolve_config("quick", {"pool": 1})) == [1]
+
+
+def test_budget_is_that_of_the_search():
+    """Every network of every round counts: three new, then two seeds beside three new, then two beside the last."""
+    assert network_rounds(resolve_config("quick", {"pool": 7, "batch": 3, "seeds": 2})) == 3 + 5 + 3
+
+
+def test_successive_halving(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert search_main([str(text), *HALVING, "--out", str(run)]) == 0
+    assert "by successive halving: validation perplexity" in capsys.readouterr().out
+    *records, best = results(run)
+    cells = {str(genotype) for genotype in random_genotypes(7, 3, seed=1)}
+    for record, count in zip(records, [7, 4, 2], strict=True):
+        names = [network["genotype"] for network in record["networks"]]
+        perplexities = [network["perplexity"] for network in record["networks"]]
+        assert set(names) <= cells and len(names) == count
+        assert perplexities == sorted(perplexities)
+        cells = set(names[: -(-count // 2)])
+    assert best["text"] == records[-1]["networks"][0]["genotype"]
+    budget = 11 * 28  # networks over the rounds of the search times its windows a round, 0.6 of 46
+    assert 0.9 * budget < best["network_windows"] <= budget
+    assert [record["windows"] for record in records] == sorted(record["windows"] for record in records)
+
+
+def test_stopped_halving_goes_on(text, tmp_path, stop_at):
+    assert search_main([str(text), *HALVING, "--out", str(tmp_path / "whole")]) == 0
+    stop_at(40)
+    run = tmp_path / "run"
+    assert search_main([str(text), *HALVING, "--out", str(run)]) == 128 + signal.SIGTERM
+    resume_search(run)
+    assert results(run) == results(tmp_path / "whole")
+
+
+def test_audit_of_the_baseline(text, tmp_path):
+    run = tmp_path / "run"
+    assert search_main([str(text), *HALVING, "--audit", "5", "--audit-epochs", "0.3", "--out", str(run)]) == 0
+    scores = [network["score"] for network in json.loads((run / "audit.json").read_text())["networks"]]
+    assert scores[:2] == [3, 2.5]
+    assert all(score < 2.5 for score in scores[2:])
+
+
+def test_runs_are_ranked_by_standalone_training(text, tmp_path, capsys):
+    run = tmp_path / "runs"
+    assert search_main([str(text), *RUNS, "--out", str(run)]) == 0
+    assert "winners by standalone validation perplexity" in capsys.readouterr().out
+    best = json.loads((run / "best.json").read_text())
+    winners = [json.loads((run / f"run-{k}" / "best.json").read_text()) for k in (1, 2)]
+    assert {r["genotype"] for r in best["runs"]} == {winner["text"] for winner in winners}
+    perplexities = [r["perplexity"] for r in best["runs"]]
+    assert perplexities == sorted(perplexities)
+    assert best["text"] == best["runs"][0]["genotype"]
+    assert best["seconds"] == pytest.approx(sum(w["seconds"] for w in winners) + best["ranking_seconds"], abs=0.01)
+    assert 0 <= best["overlap"]["share"] <= 1
+    settings = [json.loads((run / f"run-{k}" / "config.json").read_text())["settings"] for k in (1, 2)]
+    assert [(s["seed"], s["pool_seed"]) for s in settings] == [(1, 5), (2, 5)]
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_stopped_runs_go_on(text, tmp_path, stop_at, step, capsys):
+    whole, run = tmp_path / "whole", tmp_path / "runs"
+    assert search_main([str(text), *RUNS, "--out", str(whole)]) == 0
+    stop_at(step)
+    assert search_main([str(text), *RUNS, "--out", str(run)]) == 128 + signal.SIGTERM
+    assert f"continue with: wenet-search --resume {run}\n" in capsys.readouterr().err
+    assert search_main(["--resume", str(run)]) == 0
+    for path in ("best.json", "run-1/best.json", "run-2/best.json"):
+        found, expected = (json.loads((folder / path).read_text()) for folder in (run, whole))
+        assert (found["text"], found.get("runs")) == (expected["text"], expected.get("runs"))
+
+
+def test_overlap():
+    found = overlap([["a", "b"], ["b", "c"], ["a", "b"]], pool=10)
+    assert found["share"] == pytest.approx((0.5 + 1 + 0.5) / 3)
+    assert found["by_chance"] == pytest.approx(0.2)
+
+
+def test_ranking_of_cells(text, tmp_path, capsys, stop_at):
+    run, out = tmp_path / "run", tmp_path / "ranking"
+    assert search_main([str(text), *TINY, "--out", str(run)]) == 0
+    command = [str(run), "relu0 relu0 relu0", "--seeds", "2", "--epochs", "0.5", "--out", str(out)]
+    stop_at(9)
+    assert rank_main(command) == 128 + signal.SIGTERM
+    assert "continue with: the same command" in capsys.readouterr().err
+    assert rank_main(command) == 0
+    assert "differs from" in capsys.readouterr().out
+    cells = json.loads((out / "ranking.json").read_text())["cells"]
+    assert cells[0]["mean"] < cells[1]["mean"]
+    first, second = sorted(cells, key=lambda cell: cell["name"] != str(run))
+    assert first["genotype"] == json.loads((run / "best.json").read_text())["text"]
+    assert (first["p"], second["genotype"], second["against"]) == (None, "relu0 relu0 relu0", str(run))
+    assert 0 <= second["p"] <= 1
+    assert second["mean"] == pytest.approx(sum(second["perplexities"]) / 2)
+    assert len(set(first["perplexities"])) == 2
+
+
+def test_ranking_refuses(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert search_main([str(text), *TINY, "--out", str(run)]) == 0
+    for arguments, message in (
+        ([str(run)], "at least two"),
+        ([str(run), "relu0 relu0 relu0", "--seeds", "1"], "--seeds must be at least 2"),
+        ([str(run), "relu0"], "same number of nodes"),
+        (["darts-v2", "relu0"], "no run folder darts-v2"),
+    ):
+        capsys.readouterr()
+        assert rank_main([*arguments, "--out", str(tmp_path / "out")]) == 2
+        captured = capsys.readouterr().err
+        assert message in captured and captured.count("\n") == 1

@@ -1,0 +1,266 @@
+"""From what was asked for to a search: settings, folder, and what is said before and after."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wenet.audit import begun_audit, describe_audit, run_audit
+from wenet.checkpoint import RunFolder
+from wenet.config import PRESETS, SearchConfig, resolve_config
+from wenet.console import Console, duration, size
+from wenet.curves import require_tensorboard
+from wenet.data import Corpus, load_corpus
+from wenet.estimate import estimate, estimate_memory
+from wenet.genotype import Genotype
+from wenet.halving import Halving
+from wenet.independent import Workplace
+from wenet.interrupt import Interrupt, Stopped
+from wenet.launch import (
+    CHECKPOINT_MINUTES,
+    SIZE_FLAGS,
+    add_report,
+    as_path,
+    check_lengths,
+    check_memory,
+    default_folder,
+    overriding_settings,
+    pytorch_products_in,
+    resolve_machine,
+    run_settings,
+    say_text_and_machine,
+    stored_config,
+    take_up,
+    with_absolute_dataset,
+)
+from wenet.memory import explaining_out_of_memory
+from wenet.runs import describe_runs, rank_runs
+from wenet.search import Search
+from wenet_kernels import WenetError
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found on a text: the cell, what `best.json` says of it, the run folder, and its audit."""
+
+    dataset: str
+    genotype: Genotype
+    best: dict[str, Any]
+    folder: Path
+    audit: dict[str, Any] | None = None  # what `audit.json` holds, where there is one
+
+
+def search(
+    dataset: str | None = None,
+    *,
+    preset: str | None = None,
+    out: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    checkpoint_every: float = CHECKPOINT_MINUTES,
+    console: Console | None = None,
+    tensorboard: bool = False,
+    config_file: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> SearchResult:
+    """Search for a recurrent cell by Algorithm 2 of the paper, or by its baseline.
+
+    Args:
+        dataset: "sotu" (embedded, the default), "ptb", "wikitext-2", or a folder with train/valid/test text.
+        preset: "paper" or "quick"; by default "paper" with a GPU and "quick" without.
+        out: a new run folder; by default one under `runs/`, named by the time.
+        data_dir: where to look for ptb and wikitext-2 first.
+        checkpoint_every: minutes.
+        console: where to print; nothing is printed by default.
+        tensorboard: whether to write curves for TensorBoard into the run folder.
+        config_file: settings that rank below `settings`.
+        settings: any field of `SearchConfig`.
+
+    Raises:
+        WenetError: an impossible setting, missing or unusable text, too little memory, or diverged training.
+        Stopped: SIGINT or SIGTERM came; `resume_search` goes on from there.
+    """
+    console = console or Console(silent=True)
+    require_tensorboard(tensorboard)
+    preset, given = overriding_settings(dataset, preset, config_file, settings)
+    config = resolve_machine(resolve_config(preset, given))
+    corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
+    config = with_absolute_dataset(config)
+    check_lengths(corpus, train=config.data_batch, valid=config.eval_batch)
+    check_memory(estimate_memory(config, len(corpus.vocabulary)), config.device, _smaller(config))
+    folder = as_path(out) or default_folder("search", corpus.name)
+    stored = run_settings("search", config, corpus, data_dir)
+    with Interrupt() as interrupt, closing(RunFolder.create(folder, stored)) as run:
+        _say_header(console, config, corpus, given)
+        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt, tensorboard), run)
+
+
+def resume_search(
+    folder: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    checkpoint_every: float = CHECKPOINT_MINUTES,
+    console: Console | None = None,
+    tensorboard: bool = False,
+    audit: int | None = None,
+    audit_epochs: float | None = None,
+) -> SearchResult:
+    """Continue a search bit-exactly from its last checkpoint.
+
+    Args:
+        audit, audit_epochs: as in `SearchConfig`, for a search that was begun without.
+
+    Raises:
+        WenetError: no such run, it is in use, its checkpoint is damaged, or text or machine differ from what it needs.
+        Stopped: as in `search`.
+    """
+    console = console or Console(silent=True)
+    require_tensorboard(tensorboard)
+    with Interrupt() as interrupt, closing(RunFolder.open(Path(folder))) as run:
+        config = _with_audit(stored_config(run, "search", resolve_config), run.path, audit, audit_epochs)
+        corpus = take_up(run, config, data_dir, console)
+        return _run(Workplace(config, corpus, console, checkpoint_every, interrupt, tensorboard), run)
+
+
+def _with_audit(config: SearchConfig, folder: Path, audit: int | None, epochs: float | None) -> SearchConfig:
+    """The settings with the audit that is asked for now, or that was begun on this run before."""
+    if audit is None and config.audit == 0:
+        audit, epochs = begun_audit(folder) or (0, None)
+    return replace(
+        config,
+        audit=config.audit if audit is None else audit,
+        audit_epochs=config.audit_epochs if epochs is None else epochs,
+    )
+
+
+def _run(work: Workplace, run: RunFolder) -> SearchResult:
+    config = work.config
+    needed = size(estimate_memory(config, len(work.corpus.vocabulary)))
+    advice = f"about {needed} are needed; lower {_smaller(config)}"
+    try:
+        with explaining_out_of_memory(advice), pytorch_products_in(config):
+            best = _search_several(work, run) if config.runs > 1 else _search_once(work, run)
+            audit = run_audit(work, run) if config.audit and config.runs == 1 else None
+    except Stopped as stopped:  # within a run, it may be, or a training: what goes on is the whole
+        raise Stopped(stopped.signal_number, run.path) from None
+    finally:
+        work.console.stop()
+    add_report(run.path, work.console)
+    return SearchResult(config.dataset, Genotype.from_dict(best["genotype"]), best, run.path, audit)
+
+
+def _search_once(work: Workplace, run: RunFolder) -> dict[str, Any]:
+    if work.config.strategy == "random":
+        return Halving(work, run).run()
+    search = Search(
+        work.config, work.corpus, run, work.console, work.checkpoint_every, work.interrupt, work.tensorboard
+    )
+    return search.run()
+
+
+def _search_several(work: Workplace, run: RunFolder) -> dict[str, Any]:
+    """Searches of different seeds, each a run folder of its own that a stopped run goes on in; then their ranking."""
+
+    def search_one(number: int) -> dict[str, Any]:
+        config = replace(work.config, runs=1, seed=work.config.seed + number)
+        settings = run_settings("search", config, work.corpus, run.config["data_dir"])
+        work.console.say(f"run {number + 1}/{work.config.runs}")
+        with closing(RunFolder.open_or_create(run.path / f"run-{number + 1}", settings)) as own:
+            best = _search_once(replace(work, config=config), own)
+            if config.audit:
+                run_audit(replace(work, config=config), own)
+        return best
+
+    return rank_runs(work, run, [search_one(number) for number in range(work.config.runs)])
+
+
+def _smaller(config: SearchConfig) -> str:
+    """The flags that lower what a search needs of memory."""
+    return ("--audit, " if config.audit else "") + "--batch, " + SIZE_FLAGS
+
+
+def _say_header(console: Console, config: SearchConfig, corpus: Corpus, given: Mapping[str, Any]) -> None:
+    say_text_and_machine(console, config, corpus)
+    for preset in PRESETS:
+        chosen = preset == config.preset
+        try:
+            candidate = config if chosen else resolve_machine(resolve_config(preset, given))
+        except WenetError:
+            continue  # what was asked for fits the preset of this run alone
+        console.say(_preset_line(preset, candidate, corpus) + ("   <- this run" if chosen else ""))
+    if config.strategy == "random":
+        console.say("strategy  random: as many network-steps, which take longer standalone than in one mixture")
+    if config.runs > 1:
+        console.say(f"runs      {config.runs}, each of them as above")
+    if config.audit:
+        console.say(
+            f"audit     {config.audit} cells standalone for {config.audit_epochs:g} epochs, on top of that time"
+        )
+
+
+def _preset_line(preset: str, config: SearchConfig, corpus: Corpus) -> str:
+    expected = estimate(config, corpus)
+    return (
+        f"{preset:<9} {config.pool:,} networks, {config.batch} new + {config.seeds} kept a round, {config.rounds} "
+        f"rounds of {config.epochs_per_round:g} epochs, hidden {config.hidden}: about {duration(expected.seconds)}, "
+        f"{size(expected.memory)}"
+    )
+
+
+def describe_result(result: SearchResult) -> str:
+    """The winner as a person wants it: drawn, beside what chance would give, with its cost and what to do next."""
+    best, folder = result.best, result.folder
+    return "\n".join(
+        [
+            "",
+            _how_it_won(best),
+            "",
+            result.genotype.draw(),
+            "",
+            f"cell      {result.genotype}",
+            f"cost      {duration(best['seconds'])}, peak memory {size(best['peak_memory_bytes'])}",
+            *_what_is_known(result),
+            f"report    {folder}/report.html",
+            f"files     {folder}/best.json (the cell), config.json (settings), and of every search search.jsonl",
+            "next      " + shlex.join(["wenet-train", result.dataset, "--cell", str(folder), "--preset", "quick"]),
+        ]
+    )
+
+
+def _how_it_won(best: dict[str, Any]) -> str:
+    searched = f"best of {best['networks_searched']:,} networks"
+    if "runs" in best:
+        return f"{searched}: first of the winners of {len(best['runs'])} runs after standalone training"
+    if best["weight"] is None:
+        return f"{searched} by successive halving: validation perplexity {best['perplexity']:.1f} standalone"
+    kept = best["rounds_kept"] - 1
+    if best["held_out_loss"] is not None:
+        searched += f": validation loss {best['held_out_loss']:.3f} of its own output"
+    return (
+        f"{searched}: weight {best['weight']:.4f} in the last mixture, where equal weights would be "
+        f"{best['uniform_weight']:.4f}; "
+        + (f"kept from {kept} earlier round{'s' * (kept > 1)}" if kept else "new in the last round")
+    )
+
+
+def _what_is_known(result: SearchResult) -> list[str]:
+    best = result.best
+    if "runs" in best:
+        return describe_runs(best)
+    lines = []
+    if best["weight"] is not None:
+        lines.append(
+            f"mixture   validation perplexity {best['mixture_valid_perplexity']:.1f}, of all networks of the last "
+            "round together"
+        )
+    if result.audit:
+        return lines + describe_audit(result.audit)
+    if best["weight"] is not None:
+        lines.append(
+            "caution   one search: whether the cell beats a random one was not measured; "
+            f"measure it with wenet-search --resume {result.folder} --audit 24"
+        )
+    return lines

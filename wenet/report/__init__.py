@@ -1,0 +1,1 @@
+"""Runs and cells as pictures and pages. Needs matplotlib, which `import wenet` leaves alone."""

@@ -1,0 +1,148 @@
+"""`report.html`: all there is to know about a run in one file that asks nothing of the network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+
+from wenet.report import words
+from wenet.report.figures import PALETTE, Picture, dark_theme
+from wenet.report.plots import shown_rounds
+from wenet.report.run import Run
+
+FIGURES = "figures"  # the folder beside the page that holds them as files
+RELOAD_SECONDS = 15
+Section = tuple[str, str, str]  # id, title, HTML
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+def report_page(run: Run, pictures: Sequence[Picture], live: bool = False) -> str:
+    """The page as HTML.
+
+    Args:
+        live: whether it is written again and again, so that whoever looks at it wants it read again.
+    """
+    sections = [
+        ("summary", "Summary", _summary(run, live)),
+        *((picture.name, picture.title, _figure(picture, run)) for picture in pictures),
+        *_tables(run),
+        ("again", "How to run it again", _how_to_run_again(run)),
+    ]
+    contents = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title, _ in sections)
+    body = "".join(
+        f'<section id="{name}" aria-labelledby="{name}-heading"><h2 id="{name}-heading">{escape(title)}</h2>'
+        f"{content}</section>"
+        for name, title, content in sections
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{escape(words.title(run))} · WeNet</title><style>{_style()}</style></head><body>"
+        f'<a class="skip" href="#summary">Skip to the summary</a><header><p class="kind">WeNet report</p>'
+        f'<h1>{escape(words.title(run))}</h1><p class="status">{escape(run.path.name)} · {words.status(run)}</p>'
+        f'<nav aria-label="Contents"><ul>{contents}</ul></nav></header><main>{body}</main>'
+        f"<script>{_resource('page.js')}</script></body></html>\n"
+    )
+
+
+def _style() -> str:
+    """Colours of page and figures, for light and for dark, then the rest."""
+    light = "".join(f"--{name}:{colours[0]};" for name, colours in PALETTE.items())
+    dark = "".join(f"--{name}:{colours[1]};" for name, colours in PALETTE.items())
+    themes = f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
+    return themes + dark_theme() + _resource("page.css")
+
+
+def _resource(name: str) -> str:
+    return (files("wenet.report") / name).read_text(encoding="utf-8")
+
+
+def _summary(run: Run, live: bool) -> str:
+    paragraphs = "".join(f"<p>{escape(text)}</p>" for text in words.summary(run))
+    cautions = "".join(f"<li>{escape(text)}</li>" for text in words.caveats(run))
+    cell = "" if run.genotype is None else f'<p class="cell"><code>{escape(str(run.genotype))}</code></p>'
+    reload = (
+        f'<p><label><input type="checkbox" id="reload" checked data-seconds="{RELOAD_SECONDS}"> '
+        f"read this page again every {RELOAD_SECONDS} seconds</label></p>"
+    )
+    return f'{reload if live else ""}{paragraphs}{cell}<h3>Caveats</h3><ul class="caveats">{cautions}</ul>'
+
+
+def _figure(picture: Picture, run: Run) -> str:
+    controls = _round_control(run) if picture.name == "weights" else ""
+    links = " ".join(f'<a href="{FIGURES}/{picture.name}.{kind}">{kind.upper()}</a>' for kind in ("svg", "png", "csv"))
+    return (
+        f"{controls}<figure>{picture.svg}<figcaption>{escape(picture.description)} "
+        f'<span class="files">As a file: {links}</span></figcaption></figure>'
+    )
+
+
+def _round_control(run: Run) -> str:
+    """A slider over the rounds; hidden where the script that it needs does not run."""
+    rounds = [
+        {
+            "round": record["round"],
+            "text": f"Round {record['round']}: {len(record['networks'])} networks, the largest weight "
+            f"{max(n['weight'] for n in record['networks']) / record['uniform_weight']:.2f} times an equal share; "
+            f"first {record['networks'][0]['genotype']}",
+        }
+        for record in shown_rounds(run.records)
+    ]
+    data = escape(json.dumps(rounds), quote=True)
+    last = len(rounds) - 1
+    return (
+        f'<div class="rounds" id="rounds" hidden data-rounds="{data}"><label for="round">Round</label>'
+        f'<input type="range" id="round" min="0" max="{last}" value="{last}">'
+        '<output for="round" id="round-text"></output></div>'
+    )
+
+
+def _tables(run: Run) -> list[Section]:
+    sections = []
+    if run.kind == "search" and run.records:
+        sections.append(("kept", "Cells kept at the end", _table(*words.kept_table(run))))
+    if run.best.get("runs"):
+        sections.append(("runs", "Winners of the runs", _runs(run)))
+    if run.kind == "train" and run.records:
+        sections.append(("epochs", "Epochs", _folded(_table(words.EPOCH_COLUMNS, words.epoch_rows(run)))))
+    settings = _folded(_table(("setting", "value", "meaning"), words.setting_rows(run)))
+    cost = _table(("what", "value"), words.machine_and_cost(run))
+    return [*sections, ("settings", "Settings", settings), ("cost", "Machine, versions, cost", cost)]
+
+
+def _runs(run: Run) -> str:
+    """Their winners in a table, and links to the reports of all."""
+    found = run.best["runs"]
+    links = "".join(f'<li><a href="run-{one["run"]}/report.html">report of run {one["run"]}</a></li>' for one in found)
+    return _table(words.RUN_COLUMNS, words.run_rows(found)) + f"<ul>{links}</ul>"
+
+
+def _how_to_run_again(run: Run) -> str:
+    command = escape(" \\\n    ".join(words.command(run)))
+    return (
+        f"<pre tabindex=0><code>{command}</code></pre><p>With the versions above, the same text and "
+        "as many threads it gives the same result to the last bit; elsewhere figures differ in the last digits, and a "
+        f"different cell may win. This page is written anew by <code>wenet-report {escape(str(run.path))}</code>.</p>"
+    )
+
+
+def _table(columns: Sequence[str], rows: Sequence[words.Row]) -> str:
+    """A table that scrolls by itself, by keyboard too, where it is wider than the page."""
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
+        for first, *rest in rows
+    )
+    label = escape(f"Table of {columns[0]}, {columns[1]}")
+    return (
+        f'<div class="table" role="region" tabindex="0" aria-label="{label}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _folded(content: str) -> str:
+    return f"<details><summary>Show the table</summary>{content}</details>"

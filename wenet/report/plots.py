@@ -1,0 +1,286 @@
+"""The figures of a run: weights and curves of a search, its audit, curves of a training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from wenet.report.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PAPER,
+    Picture,
+    mark_whole_numbers,
+    new_drawing,
+    styled,
+)
+
+Record = dict[str, Any]
+Table = list[list[Any]]
+MOST_MARKED = 30  # rounds; points on the lines of more of them run together
+MOST_ROUNDS = 100  # among which the page goes from one to the next; of a longer search every second, third, ...
+
+
+def weights_picture(records: Sequence[Record], seeds: int) -> Picture:
+    """The sorted weights of every round (the paper's Figure 4); the last round shows, the others are hidden in it.
+
+    The shapes of round R have ids `weights-round-R-...`, by which the page shows one round after the other.
+    """
+    highest = max(network["weight"] for record in records for network in record["networks"])
+    most = max(len(record["networks"]) for record in records)
+    with styled():
+        drawing = new_drawing(2.9)
+        axes = drawing.add_subplot()
+        axes.set(xlim=(0.25, most + 0.75), ylim=(0, 1.12 * highest))
+        axes.set(xlabel="network, by rank", ylabel="weight in the mixture (sum 1)")
+        mark_whole_numbers(axes)
+        for record in shown_rounds(records):
+            _weights_of_round(axes, record, seeds, shown=record is records[-1])
+        _legend(axes, [("s", BLUE, "kept"), ("s", GREY, "dropped"), ("-", INK, "equal share")])
+    table: Table = [["round", "rank", "genotype", "weight", "equal_share", "rounds_kept_before", "kept"]]
+    table += [
+        [record["round"], rank, n["genotype"], n["weight"], record["uniform_weight"], n["rounds_kept"], rank <= seeds]
+        for record in records
+        for rank, n in enumerate(record["networks"], start=1)
+    ]
+    largest = max(network["weight"] for network in records[-1]["networks"])
+    description = (
+        f"Bars of the weights of {len(records[-1]['networks'])} networks in round {records[-1]['round']}, by rank: the "
+        f"largest is {largest:.4f}, an equal share {records[-1]['uniform_weight']:.4f}; the first {seeds} are kept."
+    )
+    return Picture("weights", "Sorted network weights", description, drawing, table)
+
+
+def shown_rounds(records: Sequence[Record]) -> list[Record]:
+    """Equally spaced rounds, the last one among them."""
+    step = -(-len(records) // MOST_ROUNDS)
+    return list(records[::-1][::step][::-1])
+
+
+def _weights_of_round(axes: Axes, record: Record, seeds: int, shown: bool) -> None:
+    weights = [network["weight"] for network in record["networks"]]
+    name, kept, alpha = f"round-{record['round']}", min(seeds, len(weights)), 1.0 if shown else 0.0
+    for part, first, last, colour in (("kept", 0, kept, BLUE), ("dropped", kept, len(weights), GREY)):
+        if last > first:
+            edges = [place + 0.5 for place in range(first, last + 1)]
+            axes.stairs(weights[first:last], edges, fill=True, color=colour, alpha=alpha, gid=f"{name}-{part}")
+    ends = (0.5, len(weights) + 0.5)
+    axes.plot(ends, [record["uniform_weight"]] * 2, color=INK, linewidth=1.3, alpha=alpha, gid=f"{name}-equal")
+
+
+def trajectories_picture(records: Sequence[Record], seeds: int) -> Picture:
+    """Weights of the cells that were kept at least once, round by round, in units of an equal share."""
+    paths: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        for network in record["networks"]:
+            share = network["weight"] / record["uniform_weight"]
+            paths.setdefault(network["genotype"], []).append((record["round"], share))
+    last = [network["genotype"] for network in records[-1]["networks"][:seeds]]
+    kept_once = [genotype for genotype, path in paths.items() if len(path) > 1 or genotype in last]
+    with styled():
+        drawing = new_drawing(2.9)
+        axes = drawing.add_subplot()
+        for genotype in sorted(kept_once, key=lambda cell: (cell == last[0], cell in last)):
+            colour, width = _standing(genotype, last)
+            style = "o-" if len(records) <= MOST_MARKED else "-"
+            axes.plot(*zip(*paths[genotype], strict=True), style, color=colour, linewidth=width, markersize=2 + width)
+        axes.axhline(1, color=INK, linewidth=1, linestyle="--")
+        axes.set(xlabel="round", ylabel="weight / equal share")
+        mark_whole_numbers(axes)
+        axes.margins(y=0.22)
+        _legend(
+            axes,
+            [
+                ("-", ORANGE, "first at the end"),
+                ("-", BLUE, "kept at the end"),
+                ("-", GREY, "dropped"),
+                ("--", INK, "equal share"),
+            ],
+            columns=2,
+        )
+    table: Table = [["genotype", "round", "weight_over_equal_share", "kept_at_the_end"]]
+    table += [[cell, number, share, cell in last] for cell in kept_once for number, share in paths[cell]]
+    begin, end = paths[last[0]][0], paths[last[0]][-1]
+    description = (
+        f"A line for each of {len(kept_once)} cells that were kept at least once, a point where it was new at the end. "
+        f"The cell that is first at the end has {end[1]:.2f} times an equal share in round {end[0]}"
+        + (f", {begin[1]:.2f} times in round {begin[0]}, its first." if begin != end else ", its first.")
+    )
+    return Picture("trajectories", "Weights of the cells that were kept", description, drawing, table)
+
+
+def _standing(genotype: str, last: Sequence[str]) -> tuple[str, float]:
+    """Colour and line width of a cell by where it ended."""
+    if genotype == last[0]:
+        return ORANGE, 2.4
+    return (BLUE, 1.5) if genotype in last else (GREY, 0.9)
+
+
+def search_curves_picture(records: Sequence[Record]) -> Picture:
+    """Training loss within every round and validation perplexity at its end; every round begins with new weights."""
+    losses = [
+        (record["round"] - 1 + (i + 0.5) / len(record["train_loss_curve"]), loss)
+        for record in records
+        for i, loss in enumerate(record.get("train_loss_curve", []))
+    ]
+    valid = [(r["round"], r["valid_perplexity"]) for r in records if r["valid_perplexity"] is not None]
+    with styled():
+        drawing = new_drawing(3.9)
+        above, below = drawing.subplots(2, sharex=True)
+        for record in records:
+            part = [point for point in losses if record["round"] - 1 <= point[0] < record["round"]]
+            if part:
+                above.plot(*zip(*part, strict=True), color=BLUE, linewidth=1.5)
+        above.set(ylabel="training loss\n(nats per token)")
+        if valid:
+            below.plot(*zip(*valid, strict=True), "o-", color=ORANGE, linewidth=1.5, markersize=4)
+        below.set(xlabel="rounds finished", ylabel="validation\nperplexity", xlim=(0, None))
+        mark_whole_numbers(below)
+        drawing.align_ylabels()
+    table: Table = [["rounds", "train_loss_nats_per_token", "valid_perplexity"]]
+    table += [[rounds, loss, ""] for rounds, loss in losses] + [[number, "", value] for number, value in valid]
+    description = f"Two curves over {len(records)} rounds. " + _from_to("Validation perplexity", valid, "round")
+    return Picture("learning", "Learning curves of the mixture", description, drawing, table)
+
+
+def rungs_picture(records: Sequence[Record]) -> Picture:
+    """Standalone perplexity of every cell of every rung of successive halving; those that went on stand out."""
+    points = [
+        (record["round"], cell["perplexity"], place <= (len(record["networks"]) + 1) // 2)
+        for record in records
+        for place, cell in enumerate(record["networks"], start=1)
+        if cell["perplexity"] is not None
+    ]
+    with styled():
+        drawing = new_drawing(3.1)
+        axes = drawing.add_subplot()
+        for kept, colour in ((False, GREY), (True, BLUE)):
+            group = [(rung, perplexity) for rung, perplexity, went_on in points if went_on is kept]
+            if group:
+                axes.plot(*zip(*group, strict=True), "o", color=colour, markersize=4, alpha=0.8)
+        if points:
+            axes.set_yscale("log")
+            _plain_ticks(axes)
+        axes.set(xlabel="rung", ylabel="validation perplexity, standalone")
+        axes.margins(x=0.15)
+        mark_whole_numbers(axes)
+        _legend(axes, [("o", BLUE, "better half, goes on"), ("o", GREY, "dropped")], columns=2)
+    table: Table = [["rung", "rank", "genotype", "perplexity"]]
+    table += [
+        [record["round"], rank, cell["genotype"], cell["perplexity"]]
+        for record in records
+        for rank, cell in enumerate(record["networks"], start=1)
+    ]
+    lowest = [(record["round"], record["valid_perplexity"]) for record in records if record["valid_perplexity"]]
+    description = (
+        f"A point for each cell in each of {len(records)} rungs; from rung to rung half as many are trained twice as "
+        "long. " + _from_to("The lowest perplexity", lowest, "rung")
+    )
+    return Picture("rungs", "Successive halving", description, drawing, table)
+
+
+def audit_picture(audit: Record) -> Picture:
+    """Score of the search against perplexity after standalone training; what diverged stands at the upper edge."""
+    cells, tau = audit["networks"], audit["kendall"]
+    finite = [cell["perplexity"] for cell in cells if cell["perplexity"] is not None]
+    top = max(finite) + 0.15 * (max(finite) - min(finite) or 1) if finite else 1.0
+    with styled():
+        drawing = new_drawing(3.4)
+        axes = drawing.add_subplot()
+        for survivor, marker, colour in ((True, "o", ORANGE), (False, "s", BLUE)):
+            group = [cell for cell in cells if cell["survivor"] is survivor]
+            heights = [top if cell["perplexity"] is None else cell["perplexity"] for cell in group]
+            axes.plot([c["score"] for c in group], heights, marker, color=colour, markeredgecolor=PAPER, markersize=7)
+        for cell in cells:
+            if cell["perplexity"] is None:
+                axes.annotate("diverged", (cell["score"], top), (6, 0), textcoords="offset points", va="center")
+        axes.set(xlabel="score by the search", ylabel="validation perplexity, standalone")
+        axes.margins(y=0.22)
+        if tau["low"] is not None:
+            found = f"Kendall's tau {tau['value']:.2f} ({tau['low']:.2f} to {tau['high']:.2f})"
+            axes.annotate(found, (1, 1), (-4, -4), "axes fraction", textcoords="offset points", ha="right", va="top")
+        _legend(axes, [("o", ORANGE, "kept by the search"), ("s", BLUE, "rejected")], columns=2)
+    table: Table = [["genotype", "score", "perplexity", "survivor", "round"]]
+    table += [[c["genotype"], c["score"], c["perplexity"], c["survivor"], c["round"]] for c in cells]
+    description = (
+        f"{len(cells)} cells as points: across the score by which the search ranked them, upwards their "
+        "perplexity after standalone training for "
+        f"{audit['epochs']:g} epochs. Where the search ranks well, points fall to the right."
+    )
+    return Picture("audit", "Score of the search and standalone perplexity", description, drawing, table)
+
+
+def training_curves_picture(records: Sequence[Record], best: Record) -> Picture:
+    """Perplexity on training and validation text by epoch, with the begin of averaging, the best epoch, divergences."""
+    sound = [record for record in records if "valid_perplexity" in record]
+    train = [(record["epoch"], math.exp(min(record["train_loss"], 700))) for record in sound]
+    valid = [(record["epoch"], record["valid_perplexity"]) for record in sound]
+    marks = [("-", BLUE, "training, with dropout"), ("-", ORANGE, "validation")]
+    with styled():
+        drawing = new_drawing(3.3)
+        axes = drawing.add_subplot()
+        if sound:
+            axes.plot(*zip(*train, strict=True), "o-", color=BLUE, linewidth=1.5, markersize=3)
+            axes.plot(*zip(*valid, strict=True), "o-", color=ORANGE, linewidth=1.8, markersize=4)
+            axes.set_yscale("log")
+            _plain_ticks(axes)
+            lowest = min(valid, key=lambda point: point[1])
+            axes.plot(*lowest, "*", color=ORANGE, markeredgecolor=PAPER, markersize=13)
+            marks.append(("*", ORANGE, "best epoch"))
+        if best.get("averaging_from") is not None:
+            axes.axvline(best["averaging_from"] - 0.5, color=GREEN, linestyle="--", linewidth=1.4)
+            marks.append(("--", GREEN, "SGD → ASGD"))
+        for record in records:
+            if "diverged" in record:
+                axes.axvline(record["epoch"], color=INK, linestyle=":", linewidth=1.2)
+        if any("diverged" in record for record in records):
+            marks.append((":", INK, "diverged, rolled back"))
+        axes.set(xlabel="epoch", ylabel="perplexity (log scale)")
+        mark_whole_numbers(axes)
+        _legend(axes, marks, columns=2)
+    table: Table = [["epoch", "train_perplexity", "valid_perplexity", "averaged", "seconds_so_far"]]
+    for (epoch, perplexity), record in zip(train, sound, strict=True):
+        table.append([epoch, perplexity, record["valid_perplexity"], record["averaged"], record["seconds_so_far"]])
+    description = f"Curves over {len(records)} epochs. " + _from_to("Validation perplexity", valid, "epoch")
+    return Picture("learning", "Learning curves", description, drawing, table)
+
+
+def _from_to(what: str, points: Sequence[tuple[int, float]], unit: str) -> str:
+    if not points:
+        return f"{what} was not measured."
+    (first, begin), (last, end) = points[0], points[-1]
+    lowest = min(points, key=lambda point: point[1])
+    return (
+        f"{what} is {begin:.1f} after {unit} {first} and {end:.1f} after {unit} {last}; it is lowest, {lowest[1]:.1f}, "
+        f"after {unit} {lowest[0]}."
+    )
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Perplexities on a logarithmic axis as people write them."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(axes: Axes, marks: Sequence[tuple[Any, str, str]], columns: int = 3) -> None:
+    """Explains markers and lines, each (style, colour, text), above the axes so that nothing is covered."""
+    handles = []
+    for style, colour, text in marks:
+        is_line = style in ("-", "--", ":")
+        handles.append(
+            Line2D(
+                [], [], linestyle=style if is_line else "", marker="" if is_line else style, color=colour, label=text
+            )
+        )
+    axes.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, handlelength=1.4, borderaxespad=0.2
+    )
