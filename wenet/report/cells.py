@@ -31,7 +31,7 @@ COLOURS = {"tanh": BLUE, "relu": ORANGE, "sigmoid": GREEN, "identity": GREY}
 ROW, SHIFT, BOX_HEIGHT, OUTPUT = 0.42, 0.36, 0.30, 1.0
 BOX_WIDTH, BOX_WIDTH_COMPARED = 1.16, 1.55
 TITLE, NOTE, MARGIN, GAP = 0.3, 0.35, 0.12, 0.4
-CHARACTER = 0.1  # of a title
+CHARACTER = 0.1  # of a title, or of an activation's name
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ Side = tuple[str, Genotype, Mapping[int, int]]  # title, cell, and the partner o
 
 def _picture(name: str, title: str, sides: Sequence[Side]) -> Picture:
     compared = len(sides) > 1
-    box = BOX_WIDTH_COMPARED if compared else BOX_WIDTH
+    longest = max(len(name) for _, genotype, _ in sides for name in genotype.activations)
+    box = (BOX_WIDTH_COMPARED if compared else BOX_WIDTH) + CHARACTER * max(0, longest - len("identity"))
     layouts = [Layout.of(genotype) for _, genotype, _ in sides]
     height = TITLE + max(layout.height for layout in layouts) + (NOTE if compared else MARGIN)
     width = sum(layout.width(box) for layout in layouts) + GAP * (len(sides) - 1) + 2 * MARGIN

@@ -4,11 +4,15 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.patches import FancyBboxPatch
 
 from wenet import Genotype, random_genotypes
 from wenet.cli import cell_main
 from wenet.genotypes import DARTS_V2, ENAS, PUBLISHED
 from wenet.report.cells import BOX_WIDTH, SHIFT, Layout, cell_picture, comparison_picture, shorten
+from wenet_kernels.activations import REGISTERED, Activation
 
 CELLS = [*(genotype for genotype, _ in PUBLISHED.values()), *random_genotypes(20, 12, seed=3)]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -68,6 +72,30 @@ def test_the_common_part_is_marked():
 def test_a_long_title_is_cut():
     assert shorten("darts-v2", 2.0) == "darts-v2"
     assert shorten("sigmoid0 relu1 relu1 identity1 tanh2", 2.0) == "sigmoid0 relu1 relu…"
+
+
+@pytest.fixture
+def long_name(monkeypatch):
+    """An activation that a program has added."""
+    monkeypatch.setitem(REGISTERED, "shiftedexponential", Activation(torch.exp, torch.exp))
+    return "shiftedexponential"
+
+
+def test_names_fit_into_their_boxes(long_name):
+    added = Genotype([(long_name, 0), ("identity", 1)])
+    for picture in (
+        cell_picture(added, "added"),
+        cell_picture(ENAS, "enas"),
+        comparison_picture("enas", ENAS, "one more", Genotype([*ENAS.recurrent, ("identity", 2)])),
+        comparison_picture("added", added, "the same", added),
+    ):
+        renderer = FigureCanvasAgg(picture.drawing).get_renderer()
+        axes = picture.drawing.axes[0]
+        boxes = [box.get_window_extent(renderer) for box in axes.patches if isinstance(box, FancyBboxPatch)]
+        labels = [text for text in axes.texts if text.get_text()[:1].isdigit()]
+        assert len(labels) == len(boxes)
+        for label, box in zip(labels, boxes, strict=True):
+            assert label.get_window_extent(renderer).x1 < box.x1, label.get_text()
 
 
 def test_show_and_compare_draw(tmp_path, capsys):
