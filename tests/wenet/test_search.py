@@ -155,8 +155,8 @@ def plant(monkeypatch):
     """All cells but the given ones cannot see their input."""
 
     def planting(good):
-        def crippling(config, genotypes, vocabulary_size):
-            model = build_model(config, genotypes, vocabulary_size)
+        def crippling(config, genotypes, vocabulary_size, ranks):
+            model = build_model(config, genotypes, vocabulary_size, ranks)
             sees = torch.tensor([genotype in good for genotype in genotypes]).view(-1, 1, 1)
             with torch.no_grad():
                 model.rnn.weight_input.mul_(sees)
