@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from wenet.config import SearchConfig, resolve_config
+from wenet.estimate import timed_step
 from wenet.genotype import Genotype, random_genotypes
 from wenet.independent import build_independent
 from wenet.launch import resolve_machine
@@ -53,18 +54,7 @@ def _seconds(config: SearchConfig, genotypes: Sequence[Genotype], vocabulary: in
     model = build_independent(config, genotypes, vocabulary).to(config.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
     tokens = torch.randint(vocabulary, (config.bptt + 1, config.data_batch), device=config.device)
-    return min(_timed(model, optimizer, tokens, clock) for _ in range(ROUNDS))
-
-
-def _timed(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tokens: torch.Tensor, clock: Clock) -> float:
-    started = clock()
-    loss, _, _ = model.loss(tokens[:-1], tokens[1:])  # type: ignore[operator]
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    if tokens.is_cuda:
-        torch.cuda.synchronize(tokens.device)
-    return clock() - started
+    return min(timed_step(model, optimizer, tokens, clock) for _ in range(ROUNDS))
 
 
 def table(measured: Sequence[dict[str, Any]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -104,7 +105,7 @@ def _seconds_per_epoch(config: TrainConfig, genotype: Genotype | None, corpus: C
         model = build_trained_model(config, genotype, vocabulary_size).to(config.device)
         optimizer = torch.optim.SGD(model.parameters(), 1e-6, weight_decay=config.weight_decay, fused=True)
         short, long = (
-            min(_timed_step(model, optimizer, tokens) for _ in range(2))
+            min(timed_step(model, optimizer, tokens) for _ in range(2))
             for tokens in (
                 torch.randint(vocabulary_size, (steps + 1, config.data_batch), device=config.device)
                 for steps in TRAIN_PROBE_STEPS
@@ -137,16 +138,22 @@ def _seconds_per_token(config: SearchConfig, vocabulary_size: int) -> float:
         model = build_model(config, random_genotypes(networks, config.nodes, seed=0), vocabulary_size).to(config.device)
         optimizer = build_optimizer(replace(config, lr=1e-6), model)  # whatever the rate asked for, it must not diverge
         tokens = torch.randint(vocabulary_size, (steps + 1, rows), device=config.device)
-        best = min(_timed_step(model, optimizer, tokens) for _ in range(3))
+        best = min(timed_step(model, optimizer, tokens) for _ in range(3))
     return best / (steps * rows) * config.networks / networks
 
 
-def _timed_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tokens: torch.Tensor) -> float:
-    started = time.perf_counter()
+def timed_step(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tokens: torch.Tensor,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Seconds of one training step on tokens `[T + 1, M]`, by a clock."""
+    started = clock()
     loss, _, _ = model.loss(tokens[:-1], tokens[1:])  # type: ignore[operator]
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     if tokens.is_cuda:
         torch.cuda.synchronize(tokens.device)
-    return time.perf_counter() - started
+    return clock() - started

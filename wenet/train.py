@@ -280,13 +280,11 @@ class Training(ModelRun):
         return f"epoch {self.state.epoch + 1}, window {self.state.windows + 1} (step {self.state.step:,})"
 
     def _show_window(self, tokens: Tensor, cross_entropy: float) -> None:
+        read = len(tokens) * self.config.data_batch  # by all ranks
         self.console.advance(
-            f"epoch {self.state.epoch + 1}/{self.config.epochs}",
-            len(tokens) * self.config.data_batch,
-            f"loss {cross_entropy:.3f}",
-            count=len(tokens),
+            f"epoch {self.state.epoch + 1}/{self.config.epochs}", read, f"loss {cross_entropy:.3f}", count=len(tokens)
         )
-        self.curves.window(self._steps_done(), cross_entropy, tokens.numel())
+        self.curves.window(self._steps_done(), cross_entropy, read)
 
     def _say_epoch(self, record: dict[str, Any]) -> None:
         self.console.say(

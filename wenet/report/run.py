@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wenet.audit import RESULT as AUDIT
 from wenet.genotype import Genotype
+from wenet.search import RECORDS as SEARCH_RECORDS
+from wenet.train import RECORDS as TRAIN_RECORDS
 from wenet_kernels import WenetError
 
-RECORDS = {"search": "search.jsonl", "train": "train.jsonl"}
-FILES = ("config.json", "best.json", "audit.json", *RECORDS.values())
+RECORDS = {"search": SEARCH_RECORDS, "train": TRAIN_RECORDS}  # by kind of run
+FILES = ("config.json", "best.json", AUDIT, *RECORDS.values())
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def read_run(path: Path) -> Run:
     flaws: list[str] = []
     records = _read_records(path / RECORDS[config["kind"]], flaws)
     best = _read_json(path / "best.json") if (path / "best.json").exists() else {}
-    audit = _read_json(path / "audit.json") if (path / "audit.json").exists() else None
+    audit = _read_json(path / AUDIT) if (path / AUDIT).exists() else None
     return Run(path, config["kind"], config, records, best, audit, flaws)
 
 
