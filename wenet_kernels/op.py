@@ -50,7 +50,7 @@ _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}  # 
 
 def backends(activations: Sequence[str] = ()) -> dict[str, str]:
     """Every backend by name, with "ready" or the reason why it cannot run here, or not cells of these activations."""
-    return {name: _without_activations(name, activations) or _BACKENDS[name].status() for name in _BACKENDS}
+    return {name: _status(name, activations) for name in _BACKENDS}
 
 
 def resolve_backend(
@@ -75,25 +75,23 @@ def resolve_backend(
     name = os.environ.get("WENET_BACKEND", "auto") if backend == "auto" else backend
     kind = torch.device(device).type
     if name == "auto":
-        obstacles = {
-            candidate: _without_activations(candidate, activations) or _obstacle(candidate, kind, dtype, precision)
-            for candidate in _PREFERENCE.get(kind, ("reference",))
-        }
-        for candidate, obstacle in obstacles.items():
-            if not obstacle:
+        obstacles = {}
+        for candidate in _PREFERENCE.get(kind, ("reference",)):
+            obstacles[candidate] = _obstacle(candidate, kind, dtype, precision, activations)
+            if not obstacles[candidate]:
                 return candidate
         reasons = "; ".join(f"{candidate}: {obstacle}" for candidate, obstacle in obstacles.items())
         raise WenetError(f"no backend on {kind} has precision {precision!r}: {reasons}")
     check_choice("backend", name, ["auto", *_BACKENDS])
-    obstacle = _without_activations(name, activations) or _obstacle(name, kind, dtype, precision)
+    obstacle = _obstacle(name, kind, dtype, precision, activations)
     if obstacle:
         raise WenetError(f"backend {name!r} cannot run: {obstacle}")
     return name
 
 
-def _obstacle(name: str, kind: str, dtype: torch.dtype, precision: str) -> str:
-    """Why a backend cannot run with such operands on such a device; empty where it can."""
-    status = _BACKENDS[name].status()
+def _obstacle(name: str, kind: str, dtype: torch.dtype, precision: str, activations: Sequence[str]) -> str:
+    """Why a backend cannot run with such operands and cells on such a device; empty where it can."""
+    status = _status(name, activations)
     if status != "ready":
         return status
     if not _BACKENDS[name].runs_on(kind):
@@ -101,12 +99,12 @@ def _obstacle(name: str, kind: str, dtype: torch.dtype, precision: str) -> str:
     return _BACKENDS[name].refusal(dtype, precision)
 
 
-def _without_activations(name: str, activations: Sequence[str]) -> str:
-    """Which of the activations a backend lacks; empty where it has them all."""
+def _status(name: str, activations: Sequence[str]) -> str:
+    """What `backends` says of one: which of the activations it lacks, and else what it says itself."""
     lacking = registered_among(activations)
-    if not lacking or name in WITH_REGISTERED:
-        return ""
-    return f"it lacks {', '.join(lacking)}, registered in Python, which only {', '.join(WITH_REGISTERED)} has"
+    if lacking and name not in WITH_REGISTERED:
+        return f"it lacks {', '.join(lacking)}, registered in Python, which only {', '.join(WITH_REGISTERED)} has"
+    return _BACKENDS[name].status()
 
 
 def project(x: Tensor, weight_input: Tensor, *, backend: str = "auto") -> Tensor:
