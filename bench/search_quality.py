@@ -88,16 +88,22 @@ class Standalone:
     """What standalone training made of the pool.
 
     Attributes:
-        perplexities: validation, of every cell; infinite where training diverged.
-        early: mean training loss of every cell in the second twentieth of its training.
+        trainings: validation perplexity of every cell in each training of it, `[trainings, cells]`; infinite where
+            training diverged.
+        early: training loss of every cell in the second twentieth of its training, mean over trainings.
         seconds: of all trainings.
         windows: of one training.
     """
 
-    perplexities: np.ndarray
+    trainings: np.ndarray
     early: np.ndarray
     seconds: float
     windows: int
+
+    @property
+    def perplexities(self) -> np.ndarray:
+        """Of every cell the geometric mean, which is that of the mean loss."""
+        return np.exp(np.log(self.trainings).mean(axis=0))
 
     @property
     def quality(self) -> np.ndarray:
@@ -115,7 +121,7 @@ def main() -> None:
     rows = []
     for name, folders in found.items():
         config = _config(name, options)
-        standalone = train_pool(config, corpus, options.out / f"pool-{config.form}")
+        standalone = train_pool(config, corpus, options.out / f"pool-{config.form}", options.trainings)
         pool = [str(genotype) for genotype in draw_pool(config)]
         rows.append(row(name, [read_search(folder, pool, config.seeds) for folder in folders], standalone))
         (options.out / "search-quality.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -134,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pool", type=int, metavar="T", help="cells in all (default: the preset's)")
     parser.add_argument("--max-vocabulary", type=int, metavar="N", help="as in wenet-search")
     parser.add_argument("--epochs", type=float, default=0.25, metavar="F", help="of a standalone training")
+    parser.add_argument("--trainings", type=int, default=2, metavar="N", help="standalone, of each cell")
     parser.add_argument("--data-dir", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
@@ -179,29 +186,35 @@ def _file_name(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.replace("/", "by")).split())
 
 
-def train_pool(config: SearchConfig, corpus: Corpus, folder: Path) -> Standalone:
-    """Train every cell of the pool standalone, or go on with that, or read what is finished."""
-    pool, windows = draw_pool(config), training_windows(config, corpus, config.audit_epochs)
-    trainings, early = [], []
+def train_pool(config: SearchConfig, corpus: Corpus, folder: Path, trainings: int) -> Standalone:
+    """Train every cell of the pool standalone, so many times, or go on with that, or read what is finished."""
+    windows = training_windows(config, corpus, config.audit_epochs)
     with Interrupt() as interrupt:
         work = Workplace(config, corpus, Console(quiet=True), CHECKPOINT_MINUTES, interrupt)
-        for first in range(0, len(pool), GROUP):
-            part, cells = folder / f"from-{first + 1}", pool[first : first + GROUP]
-            label = f"pool {first + 1} to {first + len(cells)}"
-            if (part / TRAINING_RESULT).exists():  # perhaps of a version that had fewer settings
-                training = TrainingResult.from_dict(json.loads((part / TRAINING_RESULT).read_text()))
-            else:
-                work.console.say(label)
-                training = train_independently(work, part, cells, windows, config.seed, label)
-            trainings.append(training)
-            early += _records(part / TRAINING_RECORDS)[EARLY - 1]["train_loss"]
-    outcomes = [outcome for training in trainings for outcome in training.outcomes]
-    return Standalone(
-        np.array([outcome.perplexity for outcome in outcomes]),
-        np.array([np.inf if loss is None else loss for loss in early]),
-        sum(training.seconds for training in trainings),
-        windows,
-    )
+        found = [train_once(work, folder / f"seed-{seed}", windows, seed) for seed in range(1, trainings + 1)]
+    perplexities, early, seconds = zip(*found, strict=True)
+    return Standalone(np.array(perplexities), np.mean(early, axis=0), sum(seconds), windows)
+
+
+def train_once(work: Workplace, folder: Path, windows: int, seed: int) -> tuple[list[float], list[float], float]:
+    """One training of every cell of the pool: perplexities, early losses and seconds."""
+    pool = draw_pool(work.config)
+    perplexities: list[float] = []
+    early: list[float] = []
+    seconds = 0.0
+    for first in range(0, len(pool), GROUP):
+        part, cells = folder / f"from-{first + 1}", pool[first : first + GROUP]
+        label = f"training {seed}, pool {first + 1} to {first + len(cells)}"
+        if (part / TRAINING_RESULT).exists():  # perhaps of a version that had fewer settings
+            training = TrainingResult.from_dict(json.loads((part / TRAINING_RESULT).read_text()))
+        else:
+            work.console.say(label)
+            training = train_independently(work, part, cells, windows, seed, label)
+        perplexities += [outcome.perplexity for outcome in training.outcomes]
+        losses = _records(part / TRAINING_RECORDS)[EARLY - 1]["train_loss"]
+        early += [np.inf if loss is None else loss for loss in losses]
+        seconds += training.seconds
+    return perplexities, early, seconds
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
@@ -242,6 +255,7 @@ def row(name: str, searches: Sequence[Quality], standalone: Standalone) -> dict[
         "tau_interval": _interval(scores, quality),
         "tau_p": _permutation_p(lambda shuffled: _mean_tau(scores, shuffled), quality),
         "between_searches": _mean_between(scores),
+        "between_trainings": _mean_between([stats.rankdata(-t) for t in standalone.trainings]),
         "kept_cells": kept,
         "kept_perplexities": [finite[k].tolist() for k in kept],
         "kept": float(np.nanmean([np.nanmean(finite[k]) for k in kept])),
@@ -281,7 +295,8 @@ def _tau(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _mean_between(scores: Sequence[np.ndarray]) -> float | None:
-    """Mean tau between two searches: what the ranking owes to chance limits how well it can agree with anything."""
+    """Mean tau between two searches, or two trainings: how much a ranking owes to chance limits how well it can agree
+    with anything."""
     taus = [_tau(first, second) for first, second in combinations(scores, 2)]
     return float(np.mean(taus)) if taus else None
 
@@ -323,12 +338,13 @@ def _permutation_p(statistic: Callable[[np.ndarray], float], quality: np.ndarray
 def render(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
     """The text between the markers of the document."""
     first = rows[0]
+    times = "once" if options.trainings == 1 else f"{options.trainings} times"
     trained, searched = duration(first["standalone_seconds"]), duration(sum(sum(r["seconds"]) for r in rows))
     return "\n\n".join(
         [
-            f"`{_command(options)}`, commit `{_commit()}`, {_versions()}. Pool seed {POOL_SEED}, search seeds from "
-            f"1 on. Cost: {searched} for the searches, {trained} for the standalone training of {first['cells']} cells "
-            f"for {options.epochs:g} epochs, {first['standalone_windows']:,} windows each.",
+            f"`{_command(options)}`, commit `{_commit()}`, {_versions()}. Pool seed {POOL_SEED}, search seeds from 1 "
+            f"on. Cost: {searched} for the searches, {trained} for the standalone training of {first['cells']} cells, "
+            f"{times} each, for {options.epochs:g} epochs, {first['standalone_windows']:,} windows.",
             "\n".join(quality_table(rows)),
             f"![Score of every cell against its standalone perplexity]({FIGURE})",
             "What the score follows, as mean Kendall's tau over the searches of a setting:",

@@ -23,7 +23,8 @@ def judged(scores, perplexities):
     """A row of two searches with the same scores, which kept the two cells of the highest."""
     kept = np.argsort(-scores)[:2].tolist()
     search = Quality(scores, kept, np.ones(CELLS), np.zeros(CELLS), seconds=1.0)
-    return row("default", [search, search], Standalone(perplexities, perplexities, seconds=2.0, windows=3))
+    trainings = np.stack([perplexities / 2, perplexities * 2])
+    return row("default", [search, search], Standalone(trainings, perplexities, seconds=2.0, windows=3))
 
 
 def test_full_agreement_and_chance():
@@ -31,7 +32,8 @@ def test_full_agreement_and_chance():
     full = judged(-perplexities, perplexities)
     assert full["tau"] == pytest.approx(1)
     assert full["tau_interval"] == pytest.approx([1, 1])
-    assert (full["kept"], full["winner"], full["best"]) == (100.5, 100, 100)
+    assert [full["kept"], full["winner"], full["best"]] == pytest.approx([100.5, 100, 100])
+    assert full["between_trainings"] == pytest.approx(1)
     assert full["tau_p"] < 0.001 and full["kept_p"] < 0.01
     shuffled = judged(np.random.default_rng(0).permutation(perplexities), perplexities)
     assert shuffled["tau_interval"][0] < 0 < shuffled["tau_interval"][1]
@@ -48,7 +50,7 @@ def test_a_cell_that_diverged_is_last_and_in_no_mean():
     perplexities = np.array([*range(100, 100 + CELLS - 1), np.inf])
     found = judged(-np.arange(float(CELLS)), perplexities)
     assert found["tau"] == pytest.approx(1)
-    assert found["pool"]["mean"] == 111
+    assert found["pool"]["mean"] == pytest.approx(111)
     assert found["pool"]["diverged"] == 1
 
 
@@ -57,13 +59,15 @@ def test_settings_times_seeds(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(search_quality, "GROUP", 4)
     monkeypatch.setattr("wenet.launch_search._say_header", lambda *_: None)
     text, out = write_text(tmp_path / "text"), tmp_path / "out"
-    command = [str(text), "--settings", "default", "mixing rate / 3", "--seeds", "2", "--out", str(out)]
+    command = [str(text), "--seeds", "2", "--trainings", "3", "--settings", "default", "mixing rate / 3"]
+    command += ["--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["search_quality", *command])
     search_quality.main()
     rows = json.loads((out / "search-quality.json").read_text())
     assert [row["setting"] for row in rows] == ["default", "mixing rate / 3"]
     assert all(len(row["taus"]) == 2 and row["cells"] == 7 for row in rows)
     assert (out / "mixing-rate-by-3-2" / "best.json").exists()
+    assert (out / "pool-highway" / "seed-3" / "from-5" / "result.json").exists()
     document = tmp_path / "search-quality.md"
     document.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--document", str(document)])

@@ -130,6 +130,10 @@ class SearchConfig(Config):
         at_least=0,
     )
     audit_epochs: float = _option(1.0, "passes over the training text of a standalone training", metavar="F", above=0)
+    # Standalone cells are not normalised, and learn best at a lower rate than a batch of normalised ones.
+    standalone_lr: float | None = _option(
+        None, "Adam's learning rate of standalone training; by default that of --lr", metavar="RATE", above=0
+    )
     seed: int = _option(1, "of the pool, the initial weights and the dropouts", at_least=0)
     pool_seed: int | None = _option(None, "of the pool alone, where it is to differ from --seed", at_least=0)
 
@@ -210,6 +214,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dropout_h": 0.1,
         "dropout_output": 0.2,
         "audit_epochs": 0.25,
+        "standalone_lr": 1e-2,
     },
 }
 

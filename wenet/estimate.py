@@ -102,6 +102,7 @@ def _seconds_per_epoch(config: TrainConfig, genotype: Genotype | None, corpus: C
     """From windows of two lengths, as one part of a step's cost grows with the window and another does not."""
     vocabulary_size = len(corpus.vocabulary)
     with torch.random.fork_rng():  # the probe must not change what the training draws
+        torch.manual_seed(config.seed)
         model = build_trained_model(config, genotype, vocabulary_size).to(config.device)
         optimizer = torch.optim.SGD(model.parameters(), 1e-6, weight_decay=config.weight_decay, fused=True)
         short, long = (
@@ -135,6 +136,7 @@ def _seconds_per_token(config: SearchConfig, vocabulary_size: int) -> float:
     networks = max(1, min(config.networks, PROBE_WEIGHTS // _network_weights(config)))
     steps, rows = min(PROBE_STEPS, config.bptt), min(PROBE_ROWS, config.data_batch)
     with torch.random.fork_rng():  # the probe must not change what the search draws
+        torch.manual_seed(config.seed)
         model = build_model(config, random_genotypes(networks, config.nodes, seed=0), vocabulary_size).to(config.device)
         optimizer = build_optimizer(replace(config, lr=1e-6), model)  # whatever the rate asked for, it must not diverge
         tokens = torch.randint(vocabulary_size, (steps + 1, rows), device=config.device)

@@ -254,8 +254,9 @@ class IndependentTraining(ResumableRun):
             config, self.genotypes, len(corpus.vocabulary), self.shared_embedding, self.among
         )
         self.model.to(self.device)
+        rate = config.lr if config.standalone_lr is None else config.standalone_lr
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+            self.model.parameters(), lr=rate, weight_decay=config.weight_decay, fused=True
         )
         checkpoint = self.folder.load_checkpoint()
         if checkpoint is not None:

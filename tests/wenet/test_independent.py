@@ -104,6 +104,11 @@ def test_records_and_result_are_on_disk(train, tmp_path):
     assert train() == result
 
 
+def test_a_rate_of_its_own(train):
+    assert found(train("own", lr=0.5, standalone_lr=1e-2)) == found(train("same", lr=1e-2))
+    assert found(train("other", standalone_lr=2e-2)) != found(train("same", lr=1e-2))
+
+
 def test_networks_do_not_touch_each_other(train):
     """Another last cell changes nothing of the first three."""
     whole = train("a")
