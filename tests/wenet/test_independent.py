@@ -18,7 +18,7 @@ from .helpers import write_text
 
 SETTINGS = {
     "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2, "bptt": 6, "backend": "auto", "device": "cpu",
-    "precision": "fp32", "dropout_x": 0.2, "dropout_output": 0.2, "lr": 1e-2,
+    "precision": "fp32", "dropout_x": 0.2, "dropout_output": 0.2, "standalone_lr": 1e-2,
 }  # fmt: skip
 CELLS = random_genotypes(4, 3, 0)
 # Triton's interpreter takes minutes for a training.
@@ -105,8 +105,9 @@ def test_records_and_result_are_on_disk(train, tmp_path):
 
 
 def test_a_rate_of_its_own(train):
-    assert found(train("own", lr=0.5, standalone_lr=1e-2)) == found(train("same", lr=1e-2))
-    assert found(train("other", standalone_lr=2e-2)) != found(train("same", lr=1e-2))
+    same = found(train("same", lr=1e-2, standalone_lr=None))
+    assert found(train("own", lr=0.5, standalone_lr=1e-2)) == same
+    assert found(train("other", lr=1e-2, standalone_lr=2e-2)) != same
 
 
 def test_networks_do_not_touch_each_other(train):
@@ -165,7 +166,7 @@ def test_one_that_overflows_in_validation_alone(train, before_step):
 
 def test_weights_too_large_to_multiply(train):
     """An update that throws every weight away freezes all networks, and the training ends with that in its result."""
-    result = train(lr=1e30, weight_decay=0.0)
+    result = train(standalone_lr=1e30, weight_decay=0.0)
     assert [outcome.diverged_at for outcome in result.outcomes] == [0] * 4
 
 
