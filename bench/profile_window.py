@@ -23,6 +23,7 @@ from wenet.data import load_corpus
 from wenet.interrupt import Interrupt
 from wenet.launch import resolve_machine
 from wenet.memory import peak_memory
+from wenet.resumable import Workplace
 from wenet.search import Candidate, Search
 from wenet.training import window
 
@@ -75,14 +76,8 @@ def main() -> None:
 def prepare_window(config: SearchConfig, networks: int, folder: Path, data_dir: Path | None) -> Callable[[], float]:
     """A search as the command sets it up; each call trains on the first window once more."""
     corpus = load_corpus(config.dataset, data_dir, config.max_vocabulary)
-    search = Search(
-        config,
-        corpus,
-        RunFolder.create(folder / "run", {}),
-        Console(silent=True),
-        checkpoint_every=60,
-        interrupt=Interrupt(),
-    )
+    work = Workplace(config, corpus, Console(silent=True), checkpoint_every=60, interrupt=Interrupt())
+    search = Search(work, RunFolder.create(folder / "run", {}))
     torch.manual_seed(config.seed)
     search._start_round([Candidate(g) for g in random_genotypes(networks, config.nodes, config.seed)])
     tokens, targets = window(search.train_stream, config.bptt, 0)

@@ -34,9 +34,10 @@ from wenet.console import Console, duration
 from wenet.data import Corpus, load_corpus
 from wenet.independent import RECORDS as TRAINING_RECORDS
 from wenet.independent import RESULT as TRAINING_RESULT
-from wenet.independent import TrainingResult, Workplace, train_independently
+from wenet.independent import TrainingResult, train_independently
 from wenet.interrupt import Interrupt
 from wenet.launch import CHECKPOINT_MINUTES, resolve_machine
+from wenet.resumable import Workplace
 from wenet.runs import overlap
 from wenet.search import RECORDS, draw_pool
 
@@ -196,7 +197,9 @@ def train_pool(config: SearchConfig, corpus: Corpus, folder: Path, trainings: in
     return Standalone(np.array(perplexities), np.mean(early, axis=0), sum(seconds), windows)
 
 
-def train_once(work: Workplace, folder: Path, windows: int, seed: int) -> tuple[list[float], list[float], float]:
+def train_once(
+    work: Workplace[SearchConfig], folder: Path, windows: int, seed: int
+) -> tuple[list[float], list[float], float]:
     """One training of every cell of the pool: perplexities, early losses and seconds."""
     pool = draw_pool(work.config)
     perplexities: list[float] = []

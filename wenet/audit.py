@@ -20,7 +20,8 @@ from wenet.config import SearchConfig
 from wenet.console import duration
 from wenet.data import Corpus, batchify
 from wenet.genotype import Genotype
-from wenet.independent import Outcome, Workplace, train_independently
+from wenet.independent import Outcome, train_independently
+from wenet.resumable import Workplace
 from wenet.search import RECORDS
 from wenet.training import windows_per_epoch
 
@@ -55,7 +56,7 @@ class Ranked:
         }
 
 
-def run_audit(work: Workplace, run: RunFolder) -> dict[str, Any]:
+def run_audit(work: Workplace[SearchConfig], run: RunFolder) -> dict[str, Any]:
     """Audit a finished search; returns what `audit.json` holds.
 
     Raises:

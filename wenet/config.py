@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -194,6 +194,8 @@ class SearchConfig(Config):
         winners = self.runs if self.runs > 1 else 0
         return max(min(max(rung, self.audit), self.pool), winners)
 
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 # What `quick` changes: a search of some minutes on two processor cores.
 PRESETS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,8 @@ from wenet.checkpoint import RunFolder
 from wenet.config import SearchConfig
 from wenet.console import duration
 from wenet.genotype import Genotype
-from wenet.independent import Outcome, TrainingResult, Workplace, train_independently
+from wenet.independent import Outcome, TrainingResult, train_independently
+from wenet.resumable import Workplace
 from wenet.search import RECORDS, draw_pool
 
 FOLDER = "rungs"
@@ -29,7 +30,7 @@ class Halving:
         run: takes one record a rung.
     """
 
-    def __init__(self, work: Workplace, run: RunFolder) -> None:
+    def __init__(self, work: Workplace[SearchConfig], run: RunFolder) -> None:
         self.work, self.config, self.folder = work, work.config, run
         self.rungs = rungs(self.config)
         round_windows = training_windows(self.config, work.corpus, self.config.epochs_per_round)

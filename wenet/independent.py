@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,13 @@ from torch import Tensor
 
 from wenet.checkpoint import RunFolder
 from wenet.config import DTYPES, PRECISIONS, SearchConfig
-from wenet.console import Console
-from wenet.data import Corpus, batchify
-from wenet.distributed import ALONE, Ranks
+from wenet.data import batchify
+from wenet.distributed import ALONE
 from wenet.genotype import Genotype
-from wenet.interrupt import Interrupt, wait_until
+from wenet.interrupt import wait_until
 from wenet.memory import peak_memory
 from wenet.nn import IndependentLanguageModels, WeightedDagRNN
-from wenet.resumable import ResumableRun
+from wenet.resumable import ResumableRun, Workplace
 from wenet.training import (
     exponential,
     mean_cross_entropy,
@@ -38,25 +37,6 @@ from wenet_kernels import WenetError
 RECORDS, RESULT = "train.jsonl", "result.json"
 CURVE_POINTS = 20  # records of a training, at equal distances
 LARGEST_WEIGHT = 1e15  # of a network that still trains: the product of two beyond it may overflow
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """What every training of a run works with.
-
-    Attributes:
-        checkpoint_every: minutes.
-        tensorboard: whether searches write curves for TensorBoard into their run folders.
-        ranks: take part in the run.
-    """
-
-    config: SearchConfig
-    corpus: Corpus
-    console: Console
-    checkpoint_every: float
-    interrupt: Interrupt
-    tensorboard: bool = False
-    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -127,7 +107,7 @@ class TrainingState:
 
 
 def train_independently(
-    work: Workplace,
+    work: Workplace[SearchConfig],
     path: Path,
     genotypes: Sequence[Genotype],
     windows: int,
@@ -158,14 +138,15 @@ def train_independently(
             folders[rank] = path.with_name(f"{path.name}-{part.start + 1}-{part.stop}")
     if ranks.rank in folders:
         own = ranks.own(count)
-        _train_some(work, folders[ranks.rank], genotypes[own], windows, seed, label, among=(count, own))
+        alone = replace(work, ranks=ALONE)
+        _train_some(alone, folders[ranks.rank], genotypes[own], windows, seed, label, among=(count, own))
     results = [folder / RESULT for folder in folders.values()]
     wait_until(lambda: all(result.exists() for result in results), work.interrupt, path)
     return TrainingResult.of_parts([json.loads(result.read_text(encoding="utf-8")) for result in results])
 
 
 def _train_some(
-    work: Workplace,
+    work: Workplace[SearchConfig],
     path: Path,
     genotypes: Sequence[Genotype],
     windows: int,
@@ -216,7 +197,7 @@ class IndependentTraining(ResumableRun):
 
     def __init__(
         self,
-        work: Workplace,
+        work: Workplace[SearchConfig],
         run: RunFolder,
         genotypes: Sequence[Genotype],
         windows: int,
@@ -225,8 +206,8 @@ class IndependentTraining(ResumableRun):
         shared_embedding: bool = False,
         among: tuple[int, slice] | None = None,
     ) -> None:
-        super().__init__(work.config.device, run, work.console, work.checkpoint_every, work.interrupt)
-        self.config, self.corpus = work.config, work.corpus
+        super().__init__(work, run)
+        self.config = work.config
         self.genotypes, self.windows, self.seed, self.label = list(genotypes), windows, seed, label
         self.shared_embedding, self.among = shared_embedding, among
         self.record_every = max(1, windows // CURVE_POINTS)

@@ -8,12 +8,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from wenet.checkpoint import RunFolder
-from wenet.config import DTYPES, PRECISIONS, Config
+from wenet.config import DTYPES, PRECISIONS, AnyConfig, Config
 from wenet.console import Console, size
 from wenet.data import Corpus, batchify, load_corpus
 from wenet.distributed import ALONE, Ranks
@@ -24,8 +24,6 @@ from wenet_kernels import WenetError, backends, native_status, resolve_backend
 CHECKPOINT_MINUTES = 5.0
 FORMAT = 1  # of a run folder
 SIZE_FLAGS = "--hidden, --data-batch or --bptt"  # that decide how much memory a run takes
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def overriding_settings(

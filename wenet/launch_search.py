@@ -23,7 +23,6 @@ from wenet.distributed import ALONE, Ranks, check_own_device
 from wenet.estimate import estimate, estimate_memory
 from wenet.genotype import Genotype
 from wenet.halving import Halving
-from wenet.independent import Workplace
 from wenet.interrupt import Interrupt, Stopped, wait_until
 from wenet.launch import (
     CHECKPOINT_MINUTES,
@@ -43,6 +42,7 @@ from wenet.launch import (
     with_absolute_dataset,
 )
 from wenet.memory import explaining_out_of_memory
+from wenet.resumable import Workplace
 from wenet.runs import describe_runs, rank_runs
 from wenet.search import Search, divided_dimension
 from wenet.shared_folder import SharedFolder
@@ -156,7 +156,7 @@ def _with_audit(config: SearchConfig, folder: Path, audit: int | None, epochs: f
     )
 
 
-def _run(work: Workplace, run: RunFolder) -> SearchResult:
+def _run(work: Workplace[SearchConfig], run: RunFolder) -> SearchResult:
     config = work.config
     needed = size(_needed_memory(config, work.corpus, work.ranks))
     advice = f"about {needed} are needed; lower {_smaller(config)}"
@@ -173,23 +173,13 @@ def _run(work: Workplace, run: RunFolder) -> SearchResult:
     return SearchResult(config.dataset, Genotype.from_dict(best["genotype"]), best, run.path, audit)
 
 
-def _search_once(work: Workplace, run: RunFolder) -> dict[str, Any]:
+def _search_once(work: Workplace[SearchConfig], run: RunFolder) -> dict[str, Any]:
     if work.config.strategy == "random":
         return Halving(work, run).run()
-    search = Search(
-        work.config,
-        work.corpus,
-        run,
-        work.console,
-        work.checkpoint_every,
-        work.interrupt,
-        work.tensorboard,
-        work.ranks,
-    )
-    return search.run()
+    return Search(work, run).run()
 
 
-def _search_several(work: Workplace, run: RunFolder) -> dict[str, Any]:
+def _search_several(work: Workplace[SearchConfig], run: RunFolder) -> dict[str, Any]:
     """Searches of different seeds, each a run folder of its own that a stopped run goes on in; then their ranking.
 
     Of several ranks each takes some of the searches, alone.

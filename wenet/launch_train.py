@@ -38,6 +38,7 @@ from wenet.launch import (
     with_absolute_dataset,
 )
 from wenet.memory import explaining_out_of_memory
+from wenet.resumable import Workplace
 from wenet.shared_folder import SharedFolder
 from wenet.train import Training, divided_dimension
 from wenet_kernels import WenetError
@@ -104,7 +105,8 @@ def train(
         closing(SharedFolder.take(ranks, divided_dimension, lambda: RunFolder.create(folder, stored))) as run,
     ):
         _say_header(console, config, genotype, corpus, ranks)
-        return _run(config, genotype, corpus, run, console, checkpoint_every, interrupt, tensorboard, ranks)
+        work = Workplace(config, corpus, console, checkpoint_every, interrupt, tensorboard, ranks)
+        return _run(work, genotype, run)
 
 
 def resume_train(
@@ -134,7 +136,8 @@ def resume_train(
         config = stored_config(run, "train", resolve_train_config)
         _check_ranks(config, ranks)
         corpus = take_up(run, config, data_dir, console)
-        return _run(config, stored_genotype(run), corpus, run, console, checkpoint_every, interrupt, tensorboard, ranks)
+        work = Workplace(config, corpus, console, checkpoint_every, interrupt, tensorboard, ranks)
+        return _run(work, stored_genotype(run), run)
 
 
 def stored_genotype(run: RunFolder) -> Genotype | None:
@@ -143,26 +146,16 @@ def stored_genotype(run: RunFolder) -> Genotype | None:
     return None if stored is None else Genotype.from_dict(stored)
 
 
-def _run(
-    config: TrainConfig,
-    genotype: Genotype | None,
-    corpus: Corpus,
-    run: RunFolder,
-    console: Console,
-    checkpoint_every: float,
-    interrupt: Interrupt,
-    tensorboard: bool,
-    ranks: Ranks,
-) -> TrainResult:
-    needed = size(_needed_memory(config, genotype, corpus, ranks))
+def _run(work: Workplace[TrainConfig], genotype: Genotype | None, run: RunFolder) -> TrainResult:
+    needed = size(_needed_memory(work.config, genotype, work.corpus, work.ranks))
+    advice = f"about {needed} are needed; lower {SIZE_FLAGS}"
     try:
-        with explaining_out_of_memory(f"about {needed} are needed; lower {SIZE_FLAGS}"), pytorch_products_in(config):
-            training = Training(config, genotype, corpus, run, console, checkpoint_every, interrupt, tensorboard, ranks)
-            best = training.run()
+        with explaining_out_of_memory(advice), pytorch_products_in(work.config):
+            best = Training(work, genotype, run).run()
     finally:
-        console.stop()
-    if ranks.first:
-        add_report(run.path, console)
+        work.console.stop()
+    if work.ranks.first:
+        add_report(run.path, work.console)
     return TrainResult(best["valid_perplexity"], best["test_perplexity"], best, run.path)
 
 

@@ -12,13 +12,14 @@ from scipy import stats
 
 from wenet.audit import figure, summary, training_windows
 from wenet.checkpoint import RunFolder
-from wenet.config import resolve_config
+from wenet.config import SearchConfig, resolve_config
 from wenet.console import Console, duration
 from wenet.genotype import Genotype
 from wenet.genotypes import load_genotype
-from wenet.independent import TrainingResult, Workplace, train_independently
+from wenet.independent import TrainingResult, train_independently
 from wenet.interrupt import Interrupt
 from wenet.launch import CHECKPOINT_MINUTES, pytorch_products_in, run_settings, stored_config, stored_corpus
+from wenet.resumable import Workplace
 from wenet_kernels import WenetError
 
 RESULT = "ranking.json"
@@ -73,7 +74,7 @@ def rank_cells(
             console.stop()
 
 
-def _rank(work: Workplace, run: RunFolder, cells: Mapping[str, Genotype], seeds: int) -> dict[str, Any]:
+def _rank(work: Workplace[SearchConfig], run: RunFolder, cells: Mapping[str, Genotype], seeds: int) -> dict[str, Any]:
     epochs, first_seed = work.config.audit_epochs, work.config.seed
     windows = training_windows(work.config, work.corpus, epochs)
     genotypes = list(cells.values())

@@ -6,15 +6,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from wenet.checkpoint import RunFolder
-from wenet.config import SearchConfig, TrainConfig
+from wenet.config import AnyConfig, SearchConfig, TrainConfig
 from wenet.console import Console
 from wenet.curves import FOLDER, Curves
+from wenet.data import Corpus
 from wenet.distributed import ALONE, Ranks
 from wenet.interrupt import Interrupt, Stopped
 from wenet.nn import LanguageModel
@@ -24,6 +26,27 @@ from wenet_kernels import LostRanks, WenetError
 
 class Diverged(WenetError):
     """Training met a value that is not finite."""
+
+
+@dataclass(frozen=True)
+class Workplace(Generic[AnyConfig]):
+    """What everything within a run works with.
+
+    Attributes:
+        config: with backend and device resolved.
+        checkpoint_every: minutes between checkpoints.
+        interrupt: tells when someone asks the run to stop.
+        tensorboard: whether to write curves for TensorBoard into run folders.
+        ranks: work on the run together.
+    """
+
+    config: AnyConfig
+    corpus: Corpus
+    console: Console
+    checkpoint_every: float
+    interrupt: Interrupt
+    tensorboard: bool = False
+    ranks: Ranks = ALONE
 
 
 class State(Protocol):
@@ -38,26 +61,17 @@ class ResumableRun(ABC):
     """What all long work has in common: checkpoints, requests to stop, the clock.
 
     Args:
+        work: what it is done with.
         run: takes records and checkpoints.
-        checkpoint_every: minutes between checkpoints.
-        interrupt: tells when someone asks the run to stop.
-        ranks: work on this run together.
     """
 
     state: State
 
-    def __init__(
-        self,
-        device: str,
-        run: RunFolder,
-        console: Console,
-        checkpoint_every: float,
-        interrupt: Interrupt,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        self.device = torch.device(device)
-        self.folder, self.console, self.interrupt, self.ranks = run, console, interrupt, ranks
-        self.checkpoint_seconds = 60 * checkpoint_every
+    def __init__(self, work: Workplace[Any], run: RunFolder) -> None:
+        self.device = torch.device(work.config.device)
+        self.corpus, self.console, self.interrupt, self.ranks = work.corpus, work.console, work.interrupt, work.ranks
+        self.folder = run
+        self.checkpoint_seconds = 60 * work.checkpoint_every
         self._lap_started = self._saved = time.monotonic()
 
     @abstractmethod
@@ -94,8 +108,7 @@ class ModelRun(ResumableRun):
     """What searching and evaluating have in common besides: the gradients of one model, with which it all diverges.
 
     Args:
-        device, run, console, checkpoint_every, interrupt, ranks: as in `ResumableRun`.
-        tensorboard: whether to write curves for TensorBoard into the run folder.
+        work, run: as in `ResumableRun`.
     """
 
     config: SearchConfig | TrainConfig
@@ -104,18 +117,9 @@ class ModelRun(ResumableRun):
     h: Tensor | None = None  # [1, M, H]
     curves: Curves
 
-    def __init__(
-        self,
-        device: str,
-        run: RunFolder,
-        console: Console,
-        checkpoint_every: float,
-        interrupt: Interrupt,
-        tensorboard: bool,
-        ranks: Ranks,
-    ) -> None:
-        super().__init__(device, run, console, checkpoint_every, interrupt, ranks)
-        self.curves_folder = run.path / FOLDER if tensorboard and ranks.first else None
+    def __init__(self, work: Workplace[Any], run: RunFolder) -> None:
+        super().__init__(work, run)
+        self.curves_folder = run.path / FOLDER if work.tensorboard and work.ranks.first else None
 
     @abstractmethod
     def _position(self) -> str:

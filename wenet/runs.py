@@ -8,13 +8,15 @@ from typing import Any
 
 from wenet.audit import figure, training_windows
 from wenet.checkpoint import RunFolder
+from wenet.config import SearchConfig
 from wenet.console import duration
 from wenet.genotype import Genotype
-from wenet.independent import Workplace, train_independently
+from wenet.independent import train_independently
+from wenet.resumable import Workplace
 from wenet.search import RECORDS
 
 
-def rank_runs(work: Workplace, run: RunFolder, bests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def rank_runs(work: Workplace[SearchConfig], run: RunFolder, bests: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Train the winners of all runs at once, and keep the best by validation perplexity (paper, section 4.1).
 
     Args:

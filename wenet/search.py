@@ -13,16 +13,15 @@ from torch import Tensor
 
 from wenet.checkpoint import RunFolder
 from wenet.config import DTYPES, PRECISIONS, SearchConfig
-from wenet.console import Console, duration
+from wenet.console import duration
 from wenet.curves import Curves
-from wenet.data import Corpus, batchify
+from wenet.data import batchify
 from wenet.distributed import ALONE, Ranks, clip_gradients
 from wenet.divided import DividedDagRNN
 from wenet.genotype import Genotype, random_genotypes
-from wenet.interrupt import Interrupt
 from wenet.memory import peak_memory
 from wenet.nn import LanguageModel, WeightedDagRNN
-from wenet.resumable import ModelRun
+from wenet.resumable import ModelRun, Workplace
 from wenet.training import (
     mean_cross_entropy,
     perplexity,
@@ -87,31 +86,16 @@ class Search(ModelRun):
     """One search over one corpus, recorded in one run folder.
 
     Args:
-        config: with backend and device resolved.
-        corpus: its test part is not touched.
-        run: takes records and checkpoints.
-        checkpoint_every: minutes between checkpoints; one more is written at the end of each round.
-        interrupt: tells when someone asks the run to stop.
-        tensorboard: whether to write curves for TensorBoard into the run folder.
-        ranks: divide the networks of every round among them; `run` is theirs together.
+        work: the test part of its text is not touched; its ranks divide the networks of every round among them.
+        run: takes records and checkpoints, of which one more is written at the end of each round.
     """
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        corpus: Corpus,
-        run: RunFolder,
-        console: Console,
-        checkpoint_every: float,
-        interrupt: Interrupt,
-        tensorboard: bool = False,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        super().__init__(config.device, run, console, checkpoint_every, interrupt, tensorboard, ranks)
-        self.config: SearchConfig = config
-        self.corpus = corpus
-        self.train_stream = batchify(corpus.train, config.data_batch).to(self.device)  # [steps, M]
-        self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
+    def __init__(self, work: Workplace[SearchConfig], run: RunFolder) -> None:
+        super().__init__(work, run)
+        self.config: SearchConfig = work.config
+        config = work.config
+        self.train_stream = batchify(work.corpus.train, config.data_batch).to(self.device)  # [steps, M]
+        self.valid_stream = batchify(work.corpus.valid, config.eval_batch).to(self.device)
         self.windows = windows_per_epoch(self.train_stream, config.bptt)
         self.windows_per_round = max(1, round(config.epochs_per_round * self.windows))
         self.state: SearchState = SearchState(seeds=[Candidate(cell) for cell in config.initial_cells])

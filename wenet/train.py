@@ -14,15 +14,13 @@ from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
 from wenet.checkpoint import RunFolder
 from wenet.config import DTYPES, PRECISIONS, TrainConfig
-from wenet.console import Console, duration
+from wenet.console import duration
 from wenet.curves import Curves
-from wenet.data import Corpus, batchify
-from wenet.distributed import ALONE, Ranks
+from wenet.data import batchify
 from wenet.genotype import Genotype
-from wenet.interrupt import Interrupt
 from wenet.memory import peak_memory
 from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM, draw_rows
-from wenet.resumable import Diverged, ModelRun
+from wenet.resumable import Diverged, ModelRun, Workplace
 from wenet.training import perplexity, restore_random, restore_training, training_tensors, window_at
 
 RECORDS = "train.jsonl"
@@ -52,33 +50,20 @@ class Training(ModelRun):
     """One cell trained on one corpus, recorded in one run folder.
 
     Args:
-        config: with backend and device resolved.
+        work: the test part of its text is read once, at the end. Its ranks divide the rows of every data batch among
+            them, and average their gradients; validation and test are the same work on every rank.
         genotype: the cell that `config.cell` names; None where that is an LSTM.
-        corpus: its test part is read once, at the end.
-        run, console, checkpoint_every, interrupt, tensorboard: as in `Search`; one more checkpoint is written after
-            each epoch.
-        ranks: divide the rows of every data batch among them, and average their gradients; `run` is theirs together.
-            Validation and test are the same work on every rank.
+        run: takes records and checkpoints, of which one more is written after each epoch.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        genotype: Genotype | None,
-        corpus: Corpus,
-        run: RunFolder,
-        console: Console,
-        checkpoint_every: float,
-        interrupt: Interrupt,
-        tensorboard: bool = False,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        super().__init__(config.device, run, console, checkpoint_every, interrupt, tensorboard, ranks)
-        self.config: TrainConfig = config
-        self.genotype, self.corpus = genotype, corpus
-        self.own_rows = ranks.own(config.data_batch)
-        self.train_stream = batchify(corpus.train, config.data_batch)[:, self.own_rows].to(self.device)  # [steps, M]
-        self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
+    def __init__(self, work: Workplace[TrainConfig], genotype: Genotype | None, run: RunFolder) -> None:
+        super().__init__(work, run)
+        self.config: TrainConfig = work.config
+        self.genotype = genotype
+        config, train = work.config, work.corpus.train
+        self.own_rows = self.ranks.own(config.data_batch)
+        self.train_stream = batchify(train, config.data_batch)[:, self.own_rows].to(self.device)  # [steps, M]
+        self.valid_stream = batchify(work.corpus.valid, config.eval_batch).to(self.device)
         self.steps = len(self.train_stream) - 1  # of an epoch
         self.state: TrainState = TrainState()
         self.averaged: AveragedModel | None = None  # the mean of the weights after every update since the switch

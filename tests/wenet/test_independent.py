@@ -10,8 +10,9 @@ from wenet import Genotype, WenetError, random_genotypes
 from wenet.config import resolve_config
 from wenet.console import Console
 from wenet.data import load_corpus
-from wenet.independent import IndependentTraining, TrainingResult, Workplace, train_independently
+from wenet.independent import IndependentTraining, TrainingResult, train_independently
 from wenet.interrupt import Interrupt, Stopped
+from wenet.resumable import Workplace
 from wenet_kernels import backends
 
 from .helpers import write_text
