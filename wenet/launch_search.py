@@ -297,14 +297,19 @@ def _how_it_won(best: dict[str, Any]) -> str:
         return f"{searched}: first of the winners of {len(best['runs'])} runs after standalone training"
     if best["weight"] is None:
         return f"{searched} by successive halving: validation perplexity {best['perplexity']:.1f} standalone"
-    kept = best["rounds_kept"] - 1
     if best["held_out_loss"] is not None:
         searched += f": validation loss {best['held_out_loss']:.3f} of its own output"
     return (
         f"{searched}: weight {best['weight']:.4f} in the last mixture, where equal weights would be "
-        f"{best['uniform_weight']:.4f}; "
-        + (f"kept from {kept} earlier round{'s' * (kept > 1)}" if kept else "new in the last round")
+        f"{best['uniform_weight']:.4f}; {_how_long_kept(best)}"
     )
+
+
+def _how_long_kept(best: dict[str, Any]) -> str:
+    earlier = best["rounds_kept"] - 1
+    if best["rounds"] == 1:
+        return "of one round"
+    return f"kept from {earlier} earlier round{'s' * (earlier > 1)}" if earlier else "new in the last round"
 
 
 def _what_is_known(result: SearchResult) -> list[str]:

@@ -92,8 +92,8 @@ class Search(ModelRun):
 
     def __init__(self, work: Workplace[SearchConfig], run: RunFolder) -> None:
         super().__init__(work, run)
-        self.config: SearchConfig = work.config
         config = work.config
+        self.config: SearchConfig = config
         self.train_stream = batchify(work.corpus.train, config.data_batch).to(self.device)  # [steps, M]
         self.valid_stream = batchify(work.corpus.valid, config.eval_batch).to(self.device)
         self.windows = windows_per_epoch(self.train_stream, config.bptt)

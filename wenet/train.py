@@ -58,9 +58,9 @@ class Training(ModelRun):
 
     def __init__(self, work: Workplace[TrainConfig], genotype: Genotype | None, run: RunFolder) -> None:
         super().__init__(work, run)
-        self.config: TrainConfig = work.config
-        self.genotype = genotype
         config, train = work.config, work.corpus.train
+        self.config: TrainConfig = config
+        self.genotype = genotype
         self.own_rows = self.ranks.own(config.data_batch)
         self.train_stream = batchify(train, config.data_batch)[:, self.own_rows].to(self.device)  # [steps, M]
         self.valid_stream = batchify(work.corpus.valid, config.eval_batch).to(self.device)

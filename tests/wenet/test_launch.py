@@ -1,5 +1,7 @@
 """What a run uses where nothing is asked for, on a machine with a GPU that the test makes up."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -48,6 +50,27 @@ def test_bf16_asked_of_a_gpu_without_it_is_an_error(has_bf16):
         return
     with pytest.raises(WenetError, match="this GPU has no bf16"):
         resolved(precision="bf16")
+
+
+@pytest.mark.parametrize(
+    ("hip", "architecture", "capability", "has_it"),
+    [
+        (None, None, (9, 0), True),
+        (None, None, (8, 0), True),
+        (None, None, (7, 5), False),
+        ("6.3", "gfx942:sramecc+:xnack-", (9, 4), True),
+        ("6.3", "gfx1100", (11, 0), False),
+    ],
+)
+def test_tf32_asked_of_a_gpu_without_it_is_an_error(has_bf16, monkeypatch, hip, architecture, capability, has_it):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(gcnArchName=architecture))
+    if has_it:
+        assert resolved(precision="tf32").precision == "tf32"
+        return
+    with pytest.raises(WenetError, match="this GPU has no tf32"):
+        resolved(precision="tf32")
 
 
 def test_products_default_to_fp32_with_a_backend_that_has_no_others(has_bf16):

@@ -61,7 +61,7 @@ def _search_summary(run: Run) -> Iterator[str]:
             f"the lowest validation perplexity, {number(best['perplexity'], 1)}."
         )
     else:
-        yield f"{searched} this one {_how_it_won(best)}. {_how_long_kept(best['rounds_kept'] - 1)}"
+        yield f"{searched} this one {_how_it_won(best)}. {_how_long_kept(best)}"
         yield (
             f"The mixture of the last round reaches a validation perplexity of {best['mixture_valid_perplexity']:.1f}. "
             "That is of all its networks together, not of the cell."
@@ -78,10 +78,13 @@ def _how_it_won(best: dict[str, Any]) -> str:
     return f"has the lowest loss by its own output on held-out text, {loss}; its weight in the last mixture is {share}"
 
 
-def _how_long_kept(rounds: int) -> str:
-    if rounds == 0:
+def _how_long_kept(best: dict[str, Any]) -> str:
+    earlier = best["rounds_kept"] - 1
+    if best["rounds"] == 1:
+        return "There was one round."
+    if earlier == 0:
         return "It was new in the last round."
-    return f"It was kept from {rounds} earlier round{'s' * (rounds > 1)}."
+    return f"It was kept from {earlier} earlier round{'s' * (earlier > 1)}."
 
 
 def _audit_summary(audit: dict[str, Any]) -> Iterator[str]:

@@ -42,6 +42,8 @@ def refusal(dtype: torch.dtype, precision: str) -> str:
         return f"it has no products of {dtype} in precision {precision!r}"
     if precision == "bf16" and not _has_bf16():
         return "Triton's interpreter computes bf16 products wrongly" if _interpreted() else "this GPU has no bf16"
+    if precision == "tf32" and not _has_tf32():
+        return "this GPU has no tf32"
     return ""
 
 
@@ -131,6 +133,16 @@ def _pool() -> Pool:
 def _has_bf16() -> bool:
     """Whether the GPU multiplies bf16; the interpreter computes such products wrongly."""
     return not _interpreted() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@torch.compiler.assume_constant_result
+def _has_tf32() -> bool:
+    """Whether the GPU multiplies tf32: NVIDIA's since Ampere do, and of AMD's those of one architecture."""
+    if _interpreted():
+        return True
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties().gcnArchName.split(":")[0] == "gfx942"
+    return torch.cuda.get_device_capability() >= (8, 0)
 
 
 @torch.compiler.assume_constant_result
