@@ -41,7 +41,7 @@ from wenet.resumable import Workplace
 from wenet.runs import overlap
 from wenet.search import RECORDS, draw_pool
 
-FIGURE = "figures/search-quality.svg"  # beside the document
+FIGURE, FIGURES = "figures/search-quality.svg", "figures/search-quality.json"  # beside the document
 POOL_SEED = 1  # all searches go through one pool, in one order
 GROUP = 20  # cells trained standalone at once
 EARLY = 2  # records of a standalone training, of 20, after which learning is called early
@@ -119,18 +119,15 @@ def main() -> None:
     found = {
         name: [search_once(name, seed, options) for seed in range(1, options.seeds + 1)] for name in options.settings
     }
-    rows = []
     for name, folders in found.items():
         config = _config(name, options)
         standalone = train_pool(config, corpus, options.out / f"pool-{config.form}", options.trainings)
         pool = [str(genotype) for genotype in draw_pool(config)]
-        rows.append(row(name, [read_search(folder, pool, config.seeds) for folder in folders], standalone))
-        (options.out / "search-quality.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print(render(rows, options))
+        measured = row(name, [read_search(folder, pool, config.seeds) for folder in folders], standalone)
+        rows = add_row(options.out / "search-quality.json", {**measured, "from": _origin(options)})
+    print(render(rows))
     if options.document is not None:
-        draw(rows, options.document.parent / FIGURE)
-        document = options.document.read_text(encoding="utf-8")
-        options.document.write_text(insert(document, render(rows, options)), encoding="utf-8")
+        write_document(rows, options.document)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,6 +145,22 @@ def _parser() -> argparse.ArgumentParser:
         "--document", type=Path, metavar="FILE", help="write tables and figure into docs/search-quality.md"
     )
     return parser
+
+
+def add_row(path: Path, added: dict[str, Any]) -> list[dict[str, Any]]:
+    """Put a row in the place of that of the same setting, or beside the others; returns all, ordered as SETTINGS."""
+    rows = {r["setting"]: r for r in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
+    rows[added["setting"]] = added
+    ordered = [rows[name] for name in SETTINGS if name in rows]
+    path.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    return ordered
+
+
+def write_document(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """The tables into the document, and beside it what they were made from."""
+    draw(rows, path.parent / FIGURE)
+    (path.parent / FIGURES).write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    path.write_text(insert(path.read_text(encoding="utf-8"), render(rows)), encoding="utf-8")
 
 
 def _given(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -338,16 +351,19 @@ def _permutation_p(statistic: Callable[[np.ndarray], float], quality: np.ndarray
     return float(found.pvalue)
 
 
-def render(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
+def render(rows: Sequence[dict[str, Any]]) -> str:
     """The text between the markers of the document."""
-    first = rows[0]
-    times = "once" if options.trainings == 1 else f"{options.trainings} times"
-    trained, searched = duration(first["standalone_seconds"]), duration(sum(sum(r["seconds"]) for r in rows))
+    searched = duration(sum(sum(r["seconds"]) for r in rows))
+    trained = {r["standalone_seconds"] for r in rows}  # settings that are trained standalone alike share one
+    origins = dict.fromkeys(r["from"] for r in rows)
+    agreement = rows[0]["between_trainings"]
     return "\n\n".join(
         [
-            f"`{_command(options)}`, commit `{_commit()}`, {_versions()}. Pool seed {POOL_SEED}, search seeds from 1 "
-            f"on. Cost: {searched} for the searches, {trained} for the standalone training of {first['cells']} cells, "
-            f"{times} each, for {options.epochs:g} epochs, {first['standalone_windows']:,} windows.",
+            "\n".join(f"- {origin}" for origin in origins),
+            f"Pool seed {POOL_SEED}, search seeds from 1 on. Cost: {searched} for the searches and "
+            f"{duration(sum(trained))} for the standalone trainings of all {rows[0]['cells']} cells, each of "
+            f"{rows[0]['standalone_windows']:,} windows."
+            + ("" if agreement is None else f" Two trainings of the same cells agree with τ = {agreement:.2f}."),
             "\n".join(quality_table(rows)),
             f"![Score of every cell against its standalone perplexity]({FIGURE})",
             "What the score follows, as mean Kendall's tau over the searches of a setting:",
@@ -356,14 +372,14 @@ def render(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
     )
 
 
-def _command(options: argparse.Namespace) -> str:
-    """What was run, without where files lie."""
+def _origin(options: argparse.Namespace) -> str:
+    """What was run, without where files lie, and with what."""
     given = {name: value for name, value in vars(options).items() if value is not None}
     words = ["python", "-m", "bench.search_quality", given.pop("dataset")]
     for name, value in given.items():
         if name not in ("out", "data_dir", "document"):
             words += [flag(name), *(value if isinstance(value, list) else [f"{value:g}"])]
-    return shlex.join([*words, "--out", "DIR"])
+    return f"`{shlex.join([*words, '--out', 'DIR'])}`, commit `{_commit()}`, {_versions()}"
 
 
 def _commit() -> str:
