@@ -61,8 +61,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "score held out": {"score": "held-out"},
     "equal scale in the mixture": {"mix_norm": "rms"},
     "networks dropped, 0.25": {"mix_dropout": 0.25},
+    "networks dropped, 0.75": {"mix_dropout": 0.75},
+    "networks dropped, 0.75, held out": {"mix_dropout": 0.75, "score": "held-out"},
     "temperature 0.5": {"mix_temperature": 0.5},
     "temperature 2": {"mix_temperature": 2.0},
+    # The baseline, at as many network-steps.
+    "successive halving": {"strategy": "random"},
 }
 
 
