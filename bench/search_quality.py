@@ -22,7 +22,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -393,7 +392,7 @@ def _commit() -> str:
 
 def _versions() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("wenet-rnn", "torch", "scipy"))
-    return f"{packages}, Python {platform.python_version()}, {torch.get_num_threads()} threads"
+    return f"{packages}, Python {platform.python_version()}"
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
