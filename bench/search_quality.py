@@ -406,7 +406,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         score, kept = np.mean(r["scores"], axis=0), np.isin(np.arange(r["cells"]), r["kept_cells"])
         for cells, face in ((~kept, "none"), (kept, "C0")):
             axes.scatter(np.array(r["perplexities"])[cells], score[cells], s=14, facecolors=face, edgecolors="C0")
-        axes.set_title(f"{r['setting']}: τ {r['tau']:.2f}", fontsize=9)
+        axes.set_title(f"{r['setting']}\nτ {r['tau']:.2f}", fontsize=9)
         axes.set_xlabel("standalone perplexity")
         axes.set_ylabel("score of the search")
     for axes in list(drawing.axes)[len(rows) :]:
