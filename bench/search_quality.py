@@ -13,7 +13,7 @@ import platform
 import shlex
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import combinations
@@ -31,6 +31,7 @@ from wenet.audit import RESAMPLES, final_ranking, summary, training_windows
 from wenet.config import SearchConfig, flag, resolve_config
 from wenet.console import Console, duration
 from wenet.data import Corpus, load_corpus
+from wenet.genotype import Genotype
 from wenet.independent import RECORDS as TRAINING_RECORDS
 from wenet.independent import RESULT as TRAINING_RESULT
 from wenet.independent import TrainingResult, train_independently
@@ -39,6 +40,7 @@ from wenet.launch import CHECKPOINT_MINUTES, resolve_machine
 from wenet.resumable import Workplace
 from wenet.runs import overlap
 from wenet.search import RECORDS, draw_pool
+from wenet_kernels import ACTIVATIONS
 
 FIGURE, FIGURES = "figures/search-quality.svg", "figures/search-quality.json"  # beside the document
 POOL_SEED = 1  # all searches go through one pool, in one order
@@ -125,8 +127,10 @@ def main() -> None:
     for name, folders in found.items():
         config = _config(name, options)
         standalone = train_pool(config, corpus, options.out / f"pool-{config.form}", options.trainings)
-        pool = [str(genotype) for genotype in draw_pool(config)]
-        measured = row(name, [read_search(folder, pool, config.seeds) for folder in folders], standalone)
+        cells = draw_pool(config)
+        pool = [str(cell) for cell in cells]
+        searches = [read_search(folder, pool, config.seeds) for folder in folders]
+        measured = row(name, searches, standalone, traits(cells))
         rows = add_row(options.out / "search-quality.json", {**measured, "from": _origin(options)})
     print(render(rows))
     if options.document is not None:
@@ -255,7 +259,26 @@ def read_search(folder: Path, pool: Sequence[str], seeds: int) -> Quality:
     )
 
 
-def row(name: str, searches: Sequence[Quality], standalone: Standalone) -> dict[str, Any]:
+def traits(cells: Sequence[Genotype]) -> dict[str, np.ndarray]:
+    """What can be counted of each cell without training it."""
+    depths = [_depths(cell) for cell in cells]
+    inner = [{ancestor for _, ancestor in cell.recurrent} - {0} for cell in cells]
+    counts = {name: np.array([cell.activations.count(name) for cell in cells]) for name in ACTIVATIONS}
+    leaves = [cell.nodes - len(nodes) for cell, nodes in zip(cells, inner, strict=True)]
+    return {**counts, "mean depth": np.array([statistics.fmean(d) for d in depths]), "leaves": np.array(leaves)}
+
+
+def _depths(cell: Genotype) -> list[int]:
+    """Of every node, how many edges it is above the init node."""
+    depths = [0]
+    for _, ancestor in cell.recurrent:
+        depths.append(depths[ancestor] + 1)
+    return depths[1:]
+
+
+def row(
+    name: str, searches: Sequence[Quality], standalone: Standalone, cell_traits: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """The figures of a setting over its searches.
 
     The intervals are of the bootstrap over cells. The p are of one-sided permutation tests that shuffle the standalone
@@ -284,6 +307,8 @@ def row(name: str, searches: Sequence[Quality], standalone: Standalone) -> dict[
         "best": float(np.nanmin(finite)),
         "overlap": overlap([[str(n) for n in k] for k in kept], len(quality)) if len(kept) > 1 else None,
         "reasons": _reasons(searches, standalone),
+        "traits": {trait: _mean_tau(scores, values) for trait, values in cell_traits.items()},
+        "traits_of_quality": {trait: _tau(quality, values) for trait, values in cell_traits.items()},
         "seconds": [search.seconds for search in searches],
         "standalone_seconds": standalone.seconds,
         "standalone_windows": standalone.windows,
@@ -371,6 +396,8 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
             f"![Score of every cell against its standalone perplexity]({FIGURE})",
             "What the score follows, as mean Kendall's tau over the searches of a setting:",
             "\n".join(reasons_table(rows)),
+            "Which cells score high, as Kendall's tau with what can be counted of a cell; first, which are good:",
+            "\n".join(traits_table(rows)),
         ]
     )
 
@@ -447,6 +474,16 @@ def reasons_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         f"| setting | {' | '.join(names)} |",
         "|---" * (len(names) + 1) + "|",
         *(" | ".join([f"| {r['setting']}", *(f"{r['reasons'][name]:.2f}" for name in names)]) + " |" for r in rows),
+    ]
+
+
+def traits_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    names = list(rows[0]["traits"])
+    lines = [("standalone quality", rows[0]["traits_of_quality"]), *((r["setting"], r["traits"]) for r in rows)]
+    return [
+        f"| | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+        *(" | ".join([f"| {title}", *(f"{found[name]:.2f}" for name in names)]) + " |" for title, found in lines),
     ]
 
 

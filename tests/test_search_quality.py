@@ -8,7 +8,8 @@ import pytest
 
 from bench import search_quality
 from bench.report import BEGIN, END
-from bench.search_quality import Quality, Standalone, row
+from bench.search_quality import Quality, Standalone, row, traits
+from wenet import Genotype
 
 from .wenet.helpers import write_text
 
@@ -24,7 +25,7 @@ def judged(scores, perplexities):
     kept = np.argsort(-scores)[:2].tolist()
     search = Quality(scores, kept, np.ones(CELLS), np.zeros(CELLS), seconds=1.0)
     trainings = np.stack([perplexities / 2, perplexities * 2])
-    return row("default", [search, search], Standalone(trainings, perplexities, seconds=2.0, windows=3))
+    return row("default", [search, search], Standalone(trainings, perplexities, seconds=2.0, windows=3), {})
 
 
 def measured(rows):
@@ -57,6 +58,13 @@ def test_a_cell_that_diverged_is_last_and_in_no_mean():
     assert found["tau"] == pytest.approx(1)
     assert found["pool"]["mean"] == pytest.approx(111)
     assert found["pool"]["diverged"] == 1
+
+
+def test_traits_of_a_cell():
+    found = traits([Genotype.from_text("tanh0 relu1 relu1 sigmoid0")])
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "tanh": [1], "relu": [2], "sigmoid": [1], "identity": [0], "mean depth": [1.5], "leaves": [3],
+    }  # fmt: skip
 
 
 def test_settings_times_seeds(tmp_path, monkeypatch, capsys):
