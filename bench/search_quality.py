@@ -43,7 +43,6 @@ from wenet.search import RECORDS, draw_pool
 from wenet_kernels import ACTIVATIONS
 
 FIGURE, FIGURES = "figures/search-quality.svg", "figures/search-quality.json"  # beside the document
-POOL_SEED = 1  # all searches go through one pool, in one order
 GROUP = 20  # cells trained standalone at once
 EARLY = 2  # records of a standalone training, of 20, after which learning is called early
 
@@ -57,7 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "twice the training a round": {"epochs_per_round": 0.8},
     "parameters' rate / 3": {"lr": 6.7e-3},
     "dropouts of the paper": {"dropout_embedding": 0.2, "dropout_x": 0.75, "dropout_h": 0.25, "dropout_output": 0.75},
-    "plain form": {"form": "plain"},
+    "plain form, without norm": {"form": "plain", "norm": "none"},
     # Departures from the paper.
     "score held out": {"score": "held-out"},
     "equal scale in the mixture": {"mix_norm": "rms"},
@@ -131,7 +130,8 @@ def main() -> None:
         pool = [str(cell) for cell in cells]
         searches = [read_search(folder, pool, config.seeds) for folder in folders]
         measured = row(name, searches, standalone, traits(cells))
-        rows = add_row(options.out / "search-quality.json", {**measured, "from": _origin(options)})
+        origin = {"pool_seed": options.pool_seed, "from": _origin(options)}
+        rows = add_row(options.out / "search-quality.json", {**measured, **origin})
     print(render(rows))
     if options.document is not None:
         write_document(rows, options.document)
@@ -143,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["default"], metavar="NAME")
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="searches a setting (default: %(default)s)")
     parser.add_argument("--pool", type=int, metavar="T", help="cells in all (default: the preset's)")
+    parser.add_argument("--pool-seed", type=int, default=1, metavar="N", help="of the one pool of all searches")
     parser.add_argument("--max-vocabulary", type=int, metavar="N", help="as in wenet-search")
     parser.add_argument("--epochs", type=float, default=0.25, metavar="F", help="of a standalone training")
     parser.add_argument("--trainings", type=int, default=2, metavar="N", help="standalone, of each cell")
@@ -172,7 +173,7 @@ def write_document(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def _given(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """What a setting asks of `search`, under these options."""
-    asked = {"pool": options.pool, "max_vocabulary": options.max_vocabulary, "pool_seed": POOL_SEED}
+    asked = {"pool": options.pool, "max_vocabulary": options.max_vocabulary, "pool_seed": options.pool_seed}
     return {**SETTINGS[name], **{key: value for key, value in asked.items() if value is not None}}
 
 
@@ -388,7 +389,7 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(
         [
             "\n".join(f"- {origin}" for origin in origins),
-            f"Pool seed {POOL_SEED}, search seeds from 1 on. Cost: {searched} for the searches and "
+            f"Pool seed {rows[0]['pool_seed']}, search seeds from 1 on. Cost: {searched} for the searches and "
             f"{duration(sum(trained))} for the standalone trainings of all {rows[0]['cells']} cells, each of "
             f"{rows[0]['standalone_windows']:,} windows."
             + ("" if agreement is None else f" Two trainings of the same cells agree with τ = {agreement:.2f}."),

@@ -147,6 +147,11 @@ class SearchConfig(Config):
                 raise WenetError("--init-seeds is for --strategy wenet; the baseline draws its cells at random")
         if self.norm == "batch" and self.data_batch < 2:
             raise WenetError("--data-batch must be at least 2 with --norm batch, which compares the rows of a batch")
+        if self.norm == "batch" and self.form == "plain":
+            # At h = 0 eq. (1) gives s_0 = 0 for any input; what activations then make of that is alike in all rows.
+            raise WenetError(
+                "--form plain needs --norm none: its state starts at zero, and normalised over a batch it stays there"
+            )
         if 0 < self.audit < self.seeds + 2:
             raise WenetError(f"--audit must be at least {self.seeds + 2}: the --seeds kept and two rejected cells")
 

@@ -62,6 +62,7 @@ def test_config_file_and_flags(text, tmp_path, capsys):
         (["--hidden", "1000000"], "of memory are needed"),
         (["--data-batch", "100000"], ""),
         (["--data-batch", "1"], "--data-batch must be at least 2"),
+        (["--form", "plain"], "--form plain needs --norm none"),
         (["--checkpoint-every", "-1"], "--checkpoint-every"),
         (["--poool", "3"], "unrecognized arguments: --poool"),
         (["--config", "no-such-file.toml"], "cannot read no-such-file.toml"),

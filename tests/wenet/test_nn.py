@@ -108,6 +108,15 @@ def test_independent_networks_equal_single_ones(form):
         torch.testing.assert_close(output[:, k], single(x)[0], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("cell", "norm", "stays"), [("tanh0 relu1", None, True), ("sigmoid0", None, False), ("sigmoid0", "batch", True)]
+)
+def test_a_plain_cell_gets_away_from_zero_by_a_sigmoid_alone(cell, norm, stays):
+    rnn = WeightedDagRNN(5, 7, [Genotype.from_text(cell)], form="plain", norm=norm).double()
+    output, _ = rnn(torch.randn(6, 3, 5, dtype=torch.float64))
+    assert bool((output == 0).all()) is stays
+
+
 def test_a_mixture_that_trusts_one_network_is_that_network():
     cells = random_genotypes(3, 4, seed=2)
     mixture = WeightedDagRNN(5, 7, cells).double()
