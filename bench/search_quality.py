@@ -46,6 +46,8 @@ FIGURE, FIGURES = "figures/search-quality.svg", "figures/search-quality.json"  #
 GROUP = 20  # cells trained standalone at once
 EARLY = 2  # records of a standalone training, of 20, after which learning is called early
 
+PLAIN = {"form": "plain", "norm": "none"}  # normalised, a plain cell cannot leave a state of zero
+
 # One departure each from the preset; "default" is the preset itself.
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -56,7 +58,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "twice the training a round": {"epochs_per_round": 0.8},
     "parameters' rate / 3": {"lr": 6.7e-3},
     "dropouts of the paper": {"dropout_embedding": 0.2, "dropout_x": 0.75, "dropout_h": 0.25, "dropout_output": 0.75},
-    "plain form, without norm": {"form": "plain", "norm": "none"},
+    "plain form, without norm": PLAIN,
     # Departures from the paper.
     "score held out": {"score": "held-out"},
     "equal scale in the mixture": {"mix_norm": "rms"},
@@ -65,8 +67,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "networks dropped, 0.75, held out": {"mix_dropout": 0.75, "score": "held-out"},
     "temperature 0.5": {"mix_temperature": 0.5},
     "temperature 2": {"mix_temperature": 2.0},
+    "plain form, score held out": {**PLAIN, "score": "held-out"},
+    "plain form, equal scale": {**PLAIN, "mix_norm": "rms"},
+    "plain form, dropped, 0.75, held out": {**PLAIN, "mix_dropout": 0.75, "score": "held-out"},
     # The baseline, at as many network-steps.
     "successive halving": {"strategy": "random"},
+    "plain form, successive halving": {**PLAIN, "strategy": "random"},
 }
 
 
