@@ -48,7 +48,7 @@ EARLY = 2  # records of a standalone training, of 20, after which learning is ca
 
 PLAIN = {"form": "plain", "norm": "none"}  # normalised, a plain cell cannot leave a state of zero
 
-# One departure each from the preset; "default" is the preset itself.
+# Departures from the preset; "default" is the preset itself.
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "mixing rate / 3": {"mix_lr": 3.3e-3},
