@@ -68,8 +68,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "temperature 0.5": {"mix_temperature": 0.5},
     "temperature 2": {"mix_temperature": 2.0},
     "plain form, score held out": {**PLAIN, "score": "held-out"},
-    "plain form, equal scale": {**PLAIN, "mix_norm": "rms"},
-    "plain form, dropped, 0.75, held out": {**PLAIN, "mix_dropout": 0.75, "score": "held-out"},
     # The baseline, at as many network-steps.
     "successive halving": {"strategy": "random"},
     "plain form, successive halving": {**PLAIN, "strategy": "random"},
