@@ -22,6 +22,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -398,7 +399,7 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
             f"{rows[0]['standalone_windows']:,} windows."
             + ("" if agreement is None else f" Two trainings of the same cells agree with τ = {agreement:.2f}."),
             "\n".join(quality_table(rows)),
-            f"![Score of every cell against its standalone perplexity]({FIGURE})",
+            f"![Place by score of every cell against its standalone perplexity]({FIGURE})",
             "What the score follows, as mean Kendall's tau over the searches of a setting:",
             "\n".join(reasons_table(rows)),
             "Which cells score high, as Kendall's tau with what can be counted of a cell; first, which are good:",
@@ -428,23 +429,40 @@ def _versions() -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Mean score over searches against standalone perplexity, a panel a setting; filled where a search kept a cell."""
+    """Place by mean score over searches against standalone perplexity, a panel a setting; filled where a search kept a
+    cell."""
     matplotlib.rcParams.update({"svg.hashsalt": "wenet", "svg.fonttype": "none", "font.size": 9})
     columns = min(3, len(rows))
     lines = -(-len(rows) // columns)
     drawing = Figure(figsize=(2.7 * columns + 0.4, 2.6 * lines), layout="constrained")
-    panels = drawing.subplots(lines, columns, squeeze=False).flat
-    for axes, r in zip(panels, rows, strict=False):
-        score, kept = np.mean(r["scores"], axis=0), np.isin(np.arange(r["cells"]), r["kept_cells"])
-        for cells, face in ((~kept, "none"), (kept, "C0")):
-            axes.scatter(np.array(r["perplexities"])[cells], score[cells], s=14, facecolors=face, edgecolors="C0")
-        axes.set_title(f"{r['setting']}\nτ {r['tau']:.2f}", fontsize=9)
-        axes.set_xlabel("standalone perplexity")
-        axes.set_ylabel("score of the search")
+    for axes, r in zip(drawing.subplots(lines, columns, squeeze=False).flat, rows, strict=False):
+        _draw_setting(axes, r)
     for axes in list(drawing.axes)[len(rows) :]:
         axes.remove()
     path.parent.mkdir(exist_ok=True)
     drawing.savefig(path, metadata={"Date": None})
+
+
+def _draw_setting(axes: Axes, r: dict[str, Any]) -> None:
+    """A cell far out, which would press all others together, is a triangle at the edge."""
+    place = stats.rankdata(-np.mean(r["scores"], axis=0))
+    kept = np.isin(np.arange(r["cells"]), r["kept_cells"])
+    perplexities = np.array(r["perplexities"])
+    quarter, median, three_quarters = np.nanquantile(perplexities, (0.25, 0.5, 0.75))
+    edge = median + 5 * (three_quarters - quarter)
+    far = perplexities > edge
+    for cells, marker, face in (
+        (~kept & ~far, "o", "none"),
+        (kept & ~far, "o", "C0"),
+        (~kept & far, ">", "none"),
+        (kept & far, ">", "C0"),
+    ):
+        x = np.minimum(perplexities[cells], edge)
+        axes.scatter(x, place[cells], s=14, marker=marker, facecolors=face, edgecolors="C0")
+    axes.invert_yaxis()
+    axes.set_title(f"{r['setting']}\nτ {r['tau']:.2f}", fontsize=9)
+    axes.set_xlabel("standalone perplexity")
+    axes.set_ylabel("place by score")
 
 
 def quality_table(rows: Sequence[dict[str, Any]]) -> list[str]:
