@@ -71,7 +71,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain form, score held out": {**PLAIN, "score": "held-out"},
     # The baseline, at as many network-steps.
     "successive halving": {"strategy": "random"},
-    "plain form, successive halving": {**PLAIN, "strategy": "random"},
 }
 
 
