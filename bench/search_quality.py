@@ -450,14 +450,9 @@ def _draw_setting(axes: Axes, r: dict[str, Any]) -> None:
     quarter, median, three_quarters = np.nanquantile(perplexities, (0.25, 0.5, 0.75))
     edge = median + 5 * (three_quarters - quarter)
     far = perplexities > edge
-    for cells, marker, face in (
-        (~kept & ~far, "o", "none"),
-        (kept & ~far, "o", "C0"),
-        (~kept & far, ">", "none"),
-        (kept & far, ">", "C0"),
-    ):
-        x = np.minimum(perplexities[cells], edge)
-        axes.scatter(x, place[cells], s=14, marker=marker, facecolors=face, edgecolors="C0")
+    for cells, marker in ((~far, "o"), (far, ">")):
+        x, faces = np.minimum(perplexities[cells], edge), np.where(kept[cells], "C0", "none")
+        axes.scatter(x, place[cells], s=14, marker=marker, facecolors=faces, edgecolors="C0")
     axes.invert_yaxis()
     axes.set_title(f"{r['setting']}\nτ {r['tau']:.2f}", fontsize=9)
     axes.set_xlabel("standalone perplexity")

@@ -19,7 +19,7 @@ from .helpers import write_text
 
 SETTINGS = {
     "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2, "bptt": 6, "backend": "auto", "device": "cpu",
-    "precision": "fp32", "dropout_x": 0.2, "dropout_output": 0.2, "standalone_lr": 1e-2,
+    "precision": "fp32", "dropout_x": 0.2, "dropout_output": 0.2, "standalone_lr": 1e-2, "norm": "none",
 }  # fmt: skip
 CELLS = random_genotypes(4, 3, 0)
 # Triton's interpreter takes minutes for a training.
@@ -124,9 +124,9 @@ def test_networks_do_not_touch_each_other(train):
 def test_one_that_blows_up_is_frozen_and_the_rest_unharmed(train, before_step, backend, value):
     """relu and identity multiply such weights up to infinity within a few nodes; the others must not feel it."""
     cells = [CELLS[0], CHAIN, *CELLS[2:]]
-    whole = train("whole", backend=backend, cells=cells, form="plain", norm="none")
+    whole = train("whole", backend=backend, cells=cells, form="plain")
     before_step(blow_up(1, 11, value))
-    blown = train("blown", backend=backend, cells=cells, form="plain", norm="none")
+    blown = train("blown", backend=backend, cells=cells, form="plain")
     assert blown.outcomes[1].diverged_at == 11
     assert blown.outcomes[1].perplexity == float("inf")
     assert found(blown)[1]["perplexity"] is None
@@ -142,7 +142,7 @@ def test_what_is_frozen_is_zero(train, before_step):
         model[:] = [training.model]
 
     before_step(action)
-    train(form="plain", norm="none", cells=[CELLS[0], CHAIN])
+    train(form="plain", cells=[CELLS[0], CHAIN])
     assert all(bool(parameter.isfinite().all()) for parameter in model[0].parameters())
     assert all(bool((parameter[1] == 0).all()) for parameter in model[0].own_parameters())
 
@@ -151,7 +151,7 @@ def test_one_that_overflows_in_validation_alone(train, before_step):
     """The others are validated to the end, and to the same bit. In the plain form a state of zero, in which validation
     begins, stays zero unless a node is a sigmoid."""
     cells = [CELLS[0], Genotype.from_text("sigmoid0 identity1 identity2"), *CELLS[2:]]
-    whole = train("whole", cells=cells, form="plain", norm="none")
+    whole = train("whole", cells=cells, form="plain")
 
     def action(training):
         if training.state.windows == 29:  # no step comes after this one
@@ -159,7 +159,7 @@ def test_one_that_overflows_in_validation_alone(train, before_step):
             training._checkpoint_if_due = lambda: (blow_up(1, 30, 1e14)(training), end())
 
     before_step(action)
-    blown = train("blown", cells=cells, form="plain", norm="none")
+    blown = train("blown", cells=cells, form="plain")
     assert (blown.outcomes[1].diverged_at, blown.outcomes[1].perplexity) == (None, float("inf"))
     for k in (0, 2, 3):
         assert found(blown)[k] == found(whole)[k]
@@ -173,7 +173,7 @@ def test_weights_too_large_to_multiply(train):
 
 def test_diverging_beside_a_shared_embedding(train, before_step):
     before_step(blow_up(0, 11, 1e14))
-    result = train(shared_embedding=True, form="plain", norm="none", cells=[CHAIN, *CELLS])
+    result = train(shared_embedding=True, form="plain", cells=[CHAIN, *CELLS])
     assert result.outcomes[0].diverged_at == 11
     assert all(outcome.perplexity < 30 for outcome in result.outcomes[1:])
 
