@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 import pytest
 import torch
 
 from bench.machine import DenseRate
+from wenet.version import VERSION
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,7 +33,7 @@ def dense_rate() -> DenseRate:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info["threads"] = torch.get_num_threads()
-    machine_info["versions"] = {"torch": torch.__version__, "wenet-rnn": version("wenet-rnn")}
+    machine_info["versions"] = {"torch": torch.__version__, "wenet-rnn": VERSION}
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:

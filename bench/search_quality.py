@@ -41,6 +41,7 @@ from wenet.launch import CHECKPOINT_MINUTES, resolve_machine
 from wenet.resumable import Workplace
 from wenet.runs import overlap
 from wenet.search import RECORDS, draw_pool
+from wenet.version import VERSION
 from wenet_kernels import ACTIVATIONS
 
 FIGURE, FIGURES = "figures/search-quality.svg", "figures/search-quality.json"  # beside the document
@@ -423,7 +424,7 @@ def _commit() -> str:
 
 
 def _versions() -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in ("wenet-rnn", "torch", "scipy"))
+    packages = ", ".join([f"wenet-rnn {VERSION}", *(f"{name} {version(name)}" for name in ("torch", "scipy"))])
     return f"{packages}, Python {platform.python_version()}"
 
 

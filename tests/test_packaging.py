@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from .bare_checkout import bare_environment
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -26,6 +28,25 @@ def test_import_is_quiet_and_leaves_the_gpu_alone():
     program = "import wenet, torch, sys; sys.exit(torch.cuda.is_initialized())"
     done = run(sys.executable, "-W", "error", "-c", program)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_bare_checkout_is_enough(tmp_path):
+    """The version comes from pyproject.toml, the embedded text through a cache found without platformdirs."""
+    program = (
+        "import wenet, wenet_kernels; from wenet.data import load_corpus; from wenet.data.sources import cache_folder;"
+        "print(wenet.__version__, wenet_kernels.backends()['cpu'], cache_folder(), load_corpus('sotu').name, sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,  # found before what is installed
+        env={**bare_environment(tmp_path), "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    without_native = "not built, as no C++ compiler was found at installation"
+    assert done.stdout.splitlines() == [version, without_native, f"{tmp_path}/.cache/wenet", "sotu"]
 
 
 def test_the_build_needs_no_torch():

@@ -1,7 +1,5 @@
 """Recurrent architecture search by weighted networks (Huang and Xiang, 2019)."""
 
-from importlib.metadata import version
-
 from wenet import genotypes, nn
 from wenet.evaluate import evaluate
 from wenet.export import export
@@ -9,9 +7,10 @@ from wenet.genotype import Genotype, random_genotypes
 from wenet.launch_search import SearchResult, resume_search, search
 from wenet.launch_train import TrainResult, resume_train, train
 from wenet.rank import rank_cells
+from wenet.version import VERSION
 from wenet_kernels import WenetError, register_activation
 
-__version__ = version("wenet-rnn")
+__version__ = VERSION
 
 __all__ = [
     "Genotype",

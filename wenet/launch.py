@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from wenet.data import Corpus, batchify, load_corpus
 from wenet.distributed import ALONE, Ranks
 from wenet.genotype import Genotype
 from wenet.memory import total_memory
+from wenet.version import VERSION
 from wenet_kernels import WenetError, backends, native_status, resolve_backend
 
 CHECKPOINT_MINUTES = 5.0
@@ -145,7 +145,7 @@ def run_settings(kind: str, config: Config, corpus: Corpus, data_dir: str | Path
         "corpus": corpus.fingerprint,
         "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
         "threads": torch.get_num_threads(),
-        "versions": {"wenet-rnn": version("wenet-rnn"), "torch": torch.__version__},
+        "versions": {"wenet-rnn": VERSION, "torch": torch.__version__},
     }
 
 

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
-from platformdirs import user_cache_path
-
 from wenet_kernels import WenetError
 
 SPLITS = ("train", "valid", "test")
@@ -75,6 +73,11 @@ KNOWN = (EMBEDDED, *PUBLISHED)
 
 
 def cache_folder() -> Path:
+    """The user's cache, which a bare checkout, with no dependencies installed, finds too."""
+    try:
+        from platformdirs import user_cache_path
+    except ImportError:
+        return Path("~/.cache/wenet").expanduser()
     return user_cache_path("wenet")
 
 
