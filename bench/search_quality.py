@@ -55,7 +55,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "mixing rate / 3": {"mix_lr": 3.3e-3},
     "mixing rate x 3": {"mix_lr": 3e-2},
-    "seeds keep their parameters": {"seed_parameters": "keep"},
     "without norm": {"norm": "none"},
     "twice the training a round": {"epochs_per_round": 0.8},
     "parameters' rate / 3": {"lr": 6.7e-3},
@@ -63,12 +62,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain form, without norm": PLAIN,
     # Departures from the paper.
     "score held out": {"score": "held-out"},
-    "equal scale in the mixture": {"mix_norm": "rms"},
     "networks dropped, 0.25": {"mix_dropout": 0.25},
     "networks dropped, 0.75": {"mix_dropout": 0.75},
     "networks dropped, 0.75, held out": {"mix_dropout": 0.75, "score": "held-out"},
-    "temperature 0.5": {"mix_temperature": 0.5},
-    "temperature 2": {"mix_temperature": 2.0},
     "plain form, score held out": {**PLAIN, "score": "held-out"},
     # The baseline, at as many network-steps.
     "successive halving": {"strategy": "random"},

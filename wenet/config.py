@@ -97,23 +97,11 @@ class SearchConfig(Config):
     # "Identical to those in" two papers that differ; these are the values of DARTS, on whose code the paper builds.
     activation_reg: float = _option(0.0, "penalty on the mean square of the output", metavar="W", at_least=0)
     temporal_activation_reg: float = _option(1e-3, "penalty on the output's change a step", metavar="W", at_least=0)
-    # Not in the paper. Fresh gives a seed no head start over the new networks of its round.
-    seed_parameters: str = _option(
-        "fresh", "whether a seed network starts its next round fresh or keeps its parameters", choices=("fresh", "keep")
-    )
     # Departures from the paper, none of them by default.
     score: str = _option(
         "weight",
         "what ranks the networks of a round: weight (in the mixture) or held-out (validation loss of its own output)",
         choices=("weight", "held-out"),
-    )
-    mix_temperature: float = _option(
-        1.0, "of the softmax that makes the mixing weights; low ones part them", metavar="TAU", above=0
-    )
-    mix_norm: str = _option(
-        "none",
-        "rms (networks enter the mixture at equal root mean square, so that weight alone counts) or none",
-        choices=("rms", "none"),
     )
     mix_dropout: float = _option(0.0, "on whole networks of the mixture", metavar="P", at_least=0, below=1)
     init_range: float = _option(0.04, "weights start as U(-R, R)", metavar="R", above=0)
@@ -201,6 +189,11 @@ class SearchConfig(Config):
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+# Settings that are gone, for want of a measured benefit (docs/search-quality.md). Runs that began with the value here
+# are what they were; no other value can be had. The last commit that had them is named.
+REMOVED: dict[str, Any] = {"seed_parameters": "fresh", "mix_temperature": 1.0, "mix_norm": "none"}
+LAST_WITH_REMOVED = "d4c45fd"
 
 # What `quick` changes: a search of some minutes on two processor cores.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -397,9 +390,20 @@ def _overridden(config_class: type[Config], *layers: Mapping[str, Any]) -> dict[
     values: dict[str, Any] = {}
     for layer in layers:
         for name, value in layer.items():
+            if name in REMOVED:
+                _check_removed(name, value)
+                continue
             check_choice("setting", name, known)
             values[name] = value
     return values
+
+
+def _check_removed(name: str, value: Any) -> None:
+    if value != REMOVED[name]:
+        raise WenetError(
+            f"{flag(name)} was removed and is {REMOVED[name]!r} for good, not {value!r}; "
+            f"the last commit that has it is {LAST_WITH_REMOVED}"
+        )
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

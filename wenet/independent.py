@@ -32,7 +32,6 @@ from wenet.training import (
     window,
     windows_per_epoch,
 )
-from wenet_kernels import WenetError
 
 RECORDS, RESULT = "train.jsonl", "result.json"
 CURVE_POINTS = 20  # records of a training, at equal distances
@@ -113,12 +112,11 @@ def train_independently(
     windows: int,
     seed: int,
     label: str,
-    shared_embedding: bool = False,
 ) -> TrainingResult:
     """Train a standalone language model of every cell, all at once; what was begun goes on, what is finished is read.
 
     Args:
-        work, genotypes, windows, seed, label, shared_embedding: as in `IndependentTraining`.
+        work, genotypes, windows, seed, label: as in `IndependentTraining`.
         path: of the training's own folder, made at need. Of several ranks each trains some of the networks in a folder
             of its own beside it, without a word to the others.
 
@@ -128,9 +126,7 @@ def train_independently(
     """
     ranks, count = work.ranks, len(genotypes)
     if ranks.alone:
-        return _train_some(work, path, genotypes, windows, seed, label, shared_embedding)
-    if shared_embedding:
-        raise WenetError("networks that share their embedding cannot be divided over ranks")
+        return _train_some(work, path, genotypes, windows, seed, label)
     folders = {}
     for rank in range(ranks.count):
         part = ranks.own(count, rank)
@@ -152,7 +148,6 @@ def _train_some(
     windows: int,
     seed: int,
     label: str,
-    shared_embedding: bool = False,
     among: tuple[int, slice] | None = None,
 ) -> TrainingResult:
     """Those networks that one process trains."""
@@ -163,14 +158,13 @@ def _train_some(
         "genotypes": [str(genotype) for genotype in genotypes],
         "windows": windows,
         "seed": seed,
-        "shared_embedding": shared_embedding,
     }
     if among is not None:
         settings["among"] = [among[0], among[1].start, among[1].stop]
     with closing(RunFolder.open_or_create(path, settings)) as run:
         if (path / RESULT).exists():
             return TrainingResult.from_dict(run.read_json(RESULT))
-        result = IndependentTraining(work, run, genotypes, windows, seed, label, shared_embedding, among).run()
+        result = IndependentTraining(work, run, genotypes, windows, seed, label, among).run()
         run.write_json(RESULT, result.to_dict())
         run.remove_checkpoints()
         return result
@@ -180,8 +174,7 @@ class IndependentTraining(ResumableRun):
     """Trains n standalone language models for so many windows of text, all at once and in the same order.
 
     A network whose loss or gradient is no longer finite, or a weight of which passes `LARGEST_WEIGHT`, is frozen: its
-    weights are set to zero and stay there. What the others compute does not change by a bit, unless they share their
-    embedding with it.
+    weights are set to zero and stay there. What the others compute does not change by a bit.
 
     Args:
         work: the settings decide sizes, rates, dropouts and batches. Nothing is normalised, as in the paper's
@@ -191,7 +184,6 @@ class IndependentTraining(ResumableRun):
         windows: to train on; the text starts again where it ends.
         seed: of the initial weights and the dropouts.
         label: names the training on the console.
-        shared_embedding: one embedding for all networks instead of one each.
         among: as in `WeightedDagRNN`.
     """
 
@@ -203,13 +195,12 @@ class IndependentTraining(ResumableRun):
         windows: int,
         seed: int,
         label: str,
-        shared_embedding: bool = False,
         among: tuple[int, slice] | None = None,
     ) -> None:
         super().__init__(work, run)
         self.config = work.config
         self.genotypes, self.windows, self.seed, self.label = list(genotypes), windows, seed, label
-        self.shared_embedding, self.among = shared_embedding, among
+        self.among = among
         self.record_every = max(1, windows // CURVE_POINTS)
         self.state: TrainingState = TrainingState([None] * len(genotypes), [0.0] * len(genotypes))
         self.h: Tensor | None = None  # [n, M, H]
@@ -231,9 +222,7 @@ class IndependentTraining(ResumableRun):
         config, corpus = self.config, self.corpus
         self.train_stream = batchify(corpus.train, config.data_batch).to(self.device)  # [steps, M]
         self.valid_stream = batchify(corpus.valid, config.eval_batch).to(self.device)
-        self.model = build_independent(
-            config, self.genotypes, len(corpus.vocabulary), self.shared_embedding, self.among
-        )
+        self.model = build_independent(config, self.genotypes, len(corpus.vocabulary), self.among)
         self.model.to(self.device)
         rate = config.lr if config.standalone_lr is None else config.standalone_lr
         self.optimizer = torch.optim.Adam(
@@ -289,24 +278,22 @@ class IndependentTraining(ResumableRun):
         )
         self.optimizer.zero_grad()
         loss.backward()
-        norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in self._own_gradients()]).norm(dim=0)
+        norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in self._gradients()]).norm(dim=0)
         return cross_entropy, norms, h.detach()
 
-    def _own_gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.model.own_parameters() if p.grad is not None]
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
 
     def _clip(self, norms: Tensor) -> None:
         """Each network's gradient by its own norm, those of frozen networks to nothing."""
         scale = torch.where(self.alive, (self.config.clip / (norms + 1e-6)).clamp(max=1), 0)  # [n]
-        for gradient in self._own_gradients():
+        for gradient in self._gradients():
             gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
-        if self.shared_embedding:
-            torch.nn.utils.clip_grad_norm_(self.model.embedding, self.config.clip * int(self.alive.sum()))
 
     @torch.no_grad()
     def _freeze(self, failed: Tensor) -> None:
         """Zero weights, moments and state make every later product of a network zero, and its updates with them."""
-        for parameter in self.model.own_parameters():
+        for parameter in self.model.parameters():
             moments = [m for m in self.optimizer.state[parameter].values() if m.shape == parameter.shape]
             for tensor in (parameter, *moments):
                 tensor[failed] = 0
@@ -360,7 +347,6 @@ def build_independent(
     config: SearchConfig,
     genotypes: Sequence[Genotype],
     vocabulary_size: int,
-    shared_embedding: bool = False,
     among: tuple[int, slice] | None = None,
 ) -> IndependentLanguageModels:
     """Standalone language models of the settings' sizes, without normalisation."""
@@ -377,6 +363,6 @@ def build_independent(
         among=among,
     )
     model = IndependentLanguageModels(
-        vocabulary_size, rnn, config.dropout_embedding, config.dropout_output, config.init_range, shared_embedding
+        vocabulary_size, rnn, config.dropout_embedding, config.dropout_output, config.init_range
     )
     return model.to(DTYPES[config.precision])

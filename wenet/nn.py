@@ -17,7 +17,6 @@ from wenet_kernels import COUPLINGS, FORMS, PRECISIONS, CellBatch, Norm, WenetEr
 
 MIXTURE_ROWS = 1024  # of scores over the vocabulary that a mixture of softmaxes holds at once
 NORM_MOMENTUM = 0.1  # of running statistics, as in `torch.nn.BatchNorm1d`
-SMALLEST_SCALE = 1e-3  # that an output is divided by: one that is nearly zero must not fill the mixture
 
 
 class DagRNN(nn.Module):
@@ -185,9 +184,6 @@ class WeightedDagRNN(nn.Module):
         coupling: "weighted" (one hidden state, the mixture) or "independent" (n models side by side, nothing mixed).
         norm: "batch" normalises every state over the data batch, with running statistics of momentum 0.1 for
             evaluation; None does not.
-        temperature: of the softmax over mix_logits; the paper's is 1.
-        mix_norm: "rms" divides every network's part in the mixture by the root mean square of its output, relative to
-            the mean over networks, as a running statistic of momentum 0.1 a call; None leaves outputs as they are.
         mix_dropout: probability that a network is left out of the mixture, whose other weights then still sum to one;
             one draw per call, which leaves at least one.
         among: the networks are this part of so many, and start from the weights that they have where all are drawn.
@@ -196,13 +192,12 @@ class WeightedDagRNN(nn.Module):
     coupling mix_logits `[n]`, zero at first.
 
     Raises:
-        WenetError: as in `DagRNN`; no cells, or cells of different numbers of nodes; settings of the mixture with
-            independent coupling.
+        WenetError: as in `DagRNN`; no cells, or cells of different numbers of nodes; mix_dropout with independent
+            coupling.
     """
 
     running_mean: Tensor
     running_var: Tensor
-    running_scale: Tensor
     all_ranks = False  # whether other processes have networks of the mixture too
 
     def __init__(
@@ -217,8 +212,6 @@ class WeightedDagRNN(nn.Module):
         dropout_h: float = 0.0,
         backend: str = "auto",
         precision: str = "full",
-        temperature: float = 1.0,
-        mix_norm: str | None = None,
         mix_dropout: float = 0.0,
         among: tuple[int, slice] | None = None,
     ) -> None:
@@ -229,11 +222,10 @@ class WeightedDagRNN(nn.Module):
         _check_layer(self)
         check_choice("coupling", coupling, COUPLINGS)
         check_choice("norm", norm or "none", ("batch", "none"))
-        check_choice("mix_norm", mix_norm or "none", ("rms", "none"))
         _check_probability("mix_dropout", mix_dropout)
-        if coupling == "independent" and (mix_norm or mix_dropout):
-            raise WenetError("mix_norm and mix_dropout are of a mixture; coupling='independent' has none")
-        self.temperature, self.mix_norm, self.mix_dropout = temperature, mix_norm, mix_dropout
+        if coupling == "independent" and mix_dropout:
+            raise WenetError("mix_dropout is of a mixture; coupling='independent' has none")
+        self.mix_dropout = mix_dropout
         self.cells = CellBatch.from_genotypes(genotypes)
         count, nodes = self.cells.count, self.cells.nodes
         width = 2 * hidden_size if form == "highway" else hidden_size
@@ -244,8 +236,6 @@ class WeightedDagRNN(nn.Module):
         if norm == "batch":
             self.register_buffer("running_mean", torch.zeros(count, nodes + 1, hidden_size))
             self.register_buffer("running_var", torch.ones(count, nodes + 1, hidden_size))
-        if mix_norm == "rms":
-            self.register_buffer("running_scale", torch.ones(count))
         self.reset_parameters()
 
     def reset_parameters(self, bound: float | None = None) -> None:
@@ -257,8 +247,8 @@ class WeightedDagRNN(nn.Module):
             nn.init.zeros_(self.mix_logits)
 
     def mixing_weights(self) -> Tensor | None:
-        """`softmax(mix_logits / temperature)`, `[n]`; None with independent coupling."""
-        return None if self.mix_logits is None else torch.softmax(self.mix_logits / self.temperature, dim=0)
+        """`softmax(mix_logits)`, `[n]`; None with independent coupling."""
+        return None if self.mix_logits is None else torch.softmax(self.mix_logits, dim=0)
 
     def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over a sequence.
@@ -301,8 +291,6 @@ class WeightedDagRNN(nn.Module):
             self._update_running_statistics(mean, var, rows)
         else:
             output = result
-        if self.training and self.mix_norm == "rms":
-            self._update_running_scale(x[-1:], output[-2:-1] if len(output) > 1 else h)
         return output, output[-1:] if weighted else output[-1]
 
     @torch.no_grad()
@@ -339,14 +327,7 @@ class WeightedDagRNN(nn.Module):
             kept = torch.rand_like(weights) >= self.mix_dropout
             weights = weights * (kept | ~kept.any())
             weights = weights / weights.sum()
-        if self.mix_norm == "rms":
-            weights = weights * (self.running_scale.mean() / self.running_scale)
         return weights
-
-    def _update_running_scale(self, x: Tensor, states: Tensor) -> None:
-        """From the last step of a window, given the states before it: one step of 35 tells the scale well enough."""
-        scale = self.own_outputs(x, states).square().mean((1, 2, 3)).sqrt()  # [n]
-        self.running_scale.lerp_(scale.clamp(min=SMALLEST_SCALE), NORM_MOMENTUM)
 
     def _project(self, masked: Tensor) -> Tensor:
         """The masked input through every network's weights, `[T, n, M, G]`."""
@@ -629,10 +610,8 @@ class IndependentLanguageModels(nn.Module):
         vocabulary_size: V.
         rnn: independent `WeightedDagRNN` whose input and hidden size are both d.
         dropout_embedding, dropout_output, init_range: as in `LanguageModel`.
-        shared_embedding: one embedding, which learns from all networks, instead of one each. The networks are then
-            standalone in their cells and biases only.
 
-    Parameters: embedding `[n, V, d]`, or `[1, V, d]` where it is shared; decoder_bias `[n, V]`; those of `rnn`.
+    Parameters: embedding `[n, V, d]`; decoder_bias `[n, V]`; those of `rnn`; each has a leading n.
 
     Raises:
         WenetError: as in `LanguageModel`; a weighted `rnn`.
@@ -645,7 +624,6 @@ class IndependentLanguageModels(nn.Module):
         dropout_embedding: float = 0.0,
         dropout_output: float = 0.0,
         init_range: float = 0.04,
-        shared_embedding: bool = False,
     ) -> None:
         super().__init__()
         if rnn.coupling != "independent":
@@ -656,23 +634,19 @@ class IndependentLanguageModels(nn.Module):
         self.dropout_embedding, self.dropout_output = dropout_embedding, dropout_output
         self.rnn = rnn
         count = rnn.cells.count
-        self.embedding = nn.Parameter(torch.empty(1 if shared_embedding else count, vocabulary_size, rnn.input_size))
+        self.embedding = nn.Parameter(torch.empty(count, vocabulary_size, rnn.input_size))
         self.decoder_bias = nn.Parameter(torch.zeros(count, vocabulary_size))
-        _draw_networks(self.embedding, init_range, None if shared_embedding else rnn.among)
+        _draw_networks(self.embedding, init_range, rnn.among)
         rnn.reset_parameters(init_range)
 
     @property
     def count(self) -> int:
         return self.rnn.cells.count
 
-    def own_parameters(self) -> list[nn.Parameter]:
-        """Those with a leading n: all but a shared embedding."""
-        return [parameter for parameter in self.parameters() if len(parameter) == self.count]
-
     def largest_weights(self) -> Tensor:
-        """The largest absolute value among each network's own parameters, `[n]`."""
+        """The largest absolute value among each network's parameters, `[n]`."""
         norm = torch.linalg.vector_norm
-        return torch.stack([norm(p.detach().flatten(1), torch.inf, dim=1) for p in self.own_parameters()]).amax(0)
+        return torch.stack([norm(p.detach().flatten(1), torch.inf, dim=1) for p in self.parameters()]).amax(0)
 
     def loss(
         self,
@@ -692,7 +666,7 @@ class IndependentLanguageModels(nn.Module):
             tokens, targets: `[T, M]`, the targets one step ahead.
             h0: `[n, M, d]`; zeros by default.
         """
-        embedded = _locked_dropout(self, self._embed(tokens), self.dropout_embedding)  # [T, M, d] or [n, T, M, d]
+        embedded = _locked_dropout(self, self._embed(tokens), self.dropout_embedding)  # [n, T, M, d]
         raw, h = self.rnn(embedded, h0)  # [T, n, M, d]
         dropped = _locked_dropout(self, raw, self.dropout_output)
         features = dropped.transpose(0, 1).flatten(1, 2)  # [n, T*M, d]
@@ -702,16 +676,13 @@ class IndependentLanguageModels(nn.Module):
         return loss, cross_entropy.detach(), h.nan_to_num(0.0, 0.0, 0.0)
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        """`[T, M, d]` where the embedding is shared, else `[n, T, M, d]`."""
-        if len(self.embedding) == 1 and self.count > 1:
-            return functional.embedding(tokens, self.embedding[0])
+        """`[n, T, M, d]`."""
         offsets = torch.arange(self.count, device=tokens.device) * self.embedding.shape[1]
         return functional.embedding(tokens + offsets[:, None, None], self.embedding.flatten(0, 1))
 
     def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
         """Of every network, `[n]`, one after the other: a product with a whole vocabulary fills the processor alone."""
-        tables = self.embedding.unbind() * (self.count // len(self.embedding))
-        operands = zip(features.unbind(), tables, self.decoder_bias.unbind(), strict=True)
+        operands = zip(features.unbind(), self.embedding.unbind(), self.decoder_bias.unbind(), strict=True)
         return torch.stack([decoder_cross_entropy(*each, targets) for each in operands])
 
 

@@ -136,8 +136,6 @@ class Search(ModelRun):
             restore_training(self.model, self.optimizer, self.tensors)
             restore_random(self.tensors, self.device)  # again: building the model drew from the generators
             self.h = self.tensors["h"].to(self.device)
-        elif self.config.seed_parameters == "keep" and self.state.seeds:
-            inherit(self.model, self.tensors)
 
     def _train(self) -> None:
         """Line 8: train parameters and mixing weights together on the training text."""
@@ -179,8 +177,7 @@ class Search(ModelRun):
             for candidate, weight, loss in zip(candidates, weights, held_out, strict=True)
         ]
         # A stable order: of two equal scores the earlier candidate comes first, in every run.
-        order = sorted(range(len(measured)), key=lambda i: -measured[i].score)
-        ranked = [measured[i] for i in order]
+        ranked = sorted(measured, key=lambda candidate: -candidate.score)
         seconds = self._lap()
         record = self._record(ranked, valid)
         self.folder.append_record(RECORDS, record)
@@ -188,10 +185,9 @@ class Search(ModelRun):
         self._plot_round(record)
         seeds = [replace(c, rounds_kept=c.rounds_kept + 1) for c in ranked[: self.config.seeds]]
         self.state = SearchState(self.state.round + 1, self.state.cursor, seeds=seeds, seconds=seconds)
-        keep = self.config.seed_parameters == "keep"
-        self.tensors = inheritance(self.model, order[: self.config.seeds]) if keep else {}
+        self.tensors = {}
         self.folder.write_json("best.json", self._best())
-        self._save(self.tensors)
+        self._save({})
 
     def _held_out_losses(self, networks: int) -> Sequence[float | None]:
         if self.config.score == "weight":
@@ -301,8 +297,6 @@ def build_model(
         "dropout_h": config.dropout_h,
         "backend": config.backend,
         "precision": PRECISIONS[config.precision],
-        "temperature": config.mix_temperature,
-        "mix_norm": None if config.mix_norm == "none" else config.mix_norm,
         "mix_dropout": config.mix_dropout,
     }
     if ranks.alone:
@@ -336,51 +330,6 @@ def divided_dimension(name: str, dimensions: int) -> int | None:
     """Of a search's checkpoints, what is divided over ranks: all that has a leading n but the mixing weights, by
     which it is told from them and from the moments of the embedding: it has three dimensions or more."""
     return 0 if dimensions >= 3 and name.startswith(("model.", "optimizer.")) else None
-
-
-def inheritance(model: LanguageModel, networks: Sequence[int]) -> dict[str, Tensor]:
-    """What seeds that keep their parameters carry over: those of the named networks, and the shared embedding."""
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        if name != "rnn.mix_logits":  # every round starts from equal weights
-            tensors[f"seed.{name}"] = _of_networks(model, tensor, networks) if name.startswith("rnn.") else tensor
-    return tensors
-
-
-@torch.no_grad()
-def inherit(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
-    """Give the last candidates, the seeds, the parameters that `inheritance` took."""
-    state, here = model.state_dict(), _networks_here(model)
-    for name, tensor in tensors.items():
-        if name.startswith("seed.rnn."):
-            first = _networks(model) - len(tensor)
-            for network in range(max(first, here.start), here.stop):
-                state[name.removeprefix("seed.")][network - here.start] = tensor[network - first]
-        elif name.startswith("seed."):
-            state[name.removeprefix("seed.")].copy_(tensor)
-
-
-def _of_networks(model: LanguageModel, tensor: Tensor, networks: Sequence[int]) -> Tensor:
-    """The parts `[K, ...]` of a tensor that belong to some of the networks, from whichever ranks have them."""
-    if not isinstance(model.rnn, DividedDagRNN):
-        return tensor[list(networks)]
-    parts, here = tensor.new_zeros(len(networks), *tensor.shape[1:]), _networks_here(model)
-    for place, network in enumerate(networks):
-        if network in here:
-            parts[place] = tensor[network - here.start]
-    return model.rnn.ranks.sum(parts)
-
-
-def _networks(model: LanguageModel) -> int:
-    """Of all ranks together."""
-    assert isinstance(model.rnn, WeightedDagRNN) and model.rnn.mix_logits is not None
-    return len(model.rnn.mix_logits)
-
-
-def _networks_here(model: LanguageModel) -> range:
-    """Which networks this process has."""
-    own = model.rnn.own if isinstance(model.rnn, DividedDagRNN) else slice(None)
-    return range(_networks(model))[own]
 
 
 def _means(values: Sequence[float], points: int) -> list[float]:

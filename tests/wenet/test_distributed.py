@@ -24,7 +24,7 @@ from .helpers import results, write_text
 COMMANDS = Path(sys.executable).parent
 SEARCH = {
     "preset": "quick", "pool": 8, "batch": 4, "seeds": 3, "hidden": 6, "nodes": 3, "data_batch": 4, "eval_batch": 2,
-    "bptt": 6, "epochs_per_round": 0.4, "seed_parameters": "keep", "precision": "fp64", "mix_dropout": 0.2,
+    "bptt": 6, "epochs_per_round": 0.4, "precision": "fp64", "mix_dropout": 0.2,
 }  # fmt: skip
 TRAIN = {
     "preset": "quick", "cell": "tanh0 relu1", "hidden": 6, "epochs": 3, "data_batch": 5, "eval_batch": 2,
@@ -257,7 +257,6 @@ def test_rows_drawn_are_those_of_the_whole_batch():
         ({"pool": 9, "batch": 8, "seeds": 2}, "a round of 3 networks cannot be divided over 4 ranks"),
         ({"device": "cuda:1"}, "names one GPU for all ranks"),
         ({"score": "held-out"}, "cannot be divided over ranks with --score held-out"),
-        ({"mix_norm": "rms"}, "cannot be divided over ranks with --mix-norm rms"),
     ],
 )
 def test_what_ranks_cannot_do(settings, message):

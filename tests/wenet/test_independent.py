@@ -38,10 +38,10 @@ def text(tmp_path_factory):
 def train(text, tmp_path):
     """Trains four cells; `name` is of the folder, whatever else is given overrides a setting."""
 
-    def training(name="training", windows=30, cells=CELLS, checkpoint_every=60.0, shared_embedding=False, **settings):
+    def training(name="training", windows=30, cells=CELLS, checkpoint_every=60.0, **settings):
         config = resolve_config("quick", {**SETTINGS, **settings, "dataset": str(text)})
         work = Workplace(config, load_corpus(str(text)), Console(silent=True), checkpoint_every, Interrupt())
-        return train_independently(work, tmp_path / name, cells, windows, 7, "test", shared_embedding)
+        return train_independently(work, tmp_path / name, cells, windows, 7, "test")
 
     return training
 
@@ -86,9 +86,8 @@ def found(result: TrainingResult) -> list[dict]:
     return [outcome.to_dict() for outcome in result.outcomes]
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_every_network_learns(train, shared):
-    result = train(windows=300, shared_embedding=shared)
+def test_every_network_learns(train):
+    result = train(windows=300)
     assert result.network_windows == 4 * 300
     for outcome in result.outcomes:
         assert outcome.diverged_at is None
@@ -144,7 +143,7 @@ def test_what_is_frozen_is_zero(train, before_step):
     before_step(action)
     train(form="plain", cells=[CELLS[0], CHAIN])
     assert all(bool(parameter.isfinite().all()) for parameter in model[0].parameters())
-    assert all(bool((parameter[1] == 0).all()) for parameter in model[0].own_parameters())
+    assert all(bool((parameter[1] == 0).all()) for parameter in model[0].parameters())
 
 
 def test_one_that_overflows_in_validation_alone(train, before_step):
@@ -169,13 +168,6 @@ def test_weights_too_large_to_multiply(train):
     """An update that throws every weight away freezes all networks, and the training ends with that in its result."""
     result = train(standalone_lr=1e30, weight_decay=0.0)
     assert [outcome.diverged_at for outcome in result.outcomes] == [0] * 4
-
-
-def test_diverging_beside_a_shared_embedding(train, before_step):
-    before_step(blow_up(0, 11, 1e14))
-    result = train(shared_embedding=True, form="plain", cells=[CHAIN, *CELLS])
-    assert result.outcomes[0].diverged_at == 11
-    assert all(outcome.perplexity < 30 for outcome in result.outcomes[1:])
 
 
 @pytest.mark.parametrize("stop_at", [1, 17, 29])

@@ -130,13 +130,6 @@ def test_a_mixture_that_trusts_one_network_is_that_network():
     torch.testing.assert_close(mixture(x)[0], single(x)[0], rtol=1e-10, atol=1e-12)
 
 
-def test_temperature_divides_the_logits():
-    rnn = WeightedDagRNN(5, 7, random_genotypes(3, 4, seed=2), temperature=0.5)
-    with torch.no_grad():
-        rnn.mix_logits.copy_(torch.tensor([0.1, 0.2, 0.4]))
-    torch.testing.assert_close(rnn.mixing_weights(), torch.softmax(torch.tensor([0.2, 0.4, 0.8]), 0))
-
-
 def test_networks_left_out_of_the_mixture():
     """In training some are left out, and the others share the whole in their proportions; in evaluation none is."""
     torch.manual_seed(0)
@@ -166,28 +159,9 @@ def test_own_outputs_add_up_to_the_mixture(norm, form):
     torch.testing.assert_close(torch.tensordot(rnn.mixing_weights(), own, dims=1), mixed, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("steps", [1, 6])
-def test_networks_of_different_scale_enter_the_mixture_alike(steps):
-    """Of two networks that differ in scale alone, by ten, each has half of what the mixture is made of."""
-    cell = Genotype.from_text("identity0")
-    rnn = WeightedDagRNN(5, 7, [cell, cell], form="plain", mix_norm="rms").double()
-    with torch.no_grad():
-        for weights in (rnn.weight_input, rnn.weight_hidden, rnn.weight_nodes):
-            weights[1] = weights[0]
-        rnn.weight_nodes[1] *= 10
-    for _ in range(100):
-        rnn(torch.randn(steps, 3, 5, dtype=torch.float64), torch.randn(1, 3, 7, dtype=torch.float64))
-    scale = rnn.running_scale
-    torch.testing.assert_close(scale[1] / scale[0], torch.tensor(10.0, dtype=torch.float64), rtol=1e-2, atol=0)
-    mix = rnn._mix()
-    torch.testing.assert_close(mix * scale, (0.5 * scale.mean()).expand(2))
-    torch.testing.assert_close(rnn.eval()._mix(), mix)
-
-
-@pytest.mark.parametrize("setting", [{"mix_norm": "rms"}, {"mix_dropout": 0.1}])
-def test_without_a_mixture_nothing_of_it_can_be_set(setting):
-    with pytest.raises(WenetError, match="are of a mixture"):
-        WeightedDagRNN(5, 7, random_genotypes(2, 4, seed=2), coupling="independent", **setting)
+def test_without_a_mixture_nothing_of_it_can_be_set():
+    with pytest.raises(WenetError, match="is of a mixture"):
+        WeightedDagRNN(5, 7, random_genotypes(2, 4, seed=2), coupling="independent", mix_dropout=0.1)
 
 
 def test_loss_of_each_network_by_itself():
@@ -376,29 +350,27 @@ def test_errors(make, message):
         make()
 
 
-def independent(cells, shared=False, size=5, **options):
+def independent(cells, size=5, **options):
     rnn = WeightedDagRNN(size, size, cells, coupling="independent", backend="reference")
-    return IndependentLanguageModels(11, rnn, init_range=0.5, shared_embedding=shared, **options).double()
+    return IndependentLanguageModels(11, rnn, init_range=0.5, **options).double()
 
 
 def standalone(models, k, size=5):
     """Network k of them as a language model of its own."""
     cell = random_genotypes(3, 3, 0)[k]
     model = LanguageModel(11, DagRNN(size, size, cell, backend="reference")).double()
-    own = k if len(models.embedding) > 1 else 0
     with torch.no_grad():
-        model.embedding.weight.copy_(models.embedding[own])
+        model.embedding.weight.copy_(models.embedding[k])
         model.decoder_bias.copy_(models.decoder_bias[k])
         for name in ("weight_input", "weight_hidden", "weight_nodes"):
             getattr(model.rnn, name).copy_(getattr(models.rnn, name)[k])
     return model
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_independent_models_equal_standalone_ones(shared):
+def test_independent_models_equal_standalone_ones():
     """Losses, regularisers, states and every gradient."""
     torch.manual_seed(0)
-    models = independent(random_genotypes(3, 3, 0), shared)
+    models = independent(random_genotypes(3, 3, 0))
     torch.nn.init.normal_(models.decoder_bias)
     tokens, targets = torch.randint(11, (2, 7, 4))
     h0 = torch.randn(3, 4, 5, dtype=torch.double)
@@ -415,7 +387,7 @@ def test_independent_models_equal_standalone_ones(shared):
         torch.testing.assert_close(models.decoder_bias.grad[k], model.decoder_bias.grad)
         for name in ("weight_input", "weight_hidden", "weight_nodes"):
             torch.testing.assert_close(getattr(models.rnn, name).grad[k], getattr(model.rnn, name).grad)
-        embedding[0 if shared else k] += model.embedding.weight.grad
+        embedding[k] += model.embedding.weight.grad
     torch.testing.assert_close(loss.detach(), total)
     torch.testing.assert_close(models.embedding.grad, embedding)
     with torch.no_grad():

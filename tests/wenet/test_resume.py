@@ -39,7 +39,7 @@ def first_or_next(run, text, *flags):
 
 
 SEARCH = [
-    *("--epochs-per-round", "3", "--seed-parameters", "keep", "--mix-norm", "rms", "--mix-dropout", "0.2"),
+    *("--epochs-per-round", "3", "--mix-dropout", "0.2"),
     *("--score", "held-out"),
 ]
 

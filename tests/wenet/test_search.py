@@ -6,11 +6,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from wenet import WenetError, launch, random_genotypes, search
-from wenet.config import resolve_config
+from wenet import WenetError, launch, random_genotypes, resume_search, search
+from wenet.config import SearchConfig, resolve_config
 from wenet.genotypes import load_genotype
 from wenet.launch import resolve_machine
-from wenet.search import build_model, build_optimizer, inherit, inheritance
+from wenet.search import build_model, build_optimizer
 from wenet.training import perplexity, window, windows_per_epoch
 
 from .helpers import results, write_text
@@ -103,24 +103,20 @@ def test_rates_and_decay_go_to_their_parameters():
     assert len(others["params"]) == len(list(model.parameters())) - 1
 
 
-def test_seeds_that_keep_their_parameters_inherit_them():
-    config = resolve_config("quick", {"hidden": 4, "nodes": 2, "precision": "fp32"})
-    old = build_model(config, random_genotypes(3, 2, 0), 5)
-    new = build_model(config, random_genotypes(4, 2, 1), 5)
-    fresh = new.rnn.weight_nodes[:2].clone()
-    inherit(new, inheritance(old, [2, 0]))
-    assert torch.equal(new.rnn.weight_nodes[2:], old.rnn.weight_nodes[[2, 0]])
-    assert torch.equal(new.rnn.weight_nodes[:2], fresh)
-    assert torch.equal(new.embedding.weight, old.embedding.weight)
-    assert torch.equal(new.rnn.mix_logits, torch.zeros(4))
-
-
-def test_keeping_parameters_changes_later_rounds_only(text, tmp_path):
-    for choice in ("fresh", "keep"):
-        search(str(text), out=tmp_path / choice, seed_parameters=choice, **TINY)
-    fresh, keep = results(tmp_path / "fresh"), results(tmp_path / "keep")
-    assert fresh[0] == keep[0]
-    assert fresh[1] != keep[1]
+@pytest.mark.parametrize(
+    ("setting", "default", "other"),
+    [("seed_parameters", "fresh", "keep"), ("mix_temperature", 1.0, 0.5), ("mix_norm", "none", "rms")],
+)
+def test_a_setting_that_is_gone_opens_at_its_default_alone(text, tmp_path, monkeypatch, setting, default, other):
+    for value in (default, other):
+        old = {setting: value}
+        with monkeypatch.context() as patch:
+            patch.setattr(SearchConfig, "to_dict", lambda config, old=old: {**dataclasses.asdict(config), **old})
+            search(str(text), out=tmp_path / str(value), **{**TINY, "pool": 2})
+    resume_search(tmp_path / str(default))
+    name = setting.replace("_", "-")
+    with pytest.raises(WenetError, match=f"--{name} was removed .* the last commit that has it is [0-9a-f]{{7}}"):
+        resume_search(tmp_path / str(other))
 
 
 def test_ranking_by_held_out_loss(text, tmp_path):
@@ -140,11 +136,11 @@ def test_ranking_by_held_out_loss(text, tmp_path):
 
 
 def test_settings_of_the_mixture_reach_the_model():
-    settings = {"hidden": 4, "nodes": 2, "mix_temperature": 0.5, "mix_norm": "rms", "mix_dropout": 0.25}
+    settings = {"hidden": 4, "nodes": 2, "mix_dropout": 0.25}
     rnn = build_model(resolve_config("quick", {**settings, "precision": "fp32"}), random_genotypes(3, 2, 0), 5).rnn
-    assert (rnn.temperature, rnn.mix_norm, rnn.mix_dropout) == (0.5, "rms", 0.25)
+    assert rnn.mix_dropout == 0.25
     plain = build_model(resolve_config("paper", {"hidden": 4, "precision": "fp32"}), random_genotypes(3, 2, 0), 5).rnn
-    assert (plain.temperature, plain.mix_norm, plain.mix_dropout) == (1.0, None, 0.0)
+    assert plain.mix_dropout == 0.0
 
 
 PLANTED = {**TINY, "lr": 1e-2, "mix_lr": 2e-2, "dropout_x": 0.2, "norm": "none"}
