@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wenet_kernels.triton.plan import Machine, Shape
+
 # What a search at the paper's setting launches, and what training one large cell does.
 PAPER = dict(networks=120, rows=20, hidden=200, nodes=8, form="highway", norm="batch", weighted=True, masked=True)
 LARGE = dict(networks=1, rows=64, hidden=850, nodes=8, form="highway", norm="none", weighted=False, masked=True)
@@ -30,14 +32,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 MAIN = ("paper bf16", "large bf16")  # must not spill
 
-# Of each architecture: multiprocessors, the shared memory that one program may have, and whether it is AMD's.
 MACHINES = {
-    "sm_80": (108, 166912, False),
-    "sm_86": (84, 101376, False),
-    "sm_89": (128, 101376, False),
-    "sm_90": (132, 232448, False),
-    "sm_100": (148, 232448, False),
-    "gfx942": (304, 65536, True),
+    "sm_80": Machine(108, 166912, 80),
+    "sm_86": Machine(84, 101376, 86),
+    "sm_89": Machine(128, 101376, 89),
+    "sm_90": Machine(132, 232448, 90),
+    "sm_100": Machine(148, 232448, 100),
+    "gfx942": Machine(304, 65536, 0),
 }
 DTYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}
 
@@ -64,11 +65,12 @@ class Usage:
     registers: int | None
     spills: int | None  # bytes written and read back
     shared: int  # bytes
+    products: int | None = None  # instructions that multiply what matrix units read in shared memory themselves
+    unfenced: int | None = None  # of these, with no fence behind them since copies to shared memory arrived
 
 
 def launches(setting: dict[str, Any], arch: str) -> Iterator[Launch]:
     """Every launch of a short sequence, forward, backward and without gradients, each variant once."""
-    from wenet_kernels.triton.plan import Machine, Shape
     from wenet_kernels.triton.workspace import Workspace
 
     recorded: list[Launch] = []
@@ -79,7 +81,7 @@ def launches(setting: dict[str, Any], arch: str) -> Iterator[Launch]:
 
     for keep in (True, False):
         shape = Shape(**setting, keep=keep)
-        workspace = Recorder(shape, 2, torch.device("meta"), Machine(*MACHINES[arch]))
+        workspace = Recorder(shape, 2, torch.device("meta"), MACHINES[arch])
         workspace.forward(1)
         if keep:
             workspace.allocate_gradients()
@@ -125,12 +127,12 @@ def compile_launch(launch: Launch, arch: str) -> Usage:
     settings["enable_fp_fusion"] = True
     source = ASTSource(launch.kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=target, options=settings)
-    registers, spills = _of_cubin(compiled.asm["cubin"]) if nvidia else _of_amdgcn(compiled.asm["amdgcn"])
-    return Usage(registers, spills, compiled.metadata.shared)
+    shared = compiled.metadata.shared
+    return _of_cubin(compiled.asm["cubin"], shared) if nvidia else _of_amdgcn(compiled.asm["amdgcn"], shared)
 
 
-def _of_cubin(cubin: bytes) -> tuple[int | None, int | None]:
-    """Registers and spilled bytes, as NVIDIA's `cuobjdump` reads them; it comes with Triton."""
+def _of_cubin(cubin: bytes, shared: int) -> Usage:
+    """What NVIDIA's `cuobjdump` reads in machine code; it comes with Triton."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -138,17 +140,43 @@ def _of_cubin(cubin: bytes) -> tuple[int | None, int | None]:
         file.write(cubin)
         file.flush()
         try:
-            done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
+            done = subprocess.run([tool, "-res-usage", "-sass", file.name], capture_output=True, text=True)
         except OSError:  # this build of Triton comes without it
-            return None, None
+            return Usage(None, None, shared)
     found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout + done.stderr)
-    return (int(found[1]), int(found[2])) if found else (None, None)
+    if not found:
+        return Usage(None, None, shared)
+    return Usage(int(found[1]), int(found[2]), shared, *count_unfenced(instructions(done.stdout)))
 
 
-def _of_amdgcn(assembly: str) -> tuple[int | None, int | None]:
+def instructions(listing: str) -> list[str]:
+    """The names of the instructions in what `cuobjdump -sass` prints, in order."""
+    return re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
+
+
+def count_unfenced(names: Sequence[str]) -> tuple[int, int]:
+    """Products by matrix units that read shared memory themselves, and those that may not see what was copied there.
+
+    Between the arrival of copies (DEPBAR) or a store (STS, STSM) and such a product there has to be a fence.
+    """
+    products = unfenced = 0
+    written = False
+    for name in names:
+        kind = name.split(".")[0]
+        if kind in ("DEPBAR", "STS", "STSM"):
+            written = True
+        elif name.startswith("FENCE.VIEW.ASYNC"):
+            written = False
+        elif kind == "HGMMA" or (kind.startswith("UTC") and kind.endswith("MMA")):
+            products += 1
+            unfenced += written
+    return products, unfenced
+
+
+def _of_amdgcn(assembly: str, shared: int) -> Usage:
     registers = re.search(r"\.vgpr_count:\s*(\d+)", assembly)
     spills = re.search(r"\.vgpr_spill_count:\s*(\d+)", assembly)
-    return (int(registers[1]) if registers else None, 4 * int(spills[1]) if spills else None)
+    return Usage(int(registers[1]) if registers else None, 4 * int(spills[1]) if spills else None, shared)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -165,26 +193,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"triton {triton.__version__}")
     print(
         f"{'arch':<8}{'setting':<23}{'kernel':<34}{'warps':>6}{'stages':>7}{'registers':>10}{'spills':>8}{'shared':>9}"
+        f"{'products':>10}{'unfenced':>10}"
     )
     main_spills: list[int | None] = []
+    unfenced = []
     for arch in options.arch:
         for name in options.setting:
             for launch in launches(SETTINGS[name], arch):
                 usage = compile_launch(launch, arch)
                 if name in MAIN and arch.startswith("sm_"):
                     main_spills.append(usage.spills)
+                if usage.unfenced:
+                    unfenced.append(f"{launch.kernel.fn.__name__} of {name} on {arch}")
                 print(_line(arch, name, launch, usage), flush=True)
-    complaint = _complaint(main_spills)
-    if complaint:
+    complaints = [_about_spills(main_spills), _about_fences(unfenced)]
+    for complaint in filter(None, complaints):
         print(f"wenet_kernels.aot: {complaint}", file=sys.stderr)
-    return int(bool(complaint))
+    return int(any(complaints))
 
 
-def _complaint(spills: Sequence[int | None]) -> str:
+def _about_spills(spills: Sequence[int | None]) -> str:
     """What is wrong with the main kernels by their spilled bytes, unknown ones included; empty where nothing is."""
     if None in spills:
         return f"cuobjdump gave no figures, so whether a kernel of {' or '.join(MAIN)} spills registers is unknown"
     return f"a kernel of {' or '.join(MAIN)} spills registers" if any(spills) else ""
+
+
+def _about_fences(unfenced: Sequence[str]) -> str:
+    if not unfenced:
+        return ""
+    return f"{unfenced[0]} multiplies what may not have arrived in shared memory: no fence since it was copied there"
 
 
 def _line(arch: str, name: str, launch: Launch, usage: Usage) -> str:
@@ -192,7 +230,7 @@ def _line(arch: str, name: str, launch: Launch, usage: Usage) -> str:
     stages = launch.options.get("num_stages", "")
     return (
         f"{arch:<8}{name:<23}{kernel:<34}{launch.options['num_warps']:>6}{stages:>7}{usage.registers!s:>10}"
-        f"{usage.spills!s:>8}{usage.shared:>9}"
+        f"{usage.spills!s:>8}{usage.shared:>9}{usage.products!s:>10}{usage.unfenced!s:>10}"
     )
 
 

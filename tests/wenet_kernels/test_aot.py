@@ -17,9 +17,9 @@ from wenet_kernels.triton.plan import Machine, Shape, choose_tiling
 PAPER = Shape(120, 20, 200, 8, "highway", "batch", "bf16", weighted=True, masked=True, keep=True)
 
 
-def test_main_kernels_compile_without_spills():
+def test_main_kernels_compile_without_spills_and_fenced():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "wenet_kernels.aot", "--arch", "sm_90", "--setting", "paper bf16"]
+    command = [sys.executable, "-m", "wenet_kernels.aot", "--arch", "sm_90", "--setting", *aot.MAIN]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "step_forward keep init" in done.stdout
@@ -32,11 +32,49 @@ def without_compiling(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # so that what the command does to it is undone
     launch = aot.Launch(SimpleNamespace(fn=main_kernel), (), {"num_warps": 4})
     monkeypatch.setattr(aot, "launches", lambda setting, arch: iter([launch]))
-    monkeypatch.setattr(aot, "compile_launch", lambda launch, arch: aot.Usage(*aot._of_cubin(b"cubin"), shared=0))
+    monkeypatch.setattr(aot, "compile_launch", lambda launch, arch: aot._of_cubin(b"cubin", shared=0))
 
 
 def main_kernel():
     pass
+
+
+def listing(*names):
+    """What `cuobjdump` prints of a kernel without spills that has these instructions."""
+    lines = [f"        /*{16 * i:04x}*/    @P1 {name} R24, R56 ;   /* 0x40200010 */" for i, name in enumerate(names)]
+    return "\n".join(["REG:32 STACK:0", *lines])
+
+
+@pytest.mark.parametrize(
+    ("names", "counts"),
+    [
+        ("LDGSTS DEPBAR FENCE HGMMA HGMMA", (2, 0)),
+        ("LDGSTS DEPBAR HGMMA FENCE HGMMA", (2, 1)),
+        ("DEPBAR FENCE HGMMA DEPBAR UTCHMMA", (2, 1)),
+        ("FENCE STS HGMMA", (1, 1)),
+        ("FENCE STSM FENCE HGMMA", (1, 0)),
+        ("DEPBAR HMMA FFMA", (0, 0)),
+    ],
+)
+def test_products_of_what_was_copied_need_a_fence(names, counts):
+    found = aot.instructions(listing(*(name.replace("FENCE", "FENCE.VIEW.ASYNC.S") for name in names.split())))
+    assert aot.count_unfenced(found) == counts
+
+
+def test_versions_are_compared_by_their_numbers():
+    workspace = pytest.importorskip("wenet_kernels.triton.workspace")
+    assert workspace._version("3.10.0") > workspace.FENCED_SINCE > workspace._version("3.7.0+git1a2b")
+
+
+@pytest.mark.parametrize(("arch", "fence", "stages"), [("sm_80", False, 4), ("sm_90", True, 4), ("sm_100", False, 1)])
+def test_an_older_triton_gets_a_fence_or_copies_nothing_ahead(arch, fence, stages, monkeypatch):
+    """Before 3.7.1 Triton leaves the fence out; only for Hopper can it compile one of ours."""
+    monkeypatch.setattr(sys.modules["triton"], "__version__", "3.6.0")
+    found = [launch.options for launch in aot.launches(aot.SETTINGS["large bf16"], arch) if "DEPTH" in launch.options]
+    assert {options["FENCE"] for options in found} == {fence}
+    assert {options.get("num_stages", stages) for options in found} == {stages}
+    of_small_tiles = [launch.options for launch in aot.launches(aot.SETTINGS["paper bf16"], arch)]
+    assert not any(options["FENCE"] for options in of_small_tiles if "KEEP" in options)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +83,8 @@ def main_kernel():
         ("REG:32 STACK:0", "paper bf16", 0),
         ("REG:255 STACK:8", "paper bf16", 1),
         ("REG:255 STACK:8", "paper full", 0),
+        (listing("DEPBAR.LE", "BAR.SYNC", "FENCE.VIEW.ASYNC.S", "HGMMA.64x16x16.F32.BF16"), "paper full", 0),
+        (listing("DEPBAR.LE", "BAR.SYNC", "HGMMA.64x16x16.F32.BF16"), "paper full", 1),
         ("", "paper bf16", 1),
         (None, "large bf16", 1),
         (None, "paper full", 0),

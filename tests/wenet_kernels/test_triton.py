@@ -1,5 +1,7 @@
 """The Triton kernels against the reference: on a GPU where there is one, else in Triton's interpreter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,7 +47,7 @@ def cut(monkeypatch):
     """Choose how the work is cut, into tiles so small that small cases have several."""
 
     def choose(schedule):
-        machine = plan.Machine(MULTIPROCESSORS[schedule])
+        machine = replace(plan.Machine.of(torch.device(DEVICE)), multiprocessors=MULTIPROCESSORS[schedule])
         monkeypatch.setattr(workspace.Machine, "of", lambda device: machine)
         monkeypatch.setattr(plan, "MOST_ELEMENTS", 512)
         pool().lanes.clear()

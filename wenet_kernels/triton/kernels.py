@@ -71,10 +71,25 @@ def _prefetch(matrix, SIZE: tl.constexpr):
 
 
 @triton.jit
+def _product(left, right, total, INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr):
+    """`total + left @ right`, behind a fence where FENCE.
+
+    Since Hopper, matrix units read shared memory by a way of their own (PTX: the async proxy). They are sure to see
+    what copies have written there only behind a fence between the two ways.
+    """
+    if FENCE:
+        tl.inline_asm_elementwise(
+            "fence.proxy.async.shared::cta; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+        )
+    return tl.dot(left, right, total, input_precision=INPUT_PRECISION)
+
+
+@triton.jit
 def _hidden_product(
     state, mask, weight, rows, columns, second,
     M: tl.constexpr, H: tl.constexpr, HIGHWAY: tl.constexpr, HAS_MASK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+    FENCE: tl.constexpr,
 ):  # fmt: skip
     """`(state * mask) @ weight` at some columns, and at those `second` further on: logits of gate and candidate."""
     WIDTH: tl.constexpr = 2 * H if HIGHWAY else H
@@ -91,10 +106,10 @@ def _hidden_product(
         entry = inner[:, None] * WIDTH + columns[None, :]
         there = (inner[:, None] < H) & (columns[None, :] < H)
         first = tl.load(weight + entry, mask=there, other=0.0)
-        first_sum = tl.dot(factor, first, first_sum, input_precision=INPUT_PRECISION)
+        first_sum = _product(factor, first, first_sum, INPUT_PRECISION, FENCE)
         if HIGHWAY:
             other = tl.load(weight + entry + second, mask=there, other=0.0)
-            second_sum = tl.dot(factor, other, second_sum, input_precision=INPUT_PRECISION)
+            second_sum = _product(factor, other, second_sum, INPUT_PRECISION, FENCE)
     return first_sum, second_sum
 
 
@@ -121,7 +136,7 @@ def _evaluate_node(
     previous, pre, weight, mask, mean, var, state_out, activated_out, cell_output, kind, share, node, first_column,
     M: tl.constexpr, H: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr, HAS_MASK: tl.constexpr,
     KEEP: tl.constexpr, INIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip
     """One node of one network at some columns: product, activation, gate, norm, and its share of the cell's output."""
     WIDTH: tl.constexpr = 2 * H if HIGHWAY else H
@@ -131,7 +146,7 @@ def _evaluate_node(
     narrow = rows[:, None] * H + columns[None, :]  # in [M, H]
     wide = rows[:, None] * WIDTH + columns[None, :]  # in [M, G]
     first, second = _hidden_product(
-        previous, mask, weight, rows, columns, H, M, H, HIGHWAY, HAS_MASK, ROWS, COLUMNS, DEPTH, INPUT_PRECISION
+        previous, mask, weight, rows, columns, H, M, H, HIGHWAY, HAS_MASK, ROWS, COLUMNS, DEPTH, INPUT_PRECISION, FENCE
     )
     if HIGHWAY:
         if INIT:
@@ -168,6 +183,7 @@ def step_forward(
     M: tl.constexpr, H: tl.constexpr, L: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
     HAS_MASK: tl.constexpr, KEEP: tl.constexpr, INIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, BLOCKS: tl.constexpr, PREFETCH: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+    FENCE: tl.constexpr,
 ):  # fmt: skip
     """Nodes of one time step: the init node where INIT, then those from `first_node` to before `last_node`.
 
@@ -197,7 +213,7 @@ def step_forward(
             _evaluate_node(
                 previous, pre, weights, mask, mean, var, states, activated, cell_output, TANH, 0.0, 0,
                 first_column + block * COLUMNS,
-                M, H, HIGHWAY, NORM, HAS_MASK, KEEP, True, ROWS, COLUMNS, DEPTH, INPUT_PRECISION,
+                M, H, HIGHWAY, NORM, HAS_MASK, KEEP, True, ROWS, COLUMNS, DEPTH, INPUT_PRECISION, FENCE,
             )  # fmt: skip
         tl.debug_barrier()
     for node in range(first_node, last_node):
@@ -212,7 +228,7 @@ def step_forward(
                 states + source * (M * H), pre, weights + node * (H * WIDTH), mask, mean + node * H, var + node * H,
                 states + node * (M * H), activated + node * (M * WIDTH), cell_output, kind, portion, node,
                 first_column + block * COLUMNS,
-                M, H, HIGHWAY, NORM, HAS_MASK, KEEP, False, ROWS, COLUMNS, DEPTH, INPUT_PRECISION,
+                M, H, HIGHWAY, NORM, HAS_MASK, KEEP, False, ROWS, COLUMNS, DEPTH, INPUT_PRECISION, FENCE,
             )  # fmt: skip
         tl.debug_barrier()
 
@@ -303,7 +319,7 @@ def _differentiate_node(
 def _product_backward(
     grad_product, weight, mask, grad_state, grad_previous, first_column,
     M: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip
     """`grad_previous += mask * (grad_product @ weight^T)` at some columns; empties `grad_state`, read before."""
     rows = tl.arange(0, ROWS)
@@ -323,7 +339,7 @@ def _product_backward(
             mask=(columns[:, None] < H) & (inner[None, :] < WIDTH),
             other=0.0,
         )
-        total = tl.dot(factor, tl.trans(entry), total, input_precision=INPUT_PRECISION)
+        total = _product(factor, tl.trans(entry), total, INPUT_PRECISION, FENCE)
     if HAS_MASK:
         total *= tl.load(mask + narrow, mask=inside, other=0.0)
     collected = tl.load(grad_previous + narrow, mask=inside, other=0.0)
@@ -340,7 +356,7 @@ def step_backward(
     M: tl.constexpr, H: tl.constexpr, L: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
     HAS_MASK: tl.constexpr, ALIGN: tl.constexpr, HEAD: tl.constexpr, LINK: tl.constexpr, TAIL: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BLOCKS: tl.constexpr, PREFETCH: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip
     """Nodes of one time step in reverse. A node takes two stages: elementwise, then its product with the weight.
 
@@ -393,7 +409,7 @@ def step_backward(
             _product_backward(
                 grad_product + node * (M * WIDTH), weights + node * MATRIX, mask, grad_states + node * (M * H),
                 grad_states + source * (M * H), (first_block + block) * COLUMNS,
-                M, H, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, INPUT_PRECISION,
+                M, H, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, INPUT_PRECISION, FENCE,
             )  # fmt: skip
         tl.debug_barrier()
         column = network * L + node - 2
@@ -416,7 +432,7 @@ def step_backward(
             _product_backward(
                 grad_product + M * WIDTH, weights + MATRIX, mask, grad_states + M * H, grad_states,
                 (first_block + block) * COLUMNS,
-                M, H, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, INPUT_PRECISION,
+                M, H, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, INPUT_PRECISION, FENCE,
             )  # fmt: skip
         tl.debug_barrier()
         for half in range(2 * BLOCKS):
@@ -433,7 +449,7 @@ def step_backward(
         for block in range(BLOCKS):
             _product_backward(
                 grad_product, weights, mask, grad_states, grad_previous, (first_block + block) * COLUMNS,
-                M, H, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, INPUT_PRECISION,
+                M, H, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, INPUT_PRECISION, FENCE,
             )  # fmt: skip
 
 
@@ -442,7 +458,7 @@ def weight_gradient(
     inputs, inputs_step, inputs_network, mask, ancestor, grad_product, grad_product_step, result, steps,
     M: tl.constexpr, H: tl.constexpr, L: tl.constexpr, WIDTH: tl.constexpr, HAS_MASK: tl.constexpr,
     INIT: tl.constexpr, DEPTH: tl.constexpr, HEIGHT: tl.constexpr, COLUMNS: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip
     """`(inputs * mask)^T @ grad_product` over all steps and rows: the gradient of one matrix, HEIGHT by COLUMNS of it.
 
@@ -476,7 +492,7 @@ def weight_gradient(
             mask=there[:, None] & (columns[None, :] < WIDTH),
             other=0.0,
         )
-        total = tl.dot(tl.trans(left.to(right.dtype)), right, total, input_precision=INPUT_PRECISION)
+        total = _product(tl.trans(left.to(right.dtype)), right, total, INPUT_PRECISION, FENCE)
     tl.store(
         result + matrix * (H * WIDTH) + height[:, None] * WIDTH + columns[None, :],
         total,

@@ -72,7 +72,7 @@ class Machine:
 
     multiprocessors: int = 132
     shared_memory: int = 232448  # bytes that one program may have
-    amd: bool = False
+    capability: int = 90  # NVIDIA's compute capability times ten; 0 of AMD's GPUs
 
     @classmethod
     def of(cls, device: torch.device) -> Machine:
@@ -80,7 +80,17 @@ class Machine:
             return cls()
         properties = torch.cuda.get_device_properties(device)
         shared_memory = getattr(properties, "shared_memory_per_block_optin", 49152)
-        return cls(properties.multi_processor_count, shared_memory, torch.version.hip is not None)
+        capability = 0 if torch.version.hip is not None else 10 * properties.major + properties.minor
+        return cls(properties.multi_processor_count, shared_memory, capability)
+
+    @property
+    def amd(self) -> bool:
+        return self.capability == 0
+
+    @property
+    def asynchronous_products(self) -> bool:
+        """Whether matrix units read shared memory by a way of their own."""
+        return self.capability >= 90
 
     def input_precision(self, precision: str) -> str:
         """How tl.dot multiplies fp32 factors; three TF32 products have all digits of an fp32 one.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from wenet_kernels.ranks import sum_over_ranks
@@ -15,6 +17,8 @@ from wenet_kernels.triton.plan import Columns, Machine, Shape, choose_tiling
 
 SUM_BLOCK, SUM_NETWORKS = 32, 32  # of `sum_networks`: elements of a program, and networks added at once
 GRADIENT_TILE = 64  # of `weight_gradient`
+ASYNCHRONOUS_ROWS = 64  # of a tile, from which on a matrix unit reads it in shared memory
+FENCED_SINCE = (3, 7, 1)  # the version of Triton that puts fences before such products itself
 
 
 class Workspace:
@@ -28,8 +32,13 @@ class Workspace:
         machine = machine or Machine.of(device)
         self.tiling = choose_tiling(shape, machine)
         self.input_precision = machine.input_precision(shape.precision)
-        # NVIDIA's assembler asks for it, which the interpreter does not read.
-        self.prefetch = self.tiling.fused and not machine.amd and device.type != "cpu"
+        # These are NVIDIA's assembler, which the interpreter does not read.
+        on_gpu = device.type != "cpu"
+        self.prefetch = self.tiling.fused and not machine.amd and on_gpu
+        lacks_fences = machine.asynchronous_products and on_gpu and _version(triton.__version__) < FENCED_SINCE
+        self.fence = lacks_fences and machine.capability < 100
+        # Before that version Triton cannot compile our fence for GPUs after Hopper: there, nothing is copied ahead.
+        self.copies_ahead = not lacks_fences or self.fence or self.tiling.rows < ASYNCHRONOUS_ROWS
         s = shape
         networks, nodes, rows, hidden, width = s.networks, s.nodes, s.rows, s.hidden, s.width
         self.pre = self._empty(capacity, networks, rows, width)
@@ -172,7 +181,8 @@ class Workspace:
                 kernels.weight_gradient, (*tiles, matrices),
                 inputs, *strides, self.mask, self.ancestor, self.grad_product, self.grad_product.stride(0), result,
                 steps, M=s.rows, H=s.hidden, L=s.nodes, WIDTH=s.width, HAS_MASK=s.masked, INIT=init, DEPTH=32,
-                HEIGHT=tile, COLUMNS=tile, INPUT_PRECISION=self.input_precision, num_warps=4,
+                HEIGHT=tile, COLUMNS=tile, INPUT_PRECISION=self.input_precision,
+                FENCE=self.fence and tile >= ASYNCHRONOUS_ROWS, num_warps=4,
             )  # fmt: skip
 
     def grad_mix(self, steps: int) -> Tensor:
@@ -222,9 +232,16 @@ class Workspace:
             "BLOCKS": columns.blocks if self.tiling.fused else 1,
             "PREFETCH": self.prefetch,
             "INPUT_PRECISION": self.input_precision,
+            "FENCE": self.fence and self.tiling.rows >= ASYNCHRONOUS_ROWS,
             "num_warps": columns.warps,
-            "num_stages": columns.stages,
+            "num_stages": columns.stages if self.copies_ahead else 1,
         }
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """The numbers that a version begins with, "3.6.0+git1a2b" as (3, 6, 0)."""
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return tuple(int(number or 0) for number in found.groups()) if found else (0,)
 
 
 def kept_words(shape: Shape) -> int:
