@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wenet.genotype import Genotype
 from wenet.loss import decoder_cross_entropy
+from wenet.scanned import scanned
 from wenet_kernels import COUPLINGS, FORMS, PRECISIONS, CellBatch, Norm, WenetError, check_choice, dag_rnn, project
 
 MIXTURE_ROWS = 1024  # of scores over the vocabulary that a mixture of softmaxes holds at once
@@ -98,6 +100,19 @@ class DagRNN(nn.Module):
         Raises:
             WenetError: shapes that disagree, or NaN in the input.
         """
+        if not torch.jit.is_tracing():
+            return self._evaluate(x, h0)
+        if torch.onnx.is_in_onnx_export():
+            raise WenetError("the old ONNX exporter knows no loop over time; call torch.onnx.export with dynamo=True")
+        with warnings.catch_warnings():  # of checks, which see the sizes of the example; the trace itself takes others
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            return self._evaluate(x, h0)
+
+    def __prepare_scriptable__(self) -> None:
+        """What torch.jit.script calls first."""
+        raise WenetError("torch.jit.script cannot read a DagRNN; use torch.jit.trace, or torch.export")
+
+    def _evaluate(self, x: Tensor | PackedSequence, h0: Tensor | None) -> tuple[Tensor | PackedSequence, Tensor]:
         if isinstance(x, PackedSequence):
             return self._run_packed(x, h0)
         if x.dim() == 2:
@@ -139,6 +154,11 @@ class DagRNN(nn.Module):
         )
         masked = _locked_dropout(self, x, self.dropout_x)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
+        if torch.compiler.is_exporting():
+            if mask_h is not None:
+                raise WenetError("dropout_h cannot be exported; call model.eval() first")
+            operands = (masked @ weight_input[0], h[0], weight_hidden[0], weight_nodes[0])
+            return scanned(self.genotype, self.form, *operands)
         output = dag_rnn(
             project(masked, weight_input, backend=self.backend),
             h,

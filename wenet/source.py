@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from string import Template
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from wenet.genotype import Genotype
 from wenet_kernels import WenetError
+from wenet_kernels.activations import REGISTERED, registered_among
 
 LAYER = Template('''\
 """A recurrent cell in the form $form, written by WeNet. It needs PyTorch alone.
@@ -43,16 +49,20 @@ class $name(nn.Module):
         """
         x = x.transpose(0, 1) if self.batch_first else x
         h = x.new_zeros(x.shape[1], self.hidden_size) if h0 is None else h0[0]
+        W = self.weight_nodes.unbind()
         states = []
         for x_t in x @ self.weight_input:
-            h = self.step(x_t, h)
+            h = self.step(x_t, h, W)
             states.append(h)
         output = torch.stack(states, dim=1 if self.batch_first else 0)
         return output, h.unsqueeze(0)
 
-    def step(self, x: Tensor, h: Tensor) -> Tensor:
-        """One time step: the input times its weights `[M, $columns]` and the state `[M, H]`, to the next state."""
-        W = self.weight_nodes  # of node i: W[i - 1]
+    def step(self, x: Tensor, h: Tensor, W: tuple[Tensor, ...]) -> Tensor:
+        """One time step: the input times its weights `[M, $columns]` and the state `[M, H]`, to the next state.
+
+        W holds the weights of the nodes: node i has W[i - 1].
+        """
+        weight_hidden = self.weight_hidden
 $equations
 ''')
 
@@ -133,6 +143,8 @@ def layer_source(name: str, genotype: Genotype, form: str, imports: str = "") ->
     Raises:
         WenetError: an activation that exists only where it was registered.
     """
+    for activation in registered_among(genotype.activations):
+        raise WenetError(f"the activation {activation!r} is a registered function, which has no source to be written")
     return LAYER.substitute(
         form=form,
         genotype=genotype,
@@ -142,7 +154,7 @@ def layer_source(name: str, genotype: Genotype, form: str, imports: str = "") ->
         nodes=genotype.nodes,
         width="2 * hidden_size" if form == "highway" else "hidden_size",
         columns="2H" if form == "highway" else "H",
-        equations="\n".join(f"        {line}" for line in _equations(genotype, form)),
+        equations=_indented(_equations(genotype, form), 8),
     )
 
 
@@ -171,20 +183,34 @@ def model_source(
     return layer_source(name, genotype, form, IMPORTS) + ("" if experts is None else MIXTURE) + model
 
 
+def written_step(genotype: Genotype, form: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The lines that `layer_source` writes, as a function for programs here; registered activations are called.
+
+    Returns:
+        The input times its weights `[M, G]`, the state `[M, H]`, weight_hidden `[H, G]` and weight_nodes `[L, H, G]`
+        to the next state `[M, H]`.
+    """
+    names: dict[str, Any] = {"torch": torch}
+    names |= {f"f_{name}": REGISTERED[name].forward for name in registered_among(genotype.activations)}
+    exec(f"def step(x, h, weight_hidden, W):\n{_indented(_equations(genotype, form), 4)}", names)
+    step: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = names["step"]
+    return step
+
+
+def _indented(lines: list[str], spaces: int) -> str:
+    return "\n".join(" " * spaces + line for line in lines)
+
+
 def _equations(genotype: Genotype, form: str) -> list[str]:
     """Eqs. (1) to (3), a line for every product and every state."""
     if form == "highway":
-        lines = ["c, u = (x + h @ self.weight_hidden).chunk(2, dim=-1)"]
+        lines = ["c, u = (x + h @ weight_hidden).chunk(2, dim=-1)"]
     else:
-        lines = ["c, u = x, h @ self.weight_hidden"]
+        lines = ["c, u = x, h @ weight_hidden"]
     lines.append("s0 = h + torch.sigmoid(c) * (torch.tanh(u) - h)")
     reaching = _reaching_output(genotype)
     for node, (activation, ancestor) in enumerate(genotype.recurrent, start=1):
-        if activation not in CANDIDATES:
-            raise WenetError(
-                f"the activation {activation!r} is a registered function, which has no source to be written"
-            )
-        product, candidate = f"s{ancestor} @ W[{node - 1}]", CANDIDATES[activation]
+        product, candidate = f"s{ancestor} @ W[{node - 1}]", CANDIDATES.get(activation, f"f_{activation}(u)")
         if node not in reaching:
             lines.append(f"# s{node} would reach no output")
         elif form == "highway":

@@ -184,7 +184,8 @@ def dag_rnn(
     operands = (pre, h0, weight_hidden, weight_nodes, mix, mask_h, running_mean, running_var)
     _check_shapes(operands, cells, form, mode)
     backend = resolve_backend(backend, pre.device, pre.dtype, precision, cells.registered)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+    trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+    keep = trained or torch.jit.is_tracing()  # a trace made without gradients may be trained all the same
     output, _, mean, var = torch.ops.wenet_kernels.dag_rnn(
         pre, h0, weight_hidden, weight_nodes, mix, cells.ancestor, cells.activation, cells.concat, mask_h,
         running_mean, running_var, form, mode, precision, all_ranks, keep, backend,
