@@ -194,7 +194,7 @@ class RunFolder:
         partial = path.with_suffix(".partial")
         metadata = {"progress": json.dumps(progress), "config": self._config_hash()}
         with _reporting_full_disk(path, self._sweep):
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+            write_tensors(partial, tensors, metadata)
             _move_into_place(partial, path)
 
     def _read_tensors(self, path: Path, mend: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -218,6 +218,14 @@ class RunFolder:
         with _reporting_full_disk(path, lambda: partial.unlink(missing_ok=True)):
             partial.write_text(text, encoding="utf-8")
             _move_into_place(partial, path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file that may be read by whom the umask lets; by itself the library's is its owner's alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    path.chmod(mode)
 
 
 @contextmanager

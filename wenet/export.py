@@ -6,28 +6,25 @@ import importlib.util
 import json
 import logging
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch._higher_order_ops.scan import scan
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
-from wenet.checkpoint import RunFolder
+from wenet.checkpoint import RunFolder, write_tensors
 from wenet.config import resolve_train_config
 from wenet.genotype import Genotype
 from wenet.genotypes import PUBLISHED, load_genotype
 from wenet.launch import as_path, stored_config, stored_corpus
 from wenet.launch_train import stored_genotype
-from wenet.nn import DagRNN
+from wenet.nn import DagRNN, LanguageModel
 from wenet.source import layer_source, model_source
 from wenet.train import trained_model
 from wenet_kernels import FORMS, WenetError, check_choice
@@ -36,13 +33,13 @@ SUFFIXES = {"module": ".py", "onnx": ".onnx", "torch-export": ".pt2"}  # by form
 
 
 @dataclass(frozen=True)
-class Written:
-    """A cell or a model as Python source."""
+class Trained:
+    """A language model out of a run."""
 
-    code: str
-    layer: str  # the class of the recurrent layer in it
-    weights: dict[str, Tensor] = field(default_factory=dict)  # of its class `LanguageModel`, where there is one
-    vocabulary: tuple[str, ...] = ()
+    model: LanguageModel
+    layer: DagRNN  # the recurrent layer in it
+    vocabulary: tuple[str, ...]
+    perplexity: dict[str, float]  # of its weights, by the part of the text
 
 
 def export(
@@ -75,7 +72,8 @@ def export(
         data_dir: where to look for a run's text, as in `train`.
 
     Returns:
-        The files written: with a run also its vocabulary, a word a line in the order of the tokens.
+        The files written: with a run also its vocabulary, a word a line in the order of the tokens. Exports of one run
+        in several formats share it.
 
     Raises:
         WenetError: nothing to export there, a file that exists or cannot be written, an argument that means nothing
@@ -86,17 +84,18 @@ def export(
         if importlib.util.find_spec(package) is None:
             raise WenetError(f"{package} is not installed; pip install 'wenet-rnn[export]'")
     sizes = {"--input": input_size, "--hidden": hidden_size, "--seed": seed}
+    path = as_path(out) or _default_file(source, format)
     if not isinstance(source, Genotype) and _is_training_run(Path(source)):
         _refuse({**sizes, "--form": form}, "a training run has its own")
-        written = _written_run(Path(source), data_dir)
-    else:
-        if format == "module":
-            _refuse(sizes, "the class in a module takes its sizes when it is made")
-        written = _written_cell(source, form or "highway")
-    files = _files(as_path(out) or _default_file(source, format), format, written)
-    with _reporting_failed_write(files[0]):
-        _write(files[0], format, written, input_size, hidden_size, 1 if seed is None else seed)
-    return files
+        return _export_run(_trained(Path(source), data_dir), format, path)
+    if format == "module":
+        _refuse(sizes, "the class in a module takes its sizes when it is made")
+        return _export_cell(source, form or "highway", path)
+    layer = _fresh_layer(source, form or "highway", format, input_size, hidden_size, 1 if seed is None else seed)
+    _check_new(path)
+    with _reporting_failed_write(path):
+        _save_graph(layer, format, path, _description(layer))
+    return [path]
 
 
 def _default_file(source: str | Path | Genotype, format: str) -> Path:
@@ -104,17 +103,9 @@ def _default_file(source: str | Path | Genotype, format: str) -> Path:
     return Path(re.sub(r"\W+", "_", Path(str(source)).name).strip("_") + SUFFIXES[format])
 
 
-def _files(path: Path, format: str, written: Written) -> list[Path]:
-    """All that will be written, none of which may be there yet."""
-    files = [path]
-    if written.weights and format == "module":
-        files.append(path.with_suffix(".safetensors"))
-    if written.weights:
-        files.append(path.with_suffix(".vocabulary.txt"))
-    for file in files:
-        if file.exists():
-            raise WenetError(f"{file} exists; name another file with --out")
-    return files
+def _check_new(path: Path) -> None:
+    if path.exists():
+        raise WenetError(f"{path} exists; name another file with --out")
 
 
 def describe_export(format: str, files: list[Path]) -> str:
@@ -143,14 +134,34 @@ def _refuse(arguments: dict[str, Any], reason: str) -> None:
             raise WenetError(f"leave out {flag}: {reason}")
 
 
-def _written_cell(source: str | Path | Genotype, form: str) -> Written:
-    check_choice("form", form, FORMS)
-    genotype = source if isinstance(source, Genotype) else load_genotype(str(source))
+def _export_cell(source: str | Path | Genotype, form: str, path: Path) -> list[Path]:
+    """A cell as a module."""
+    genotype = _cell(source, form)
     name = "".join(part.capitalize() for part in str(source).split("-")) if source in PUBLISHED else "Cell"
-    return Written(layer_source(name, genotype, form), name)
+    code = layer_source(name, genotype, form)
+    _check_new(path)
+    with _reporting_failed_write(path):
+        path.write_text(code, encoding="utf-8")
+    return [path]
 
 
-def _written_run(folder: Path, data_dir: str | Path | None) -> Written:
+def _fresh_layer(
+    source: str | Path | Genotype, form: str, format: str, input_size: int | None, hidden_size: int | None, seed: int
+) -> DagRNN:
+    genotype = _cell(source, form)
+    if hidden_size is None:
+        raise WenetError(f"{format} has fixed sizes: give --hidden, and --input where it differs")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return DagRNN(hidden_size if input_size is None else input_size, hidden_size, genotype, form)
+
+
+def _cell(source: str | Path | Genotype, form: str) -> Genotype:
+    check_choice("form", form, FORMS)
+    return source if isinstance(source, Genotype) else load_genotype(str(source))
+
+
+def _trained(folder: Path, data_dir: str | Path | None) -> Trained:
     with closing(RunFolder.open(folder)) as run:
         config = stored_config(run, "train", resolve_train_config)
         genotype = stored_genotype(run)
@@ -158,106 +169,114 @@ def _written_run(folder: Path, data_dir: str | Path | None) -> Written:
             raise WenetError(f"{folder} holds an {config.cell}; only cells are exported")
         vocabulary = stored_corpus(run, config, data_dir).vocabulary
         _, tensors = run.load_best()
+        best = run.read_json("best.json")
     model = trained_model(config, genotype, len(vocabulary), tensors)
     assert isinstance(model.rnn, DagRNN)
-    experts = None if model.mixture is None else model.mixture.experts
-    sizes = (len(vocabulary), model.rnn.input_size, model.rnn.hidden_size)
-    code = model_source("Cell", genotype, config.form, *sizes, experts)
-    return Written(code, "Cell", model.state_dict(), tuple(vocabulary))
+    parts = ("valid", "test")
+    perplexity = {part: best[f"{part}_perplexity"] for part in parts if best[f"{part}_perplexity"] is not None}
+    return Trained(model, model.rnn, tuple(vocabulary), perplexity)
 
 
-def _write(
-    path: Path, format: str, written: Written, input_size: int | None, hidden_size: int | None, seed: int
-) -> None:
-    if format == "module":
-        path.write_text(written.code, encoding="utf-8")
-        if written.weights:
-            save_file(written.weights, path.with_suffix(".safetensors"))
-    else:
-        if written.weights:
-            graph = _traced_model(written)
-        elif hidden_size is None:
-            raise WenetError(f"{format} has fixed sizes: give --hidden, and --input where it differs")
+def _export_run(trained: Trained, format: str, path: Path) -> list[Path]:
+    files = [path, path.with_suffix(".safetensors")] if format == "module" else [path]
+    for file in files:
+        _check_new(file)
+    words = path.with_suffix(".vocabulary.txt")
+    text = "\n".join(trained.vocabulary) + "\n"
+    if words.exists() and words.read_text(encoding="utf-8") != text:
+        _check_new(words)
+    description = _description(trained.layer, len(trained.vocabulary), trained.perplexity)
+    with _reporting_failed_write(path):
+        if format == "module":
+            path.write_text(_model_code(trained), encoding="utf-8")
+            write_tensors(files[1], trained.model.state_dict(), description)
         else:
-            graph = _traced_layer(written, input_size or hidden_size, hidden_size, seed)
+            _save_graph(trained.model, format, path, description)
+        words.write_text(text, encoding="utf-8")
+    return [*files, words]
+
+
+def _model_code(trained: Trained) -> str:
+    layer, mixture = trained.layer, trained.model.mixture
+    sizes = (len(trained.vocabulary), layer.input_size, layer.hidden_size)
+    experts = None if mixture is None else mixture.experts
+    return model_source("Cell", layer.genotype, layer.form, *sizes, experts)
+
+
+def _description(
+    layer: DagRNN, vocabulary_size: int | None = None, perplexity: dict[str, float] | None = None
+) -> dict[str, str]:
+    """What a file says of itself."""
+    sizes = {"input_size": layer.input_size, "hidden_size": layer.hidden_size, "vocabulary_size": vocabulary_size}
+    scores = {f"{part}_perplexity": value for part, value in (perplexity or {}).items()}
+    described = {"cell": layer.genotype, "form": layer.form, **sizes, **scores}
+    return {name: str(value) for name, value in described.items() if value is not None}
+
+
+def _save_graph(module: DagRNN | LanguageModel, format: str, path: Path, description: dict[str, str]) -> None:
+    """A graph for evaluation that takes any number of steps and of rows."""
+    module = module.eval().requires_grad_(False)  # or every call of the graph would prepare for a backward pass
+    example = _example(module)
+    axes = {0: Dim("time"), 1: Dim("batch")}
+    shapes = dict(zip(example, (axes, {1: axes[1]}), strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         if format == "onnx":
-            _save_onnx(graph, path)
+            _save_onnx(module, example, shapes, path, description)
         else:
-            torch.export.save(graph, path)
-    if written.weights:
-        path.with_suffix(".vocabulary.txt").write_text("\n".join(written.vocabulary) + "\n", encoding="utf-8")
+            program = torch.export.export(module, tuple(example.values()), dynamic_shapes=shapes)
+            _forget_this_machine(program)
+            torch.export.save(program, path, extra_files={"description.json": json.dumps(description)})
 
 
-class _Scanned(nn.Module):
-    """A written layer with its loop over time as one operator, so that a graph of it takes any number of steps."""
+def _forget_this_machine(program: ExportedProgram) -> None:
+    """Leave out where in its files every operator came from."""
+    for graph in program.graph_module.modules():
+        for node in graph.graph.nodes if isinstance(graph, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
 
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.layer = layer
 
-    def forward(self, x: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
-        layer: Any = self.layer
+def _example(module: DagRNN | LanguageModel) -> dict[str, Tensor]:
+    """Input of 3 steps and 2 rows, and a state, by the names of the module's arguments."""
+    layer = module.rnn if isinstance(module, LanguageModel) else module
+    assert isinstance(layer, DagRNN)
+    weight = next(layer.parameters())
+    h0 = weight.new_zeros(1, 2, layer.hidden_size)
+    if isinstance(module, LanguageModel):
+        return {"tokens": torch.zeros(3, 2, dtype=torch.long), "h0": h0}
+    return {"x": weight.new_zeros(3, 2, layer.input_size), "h0": h0}
 
-        def step(h: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
-            h = layer.step(x_t, h)
-            return h, h.clone()  # what is carried on and what is put out must not share memory
 
-        h, output = scan(step, h0[0], x @ layer.weight_input)
-        return output, h.unsqueeze(0)
+def _save_onnx(
+    module: torch.nn.Module, example: dict[str, Tensor], shapes: dict[str, Any], path: Path, description: dict[str, str]
+) -> None:
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    outputs = ["output" if "x" in example else "scores", "h_n"]
+    with _without_warnings_in_the_log():  # of operators that torchvision would have
+        program = torch.onnx.export(
+            module,
+            tuple(example.values()),
+            dynamo=True,
+            verbose=False,
+            input_names=list(example),
+            output_names=outputs,
+            dynamic_shapes=shapes,
+        )
+    assert program is not None
+    ClearMetadataAndDocStringPass()(program.model)  # which hold paths of this machine
+    program.model.metadata_props.update(description)
+    program.save(path)
 
 
 @contextmanager
-def _imported(code: str) -> Iterator[Any]:
-    """Written source as a module, to be found by name for as long as it is traced."""
-    module = ModuleType("wenet_exported")
-    exec(compile(code, "wenet_exported.py", "exec"), module.__dict__)
-    sys.modules[module.__name__] = module
-    try:
-        yield module
-    finally:
-        del sys.modules[module.__name__]
-
-
-def _traced_layer(written: Written, input_size: int, hidden_size: int, seed: int) -> ExportedProgram:
-    if min(input_size, hidden_size) < 1:
-        raise WenetError(f"--input and --hidden must be at least 1, not {input_size}, {hidden_size}")
-    with _imported(written.code) as module, torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        layer = _Scanned(getattr(module, written.layer)(input_size, hidden_size))
-        return _trace(layer, "x", torch.zeros(3, 2, input_size), torch.zeros(1, 2, hidden_size))
-
-
-def _traced_model(written: Written) -> ExportedProgram:
-    dtype = written.weights["decoder_bias"].dtype
-    with _imported(written.code) as module:
-        model = module.LanguageModel().to(dtype)
-        model.load_state_dict(written.weights)
-        h0 = torch.zeros(1, 2, model.rnn.hidden_size, dtype=dtype)
-        model.rnn = _Scanned(model.rnn)
-        return _trace(model, "tokens", torch.zeros(3, 2, dtype=torch.long), h0)
-
-
-def _trace(module: nn.Module, name: str, example: Tensor, h0: Tensor) -> ExportedProgram:
-    """A graph that takes any number of steps and of rows."""
-    shapes = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "h0": {1: Dim.DYNAMIC}}
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.export.export(module.eval(), (example, h0), dynamic_shapes=shapes)
-
-
-def _save_onnx(graph: ExportedProgram, path: Path) -> None:
-    inputs = list(graph.graph_signature.user_inputs)
-    outputs = ["output" if "x" in inputs else "scores", "h_n"]
+def _without_warnings_in_the_log() -> Iterator[None]:
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of operators that torchvision would have
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(graph, dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
+        yield
     finally:
         logging.disable(before)
-    assert program is not None
-    program.save(path)
 
 
 @contextmanager

@@ -3,8 +3,12 @@
 import ast
 import importlib.util
 import json
+import os
+import stat
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from wenet import Genotype, WenetError, evaluate, export, train
 from wenet.cli import cell_main
 from wenet.config import resolve_train_config
 from wenet.data import batchify, load_corpus
+from wenet.export import SUFFIXES
 from wenet.genotypes import PUBLISHED
 from wenet.nn import DagRNN
 from wenet.train import trained_model
@@ -38,6 +43,9 @@ def text(tmp_path_factory):
 def run(request, text, tmp_path_factory):
     mixture = {"softmax": "mos", "experts": 3, "embedding": 6} if request.param == "mos" else {}
     return train(str(text), out=tmp_path_factory.mktemp("runs") / "run", **{**TINY, **mixture}).folder
+
+
+ONE_RUN = pytest.mark.parametrize("run", ["tied"], indirect=True)
 
 
 def imported(path):
@@ -142,9 +150,7 @@ def test_a_cell_as_torch_export(tmp_path):
     [path] = export("darts-v2", "torch-export", tmp_path / "cell.pt2", input_size=5, hidden_size=7, seed=3)
     arguments = [(torch.randn(steps, rows, 5), torch.randn(1, rows, 7)) for steps, rows in SHAPES]
     ours = DagRNN(5, 7, PUBLISHED["darts-v2"][0])
-    ours.load_state_dict(
-        {name.removeprefix("layer."): value for name, value in torch.export.load(path).state_dict.items()}
-    )
+    ours.load_state_dict(torch.export.load(path).state_dict)
     for (output, h), given in zip(run_alone(path, arguments, tmp_path), arguments, strict=True):
         expected, h_expected = ours(*given)
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
@@ -174,9 +180,7 @@ def test_a_cell_as_onnx(form, tmp_path):
     [path] = export("darts-v2", "onnx", tmp_path / "cell.onnx", form=form, seed=3, **sizes)
     [graph] = export("darts-v2", "torch-export", tmp_path / "cell.pt2", form=form, seed=3, **sizes)
     session, ours = onnx_session(path), DagRNN(5, 7, PUBLISHED["darts-v2"][0], form=form)
-    ours.load_state_dict(
-        {name.removeprefix("layer."): value for name, value in torch.export.load(graph).state_dict.items()}
-    )
+    ours.load_state_dict(torch.export.load(graph).state_dict)
     for steps, rows in SHAPES:
         x, h0 = torch.randn(steps, rows, 5), torch.randn(1, rows, 7)
         found = session.run(["output", "h_n"], {"x": x.numpy(), "h0": h0.numpy()})
@@ -196,6 +200,96 @@ def test_a_run_as_onnx(run, tmp_path, capfd):
         found = session.run(["scores", "h_n"], {"tokens": tokens.numpy(), "h0": h0.numpy()})
         for one, expected in zip(found, ours(tokens, h0), strict=True):
             torch.testing.assert_close(torch.from_numpy(one), expected, rtol=1e-5, atol=1e-5)
+
+
+@ONE_RUN
+def test_a_file_says_what_it_holds(run, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    best = json.loads((run / "best.json").read_text())
+    expected = {
+        "cell": TINY["cell"], "form": "highway", "input_size": "8", "hidden_size": "8",
+        "vocabulary_size": str(model_of(run).embedding.num_embeddings),
+        "valid_perplexity": str(best["valid_perplexity"]), "test_perplexity": str(best["test_perplexity"]),
+    }  # fmt: skip
+    path, _ = export(run, "onnx", tmp_path / "model.onnx")
+    assert {each.key: each.value for each in onnx.load(path).metadata_props} == expected
+    extra = {"description.json": ""}
+    torch.export.load(export(run, "torch-export", tmp_path / "model.pt2")[0], extra_files=extra)
+    assert json.loads(extra["description.json"]) == expected
+    _, weights, _ = export(run, out=tmp_path / "model.py")
+    with safe_open(weights, "pt") as file:
+        assert file.metadata() == expected
+    inputs = {each.name: each.shape for each in onnx_session(path).get_inputs()}
+    assert inputs == {"tokens": ["time", "batch"], "h0": [1, "batch", 8]}
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch-export"])
+def test_a_file_says_nothing_of_the_machine_that_wrote_it(format, tmp_path):
+    pytest.importorskip("onnxscript")
+    [path] = export("darts-v2", format, tmp_path / "cell", hidden_size=4)
+    written = b"".join(zipped(path)) if format == "torch-export" else path.read_bytes()
+    assert b"MatMul" in written or b"aten.matmul" in written  # and so would be what stands beside it
+    for name in (b"stack_trace", b"nn.py", str(Path(torch.__file__).parent).encode()):
+        assert name not in written
+
+
+def zipped(path):
+    with zipfile.ZipFile(path) as file:
+        return [file.read(name) for name in file.namelist()]
+
+
+def test_a_graph_prepares_for_no_backward_pass(tmp_path):
+    """Which would take fifty times as long as the pass forward."""
+    [path] = export("darts-v2", "torch-export", tmp_path / "cell.pt2", hidden_size=4)
+    graph = torch.export.load(path).module()
+    output, _ = graph(torch.randn(3, 2, 4), torch.zeros(1, 2, 4))
+    assert not output.requires_grad
+
+
+@ONE_RUN
+def test_formats_side_by_side(run, text, tmp_path):
+    """They share a vocabulary; one of other words is not overwritten."""
+    pytest.importorskip("onnxscript")
+    written = {path.name for format in SUFFIXES for path in export(run, format, tmp_path / f"model{SUFFIXES[format]}")}
+    assert written == {"model.py", "model.safetensors", "model.onnx", "model.pt2", "model.vocabulary.txt"}
+    (tmp_path / "other.vocabulary.txt").write_text("mine\n")
+    with pytest.raises(WenetError, match="other.vocabulary.txt exists"):
+        export(run, out=tmp_path / "other.py")
+    assert not (tmp_path / "other.py").exists()
+
+
+@ONE_RUN
+def test_files_follow_the_umask(run, tmp_path):
+    before = os.umask(0o027)
+    try:
+        files = export(run, out=tmp_path / "model.py")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}
+
+
+@ONE_RUN
+def test_step_by_step(run, tmp_path):
+    """A state handed on from call to call leads where one call leads, to rounding."""
+    pytest.importorskip("onnxscript")
+    path, weights, _ = export(run, out=tmp_path / "model.py")
+    session = onnx_session(export(run, "onnx", tmp_path / "model.onnx")[0])
+    graph = torch.export.load(export(run, "torch-export", tmp_path / "model.pt2")[0]).module()
+    tokens, h0 = torch.randint(20, (6, 3)), torch.randn(1, 3, 8)
+
+    def onnx(tokens, h0):
+        given = {"tokens": tokens.numpy(), "h0": h0.detach().numpy()}
+        return [torch.from_numpy(each) for each in session.run(["scores", "h_n"], given)]
+
+    for call in (imported(path).load(weights), graph, onnx):
+        h, scores = h0, []
+        for token in tokens.split(1):
+            score, h = call(token, h)
+            scores.append(score)
+        expected, h_expected = call(tokens, h0)
+        torch.testing.assert_close(torch.cat(scores), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(h, h_expected, rtol=1e-5, atol=1e-6)
 
 
 def test_double_precision_stays(text, tmp_path):
