@@ -109,8 +109,7 @@ class DagRNN(nn.Module):
             return self._evaluate(x, h0)
 
     def __prepare_scriptable__(self) -> None:
-        """What torch.jit.script calls first."""
-        raise WenetError("torch.jit.script cannot read a DagRNN; use torch.jit.trace, or torch.export")
+        _refuse_script(self)
 
     def _evaluate(self, x: Tensor | PackedSequence, h0: Tensor | None) -> tuple[Tensor | PackedSequence, Tensor]:
         if isinstance(x, PackedSequence):
@@ -266,6 +265,9 @@ class WeightedDagRNN(nn.Module):
         if self.mix_logits is not None:
             nn.init.zeros_(self.mix_logits)
 
+    def __prepare_scriptable__(self) -> None:
+        _refuse_script(self)
+
     def mixing_weights(self) -> Tensor | None:
         """`softmax(mix_logits)`, `[n]`; None with independent coupling."""
         return None if self.mix_logits is None else torch.softmax(self.mix_logits, dim=0)
@@ -283,6 +285,8 @@ class WeightedDagRNN(nn.Module):
         Raises:
             WenetError: shapes that disagree, or NaN in the input.
         """
+        if torch.onnx.is_in_onnx_export():
+            raise WenetError("ONNX has no operator for many cells at once; export a DagRNN of one of them")
         _check_input(self, x[0] if self._one_input_each(x) else x)
         rows, weighted = x.shape[-2], self.coupling == "weighted"
         states = 1 if weighted else self.cells.count
@@ -738,6 +742,11 @@ def _regularised(
     if temporal_activation_reg and len(raw) > 1:
         loss = loss + temporal_activation_reg * raw.diff(dim=0).square().mean()
     return loss
+
+
+def _refuse_script(layer: DagRNN | WeightedDagRNN) -> None:
+    """What torch.jit.script calls first."""
+    raise WenetError(f"torch.jit.script cannot read a {type(layer).__name__}; use torch.jit.trace, or torch.export")
 
 
 def _check_tied(rnn: DagRNN | WeightedDagRNN | StackedLSTM) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import Dim
 
 from wenet import Genotype, WenetError, register_activation
-from wenet.nn import DagRNN
+from wenet.nn import DagRNN, WeightedDagRNN
 from wenet_kernels.activations import REGISTERED
 
 CELL = Genotype([("sigmoid", 0), ("relu", 1), ("tanh", 1), ("identity", 2)], [2, 3, 4])
@@ -152,9 +152,16 @@ def test_a_trace_made_without_gradients_trains():
     torch.testing.assert_close(trace.rnn.weight_nodes.grad, model.rnn.weight_nodes.grad)
 
 
-def test_script_says_why_not():
-    with pytest.raises(WenetError, match="use torch.jit.trace"):
-        torch.jit.script(drawn("highway"))
+@pytest.mark.parametrize("layer", [DagRNN(5, 8, CELL), WeightedDagRNN(5, 8, [CELL])])
+def test_script_says_why_not(layer):
+    with pytest.raises(WenetError, match=f"a {type(layer).__name__}; use torch.jit.trace"):
+        torch.jit.script(nn.Sequential(nn.Linear(5, 5), layer))
+
+
+def test_onnx_of_many_cells_says_why_not():
+    pytest.importorskip("onnxscript")
+    with pytest.raises(Exception, match="export a DagRNN of one of them"):
+        torch.onnx.export(WeightedDagRNN(5, 8, [CELL, CELL]), (torch.randn(3, 2, 5),), dynamo=True, verbose=False)
 
 
 def test_the_old_onnx_exporter_says_why_not(tmp_path):
