@@ -285,8 +285,6 @@ class WeightedDagRNN(nn.Module):
         Raises:
             WenetError: shapes that disagree, or NaN in the input.
         """
-        if torch.onnx.is_in_onnx_export():
-            raise WenetError("ONNX has no operator for many cells at once; export a DagRNN of one of them")
         _check_input(self, x[0] if self._one_input_each(x) else x)
         rows, weighted = x.shape[-2], self.coupling == "weighted"
         states = 1 if weighted else self.cells.count

@@ -158,12 +158,6 @@ def test_script_says_why_not(layer):
         torch.jit.script(nn.Sequential(nn.Linear(5, 5), layer))
 
 
-def test_onnx_of_many_cells_says_why_not():
-    pytest.importorskip("onnxscript")
-    with pytest.raises(Exception, match="export a DagRNN of one of them"):
-        torch.onnx.export(WeightedDagRNN(5, 8, [CELL, CELL]), (torch.randn(3, 2, 5),), dynamo=True, verbose=False)
-
-
 def test_the_old_onnx_exporter_says_why_not(tmp_path):
     model = drawn("highway")
     with warnings.catch_warnings(), pytest.raises(WenetError, match="dynamo=True"):
