@@ -166,8 +166,10 @@ class Training(ModelRun):
 
     def _roll_back(self, diverged: Diverged) -> None:
         """Go on from the best epoch with the next one; the random numbers go on, or the same would happen again."""
-        if self.config.on_nan == "stop" or not self.state.history:
+        if self.config.on_nan == "stop":
             raise diverged
+        if not self.state.history:
+            raise Diverged(f"{diverged}, for there is no epoch yet that --on-nan rollback could go back to")
         before, tensors = self.folder.load_best()
         self.state.averaging_from = before["averaging_from"]
         self._load(tensors)
