@@ -1,6 +1,8 @@
 import hashlib
 import io
 import os
+import random
+import tracemalloc
 import urllib.error
 import zipfile
 import zlib
@@ -99,6 +101,37 @@ def test_a_byte_order_mark_and_dos_line_ends_are_no_words(tmp_path):
     assert set(load_corpus(str(tmp_path / "text")).vocabulary) == {"a", "b", "<eos>"}
 
 
+def test_a_text_of_one_line(tmp_path):
+    """However long, with and without an end, and each word of it where it was."""
+    generator = random.Random(1)
+    words = [f"w{generator.randrange(300)}" for _ in range(40_000)]  # several times what is split at once
+    write(tmp_path, train=" ".join(words), valid="  ".join(words[:20_000]) + "\n", test="w1 w2")
+    corpus = load_corpus(str(tmp_path / "text"))
+    assert [corpus.vocabulary[i] for i in corpus.train] == [*words, "<eos>"]
+    assert [corpus.vocabulary[i] for i in corpus.valid] == [*words[:20_000], "<eos>"]
+    assert [corpus.vocabulary[i] for i in corpus.test] == ["w1", "w2", "<eos>"]
+
+
+@pytest.mark.parametrize("separator", ["\u3000", "\t", ""])
+def test_a_long_line_without_spaces(tmp_path, separator):
+    train = separator.join(["ab", "c"] * 40_000)
+    write(tmp_path, train=train, valid="c\n" if separator else train, test=train)
+    corpus = load_corpus(str(tmp_path / "text"))
+    assert [corpus.vocabulary[i] for i in corpus.train] == [*train.split(), "<eos>"]
+
+
+def test_memory_follows_the_text(tmp_path):
+    """A line is never in memory as a list of all its words, which here would be some 20 MB."""
+    train = "one two three four five six seven eight nine ten " * 30_000  # 1.5 MB, 2.4 MB as indices
+    write(tmp_path, train=train, valid="one", test="two")
+    texts = sources.read_texts(str(tmp_path / "text"), None)
+    tracemalloc.start()
+    corpus._encode(texts, "text", "", None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 7e6
+
+
 def write(tmp_path: Path, **parts: str | bytes) -> Path:
     folder = tmp_path / "text"
     folder.mkdir(exist_ok=True)
@@ -113,7 +146,6 @@ def write(tmp_path: Path, **parts: str | bytes) -> Path:
         ({"train": "a b\nb\n", "valid": "a\n"}, "needs one file like test.txt or test.tokens; found none"),
         ({"train": "", "valid": "a\n", "test": "a\n"}, "train.txt is empty"),
         ({"train": " \n\n", "valid": "a\n", "test": "a\n"}, "train.txt is empty"),
-        ({"train": "a b c\n", "valid": "a\n", "test": "a\n"}, "train.txt has a single line"),
         ({"train": "a b\nb\n", "valid": b"a \xff\n", "test": "a\n"}, r"valid.txt is not UTF-8: byte 2"),
         ({"train": "a b\nb\n", "valid": "a\n", "test": "a\nb zebra\n"}, "test.txt line 2: 'zebra'.*--max-vocabulary"),
         ({"train": "a b\nb\n", "valid": "a\n", "test": "a\n", "train2": "a\n"}, "found train.txt, train2.txt"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from wenet.data.sources import KNOWN, SPLITS, SourceText, cache_folder, read_tex
 from wenet_kernels import WenetError
 
 END, UNKNOWN = "<eos>", "<unk>"
+BYTE_ORDER_MARK = "\ufeff"  # that some editors put before UTF-8
+LONG_LINE = 1 << 16  # characters of a line that are split into words at once, and on to the next space
 CACHE_FORMAT = 2  # counts up when the encoding changes
 
 
@@ -68,7 +71,7 @@ def encode_held_out(dataset: str, data_dir: Path | None, vocabulary: Sequence[st
     index = {word: i for i, word in enumerate(vocabulary)}
     held_out = {}
     for split in ("valid", "test"):
-        held_out[split] = _indices(texts[split].name, _words(texts[split]), index, index.get(UNKNOWN))
+        held_out[split] = _indices(texts[split].name, _decoded(texts[split]), index, index.get(UNKNOWN))
     return held_out
 
 
@@ -120,33 +123,57 @@ def _checksum(vocabulary: str, parts: Mapping[str, Tensor]) -> str:
 
 
 def _encode(texts: Mapping[str, SourceText], name: str, fingerprint: str, max_vocabulary: int | None) -> Corpus:
-    lines = {split: _words(texts[split]) for split in SPLITS}
-    if len(lines["train"]) < 2:
-        raise WenetError(f"{texts['train'].name} has a single line; training needs at least 2, a sentence or so each")
-    vocabulary = _vocabulary(lines["train"], max_vocabulary)
+    decoded = {split: _decoded(texts[split]) for split in SPLITS}
+    vocabulary = _vocabulary(decoded["train"], max_vocabulary)
     index = {word: i for i, word in enumerate(vocabulary)}
     unknown = None if max_vocabulary is None else index[UNKNOWN]
-    parts = {split: _indices(texts[split].name, lines[split], index, unknown) for split in SPLITS}
+    parts = {split: _indices(texts[split].name, decoded[split], index, unknown) for split in SPLITS}
     return Corpus(name, vocabulary=vocabulary, fingerprint=fingerprint, **parts)
 
 
-def _words(text: SourceText) -> list[list[str]]:
-    """The words of every line, blank lines included."""
+def _decoded(text: SourceText) -> str:
     try:
         decoded = text.content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise WenetError(f"{text.name} is not UTF-8: byte {error.start} cannot be read; convert it first") from None
-    decoded = decoded.removeprefix("\ufeff")  # the mark that some editors put before UTF-8
-    if not decoded.strip():
-        raise WenetError(f"{text.name} is empty; it needs text, a sentence a line")
-    # Only a line feed ends a line: texts in the wild hold other separators of Unicode within their lines.
-    return [line.split() for line in decoded.removesuffix("\n").split("\n")]
+    if not decoded.removeprefix(BYTE_ORDER_MARK).strip():
+        raise WenetError(f"{text.name} is empty; it needs text, words between spaces")
+    return decoded
 
 
-def _vocabulary(lines: Sequence[Sequence[str]], limit: int | None) -> tuple[str, ...]:
+def _lines(decoded: str) -> Iterator[Iterator[list[str]]]:
+    """The words of every line, blank lines included; a line that is long comes as several lists.
+
+    Only a line feed ends a line: texts in the wild hold other separators of Unicode within their lines.
+    """
+    start = len(BYTE_ORDER_MARK) if decoded.startswith(BYTE_ORDER_MARK) else 0
+    while start < len(decoded):
+        end = decoded.find("\n", start)
+        end = len(decoded) if end < 0 else end
+        yield _words(decoded, start, end)
+        start = end + 1
+
+
+def _words(decoded: str, start: int, end: int) -> Iterator[list[str]]:
+    """The words of a line, so many at a time that those of a line of 100 MB never are in memory together."""
+    while end - start > LONG_LINE:
+        cut = decoded.find(" ", start + LONG_LINE, end)
+        if cut < 0:
+            break
+        yield decoded[start:cut].split()
+        start = cut
+    yield decoded[start:end].split()
+
+
+def _vocabulary(decoded: str, limit: int | None) -> tuple[str, ...]:
     """Words by falling frequency, of equal ones the earlier first, so that a limit keeps the head of the same list."""
-    counts = Counter(word for line in lines for word in line)
-    counts[END] += len(lines)
+    counts: Counter[str] = Counter()
+    lines = 0
+    for line in _lines(decoded):
+        lines += 1
+        for words in line:
+            counts.update(words)
+    counts[END] += lines
     if limit is None:
         return tuple(word for word, _ in counts.most_common())
     if limit < 3:
@@ -156,16 +183,18 @@ def _vocabulary(lines: Sequence[Sequence[str]], limit: int | None) -> tuple[str,
     return UNKNOWN, END, *ordinary[: limit - 2]
 
 
-def _indices(name: str, lines: Sequence[Sequence[str]], index: Mapping[str, int], unknown: int | None) -> Tensor:
+def _indices(name: str, decoded: str, index: Mapping[str, int], unknown: int | None) -> Tensor:
     end = index[END]
-    stream: list[int] = []
-    for number, line in enumerate(lines, start=1):
+    index_of = index.__getitem__ if unknown is None else lambda word: index.get(word, unknown)
+    stream = array("q")
+    for number, line in enumerate(_lines(decoded), start=1):
         try:
-            stream += [index[word] for word in line] if unknown is None else [index.get(w, unknown) for w in line]
+            for words in line:
+                stream.extend(map(index_of, words))
         except KeyError as error:
             raise WenetError(
                 f"{name} line {number}: {error.args[0]!r} does not occur in the training text; with --max-vocabulary N "
                 "rare and unseen words are read as <unk>"
             ) from None
         stream.append(end)
-    return torch.tensor(stream)
+    return torch.frombuffer(stream, dtype=torch.int64)
