@@ -88,7 +88,9 @@ class SearchConfig(Config):
     weight_decay: float = _option(5e-7, "L2 penalty on the parameters", metavar="W", at_least=0)
     clip: float = _option(0.25, "largest global norm of a gradient", metavar="NORM", above=0)
     data_batch: int = _option(20, "text streams side by side in training", metavar="M", at_least=1)
-    eval_batch: int = _option(10, "text streams side by side in validation", metavar="M", at_least=1)
+    eval_batch: int = _option(
+        10, "text streams side by side in validation; with --norm batch --data-batch", metavar="M", at_least=1
+    )
     bptt: int = _option(35, "time steps of a training window", metavar="STEPS", at_least=1)
     dropout_embedding: float = _option(0.2, "on embedded words, locked over time", metavar="P", at_least=0, below=1)
     dropout_x: float = _option(0.75, "on the cell's input, locked over time", metavar="P", at_least=0, below=1)
@@ -167,6 +169,12 @@ class SearchConfig(Config):
     @property
     def rounds(self) -> int:
         return -(-self.pool // self.batch)
+
+    @property
+    def valid_rows(self) -> int:
+        """Text streams side by side in the validation of a mixture: as many as in training where it is normalised over
+        them, for the statistics of another number of rows would be others."""
+        return self.data_batch if self.norm == "batch" else self.eval_batch
 
     @property
     def networks(self) -> int:

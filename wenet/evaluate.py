@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -22,7 +23,7 @@ from wenet.launch_train import stored_genotype
 from wenet.nn import LanguageModel
 from wenet.train import trained_model
 from wenet.training import perplexity
-from wenet_kernels import WenetError, check_choice
+from wenet_kernels import LostRanks, WenetError, check_choice
 
 RECORDS = "eval.jsonl"
 SETTINGS = ("eval_batch", "test_batch", "backend", "device", "precision")  # of the run that an evaluation may change
@@ -77,10 +78,11 @@ def evaluate(
             "cache": cache and asdict(cache),
             "dynamic": dynamic and asdict(dynamic),
         }
+        mend = "lower --dynamic-lr" if dynamic else "measure it with --precision fp32 or fp64, or train it anew"
         unknown = corpus.vocabulary.index(UNKNOWN) if UNKNOWN in corpus.vocabulary else None
         for part, rows in (("valid", config.eval_batch), ("test", config.test_batch)):
             stream = batchify(held_out[part], rows).to(config.device)
-            record[part] = _score(measure, stream, unknown)
+            record[part] = _score(measure, part, stream, unknown, mend)
             console.say(_describe(part, record[part], rows))
         run.append_record(RECORDS, record)
     return record
@@ -97,9 +99,18 @@ def _measure(
     return lambda stream: perplexity(model, stream, config.bptt)
 
 
-def _score(measure: Callable[[Tensor], float], stream: Tensor, unknown: int | None) -> dict[str, Any]:
+def _score(
+    measure: Callable[[Tensor], float], part: str, stream: Tensor, unknown: int | None, mend: str
+) -> dict[str, Any]:
     started = time.monotonic()
-    value = measure(stream)
+    try:
+        value = measure(stream)
+    except LostRanks:
+        raise
+    except WenetError:  # of a model and a text that fit one another, all that can be refused is NaN
+        value = math.nan
+    if not math.isfinite(value):
+        raise WenetError(f"the model's perplexity on the {part} text is not finite; {mend}")
     predicted = stream[1:]
     return {
         "perplexity": value,

@@ -98,7 +98,7 @@ def search(
     config = resolve_machine(resolve_config(preset, given))
     corpus = load_corpus(config.dataset, as_path(data_dir), config.max_vocabulary)
     config = with_absolute_dataset(config)
-    check_lengths(corpus, train=config.data_batch, valid=config.eval_batch)
+    check_lengths(corpus, train=config.data_batch, valid=max(config.valid_rows, config.eval_batch))
     _check_ranks(config, ranks)
     check_memory(_needed_memory(config, corpus, ranks), config.device, _smaller(config), ranks)
     folder = as_path(out) or default_folder("search", corpus.name)
@@ -314,10 +314,9 @@ def _what_is_known(result: SearchResult) -> list[str]:
         return describe_runs(best)
     lines = []
     if best["weight"] is not None:
-        lines.append(
-            f"mixture   validation perplexity {best['mixture_valid_perplexity']:.1f}, of all networks of the last "
-            "round together"
-        )
+        valid = best["mixture_valid_perplexity"]
+        found = "not finite" if valid is None else f"{valid:.1f}"
+        lines.append(f"mixture   validation perplexity {found}, of all networks of the last round together")
     if result.audit:
         return lines + describe_audit(result.audit)
     if best["weight"] is not None:

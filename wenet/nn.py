@@ -18,7 +18,7 @@ from wenet.scanned import scanned
 from wenet_kernels import COUPLINGS, FORMS, PRECISIONS, CellBatch, Norm, WenetError, check_choice, dag_rnn, project
 
 MIXTURE_ROWS = 1024  # of scores over the vocabulary that a mixture of softmaxes holds at once
-NORM_MOMENTUM = 0.1  # of running statistics, as in `torch.nn.BatchNorm1d`
+FORMER_BUFFERS = ("running_mean", "running_var", "running_scale")  # in checkpoints of older runs; no longer used
 
 
 class DagRNN(nn.Module):
@@ -201,8 +201,8 @@ class WeightedDagRNN(nn.Module):
             `DagRNN`.
         genotypes: the cells, all of the same number of nodes L.
         coupling: "weighted" (one hidden state, the mixture) or "independent" (n models side by side, nothing mixed).
-        norm: "batch" normalises every state over the data batch, with running statistics of momentum 0.1 for
-            evaluation; None does not.
+        norm: "batch" normalises every state of every step over the rows of the data batch, in evaluation too; None
+            does not.
         mix_dropout: probability that a network is left out of the mixture, whose other weights then still sum to one;
             one draw per call, which leaves at least one.
         among: the networks are this part of so many, and start from the weights that they have where all are drawn.
@@ -215,8 +215,6 @@ class WeightedDagRNN(nn.Module):
             coupling.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
     all_ranks = False  # whether other processes have networks of the mixture too
 
     def __init__(
@@ -236,7 +234,8 @@ class WeightedDagRNN(nn.Module):
     ) -> None:
         super().__init__()
         self.input_size, self.hidden_size, self.among = input_size, hidden_size, among
-        self.form, self.coupling, self.norm, self.backend = form, coupling, norm, backend
+        self.form, self.coupling, self.backend = form, coupling, backend
+        self.norm: Norm = "batch" if norm == "batch" else None
         self.dropout_x, self.dropout_h, self.precision = dropout_x, dropout_h, precision
         _check_layer(self)
         check_choice("coupling", coupling, COUPLINGS)
@@ -252,9 +251,7 @@ class WeightedDagRNN(nn.Module):
         self.weight_hidden = nn.Parameter(torch.empty(count, hidden_size, width))
         self.weight_nodes = nn.Parameter(torch.empty(count, nodes, hidden_size, width))
         self.mix_logits = nn.Parameter(torch.zeros(count)) if coupling == "weighted" else None
-        if norm == "batch":
-            self.register_buffer("running_mean", torch.zeros(count, nodes + 1, hidden_size))
-            self.register_buffer("running_var", torch.ones(count, nodes + 1, hidden_size))
+        self.register_load_state_dict_pre_hook(_leave_former_buffers)
         self.reset_parameters()
 
     def reset_parameters(self, bound: float | None = None) -> None:
@@ -302,43 +299,47 @@ class WeightedDagRNN(nn.Module):
             self.cells,
             form=self.form,
             mask_h=mask_h,
-            norm=self._norm(),
+            norm=self.norm,
             coupling=self.coupling,
             precision=self.precision,
             all_ranks=self.all_ranks,
             backend=self.backend,
         )
-        if isinstance(result, tuple):
-            output, (mean, var) = result
-            self._update_running_statistics(mean, var, rows)
-        else:
-            output = result
+        output = result[0] if isinstance(result, tuple) else result
         return output, output[-1:] if weighted else output[-1]
 
     @torch.no_grad()
     def own_outputs(self, x: Tensor, states: Tensor) -> Tensor:
-        """What each network by itself makes of every step, `[n, T, M, H]`, without dropout; all steps are one batch.
+        """What each network by itself makes of every step, `[n, T, M, H]`, without dropout.
+
+        Normalised over a batch, every step is a call of its own, as in the mixture; else all steps are one.
 
         Args:
             x: `[T, M, I]`.
             states: `[T, M, H]`, of the mixture before each step.
         """
-        count, steps, rows = self.cells.count, *x.shape[:2]
-        output = dag_rnn(
-            self._project(x.reshape(1, steps * rows, -1)),
-            states.reshape(1, steps * rows, -1).expand(count, -1, -1).contiguous(),
+        if self.norm is not None:
+            return torch.stack([self._one_step(*step) for step in zip(x, states, strict=True)], dim=1)
+        steps, rows = x.shape[:2]
+        return self._one_step(x.flatten(0, 1), states.flatten(0, 1)).unflatten(1, (steps, rows))
+
+    def _one_step(self, x: Tensor, states: Tensor) -> Tensor:
+        """Outputs `[n, M, H]` of every network for `[M, I]`, from states `[M, H]` that all of them read."""
+        result = dag_rnn(
+            self._project(x.unsqueeze(0)),
+            states.expand(self.cells.count, -1, -1).contiguous(),
             self.weight_hidden,
             self.weight_nodes,
             None,
             self.cells,
             form=self.form,
-            norm=None if self.norm is None else (self.running_mean, self.running_var),
+            norm=self.norm,
             coupling="independent",
             precision=self.precision,
             backend=self.backend,
         )
-        assert isinstance(output, Tensor)
-        return output.view(count, steps, rows, -1)
+        output = result[0] if isinstance(result, tuple) else result
+        return output.squeeze(0)
 
     def _mix(self) -> Tensor | None:
         """What the networks enter the mixture with, `[n]`; None with independent coupling."""
@@ -360,24 +361,6 @@ class WeightedDagRNN(nn.Module):
 
     def _one_input_each(self, x: Tensor) -> bool:
         return self.coupling == "independent" and x.dim() == 4 and len(x) == self.cells.count
-
-    def _norm(self) -> Norm:
-        if self.norm is None:
-            return None
-        if self.training:
-            return "batch"
-        return self.running_mean, self.running_var
-
-    @torch.no_grad()
-    def _update_running_statistics(self, mean: Tensor, var: Tensor, rows: int) -> None:
-        """Fold T steps into the running statistics at once; the newest counts most, with the momentum."""
-        steps = mean.shape[0]
-        age = torch.arange(steps - 1, -1, -1, device=mean.device, dtype=mean.dtype)
-        share = NORM_MOMENTUM * (1 - NORM_MOMENTUM) ** age  # [T]
-        kept = (1 - NORM_MOMENTUM) ** steps
-        unbiased = rows / (rows - 1)
-        self.running_mean.mul_(kept).add_(torch.tensordot(share, mean, dims=1))
-        self.running_var.mul_(kept).add_(torch.tensordot(share, var, dims=1), alpha=unbiased)
 
     def extra_repr(self) -> str:
         sizes = f"{self.input_size}, {self.hidden_size}, networks={self.cells.count}, form={self.form}"
@@ -706,6 +689,12 @@ class IndependentLanguageModels(nn.Module):
         """Of every network, `[n]`, one after the other: a product with a whole vocabulary fills the processor alone."""
         operands = zip(features.unbind(), self.embedding.unbind(), self.decoder_bias.unbind(), strict=True)
         return torch.stack([decoder_cross_entropy(*each, targets) for each in operands])
+
+
+def _leave_former_buffers(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Drop from a state that is about to be loaded what layers no longer hold."""
+    for name in FORMER_BUFFERS:
+        state.pop(prefix + name, None)
 
 
 def draw_rows(model: nn.Module, rows: int, own: slice) -> None:

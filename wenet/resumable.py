@@ -164,5 +164,5 @@ class ModelRun(ResumableRun):
         except WenetError as error:
             raise self._divergence(str(error).split(";")[0]) from None
 
-    def _divergence(self, what: str) -> Diverged:
-        return Diverged(f"training diverged: {what} in {self._position()}; lower --lr or --init-range")
+    def _divergence(self, what: str, where: str | None = None) -> Diverged:
+        return Diverged(f"training diverged: {what} in {where or self._position()}; lower --lr or --init-range")

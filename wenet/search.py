@@ -95,7 +95,7 @@ class Search(ModelRun):
         config = work.config
         self.config: SearchConfig = config
         self.train_stream = batchify(work.corpus.train, config.data_batch).to(self.device)  # [steps, M]
-        self.valid_stream = batchify(work.corpus.valid, config.eval_batch).to(self.device)
+        self.valid_stream = batchify(work.corpus.valid, config.valid_rows).to(self.device)
         self.windows = windows_per_epoch(self.train_stream, config.bptt)
         self.windows_per_round = max(1, round(config.epochs_per_round * self.windows))
         self.state: SearchState = SearchState(seeds=[Candidate(cell) for cell in config.initial_cells])
@@ -164,14 +164,15 @@ class Search(ModelRun):
         return clip_gradients(shared, divided, self.config.clip, self.ranks)
 
     def _position(self) -> str:
-        return f"round {self.state.round + 1}, window {len(self.state.losses) + 1}"
+        window = min(len(self.state.losses) + 1, self.windows_per_round)
+        return f"round {self.state.round + 1}, window {window}"
 
     def _end_round(self, candidates: Sequence[Candidate]) -> None:
         """Line 9: keep the K networks of the largest weights, or of another score; record them all."""
-        with self._naming_divergence():
-            valid = perplexity(self.model, self.valid_stream, self.config.bptt, between=self._stop_if_asked)
-            held_out = self._held_out_losses(len(candidates))
         weights = mixing_weights(self.model)
+        self._check_finite("sum of the mixing weights", torch.tensor(sum(weights)))
+        valid = self._validate()
+        held_out = self._held_out_losses(len(candidates))
         measured = [
             replace(candidate, weight=weight, held_out_loss=loss)
             for candidate, weight, loss in zip(candidates, weights, held_out, strict=True)
@@ -189,16 +190,28 @@ class Search(ModelRun):
         self.folder.write_json("best.json", self._best())
         self._save({})
 
+    def _validate(self) -> float | None:
+        """Validation perplexity of the mixture; None where it is not finite, which the ranking need not mind."""
+        valid = perplexity(self.model, self.valid_stream, self.config.bptt, between=self._stop_if_asked)
+        if math.isfinite(valid):
+            return valid
+        self.console.say(f"round {self.state.round + 1}: validation perplexity of the mixture is not finite; going on")
+        return None
+
     def _held_out_losses(self, networks: int) -> Sequence[float | None]:
+        """Of every network by its own output; None where the weights rank, as they do where a loss is not finite."""
         if self.config.score == "weight":
             return [None] * networks
         losses = mean_cross_entropy(
             self.model, self.valid_stream, self.config.bptt, self._stop_if_asked, of_networks=True
         )
+        if not bool(losses.isfinite().all()):
+            self.console.say(f"round {self.state.round + 1}: held-out losses are not all finite; the weights rank")
+            return [None] * networks
         found: list[float] = losses.tolist()
         return found
 
-    def _record(self, ranked: Sequence[Candidate], valid: float) -> dict[str, Any]:
+    def _record(self, ranked: Sequence[Candidate], valid: float | None) -> dict[str, Any]:
         losses = self.state.losses
         return {
             "round": self.state.round + 1,
@@ -263,19 +276,20 @@ class Search(ModelRun):
     def _plot_round(self, record: dict[str, Any]) -> None:
         shares = [network["weight"] / record["uniform_weight"] for network in record["networks"]]
         curves = {
-            "validation/perplexity of the mixture": record["valid_perplexity"],
             "weights/largest over equal share": max(shares),
             "weights/smallest kept over equal share": min(shares[: self.config.seeds]),
         }
+        if record["valid_perplexity"] is not None:
+            curves["validation/perplexity of the mixture"] = record["valid_perplexity"]
         self.curves.values(self._windows_done(), curves)
         self.curves.histogram(self._windows_done(), "weights/over equal share", shares)
 
     def _say_round(self, record: dict[str, Any]) -> None:
-        best = record["networks"][0]
+        best, valid = record["networks"][0], record["valid_perplexity"]
         self.console.say(
             f"round {record['round']}/{self.config.rounds} done after {duration(record['seconds_so_far'])}: "
             f"training loss {record['train_loss']:.3f}, validation perplexity of the mixture "
-            f"{record['valid_perplexity']:.1f}, best weight {best['weight']:.4f} (uniform "
+            f"{'not finite' if valid is None else format(valid, '.1f')}, best weight {best['weight']:.4f} (uniform "
             f"{record['uniform_weight']:.4f}): {best['genotype']}"
         )
 

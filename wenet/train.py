@@ -146,11 +146,10 @@ class Training(ModelRun):
         self._next_epoch()
 
     def _validate(self) -> float:
-        with self._naming_divergence():
-            valid = perplexity(self._evaluated(), self.valid_stream, self.config.bptt, between=self._stop_if_asked)
+        valid = perplexity(self._evaluated(), self.valid_stream, self.config.bptt, between=self._stop_if_asked)
         valid = self.ranks.from_first(valid)  # all have to draw the same conclusions from it
         if not math.isfinite(valid):
-            raise self._divergence(f"the validation perplexity is {valid}")
+            raise self._divergence("the perplexity is not finite", f"the validation of epoch {self.state.epoch + 1}")
         return valid
 
     def _begin_averaging(self) -> None:
@@ -225,8 +224,9 @@ class Training(ModelRun):
         _, tensors = self.folder.load_best()
         stream = batchify(self.corpus.test, self.config.test_batch).to(self.device)
         best_model = trained_model(self.config, self.genotype, len(self.corpus.vocabulary), tensors).to(self.device)
-        with self._naming_divergence():
-            test = perplexity(best_model, stream, self.config.bptt, between=self._stop_if_asked)
+        test = perplexity(best_model, stream, self.config.bptt, between=self._stop_if_asked)
+        if not math.isfinite(test):
+            raise self._divergence("the perplexity is not finite", f"the test of epoch {self.state.best_epoch}")
         best = {**self._best(), "test_perplexity": test}
         self.folder.write_json("best.json", best)
         return best

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wenet.nn import IndependentLanguageModels, LanguageModel
+from wenet_kernels import LostRanks, WenetError
 
 Predictor = LanguageModel | IndependentLanguageModels
 
@@ -30,7 +31,8 @@ def window_at(stream: Tensor, start: int, length: int) -> tuple[Tensor, Tensor]:
 
 
 def perplexity(model: LanguageModel, stream: Tensor, bptt: int, between: Callable[[], None] = lambda: None) -> float:
-    """exp of the mean cross-entropy over every predicted token of a stream `[steps, M]`, without dropout."""
+    """exp of the mean cross-entropy over every predicted token of a stream `[steps, M]`, without dropout; infinite
+    where it overflows, or the model does."""
     return exponential(float(mean_cross_entropy(model, stream, bptt, between)))
 
 
@@ -42,7 +44,8 @@ def mean_cross_entropy(
     of a mixture's networks each is to be measured by its own output.
 
     The mean is over predicted tokens: dividing by the rows of the stream, one more than are predicted, would read a
-    little too low. `between` is called after every window and may raise.
+    little too low. `between` is called after every window and may raise. NaN where the model's state overflows on the
+    way, which the operator then refuses.
     """
     total, h = torch.zeros((), dtype=torch.float64), None
     model.eval()
@@ -56,6 +59,10 @@ def mean_cross_entropy(
                 _, cross_entropy, h = model.loss(tokens, targets, h)
             total = total + cross_entropy.double().cpu() * targets.numel()
             between()
+    except LostRanks:
+        raise
+    except WenetError:  # of a model and a text that fit one another, all that can be refused is NaN
+        total = total + math.nan
     finally:
         model.train()
     return total / stream[1:].numel()

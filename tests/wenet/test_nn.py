@@ -178,30 +178,41 @@ def test_loss_of_each_network_by_itself():
     assert len(set(losses.tolist())) == 3
 
 
-def test_running_statistics_are_those_of_batch_norm():
-    """T updates at once equal torch's batch norm called once a step on the init state."""
-    rnn = WeightedDagRNN(3, 4, [CELL], norm="batch").double()
-    x, h = torch.randn(5, 6, 3, dtype=torch.float64), torch.zeros(6, 4, dtype=torch.float64)
-    output, _ = rnn(x)
-    bn = torch.nn.BatchNorm1d(4, affine=False).double()
-    for t in range(5):
-        c, u = (x[t] @ rnn.weight_input[0] + h @ rnn.weight_hidden[0]).chunk(2, -1)
-        bn(h + torch.sigmoid(c) * (torch.tanh(u) - h))
-        h = output[t]
-    torch.testing.assert_close(rnn.running_mean[0, 0], bn.running_mean, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(rnn.running_var[0, 0], bn.running_var, rtol=1e-10, atol=1e-12)
+def waves(shape, phase):
+    """Numbers that every program can make again: the sine of a running number."""
+    return torch.sin(1.7 * torch.arange(1, math.prod(shape) + 1, dtype=torch.float64) + phase).view(shape)
 
 
-def test_evaluation_uses_and_keeps_running_statistics():
+@pytest.mark.parametrize("training", [True, False])
+def test_normalised_states_are_those_of_darts(training):
+    """Its search cell with one operation and one ancestor a node, in training, on the same weights: the last output of
+    three steps. In evaluation ours are the same, of the batch too, which those of DARTS are not."""
+    rnn = WeightedDagRNN(3, 3, [DARTS_V2], norm="batch").double().train(training)
+    both = waves((6, 6), 0)
+    with torch.no_grad():
+        rnn.weight_input.copy_(both[:3])
+        rnn.weight_hidden.copy_(both[3:])
+        rnn.weight_nodes.copy_(torch.stack([waves((3, 6), node) for node in range(1, 9)]))
+    output, _ = rnn(waves((3, 4, 3), 20), waves((1, 4, 3), 30))
+    of_darts = [
+        [-0.9091294669773304, 0.6176441319493209, -0.14250869489212709],
+        [-0.37192650445575126, -1.0153771417957618, 0.990814634370287],
+        [0.6127610164150262, -0.4366328893041195, -1.3112021791606954],
+        [0.6682949550180556, 0.8343658991505604, 0.4628962396825353],
+    ]
+    torch.testing.assert_close(output[-1], torch.tensor(of_darts, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_checkpoints_with_running_statistics_still_open():
     rnn = WeightedDagRNN(3, 4, random_genotypes(2, 3, seed=0), norm="batch")
-    rnn(torch.randn(5, 6, 3))
-    rnn.eval()
-    before = copy.deepcopy(rnn.state_dict())
-    x = torch.randn(5, 6, 3)
-    together = rnn(x)[0]
-    alone = rnn(x[:, :1])[0]  # a row's output does not depend on its neighbours
-    torch.testing.assert_close(together[:, :1], alone)
-    assert all(torch.equal(before[name], tensor) for name, tensor in rnn.state_dict().items())
+    former = {"running_mean": torch.zeros(2, 4, 4), "running_var": torch.ones(2, 4, 4), "running_scale": torch.ones(2)}
+    again = WeightedDagRNN(3, 4, random_genotypes(2, 3, seed=0), norm="batch")
+    again.load_state_dict({**rnn.state_dict(), **former})
+    assert torch.equal(again.weight_nodes, rnn.weight_nodes)
+    model = LanguageModel(5, WeightedDagRNN(4, 4, random_genotypes(2, 3, seed=0), norm="batch"))
+    model.load_state_dict({**model.state_dict(), **{f"rnn.{name}": tensor for name, tensor in former.items()}})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        again.load_state_dict({**rnn.state_dict(), "running_norm": torch.ones(2)})
 
 
 def test_dropout_masks_are_locked_over_time_and_off_in_evaluation():

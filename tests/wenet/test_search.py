@@ -1,18 +1,23 @@
 import dataclasses
 import importlib
 import json
+import math
+import signal
 from itertools import pairwise
 
 import pytest
 import torch
 
 from wenet import WenetError, launch, random_genotypes, resume_search, search
+from wenet.cli import search_main
 from wenet.config import SearchConfig, resolve_config
 from wenet.genotypes import load_genotype
 from wenet.launch import resolve_machine
-from wenet.search import build_model, build_optimizer
+from wenet.nn import WeightedDagRNN
+from wenet.search import Search, build_model, build_optimizer
 from wenet.training import perplexity, window, windows_per_epoch
 
+from .helpers import TINY as TINY_FLAGS
 from .helpers import results, write_text
 
 TINY = {
@@ -192,6 +197,68 @@ def test_planted_cells_are_kept(text, tmp_path, plant, monkeypatch):
 def test_divergence_names_the_step(text, tmp_path):
     with pytest.raises(WenetError, match=r"training diverged: .*(nan|inf|NaN).* in round 1, window \d+"):
         search(str(text), out=tmp_path / "run", **{**TINY, "norm": "none", "lr": 1e30})
+
+
+@pytest.fixture
+def overflowing(monkeypatch):
+    """Mixtures whose state overflows in evaluation, in the first round."""
+    real, evaluated = WeightedDagRNN.forward, []
+
+    def forward(self, x, h0=None):
+        output, h = real(self, x, h0)
+        evaluated.append(not self.training and self.cells.count == 3)  # later rounds have more networks
+        return (output * math.nan, h * math.nan) if evaluated[-1] else (output, h)
+
+    monkeypatch.setattr(WeightedDagRNN, "forward", forward)
+    return evaluated
+
+
+@pytest.mark.parametrize("score", ["weight", "held-out"])
+def test_a_mixture_that_overflows_in_validation_ends_no_search(text, tmp_path, overflowing, capsys, score):
+    run = tmp_path / "run"
+    assert search_main([str(text), *TINY_FLAGS, "--pool", "6", "--score", score, "--out", str(run)]) == 0
+    assert any(overflowing)
+    first, second, best = results(run)
+    assert first["valid_perplexity"] is None and second["valid_perplexity"] > 1
+    assert all(network["held_out_loss"] is None for network in first["networks"])
+    weights = [network["weight"] for network in first["networks"]]
+    assert weights == sorted(weights, reverse=True)
+    output = capsys.readouterr().out
+    assert output.count("validation perplexity of the mixture is not finite; going on") == 1
+    assert "holds NaN" not in output
+    assert best["mixture_valid_perplexity"] == second["valid_perplexity"]
+
+
+def test_a_search_whose_last_mixture_overflows_ends_and_goes_on(text, tmp_path, overflowing, monkeypatch, capsys):
+    """It says so in the end, and a search stopped in that validation is resumed past it."""
+    real = Search._validate
+
+    def validate(self):
+        self.interrupt.requested = signal.SIGTERM
+        return real(self)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "_validate", validate)
+        assert search_main([str(text), *TINY_FLAGS, "--pool", "3", "--out", str(run)]) == 128 + signal.SIGTERM
+    assert search_main(["--resume", str(run)]) == 0
+    assert "validation perplexity not finite" in capsys.readouterr().out
+    assert results(run)[-1]["mixture_valid_perplexity"] is None
+    assert "NaN" not in (run / "search.jsonl").read_text() + (run / "best.json").read_text()
+
+
+@pytest.mark.parametrize(("norm", "rows"), [("batch", 4), ("none", 2)])
+def test_a_mixture_is_validated_on_as_many_rows_as_it_is_normalised_over(text, tmp_path, monkeypatch, norm, rows):
+    seen = []
+    real = Search._validate
+
+    def validate(self):
+        seen.append(self.valid_stream.shape[1])
+        return real(self)
+
+    monkeypatch.setattr(Search, "_validate", validate)
+    search(str(text), out=tmp_path / "run", **{**TINY, "pool": 2, "norm": norm})
+    assert seen == [rows]
 
 
 def test_every_setting_of_the_run_is_recorded(text, tmp_path):

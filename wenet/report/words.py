@@ -62,10 +62,9 @@ def _search_summary(run: Run) -> Iterator[str]:
         )
     else:
         yield f"{searched} this one {_how_it_won(best)}. {_how_long_kept(best)}"
-        yield (
-            f"The mixture of the last round reaches a validation perplexity of {best['mixture_valid_perplexity']:.1f}. "
-            "That is of all its networks together, not of the cell."
-        )
+        valid = best["mixture_valid_perplexity"]
+        reached = "has no finite validation perplexity" if valid is None else f"reaches {valid:.1f} in validation"
+        yield f"The mixture of the last round {reached}. That is of all its networks together, not of the cell."
     if run.audit is not None:
         yield from _audit_summary(run.audit)
 
