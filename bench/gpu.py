@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import importlib.util
 import json
@@ -217,7 +216,7 @@ def on_gpu(operands: Operands, dtype: torch.dtype = torch.float32) -> Operands:
     names = ("pre", "h0", "weight_hidden", "weight_nodes", "mix")
     tensors: dict[str, Any] = {name: moved(getattr(operands, name)) for name in names}
     grad_output = operands.grad_output.to("cuda", dtype)
-    return replace(operands, cells=copy.deepcopy(operands.cells).cuda(), grad_output=grad_output, **tensors)
+    return replace(operands, grad_output=grad_output, **tensors)
 
 
 def prepare_on_gpu(name: str, operands: Operands) -> Contestant:

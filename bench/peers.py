@@ -82,9 +82,9 @@ class BatchedStep:
     """One time step of all cells as batched products, with a backward that autograd traces."""
 
     def __init__(self, operands: Operands) -> None:
-        cells = operands.cells
+        cells = operands.cells.tables(operands.pre.device)
         self.highway, self.norm = operands.case.form == "highway", operands.case.norm == "batch"
-        self.networks = torch.arange(cells.count, device=cells.ancestor.device)
+        self.networks = torch.arange(operands.cells.count, device=operands.pre.device)
         self.ancestors = list(cells.ancestor.long().unbind(1))  # [n] each
         self.kinds = [  # [n, 1, 1] each: whether a network's node has this activation
             {name: (column == ACTIVATIONS.index(name))[:, None, None] for name in FUNCTIONS}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from wenet_kernels import ACTIVATIONS, WenetError, activation_names, check_choice
-from wenet_kernels.cells import check_cell
+from wenet_kernels.cells import cell_text, check_cell, read_cell
 
 
 @dataclass(frozen=True, init=False)
@@ -47,10 +46,7 @@ class Genotype:
 
     def __str__(self) -> str:
         """One line, such as "tanh0 relu1 relu1"; nodes are named only where not all of them are averaged."""
-        text = " ".join(f"{activation}{ancestor}" for activation, ancestor in self.recurrent)
-        if len(self.concat) == self.nodes:
-            return text
-        return f"{text} mean {','.join(map(str, self.concat))}"
+        return cell_text(self.recurrent, self.concat)
 
     @classmethod
     def from_text(cls, text: str) -> Genotype:
@@ -59,11 +55,7 @@ class Genotype:
         Raises:
             WenetError: the text is no cell.
         """
-        match = re.fullmatch(r"((?:[a-z]+\d+\s*)+?)(?:\s*\bmean\s+(\d+(?:,\d+)*))?", text.strip())
-        if match is None:
-            raise WenetError(f"{text!r} is no cell; write it like 'tanh0 relu1 relu1 mean 2,3'")
-        pairs = [(name, int(ancestor)) for name, ancestor in re.findall(r"([a-z]+)(\d+)", match[1])]
-        return cls(pairs, map(int, match[2].split(",")) if match[2] else None)
+        return cls(*read_cell(text))
 
     def to_dict(self) -> dict[str, Any]:
         return {"recurrent": [list(pair) for pair in self.recurrent], "concat": list(self.concat)}

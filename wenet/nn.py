@@ -71,7 +71,7 @@ class DagRNN(nn.Module):
         if num_layers < 1:
             raise WenetError(f"num_layers must be at least 1, not {num_layers}")
         _check_probability("dropout", dropout)
-        self.cells = CellBatch.from_genotypes([genotype]).to(device)
+        self.cells = CellBatch.from_genotypes([genotype])
         width = 2 * hidden_size if form == "highway" else hidden_size
         for layer in range(num_layers):
             below = input_size if layer == 0 else hidden_size

@@ -1,12 +1,14 @@
-"""Cells as integer tables: what every backend reads instead of Python genotypes."""
+"""Cells as text and as integer tables: what every backend reads instead of Python genotypes."""
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wenet_kernels.activations import activation_names, registered_among
 from wenet_kernels.errors import WenetError
@@ -45,63 +47,117 @@ def check_cell(recurrent: Sequence[tuple[str, int]], concat: Sequence[int]) -> N
             raise WenetError(f"concat names node {node}; it must lie in 1..{nodes}")
 
 
-class CellBatch(nn.Module):
-    """`n` cells of `L` nodes each, as integer tables that move between devices with the module that owns them.
+def cell_text(recurrent: Sequence[tuple[str, int]], concat: Sequence[int]) -> str:
+    """One line, such as "tanh0 relu1 relu1"; nodes are named only where not all of them are averaged."""
+    text = " ".join(f"{activation}{ancestor}" for activation, ancestor in recurrent)
+    if len(concat) == len(recurrent):
+        return text
+    return f"{text} mean {','.join(map(str, concat))}"
+
+
+def read_cell(text: str) -> tuple[list[tuple[str, int]], list[int]]:
+    """The pairs and `concat` that `cell_text` wrote, checked.
+
+    Raises:
+        WenetError: the text is not a valid cell.
+    """
+    match = re.fullmatch(r"((?:[a-z]+\d{1,9}\s*)+?)(?:\s*\bmean\s+(\d{1,9}(?:,\d{1,9})*))?", text.strip())
+    if match is None:
+        raise WenetError(f"{text!r} is no cell; write it like 'tanh0 relu1 relu1 mean 2,3'")
+    recurrent = [(name, int(ancestor)) for name, ancestor in re.findall(r"([a-z]+)(\d+)", match[1])]
+    concat = [int(node) for node in match[2].split(",")] if match[2] else list(range(1, len(recurrent) + 1))
+    check_cell(recurrent, concat)
+    return recurrent, concat
+
+
+class Tables(NamedTuple):
+    """Cells as integers, `[n, L]` int32 each."""
+
+    ancestor: Tensor  # node j in 0..i-1 that node i = 1..L reads
+    activation: Tensor  # index into `activation_names()`
+    concat: Tensor  # 1 where the node is averaged into the output
+
+
+class CellBatch:
+    """`n` cells of `L` nodes each.
+
+    A value: it holds a text, from which every device's tables are made once. So no tool that empties, moves or copies
+    the tensors of a model can leave tables that are wrong.
+
+    Args:
+        text: the cells as `cell_text` writes them, separated by semicolons.
 
     Attributes:
-        ancestor: `[n, L]` int32, node j in 0..i-1 that node i = 1..L reads.
-        activation: `[n, L]` int32, index into `activation_names()`.
-        concat: `[n, L]` int32, 1 where the node is averaged into the output.
+        text: as given.
+        count: number of cells, `n`.
+        nodes: number of nodes of each cell, `L`.
         registered: names of the activations that were registered, among those of the cells.
+
+    Raises:
+        WenetError: no cell, an invalid cell, or cells of different numbers of nodes.
+
+    Example:
+        >>> CellBatch("tanh0 relu1; relu0 sigmoid0 mean 2").tables("cpu").ancestor
+        tensor([[0, 1],
+                [0, 0]], dtype=torch.int32)
     """
 
-    ancestor: Tensor
-    activation: Tensor
-    concat: Tensor
-
-    def __init__(self, ancestor: Tensor, activation: Tensor, concat: Tensor, registered: tuple[str, ...] = ()) -> None:
-        super().__init__()
-        self.registered = registered
-        # Not persistent: the tables follow from the genotypes, so a state_dict holds parameters alone.
-        self.register_buffer("ancestor", ancestor, persistent=False)
-        self.register_buffer("activation", activation, persistent=False)
-        self.register_buffer("concat", concat, persistent=False)
+    def __init__(self, text: str) -> None:
+        rows = _rows(text, activation_names())
+        self.text = text
+        self.count, self.nodes, self.registered = len(rows.ancestor), len(rows.ancestor[0]), rows.registered
 
     @classmethod
     def from_genotypes(cls, genotypes: Sequence[CellDescription]) -> CellBatch:
-        """Check the cells once and tabulate them.
+        """Check the cells and write them down.
 
         Raises:
-            WenetError: no cell, an invalid cell, or cells of different numbers of nodes.
+            WenetError: as the class.
         """
-        if not genotypes:
-            raise WenetError("a batch of cells needs at least one genotype")
         for genotype in genotypes:
             check_cell(genotype.recurrent, genotype.concat)
-        lengths = {len(genotype.recurrent) for genotype in genotypes}
-        if len(lengths) > 1:
-            raise WenetError(f"cells of one batch need the same number of nodes, these have {sorted(lengths)}")
-        nodes = range(1, lengths.pop() + 1)
-        return cls(
-            _table([[ancestor for _, ancestor in genotype.recurrent] for genotype in genotypes]),
-            _table([[activation_names().index(name) for name, _ in genotype.recurrent] for genotype in genotypes]),
-            _table([[int(node in genotype.concat) for node in nodes] for genotype in genotypes]),
-            registered_among(name for genotype in genotypes for name, _ in genotype.recurrent),
-        )
+        return cls("; ".join(cell_text(genotype.recurrent, genotype.concat) for genotype in genotypes))
 
-    @property
-    def count(self) -> int:
-        """Number of cells, `n`."""
-        return self.ancestor.shape[0]
+    def tables(self, device: torch.device | str) -> Tables:
+        """The cells as integers on a device, the same tensors at every call."""
+        return _tables(self.text, activation_names(), torch.device(device))
 
-    @property
-    def nodes(self) -> int:
-        """Number of nodes of each cell, `L`."""
-        return self.ancestor.shape[1]
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CellBatch) and self.text == other.text
 
-    def extra_repr(self) -> str:
-        return f"count={self.count}, nodes={self.nodes}"
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"CellBatch({self.text!r})"
 
 
-def _table(rows: list[list[int]]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int32)
+class _Rows(NamedTuple):
+    ancestor: list[list[int]]
+    activation: list[list[int]]
+    concat: list[list[int]]
+    registered: tuple[str, ...]
+
+
+# Nothing is forgotten: a CUDA graph that was recorded reads the tables where they lie.
+@functools.cache
+def _rows(text: str, names: tuple[str, ...]) -> _Rows:
+    if not text.strip():
+        raise WenetError("a batch of cells needs at least one genotype")
+    cells = [read_cell(cell) for cell in text.split(";")]
+    lengths = {len(recurrent) for recurrent, _ in cells}
+    if len(lengths) > 1:
+        raise WenetError(f"cells of one batch need the same number of nodes, these have {sorted(lengths)}")
+    nodes = range(1, lengths.pop() + 1)
+    return _Rows(
+        [[ancestor for _, ancestor in recurrent] for recurrent, _ in cells],
+        [[names.index(name) for name, _ in recurrent] for recurrent, _ in cells],
+        [[int(node in concat) for node in nodes] for _, concat in cells],
+        registered_among(name for recurrent, _ in cells for name, _ in recurrent),
+    )
+
+
+@functools.cache
+def _tables(text: str, names: tuple[str, ...], device: torch.device) -> Tables:
+    with torch.inference_mode(False):  # a tensor made in that mode could not be differentiated around later
+        return Tables(*(torch.tensor(rows, dtype=torch.int32, device=device) for rows in _rows(text, names)[:3]))

@@ -168,6 +168,8 @@ def _recurrence(r: Recurrence) -> _native.Recurrence:
         value = getattr(r, field.name)
         if isinstance(value, Tensor):
             setattr(native, field.name, value.data_ptr())
+    for name, table in r.tables._asdict().items():
+        setattr(native, name, table.data_ptr())
     return native
 
 

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from dataclasses import fields
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -156,7 +157,7 @@ def dag_rnn(
         weight_hidden: `[n, H, G]`.
         weight_nodes: `[n, L, H, G]`.
         mix: `[n]`, softmax weights that sum to one; None with independent coupling.
-        cells: the cells' tables, on the device of `pre`.
+        cells: the cells.
         form: "highway" (every node gated) or "plain" (eqs. 1-3 as printed).
         mask_h: `[M, H]`, variational dropout on the input of every hidden product; scaled by 1 / (1 - p) already.
         norm: "batch" normalises every state over the M rows; a pair (mean, var), `[n, L+1, H]` each, normalises with
@@ -187,9 +188,8 @@ def dag_rnn(
     trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
     keep = trained or torch.jit.is_tracing()  # a trace made without gradients may be trained all the same
     output, _, mean, var = torch.ops.wenet_kernels.dag_rnn(
-        pre, h0, weight_hidden, weight_nodes, mix, cells.ancestor, cells.activation, cells.concat, mask_h,
-        running_mean, running_var, form, mode, precision, all_ranks, keep, backend,
-    )  # fmt: skip
+        *operands, cells.text, form, mode, precision, all_ranks, keep, backend
+    )
     return (output, (mean.detach(), var.detach())) if mode == "batch" else output
 
 
@@ -233,39 +233,26 @@ def _check_shapes(operands: tuple[Tensor | None, ...], cells: CellBatch, form: s
             raise WenetError(f"{name} must have shape {list(shape)} with {count} {form} cells, not {found}")
         if operand.dtype != pre.dtype or operand.device != pre.device:
             raise WenetError(f"{name} is {operand.dtype} on {operand.device}, but pre is {pre.dtype} on {pre.device}")
-    if cells.ancestor.device != pre.device:
-        raise WenetError(f"the cells are on {cells.ancestor.device}, but pre is on {pre.device}; use cells.to(device)")
     if norm == "batch" and rows < 2:
         raise WenetError("batch normalisation needs at least 2 rows in the data batch, this one has 1")
 
 
-@torch.library.custom_op("wenet_kernels::dag_rnn", mutates_args=())
-def _dag_rnn(
-    pre: Tensor,
-    h0: Tensor,
-    weight_hidden: Tensor,
-    weight_nodes: Tensor,
-    mix: Tensor | None,
-    ancestor: Tensor,
-    activation: Tensor,
-    concat: Tensor,
-    mask_h: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    form: str,
-    norm: str,
-    precision: str,
-    all_ranks: bool,
-    keep: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r = Recurrence(
-        pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation, concat, mask_h, running_mean, running_var,
-        form, norm, precision, all_ranks,
-    )  # fmt: skip
+# The operands of the operators, as their schemas name them.
+_TYPES = {"Tensor": "Tensor", "Tensor | None": "Tensor?", "str": "str", "bool": "bool"}
+_OPERANDS = ", ".join(f"{_TYPES[str(field.type)]} {field.name}" for field in fields(Recurrence))
+_EVALUATION = ", ".join(f"Tensor {name}" for name in Evaluation._fields)
+_GRADIENTS = ", ".join(f"Tensor {name}" for name in Gradients._fields)
+
+
+@torch.library.custom_op(
+    "wenet_kernels::dag_rnn", mutates_args=(), schema=f"({_OPERANDS}, bool keep, str backend) -> ({_EVALUATION})"
+)
+def _dag_rnn(*arguments: Any) -> Evaluation:
+    *operands, keep, backend = arguments
+    r = Recurrence(*operands)
     evaluation = _BACKENDS[backend].forward(r, keep)
     _check_finite(r, evaluation.output)
-    return evaluation.output, evaluation.activated, evaluation.mean, evaluation.var
+    return evaluation
 
 
 def _check_finite(r: Recurrence, output: Tensor) -> None:
@@ -279,80 +266,64 @@ def _check_finite(r: Recurrence, output: Tensor) -> None:
 
 
 @_dag_rnn.register_fake
-def _(
-    pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation, concat, mask_h, running_mean, running_var,
-    form, norm, precision, all_ranks, keep, backend,
-):  # fmt: skip
-    steps, networks, rows, _ = pre.shape
-    hidden, nodes = h0.shape[-1], weight_nodes.shape[1]
-    kept = _BACKENDS[backend].kept_shape(steps, networks, rows, hidden, nodes, form, pre.dtype, precision)
-    statistics = (steps, networks, nodes + 1, hidden) if norm == "batch" else (0,)
-    return (
-        pre.new_empty(steps, *h0.shape),
-        pre.new_empty(kept if keep else (0,)),
-        pre.new_empty(statistics),
-        pre.new_empty(statistics),
+def _(*arguments: Any) -> Evaluation:
+    *operands, keep, backend = arguments
+    r = Recurrence(*operands)
+    steps, networks, _, hidden, nodes = r.sizes
+    kept = _BACKENDS[backend].kept_shape(*r.sizes, r.form, r.pre.dtype, r.precision)
+    statistics = (steps, networks, nodes + 1, hidden) if r.norm == "batch" else (0,)
+    return Evaluation(
+        r.pre.new_empty(steps, *r.h0.shape),
+        r.pre.new_empty(kept if keep else (0,)),
+        r.pre.new_empty(statistics),
+        r.pre.new_empty(statistics),
     )
 
 
-@torch.library.custom_op("wenet_kernels::dag_rnn_backward", mutates_args=())
-def _dag_rnn_backward(
-    grad_output: Tensor,
-    output: Tensor,
-    activated: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    pre: Tensor,
-    h0: Tensor,
-    weight_hidden: Tensor,
-    weight_nodes: Tensor,
-    mix: Tensor | None,
-    ancestor: Tensor,
-    activation: Tensor,
-    concat: Tensor,
-    mask_h: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    form: str,
-    norm: str,
-    precision: str,
-    all_ranks: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    r = Recurrence(
-        pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation, concat, mask_h, running_mean, running_var,
-        form, norm, precision, all_ranks,
-    )  # fmt: skip
-    grads = _BACKENDS[backend].backward(r, Evaluation(output, activated, mean, var), grad_output)
-    return grads.pre, grads.h0, grads.weight_hidden, grads.weight_nodes, grads.mix
+@torch.library.custom_op(
+    "wenet_kernels::dag_rnn_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_output, {_EVALUATION}, {_OPERANDS}, str backend) -> ({_GRADIENTS})",
+)
+def _dag_rnn_backward(grad_output: Tensor, *arguments: Any) -> Gradients:
+    evaluation, operands, backend = _split(arguments)
+    return _BACKENDS[backend].backward(Recurrence(*operands), Evaluation(*evaluation), grad_output)
 
 
 @_dag_rnn_backward.register_fake
-def _(
-    grad_output, output, activated, mean, var, pre, h0, weight_hidden, weight_nodes, mix, ancestor, activation,
-    concat, mask_h, running_mean, running_var, form, norm, precision, all_ranks, backend,
-):  # fmt: skip
-    grad_mix = pre.new_empty(0 if mix is None else mix.shape)
-    contiguous = (x.new_empty(x.shape) for x in (h0, weight_hidden, weight_nodes))
-    return torch.empty_like(pre), *contiguous, grad_mix
+def _(grad_output: Tensor, *arguments: Any) -> Gradients:
+    r = Recurrence(*_split(arguments)[1])
+    return Gradients(
+        torch.empty_like(r.pre),
+        r.h0.new_empty(r.h0.shape),
+        r.weight_hidden.new_empty(r.weight_hidden.shape),
+        r.weight_nodes.new_empty(r.weight_nodes.shape),
+        r.pre.new_empty(0 if r.mix is None else r.mix.shape),
+    )
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.form, ctx.norm, ctx.precision, ctx.all_ranks, _, ctx.backend = inputs
+def _split(arguments: Sequence[Any]) -> tuple[Sequence[Tensor], Sequence[Any], str]:
+    """What forward left, the operands, and the backend."""
+    kept = len(Evaluation._fields)
+    return arguments[:kept], arguments[kept:-1], arguments[-1]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
+    *operands, _, ctx.backend = inputs
+    tensors = [operand for operand in operands if operand is None or isinstance(operand, Tensor)]
+    ctx.options, ctx.weighted = operands[len(tensors) :], tensors[4] is not None
     ctx.save_for_backward(*output, *tensors)
     ctx.set_materialize_grads(False)  # or zeros as large as all that forward kept would be filled in for nothing
 
 
-def _backward(ctx, grad_output, _activated, _mean, _var):
+def _backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    without = (None,) * (len(fields(Recurrence)) + 2)
     if grad_output is None:
-        return (None,) * 17
-    output, activated, mean, var, *tensors = ctx.saved_tensors
+        return without
     grads = torch.ops.wenet_kernels.dag_rnn_backward(
-        grad_output.contiguous(), output, activated, mean, var, *tensors, ctx.form, ctx.norm, ctx.precision,
-        ctx.all_ranks, ctx.backend,
-    )  # fmt: skip
-    grad_mix = None if tensors[4] is None else grads[4]
-    return (*grads[:4], grad_mix, *(None,) * 12)
+        grad_output.contiguous(), *ctx.saved_tensors, *ctx.options, ctx.backend
+    )
+    return *grads[:4], grads[4] if ctx.weighted else None, *without[len(grads) :]
 
 
 _dag_rnn.register_autograd(_backward, setup_context=_setup_context)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
+
+from wenet_kernels.cells import CellBatch, Tables
 
 # Added to the variance before its root is taken, as in `torch.nn.BatchNorm1d`.
 NORM_EPS = 1e-5
@@ -24,16 +27,31 @@ class Recurrence:
     weight_hidden: Tensor  # [n, H, G]
     weight_nodes: Tensor  # [n, L, H, G]
     mix: Tensor | None  # [n], or None where the networks are independent
-    ancestor: Tensor  # [n, L] int32
-    activation: Tensor  # [n, L] int32
-    concat: Tensor  # [n, L] int32, 0 or 1
     mask_h: Tensor | None  # [M, H]
     running_mean: Tensor | None  # [n, L+1, H], given where norm == "running"
     running_var: Tensor | None  # [n, L+1, H]
+    cells: str  # `CellBatch.text`
     form: str  # "highway" or "plain"
     norm: str  # "none", "batch" or "running"
     precision: str  # of the products' factors: "full", "tf32" or "bf16"
     all_ranks: bool = False  # whether other processes' networks are part of the mixture, in every step
+
+    @cached_property
+    def tables(self) -> Tables:
+        """Of the cells, where the operands are."""
+        return CellBatch(self.cells).tables(self.pre.device)
+
+    @property
+    def ancestor(self) -> Tensor:
+        return self.tables.ancestor
+
+    @property
+    def activation(self) -> Tensor:
+        return self.tables.activation
+
+    @property
+    def concat(self) -> Tensor:
+        return self.tables.concat
 
     @property
     def highway(self) -> bool:

@@ -62,8 +62,7 @@ def reference_results(o: Case) -> list[Tensor]:
     mean, var = o.norm if isinstance(o.norm, tuple) else (None, None)
     norm = "running" if isinstance(o.norm, tuple) else o.norm or "none"
     operands = [None if x is None else x.detach() for x in (o.pre, o.h0, o.weight_hidden, o.weight_nodes, o.mix)]
-    tables = (o.cells.ancestor, o.cells.activation, o.cells.concat)
-    r = Recurrence(*operands, *tables, o.mask_h, mean, var, o.form, norm, "full")
+    r = Recurrence(*operands, o.mask_h, mean, var, o.cells.text, o.form, norm, "full")
     evaluation = reference.forward(r, keep=True)
     grads = reference.backward(r, evaluation, grad_output(o, evaluation.output.shape))
     return [evaluation.output, *(grad for grad in grads if grad.numel())]

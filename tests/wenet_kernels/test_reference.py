@@ -1,5 +1,8 @@
 """The reference backend against the equations written a second time, network by network and step by step."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -87,9 +90,8 @@ def test_opcheck(coupling, norm):
     o = make_case((2, 2, 3, 4, 2, "highway", coupling, None if norm == "none" else norm, True))
     torch.library.opcheck(
         torch.ops.wenet_kernels.dag_rnn.default,
-        (o.pre, o.h0, o.weight_hidden, o.weight_nodes, o.mix, o.cells.ancestor, o.cells.activation, o.cells.concat,
-         o.mask_h, None, None, "highway", norm, "full", False, True, "reference"),
-    )  # fmt: skip
+        (*o.positional[:5], o.mask_h, None, None, o.cells.text, "highway", norm, "full", False, True, "reference"),
+    )
 
 
 def test_compiles_into_one_graph():
@@ -255,10 +257,22 @@ class TestCellBatch:
 
     def test_tables(self):
         cells = CellBatch.from_genotypes([self.Cell([("relu", 0), ("identity", 1)], [2])])
-        assert cells.ancestor.tolist() == [[0, 1]]
-        assert [ACTIVATIONS[code] for code in cells.activation[0]] == ["relu", "identity"]
-        assert cells.concat.tolist() == [[0, 1]]
-        assert not cells.state_dict()
+        tables = cells.tables("cpu")
+        assert tables.ancestor.tolist() == [[0, 1]]
+        assert [ACTIVATIONS[code] for code in tables.activation[0]] == ["relu", "identity"]
+        assert tables.concat.tolist() == [[0, 1]]
+        assert (cells.count, cells.nodes, cells.registered) == (1, 2, ())
+
+    @pytest.mark.parametrize("text", ["", "tanh", "tanh0; ", "tanh0 mean 2", "tanh1", f"tanh{'9' * 5000}", "swish0"])
+    def test_a_text_that_is_no_batch_of_cells(self, text):
+        with pytest.raises(WenetError):
+            CellBatch(text)
+
+    def test_is_a_value(self):
+        cells = CellBatch("tanh0 relu1; relu0 sigmoid0 mean 2")
+        for copied in (copy.deepcopy(cells), pickle.loads(pickle.dumps(cells)), CellBatch(cells.text)):
+            assert copied == cells and hash(copied) == hash(cells)
+            assert copied.tables("cpu") is cells.tables("cpu")
 
     def test_needs_equal_lengths_and_some_cell(self):
         one, two = self.Cell([("tanh", 0)], [1]), self.Cell([("tanh", 0), ("tanh", 0)], [1])
