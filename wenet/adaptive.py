@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wenet.data import batchify
 from wenet.nn import LanguageModel
 from wenet.training import exponential, window, windows_per_epoch
 
@@ -32,19 +33,21 @@ class Dynamic:
     """Dynamic evaluation (Krause et al. 2018): after each segment a step of gradient descent on it, and a pull back.
 
     Each parameter's step is divided by, and its pull multiplied with, the root mean square that its gradient had on
-    the training text.
+    the training text. The defaults are those of the authors' code, for one stream of text and statistics of windows of
+    `STATISTICS_ROWS` streams and as many steps as a segment; those printed in the paper are of another scaling.
 
     Attributes:
-        lr, decay: of the step and of the pull towards the trained weights.
+        lr, decay: of the step and of the pull towards the trained weights; eta and lambda in the paper.
         segment: time steps.
     """
 
-    lr: float = 2e-3
-    decay: float = 0.02
+    lr: float = 5e-5
+    decay: float = 0.002
     segment: int = 5
 
 
 DYNAMIC_EPS = 2e-5  # added to the root mean square, as published
+STATISTICS_ROWS = 100  # text streams side by side that gradients are measured on
 
 
 @torch.no_grad()
@@ -78,38 +81,50 @@ def _log_cache(raw: Tensor, states: Tensor, words: Tensor, targets: Tensor, cach
     return log_hits.masked_fill(beyond.all(-1), math.nan)
 
 
-def dynamic_perplexity(
-    model: LanguageModel, train_stream: Tensor, stream: Tensor, bptt: int, dynamic: Dynamic
-) -> float:
-    """Perplexity of a stream `[steps, M]` from weights that follow it; afterwards the weights are as before."""
+def dynamic_perplexity(model: LanguageModel, train_stream: Tensor, stream: Tensor, dynamic: Dynamic) -> float:
+    """Perplexity of a stream `[steps, M]` from weights that follow it; afterwards, and after an error, the weights are
+    as before.
+
+    Args:
+        train_stream: `[steps, STATISTICS_ROWS]` of the training text. Other numbers of rows there or in `stream` scale
+            the gradients otherwise and ask for another rate.
+    """
     model.eval()
-    trained = [parameter.detach().clone() for parameter in model.parameters()]
-    scales = _gradient_scales(model, train_stream, bptt)
-    mean_scale = sum(float(scale.sum()) for scale in scales) / sum(scale.numel() for scale in scales)
+    parameters = list(model.parameters())
+    trained = [parameter.detach().clone() for parameter in parameters]
+    scales = _gradient_scales(model, train_stream, dynamic.segment)
+    mean_scale = sum(float(scale.mean()) for scale in scales) / len(scales)  # of all tensors alike, large and small
+    pulls = [(dynamic.decay / mean_scale * scale).clamp(max=1.0) for scale in scales]
     total, h = 0.0, None
-    for index in range(windows_per_epoch(stream, dynamic.segment)):
-        tokens, targets = window(stream, dynamic.segment, index)
-        loss, cross_entropy, state = model.loss(tokens, targets, h)
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
+    try:
+        for index in range(windows_per_epoch(stream, dynamic.segment)):
+            tokens, targets = window(stream, dynamic.segment, index)
+            loss, cross_entropy, state = model.loss(tokens, targets, h)
+            gradients = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():
+                for p, gradient, scale, pull, origin in zip(parameters, gradients, scales, pulls, trained, strict=True):
+                    p.add_(pull * (origin - p) - dynamic.lr * gradient / (scale + DYNAMIC_EPS))
+            total += float(cross_entropy) * targets.numel()
+            h = state.detach()
+    finally:
         with torch.no_grad():
-            for parameter, gradient, scale, origin in zip(model.parameters(), gradients, scales, trained, strict=True):
-                pull = (dynamic.decay / mean_scale * scale).clamp(max=1.0)
-                step = dynamic.lr * gradient / (scale + DYNAMIC_EPS)
-                parameter.add_(pull * (origin - parameter) - step)
-        total += float(cross_entropy) * targets.numel()
-        h = state.detach()
-    with torch.no_grad():
-        for parameter, origin in zip(model.parameters(), trained, strict=True):
-            parameter.copy_(origin)
+            for parameter, origin in zip(parameters, trained, strict=True):
+                parameter.copy_(origin)
     return exponential(total / stream[1:].numel())
 
 
-def _gradient_scales(model: LanguageModel, train_stream: Tensor, bptt: int) -> list[Tensor]:
+def statistics_stream(tokens: Tensor, segment: int) -> Tensor:
+    """The training text `[tokens]` as `[steps, STATISTICS_ROWS]`, of fewer rows where it is too short for a segment of
+    each."""
+    return batchify(tokens, max(1, min(STATISTICS_ROWS, len(tokens) // (segment + 1))))
+
+
+def _gradient_scales(model: LanguageModel, train_stream: Tensor, segment: int) -> list[Tensor]:
     """Root mean square of every parameter's gradient over the windows of the training text."""
     squares = [torch.zeros_like(parameter) for parameter in model.parameters()]
-    windows, h = windows_per_epoch(train_stream, bptt), None
+    windows, h = windows_per_epoch(train_stream, segment), None
     for index in range(windows):
-        loss, _, state = model.loss(*window(train_stream, bptt, index), h)
+        loss, _, state = model.loss(*window(train_stream, segment, index), h)
         for square, gradient in zip(squares, torch.autograd.grad(loss, list(model.parameters())), strict=True):
             square.addcmul_(gradient, gradient, value=1 / windows)
         h = state.detach()

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from wenet.adaptive import Cache, Dynamic, cache_perplexity, dynamic_perplexity
+from wenet.adaptive import Cache, Dynamic, cache_perplexity, dynamic_perplexity, statistics_stream
 from wenet.checkpoint import RunFolder
 from wenet.config import TrainConfig, resolve_train_config
 from wenet.console import Console, duration
@@ -47,7 +47,7 @@ def evaluate(
         data_dir, console: as in `train`.
         cache, dynamic: adapt to the text while reading it, in one way or the other.
         settings: eval_batch, test_batch, backend, device, precision; the run's own by default, but backend and device
-            what this machine has.
+            what this machine has, and for dynamic evaluation one stream of text.
 
     Returns:
         For each part the perplexity, the tokens predicted (all but the first of each stream, and but the few that do
@@ -71,7 +71,7 @@ def evaluate(
             held_out = encode_held_out(dataset, as_path(data_dir), corpus.vocabulary)
         _, tensors = run.load_best()
         model = trained_model(config, genotype, len(corpus.vocabulary), tensors).to(config.device)
-        measure = _measure(model, config, batchify(corpus.train, config.data_batch).to(config.device), cache, dynamic)
+        measure = _measure(model, config, corpus.train, cache, dynamic)
         record: dict[str, Any] = {
             "dataset": dataset or stored.dataset,
             "precision": config.precision,
@@ -80,7 +80,8 @@ def evaluate(
         }
         mend = "lower --dynamic-lr" if dynamic else "measure it with --precision fp32 or fp64, or train it anew"
         unknown = corpus.vocabulary.index(UNKNOWN) if UNKNOWN in corpus.vocabulary else None
-        for part, rows in (("valid", config.eval_batch), ("test", config.test_batch)):
+        for part, setting in (("valid", "eval_batch"), ("test", "test_batch")):
+            rows = settings.get(setting, 1) if dynamic else getattr(config, setting)
             stream = batchify(held_out[part], rows).to(config.device)
             record[part] = _score(measure, part, stream, unknown, mend)
             console.say(_describe(part, record[part], rows))
@@ -89,13 +90,14 @@ def evaluate(
 
 
 def _measure(
-    model: LanguageModel, config: TrainConfig, train_stream: Tensor, cache: Cache | None, dynamic: Dynamic | None
+    model: LanguageModel, config: TrainConfig, train: Tensor, cache: Cache | None, dynamic: Dynamic | None
 ) -> Callable[[Tensor], float]:
     """Perplexity of a stream in the way asked for."""
     if cache is not None:
         return lambda stream: cache_perplexity(model, stream, config.bptt, cache)
     if dynamic is not None:
-        return lambda stream: dynamic_perplexity(model, train_stream, stream, config.bptt, dynamic)
+        train_stream = statistics_stream(train, dynamic.segment).to(config.device)
+        return lambda stream: dynamic_perplexity(model, train_stream, stream, dynamic)
     return lambda stream: perplexity(model, stream, config.bptt)
 
 

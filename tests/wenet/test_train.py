@@ -395,7 +395,8 @@ def test_evaluation_reports_the_perplexities_of_the_run(text, tmp_path, whole, c
         assert eval_main([str(whole), *flags_of_evaluation]) == 0
     *_, cached, dynamic = [json.loads(line) for line in (whole / "eval.jsonl").read_text().splitlines()]
     assert cached["cache"] == {"length": 50, "flatness": 0.3, "share": 0.2}
-    assert dynamic["dynamic"]["lr"] == 2e-3
+    assert dynamic["dynamic"]["lr"] == 5e-5
+    assert dynamic["valid"]["tokens_predicted"] == tokens - 1  # of one stream, not two
     plain, *adapted = (record["test"]["perplexity"] for record in (double, cached, dynamic))
     assert all(value != pytest.approx(plain, rel=1e-6) for value in adapted)
     assert "predicted tokens" in capsys.readouterr().out
