@@ -329,8 +329,9 @@ PAPER_LSTM: dict[str, Any] = {
     "temporal_activation_reg": 1.0,
     "init_range": 0.1,
 }
-PAPER_LSTM_WIKITEXT_2: dict[str, Any] = {"epochs": 750, "dropout_x": 0.2, "dropout_embedding": 0.65}
+PAPER_LSTM_WIKITEXT_2: dict[str, Any] = {"epochs": 750, "data_batch": 80, "dropout_x": 0.2, "dropout_embedding": 0.65}
 PAPER_LSTM_SKIP: dict[str, Any] = {"hidden": 720, "embedding": 720, "layers": 4}
+PAPER_LSTM_SKIP_WIKITEXT_2: dict[str, Any] = {"hidden": 490, "embedding": 490}
 PAPER_LSTM_MOS: dict[str, Any] = {
     "hidden": 960,
     "embedding": 280,
@@ -359,7 +360,7 @@ def _paper_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         return {**(PAPER_WIKITEXT_2 if wikitext else {}), **(PAPER_RHN if cell == "rhn" else {})}
     settings = {**PAPER_LSTM, **(PAPER_LSTM_WIKITEXT_2 if wikitext else {})}
     if cell == "lstm-skip":
-        settings |= PAPER_LSTM_SKIP
+        settings |= {**PAPER_LSTM_SKIP, **(PAPER_LSTM_SKIP_WIKITEXT_2 if wikitext else {})}
     elif given.get("softmax") == "mos":
         settings |= {**PAPER_LSTM_MOS, **(PAPER_LSTM_MOS_WIKITEXT_2 if wikitext else {})}
     return settings

@@ -50,8 +50,10 @@ def test_parameter_counts_are_the_published_ones(vocabulary, size, genotype, for
         ({"cell": "lstm"}, 10_000, 24),
         ({"cell": "lstm", "dataset": "wikitext-2"}, 33_278, 33),
         ({"cell": "lstm-skip"}, 10_000, 24),
+        ({"cell": "lstm-skip", "dataset": "wikitext-2"}, 33_278, 24),
         ({"cell": "rhn"}, 10_000, 23),
         ({"cell": "lstm", "softmax": "mos"}, 10_000, 22),
+        ({"cell": "lstm", "softmax": "mos", "dataset": "wikitext-2"}, 33_278, 35),  # Yang et al.; 33 in the paper
         ({"cell": "darts-v1"}, 10_000, 23),
         ({"cell": "enas-lm"}, 10_000, 23),
         ({"cell": "naonet-ws"}, 10_000, 27),

@@ -454,15 +454,34 @@ def test_architectures_train_stop_and_resume(text, tmp_path, monkeypatch, settin
     assert evaluate(tmp_path / "run")["test"]["perplexity"] == result.test_perplexity < 60
 
 
-def test_settings_of_an_lstm():
-    lstm = resolve_train_config("paper", {"cell": "lstm"})
-    assert (lstm.embedding, lstm.hidden, lstm.layers, lstm.bptt, lstm.data_batch, lstm.lr) == (400, 1150, 3, 70, 20, 30)
-    assert (lstm.activation_reg, lstm.temporal_activation_reg, lstm.dropout_h) == (2, 1, 0.5)
-    mixture = resolve_train_config("paper", {"cell": "lstm", "softmax": "mos"})
-    assert (mixture.embedding, mixture.hidden, mixture.last_hidden, mixture.experts) == (280, 960, 620, 15)
-    assert (mixture.epochs, mixture.lr, mixture.data_batch) == (1000, 20, 12)
-    wikitext = resolve_train_config("paper", {"cell": "lstm", "softmax": "mos", "dataset": "wikitext-2"})
-    assert (wikitext.embedding, wikitext.hidden, wikitext.last_hidden, wikitext.lr) == (300, 1150, 650, 15)
+# What the commands in the READMEs of awd-lstm-lm and mos and the defaults of their main.py come to, for Penn Treebank
+# and WikiText-2. Their dropouti is that of the embedding, dropouth of what a layer hands on, wdrop of hidden weights,
+# dropoute of words, dropoutl of the experts' contexts.
+AWD_LSTM = {
+    "embedding": 400, "hidden": 1150, "layers": 3, "lr": 30, "clip": 0.25, "bptt": 70, "dropout_output": 0.4,
+    "dropout_h": 0.5, "dropout_word": 0.1, "activation_reg": 2, "temporal_activation_reg": 1, "weight_decay": 1.2e-6,
+    "nonmonotone": 5, "eval_batch": 10, "test_batch": 1,
+}  # fmt: skip
+AWD_LSTM_PTB = {**AWD_LSTM, "data_batch": 20, "dropout_embedding": 0.4, "dropout_x": 0.25, "epochs": 500}
+AWD_LSTM_WT2 = {**AWD_LSTM, "data_batch": 80, "dropout_embedding": 0.65, "dropout_x": 0.2, "epochs": 750}
+MOS_PTB = {
+    **AWD_LSTM, "embedding": 280, "hidden": 960, "last_hidden": 620, "experts": 15, "dropout_latent": 0.29, "lr": 20,
+    "epochs": 1000, "data_batch": 12, "dropout_embedding": 0.4, "dropout_x": 0.225,
+}  # fmt: skip
+MOS_WT2 = {
+    **MOS_PTB, "embedding": 300, "hidden": 1150, "last_hidden": 650, "lr": 15, "data_batch": 15,
+    "dropout_embedding": 0.55, "dropout_x": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dataset", "softmax", "published"),
+    [("ptb", "tied", AWD_LSTM_PTB), ("wikitext-2", "tied", AWD_LSTM_WT2), ("ptb", "mos", MOS_PTB),
+     ("wikitext-2", "mos", MOS_WT2)],
+)  # fmt: skip
+def test_settings_of_an_lstm_are_those_of_its_authors(dataset, softmax, published):
+    config = resolve_train_config("paper", {"cell": "lstm", "dataset": dataset, "softmax": softmax})
+    assert {name: getattr(config, name) for name in published} == published
 
 
 def test_presets():
