@@ -122,12 +122,8 @@ def project(x: Tensor, weight_input: Tensor, *, backend: str = "auto") -> Tensor
     Raises:
         WenetError: operands that disagree, or a backend that cannot run.
     """
-    if x.dim() != 3 or weight_input.dim() != 3 or x.shape[-1] != weight_input.shape[1]:
+    if x.dim() != 3 or weight_input.dim() != 3:
         raise WenetError(f"x {list(x.shape)} must be [T, M, I] and weight_input {list(weight_input.shape)} [n, I, G]")
-    if x.dtype != weight_input.dtype or x.device != weight_input.device:
-        raise WenetError(
-            f"weight_input is {weight_input.dtype} on {weight_input.device}, but x is {x.dtype} on {x.device}"
-        )
     backend = resolve_backend(backend, x.device, x.dtype)
     product = torch.ops.wenet_kernels.project(x.flatten(0, 1), weight_input, backend)
     return product.unflatten(1, x.shape[:2]).transpose(0, 1)
@@ -183,7 +179,6 @@ def dag_rnn(
     mode = "running" if isinstance(norm, tuple) else norm or "none"
     _check_options(form, mode, coupling, mix, all_ranks)
     operands = (pre, h0, weight_hidden, weight_nodes, mix, mask_h, running_mean, running_var)
-    _check_shapes(operands, cells, form, mode)
     backend = resolve_backend(backend, pre.device, pre.dtype, precision, cells.registered)
     trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
     keep = trained or torch.jit.is_tracing()  # a trace made without gradients may be trained all the same
@@ -204,36 +199,36 @@ def _check_options(form: str, norm: str, coupling: str, mix: Tensor | None, all_
         raise WenetError("independent networks have nothing that is summed over ranks; leave all_ranks out")
 
 
-def _check_shapes(operands: tuple[Tensor | None, ...], cells: CellBatch, form: str, norm: str) -> None:
-    pre, h0, weight_hidden, *_, mix, _, _, _ = operands
-    assert pre is not None and h0 is not None and weight_hidden is not None
+def _check_shapes(r: Recurrence) -> None:
+    """Where the operator is called, as a trace calls it with tensors that nothing else has looked at."""
+    pre, h0, cells = r.pre, r.h0, CellBatch(r.cells)
     if pre.dim() != 4:
         raise WenetError(f"pre must have shape [T, n, M, G], not {list(pre.shape)}")
     steps, _, rows, _ = pre.shape
     hidden = h0.shape[-1]
     count, nodes = cells.count, cells.nodes
-    width = 2 * hidden if form == "highway" else hidden
+    width = 2 * hidden if r.highway else hidden
     if steps < 1 or rows < 1 or hidden < 1:
         raise WenetError(f"pre {list(pre.shape)} and h0 {list(h0.shape)} must not be empty")
     expected = {
-        "pre": (steps, count, rows, width),
-        "h0": (rows, hidden) if mix is not None else (count, rows, hidden),
-        "weight_hidden": (count, hidden, width),
-        "weight_nodes": (count, nodes, hidden, width),
-        "mix": (count,),
-        "mask_h": (rows, hidden),
-        "norm's mean": (count, nodes + 1, hidden),
-        "norm's var": (count, nodes + 1, hidden),
+        "pre": (pre, (steps, count, rows, width)),
+        "h0": (h0, (rows, hidden) if r.mix is not None else (count, rows, hidden)),
+        "weight_hidden": (r.weight_hidden, (count, hidden, width)),
+        "weight_nodes": (r.weight_nodes, (count, nodes, hidden, width)),
+        "mix": (r.mix, (count,)),
+        "mask_h": (r.mask_h, (rows, hidden)),
+        "norm's mean": (r.running_mean, (count, nodes + 1, hidden)),
+        "norm's var": (r.running_var, (count, nodes + 1, hidden)),
     }
-    for (name, shape), operand in zip(expected.items(), operands, strict=True):
+    for name, (operand, shape) in expected.items():
         if operand is None:
             continue
         if tuple(operand.shape) != shape:
             found = list(operand.shape)
-            raise WenetError(f"{name} must have shape {list(shape)} with {count} {form} cells, not {found}")
+            raise WenetError(f"{name} must have shape {list(shape)} with {count} {r.form} cells, not {found}")
         if operand.dtype != pre.dtype or operand.device != pre.device:
             raise WenetError(f"{name} is {operand.dtype} on {operand.device}, but pre is {pre.dtype} on {pre.device}")
-    if norm == "batch" and rows < 2:
+    if r.norm == "batch" and rows < 2:
         raise WenetError("batch normalisation needs at least 2 rows in the data batch, this one has 1")
 
 
@@ -250,6 +245,7 @@ _GRADIENTS = ", ".join(f"Tensor {name}" for name in Gradients._fields)
 def _dag_rnn(*arguments: Any) -> Evaluation:
     *operands, keep, backend = arguments
     r = Recurrence(*operands)
+    _check_shapes(r)
     evaluation = _BACKENDS[backend].forward(r, keep)
     _check_finite(r, evaluation.output)
     return evaluation
@@ -269,6 +265,7 @@ def _check_finite(r: Recurrence, output: Tensor) -> None:
 def _(*arguments: Any) -> Evaluation:
     *operands, keep, backend = arguments
     r = Recurrence(*operands)
+    _check_shapes(r)
     steps, networks, _, hidden, nodes = r.sizes
     kept = _BACKENDS[backend].kept_shape(*r.sizes, r.form, r.pre.dtype, r.precision)
     statistics = (steps, networks, nodes + 1, hidden) if r.norm == "batch" else (0,)
@@ -331,11 +328,21 @@ _dag_rnn.register_autograd(_backward, setup_context=_setup_context)
 
 @torch.library.custom_op("wenet_kernels::project", mutates_args=())
 def _project(x: Tensor, weight: Tensor, backend: str) -> Tensor:
+    _check_projection(x, weight)
     return _BACKENDS[backend].project(x, weight)
+
+
+def _check_projection(x: Tensor, weight: Tensor) -> None:
+    """As `_check_shapes`."""
+    if x.shape[1] != weight.shape[1]:
+        raise WenetError(f"x {list(x.shape)} must be [R, I] and weight_input {list(weight.shape)} [n, I, G]")
+    if x.dtype != weight.dtype or x.device != weight.device:
+        raise WenetError(f"weight_input is {weight.dtype} on {weight.device}, but x is {x.dtype} on {x.device}")
 
 
 @_project.register_fake
 def _(x, weight, backend):
+    _check_projection(x, weight)
     return x.new_empty(weight.shape[0], x.shape[0], weight.shape[2])
 
 

@@ -152,6 +152,22 @@ def test_a_trace_made_without_gradients_trains():
     torch.testing.assert_close(trace.rnn.weight_nodes.grad, model.rnn.weight_nodes.grad)
 
 
+@pytest.mark.parametrize(
+    ("x", "h0", "message"),
+    [
+        ((3, 2, 7), (1, 2, 8), "weight_input"),  # features
+        ((3, 2, 5), (1, 4, 8), "h0 must have shape"),  # rows
+        ((3, 2, 5), (1, 2, 9), "h0 must have shape|pre must have shape"),
+    ],
+)
+def test_a_trace_refuses_what_does_not_fit(x, h0, message):
+    """Nothing of Python's checks is in it: the operators must look for themselves before they read memory."""
+    model = drawn("highway")
+    trace = torch.jit.trace(model, arguments(model, 3, 2, True))
+    with pytest.raises(Exception, match=message):
+        trace(torch.randn(x), torch.randn(h0))
+
+
 @pytest.mark.parametrize("layer", [DagRNN(5, 8, CELL), WeightedDagRNN(5, 8, [CELL])])
 def test_script_says_why_not(layer):
     with pytest.raises(WenetError, match=f"a {type(layer).__name__}; use torch.jit.trace"):
