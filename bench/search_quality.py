@@ -61,6 +61,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dropouts of the paper": {"dropout_embedding": 0.2, "dropout_x": 0.75, "dropout_h": 0.25, "dropout_output": 0.75},
     "plain form, without norm": PLAIN,
     # Departures from the paper.
+    "weights shared": {"cell_weights": "shared"},
     "score held out": {"score": "held-out"},
     "networks dropped, 0.25": {"mix_dropout": 0.25},
     "networks dropped, 0.75": {"mix_dropout": 0.75},

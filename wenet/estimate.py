@@ -14,8 +14,8 @@ from wenet.genotype import Genotype, random_genotypes
 from wenet.loss import CHUNK
 from wenet.nn import MIXTURE_ROWS
 from wenet.search import build_model, build_optimizer
-from wenet.train import LONGER_AT_MOST
 from wenet.train import build_model as build_trained_model
+from wenet.training import LONGER_AT_MOST
 
 INTERPRETER = 400_000_000  # bytes, with torch
 STANDALONE_OUTPUTS = 8  # tensors as large as a network's output that its loss, embedding and decoder keep
@@ -45,7 +45,8 @@ def estimate_memory(config: SearchConfig, vocabulary_size: int, ranks: int = 1) 
 
 def _search_memory(config: SearchConfig, vocabulary_size: int, ranks: int) -> int:
     """Parameters with their gradients and Adam's two moments, and what backward needs."""
-    positions = config.bptt * config.data_batch
+    longest = config.bptt + (LONGER_AT_MOST if config.windows == "merity" else 0)
+    positions = longest * config.data_batch
     networks = -(-config.networks // ranks)
     parameters = networks * _network_weights(config) + vocabulary_size * (config.hidden + 1)
     logits = 3 * positions * vocabulary_size

@@ -363,6 +363,11 @@ def build_independent(
         among=among,
     )
     model = IndependentLanguageModels(
-        vocabulary_size, rnn, config.dropout_embedding, config.dropout_output, config.init_range
+        vocabulary_size,
+        rnn,
+        config.dropout_embedding,
+        config.dropout_output,
+        config.init_range,
+        config.dropout_word,
     )
     return model.to(DTYPES[config.precision])

@@ -216,8 +216,12 @@ def _check_ranks(config: SearchConfig, ranks: Ranks) -> None:
     check_own_device(ranks, torch.device(config.device))
     if ranks.alone or config.runs > 1 or config.strategy == "random":
         return
-    if config.score == "held-out":
-        raise WenetError("networks cannot be divided over ranks with --score held-out; leave it out, or torchrun")
+    for option, given in (
+        ("--score held-out", config.score == "held-out"),
+        ("--cell-weights shared", config.cell_weights == "shared"),
+    ):
+        if given:
+            raise WenetError(f"networks cannot be divided over ranks with {option}; leave it out, or torchrun")
     if config.fewest_networks < ranks.count:
         raise WenetError(
             f"a round of {config.fewest_networks} networks cannot be divided over {ranks.count} ranks; start fewer"

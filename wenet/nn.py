@@ -203,6 +203,8 @@ class WeightedDagRNN(nn.Module):
         coupling: "weighted" (one hidden state, the mixture) or "independent" (n models side by side, nothing mixed).
         norm: "batch" normalises every state of every step over the rows of the data batch, in evaluation too; None
             does not.
+        shared_weights: all networks have the same weights for the node of the same number, and of the input and state;
+            the parameters below then have a leading 1.
         mix_dropout: probability that a network is left out of the mixture, whose other weights then still sum to one;
             one draw per call, which leaves at least one.
         among: the networks are this part of so many, and start from the weights that they have where all are drawn.
@@ -230,6 +232,7 @@ class WeightedDagRNN(nn.Module):
         backend: str = "auto",
         precision: str = "full",
         mix_dropout: float = 0.0,
+        shared_weights: bool = False,
         among: tuple[int, slice] | None = None,
     ) -> None:
         super().__init__()
@@ -247,9 +250,10 @@ class WeightedDagRNN(nn.Module):
         self.cells = CellBatch.from_genotypes(genotypes)
         count, nodes = self.cells.count, self.cells.nodes
         width = 2 * hidden_size if form == "highway" else hidden_size
-        self.weight_input = nn.Parameter(torch.empty(count, input_size, width))
-        self.weight_hidden = nn.Parameter(torch.empty(count, hidden_size, width))
-        self.weight_nodes = nn.Parameter(torch.empty(count, nodes, hidden_size, width))
+        sets = 1 if shared_weights else count
+        self.weight_input = nn.Parameter(torch.empty(sets, input_size, width))
+        self.weight_hidden = nn.Parameter(torch.empty(sets, hidden_size, width))
+        self.weight_nodes = nn.Parameter(torch.empty(sets, nodes, hidden_size, width))
         self.mix_logits = nn.Parameter(torch.zeros(count)) if coupling == "weighted" else None
         self.register_load_state_dict_pre_hook(_leave_former_buffers)
         self.reset_parameters()
@@ -293,8 +297,8 @@ class WeightedDagRNN(nn.Module):
         result = dag_rnn(
             self._project(masked),
             h[0] if weighted else h,
-            self.weight_hidden,
-            self.weight_nodes,
+            self._of_all(self.weight_hidden),
+            self._of_all(self.weight_nodes),
             self._mix(),
             self.cells,
             form=self.form,
@@ -328,8 +332,8 @@ class WeightedDagRNN(nn.Module):
         result = dag_rnn(
             self._project(x.unsqueeze(0)),
             states.expand(self.cells.count, -1, -1).contiguous(),
-            self.weight_hidden,
-            self.weight_nodes,
+            self._of_all(self.weight_hidden),
+            self._of_all(self.weight_nodes),
             None,
             self.cells,
             form=self.form,
@@ -355,9 +359,13 @@ class WeightedDagRNN(nn.Module):
     def _project(self, masked: Tensor) -> Tensor:
         """The masked input through every network's weights, `[T, n, M, G]`."""
         if masked.dim() == 3:
-            return project(masked, self.weight_input, backend=self.backend)
-        own = masked.flatten(1, 2) @ self.weight_input  # [n, T*M, G]
+            return project(masked, self._of_all(self.weight_input), backend=self.backend)
+        own = masked.flatten(1, 2) @ self._of_all(self.weight_input)  # [n, T*M, G]
         return own.unflatten(1, masked.shape[1:3]).transpose(0, 1)
+
+    def _of_all(self, weights: Tensor) -> Tensor:
+        """Those of every network, `[n, ...]`, from one set for each or for all."""
+        return weights.expand(self.cells.count, *weights.shape[1:])
 
     def _one_input_each(self, x: Tensor) -> bool:
         return self.coupling == "independent" and x.dim() == 4 and len(x) == self.cells.count
@@ -587,11 +595,8 @@ class LanguageModel(nn.Module):
         return self.rnn(embedded, h0)
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        embedded = self.embedding(tokens)
-        if not self.training or self.dropout_word == 0:
-            return embedded
-        kept = functional.dropout(embedded.new_ones(self.embedding.num_embeddings), self.dropout_word)  # [V]
-        return embedded * kept[tokens].unsqueeze(-1)
+        embedded: Tensor = self.embedding(tokens)
+        return _word_dropout(self, embedded, tokens, self.embedding.num_embeddings)
 
     def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
         if self.mixture is not None:
@@ -614,7 +619,7 @@ class IndependentLanguageModels(nn.Module):
     Args:
         vocabulary_size: V.
         rnn: independent `WeightedDagRNN` whose input and hidden size are both d.
-        dropout_embedding, dropout_output, init_range: as in `LanguageModel`.
+        dropout_embedding, dropout_output, init_range, dropout_word: as in `LanguageModel`.
 
     Parameters: embedding `[n, V, d]`; decoder_bias `[n, V]`; those of `rnn`; each has a leading n.
 
@@ -629,6 +634,7 @@ class IndependentLanguageModels(nn.Module):
         dropout_embedding: float = 0.0,
         dropout_output: float = 0.0,
         init_range: float = 0.04,
+        dropout_word: float = 0.0,
     ) -> None:
         super().__init__()
         if rnn.coupling != "independent":
@@ -636,7 +642,9 @@ class IndependentLanguageModels(nn.Module):
         _check_tied(rnn)
         _check_probability("dropout_embedding", dropout_embedding)
         _check_probability("dropout_output", dropout_output)
+        _check_probability("dropout_word", dropout_word)
         self.dropout_embedding, self.dropout_output = dropout_embedding, dropout_output
+        self.dropout_word = dropout_word
         self.rnn = rnn
         count = rnn.cells.count
         self.embedding = nn.Parameter(torch.empty(count, vocabulary_size, rnn.input_size))
@@ -682,8 +690,10 @@ class IndependentLanguageModels(nn.Module):
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """`[n, T, M, d]`."""
-        offsets = torch.arange(self.count, device=tokens.device) * self.embedding.shape[1]
-        return functional.embedding(tokens + offsets[:, None, None], self.embedding.flatten(0, 1))
+        words = self.embedding.shape[1]
+        offsets = torch.arange(self.count, device=tokens.device) * words
+        embedded = functional.embedding(tokens + offsets[:, None, None], self.embedding.flatten(0, 1))
+        return _word_dropout(self, embedded, tokens, words)
 
     def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
         """Of every network, `[n]`, one after the other: a product with a whole vocabulary fills the processor alone."""
@@ -710,6 +720,16 @@ def _mask(module: nn.Module, x: Tensor, probability: float, features: int) -> Te
         return None
     rows, own = getattr(module, "rows_drawn", (x.shape[-2], slice(None)))
     return functional.dropout(x.new_ones(rows, features), probability)[own]
+
+
+def _word_dropout(
+    module: LanguageModel | IndependentLanguageModels, embedded: Tensor, tokens: Tensor, words: int
+) -> Tensor:
+    """Embedded tokens, `[..., T, M, d]` of `[T, M]`, those of some words zero, one draw of words per call."""
+    if not module.training or module.dropout_word == 0:
+        return embedded
+    kept = functional.dropout(embedded.new_ones(words), module.dropout_word)  # [V]
+    return embedded * kept[tokens].unsqueeze(-1)
 
 
 def _locked_dropout(module: nn.Module, x: Tensor, probability: float) -> Tensor:

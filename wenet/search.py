@@ -24,11 +24,13 @@ from wenet.nn import LanguageModel, WeightedDagRNN
 from wenet.resumable import ModelRun, Workplace
 from wenet.training import (
     mean_cross_entropy,
+    mean_window,
     perplexity,
     restore_random,
     restore_training,
     training_tensors,
-    window,
+    window_at,
+    window_length,
     windows_per_epoch,
 )
 
@@ -68,7 +70,7 @@ class SearchState:
     """Where a search stands between two windows, apart from the model in training."""
 
     round: int = 0  # rounds finished
-    cursor: int = 0  # next window of the text; a round of part of an epoch goes on where the last one stopped
+    step: int = 0  # of the text, where the next window begins; a round of part of an epoch goes on from the last one
     losses: list[float] = field(default_factory=list)  # cross-entropy of each window of this round, nats per token
     tokens: int = 0  # trained on in this round
     seeds: list[Candidate] = field(default_factory=list)  # best first
@@ -96,8 +98,8 @@ class Search(ModelRun):
         self.config: SearchConfig = config
         self.train_stream = batchify(work.corpus.train, config.data_batch).to(self.device)  # [steps, M]
         self.valid_stream = batchify(work.corpus.valid, config.valid_rows).to(self.device)
-        self.windows = windows_per_epoch(self.train_stream, config.bptt)
-        self.windows_per_round = max(1, round(config.epochs_per_round * self.windows))
+        windows = windows_per_epoch(self.train_stream, mean_window(config.bptt, config.windows))
+        self.windows_per_round = max(1, round(config.epochs_per_round * windows))
         self.state: SearchState = SearchState(seeds=[Candidate(cell) for cell in config.initial_cells])
         self.tensors: dict[str, Tensor] = {}  # of the checkpoint that the run goes on from
 
@@ -140,19 +142,26 @@ class Search(ModelRun):
     def _train(self) -> None:
         """Line 8: train parameters and mixing weights together on the training text."""
         while len(self.state.losses) < self.windows_per_round:
-            tokens, targets = window(self.train_stream, self.config.bptt, self.state.cursor)
-            if self.state.cursor == 0:
+            length = window_length(self.config.bptt, self.config.windows)
+            tokens, targets = window_at(self.train_stream, self.state.step, length)
+            if self.state.step == 0:
                 self.h = None  # each pass over the text starts from a hidden state of zero
             cross_entropy = self._step(tokens, targets)
             self.state.losses.append(cross_entropy)
             self.state.tokens += tokens.numel()
-            self.state.cursor = (self.state.cursor + 1) % self.windows
+            self.state.step = (self.state.step + len(tokens)) % (len(self.train_stream) - 1)
             self._show_window(tokens.numel())
             self._checkpoint_if_due()
 
     def _step(self, tokens: Tensor, targets: Tensor) -> float:
-        """One window: clipped gradients, and an update of parameters and mixing weights."""
+        """One window: clipped gradients, and an update of parameters and mixing weights.
+
+        Where windows are drawn their rates are in proportion to their length, as in the bases.
+        """
         cross_entropy = self._differentiate(tokens, targets)
+        if self.config.windows != "fixed":
+            for group, rate in zip(self.optimizer.param_groups, (self.config.lr, self.config.mix_lr), strict=True):
+                group["lr"] = rate * len(tokens) / self.config.bptt
         self.optimizer.step()
         return cross_entropy
 
@@ -185,7 +194,7 @@ class Search(ModelRun):
         self._say_round(record)
         self._plot_round(record)
         seeds = [replace(c, rounds_kept=c.rounds_kept + 1) for c in ranked[: self.config.seeds]]
-        self.state = SearchState(self.state.round + 1, self.state.cursor, seeds=seeds, seconds=seconds)
+        self.state = SearchState(self.state.round + 1, self.state.step, seeds=seeds, seconds=seconds)
         self.tensors = {}
         self.folder.write_json("best.json", self._best())
         self._save({})
@@ -251,6 +260,9 @@ class Search(ModelRun):
         checkpoint = self.folder.load_checkpoint()
         if checkpoint is not None:
             progress, self.tensors = checkpoint
+            if "cursor" in progress:  # the number of the window, in checkpoints of older runs
+                progress = {**progress, "step": progress["cursor"] * self.config.bptt}
+                del progress["cursor"]
             self.state = SearchState.from_dict(progress)
             restore_random(self.tensors, self.device)
         self.folder.truncate_records(RECORDS, self.state.round)
@@ -312,12 +324,20 @@ def build_model(
         "backend": config.backend,
         "precision": PRECISIONS[config.precision],
         "mix_dropout": config.mix_dropout,
+        "shared_weights": config.cell_weights == "shared",
     }
     if ranks.alone:
         rnn = WeightedDagRNN(config.hidden, config.hidden, genotypes, **options)
     else:
         rnn = DividedDagRNN(config.hidden, config.hidden, genotypes, ranks, **options)
-    model = LanguageModel(vocabulary_size, rnn, config.dropout_embedding, config.dropout_output, config.init_range)
+    model = LanguageModel(
+        vocabulary_size,
+        rnn,
+        config.dropout_embedding,
+        config.dropout_output,
+        config.init_range,
+        config.dropout_word,
+    )
     return model.to(DTYPES[config.precision])
 
 

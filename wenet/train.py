@@ -21,11 +21,9 @@ from wenet.genotype import Genotype
 from wenet.memory import peak_memory
 from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM, draw_rows
 from wenet.resumable import Diverged, ModelRun, Workplace
-from wenet.training import perplexity, restore_random, restore_training, training_tensors, window_at
+from wenet.training import perplexity, restore_random, restore_training, training_tensors, window_at, window_length
 
 RECORDS = "train.jsonl"
-USUAL_WINDOW = 0.95  # the share of windows around the usual length; the others are around half of it
-WINDOW_SD, SHORTEST_WINDOW, LONGER_AT_MOST = 5.0, 5, 20  # time steps
 
 
 @dataclass
@@ -280,13 +278,6 @@ class Training(ModelRun):
             + (" of averaged weights" if record["averaged"] else "")
             + (", the best so far" if self.state.best_epoch == record["epoch"] else "")
         )
-
-
-def window_length(bptt: int) -> int:
-    """A random number of time steps, mostly near `bptt`, so that windows do not begin at the same words every epoch."""
-    usual = bool(torch.rand(()) < USUAL_WINDOW)
-    drawn = int(torch.normal(bptt if usual else bptt / 2, WINDOW_SD, ()))
-    return min(max(SHORTEST_WINDOW, drawn), bptt + LONGER_AT_MOST)
 
 
 def stopped_improving(history: Sequence[float], newest: float, nonmonotone: int) -> bool:

@@ -13,8 +13,11 @@ from wenet_kernels import LostRanks, WenetError
 
 Predictor = LanguageModel | IndependentLanguageModels
 
+USUAL_WINDOW = 0.95  # the share of windows around the usual length; the others are around half of it
+WINDOW_SD, SHORTEST_WINDOW, LONGER_AT_MOST = 5.0, 5, 20  # time steps
 
-def windows_per_epoch(stream: Tensor, bptt: int) -> int:
+
+def windows_per_epoch(stream: Tensor, bptt: float) -> int:
     """How many windows of `bptt` steps a stream `[steps, M]` has; the last one may be shorter."""
     return math.ceil((len(stream) - 1) / bptt)
 
@@ -28,6 +31,26 @@ def window_at(stream: Tensor, start: int, length: int) -> tuple[Tensor, Tensor]:
     """Tokens and targets of a window that begins at step `start`, `[T, M]` each, T <= length."""
     stop = min(start + length, len(stream) - 1)
     return stream[start:stop], stream[start + 1 : stop + 1]
+
+
+def window_length(bptt: int, kind: str = "merity") -> int:
+    """Time steps of the next window of a kind of `wenet.config.WINDOWS`.
+
+    "merity": a random number, mostly near `bptt`, so that windows do not begin at the same words every epoch; "darts":
+    `bptt`, or now and then half of it.
+    """
+    if kind == "fixed":
+        return bptt
+    usual = bool(torch.rand(()) < USUAL_WINDOW)
+    base = bptt if usual else bptt / 2
+    if kind == "darts":
+        return max(1, int(base))
+    return min(max(SHORTEST_WINDOW, int(torch.normal(base, WINDOW_SD, ()))), bptt + LONGER_AT_MOST)
+
+
+def mean_window(bptt: int, kind: str) -> float:
+    """What `window_length` comes to on average, but for its bounds."""
+    return bptt if kind == "fixed" else (USUAL_WINDOW + (1 - USUAL_WINDOW) / 2) * bptt
 
 
 def perplexity(model: LanguageModel, stream: Tensor, bptt: int, between: Callable[[], None] = lambda: None) -> float:

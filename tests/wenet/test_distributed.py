@@ -257,6 +257,7 @@ def test_rows_drawn_are_those_of_the_whole_batch():
         ({"pool": 9, "batch": 8, "seeds": 2}, "a round of 3 networks cannot be divided over 4 ranks"),
         ({"device": "cuda:1"}, "names one GPU for all ranks"),
         ({"score": "held-out"}, "cannot be divided over ranks with --score held-out"),
+        ({"cell_weights": "shared"}, "cannot be divided over ranks with --cell-weights shared"),
     ],
 )
 def test_what_ranks_cannot_do(settings, message):

@@ -6,7 +6,7 @@ import torch
 
 from wenet import Genotype, WenetError, random_genotypes
 from wenet.config import LSTMS, resolve_train_config
-from wenet.genotypes import DARTS_V2, NAONET, load_genotype
+from wenet.genotypes import DARTS_V1, DARTS_V2, NAONET, load_genotype
 from wenet.nn import (
     DagRNN,
     IndependentLanguageModels,
@@ -203,6 +203,32 @@ def test_normalised_states_are_those_of_darts(training):
         [0.6682949550180556, 0.8343658991505604, 0.4628962396825353],
     ]
     torch.testing.assert_close(output[-1], torch.tensor(of_darts, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_networks_that_share_their_weights_are_those_of_darts():
+    """Its search cell once with each of two cells, on the same weights in every step, a quarter and three quarters of
+    their outputs handed on; and the gradients that both of them add to."""
+    rnn = WeightedDagRNN(3, 3, [DARTS_V2, DARTS_V1], norm="batch", shared_weights=True).double()
+    both = waves((6, 6), 0)
+    with torch.no_grad():
+        rnn.weight_input.copy_(both[:3])
+        rnn.weight_hidden.copy_(both[3:])
+        rnn.weight_nodes.copy_(torch.stack([waves((3, 6), node) for node in range(1, 9)]))
+        rnn.mix_logits.copy_(torch.tensor([0.25, 0.75], dtype=torch.float64).log())
+    assert rnn.weight_nodes.shape == (1, 8, 3, 6)
+    output, _ = rnn(waves((3, 4, 3), 20), waves((1, 4, 3), 30))
+    output[-1].square().sum().backward()
+    of_darts = [
+        [-0.6379993946279364, -0.5359891735277053, -0.05237916991728628],
+        [-0.4844633332570685, -0.3710043472305872, 0.8034439406301067],
+        [0.5084289359998339, -0.14399465418080154, -0.6969628116162305],
+        [0.614033791885171, 1.0509881749390941, -0.05410195909658986],
+    ]
+    close = {"rtol": 1e-11, "atol": 1e-11}
+    torch.testing.assert_close(output[-1].detach(), torch.tensor(of_darts, dtype=torch.float64), **close)
+    gradients = [rnn.weight_input.grad.sum() + rnn.weight_hidden.grad.sum(), rnn.weight_nodes.grad[0, 2].square().sum()]
+    expected = torch.tensor([-0.08128553632833757, 28.67187071682511], dtype=torch.float64)
+    torch.testing.assert_close(torch.stack(gradients), expected, **close)
 
 
 def test_checkpoints_with_running_statistics_still_open():

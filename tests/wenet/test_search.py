@@ -12,9 +12,11 @@ from wenet import WenetError, launch, random_genotypes, resume_search, search
 from wenet.cli import search_main
 from wenet.config import SearchConfig, resolve_config
 from wenet.genotypes import load_genotype
+from wenet.independent import build_independent
+from wenet.interrupt import Stopped
 from wenet.launch import resolve_machine
 from wenet.nn import WeightedDagRNN
-from wenet.search import Search, build_model, build_optimizer
+from wenet.search import Search, SearchState, build_model, build_optimizer
 from wenet.training import perplexity, window, windows_per_epoch
 
 from .helpers import TINY as TINY_FLAGS
@@ -197,6 +199,93 @@ def test_planted_cells_are_kept(text, tmp_path, plant, monkeypatch):
 def test_divergence_names_the_step(text, tmp_path):
     with pytest.raises(WenetError, match=r"training diverged: .*(nan|inf|NaN).* in round 1, window \d+"):
         search(str(text), out=tmp_path / "run", **{**TINY, "norm": "none", "lr": 1e30})
+
+
+@pytest.mark.parametrize("kind", ["fixed", "darts", "merity"])
+def test_windows_of_a_search(text, tmp_path, monkeypatch, kind):
+    """They follow one another through the text; drawn, the rates are in proportion to their length. A search that is
+    stopped goes on with the same windows."""
+    seen, real = [], Search._step
+
+    def step(self, tokens, targets):
+        began = self.state.step
+        loss = real(self, tokens, targets)
+        assert torch.equal(tokens, self.train_stream[began : began + len(tokens)])
+        assert (self.h is None) is False
+        seen.append((began, len(tokens), [group["lr"] for group in self.optimizer.param_groups]))
+        if stop_after == len(seen):
+            self.interrupt.requested = signal.SIGTERM
+        return loss
+
+    monkeypatch.setattr(Search, "_step", step)
+    flags = [str(text), *TINY_FLAGS, "--windows", kind, "--epochs-per-round", "1.4", "--bptt", "20", "--seed", "3"]
+    flags += ["--lr", "0.02", "--mix-lr", "0.01"]
+    stop_after = 0
+    assert search_main([*flags, "--out", str(tmp_path / "whole")]) == 0
+    whole, steps = list(seen), 1101 // 4 - 1
+    for (began, length, _), (after, *_) in pairwise(whole):
+        assert after == (began + length) % steps
+    inner = [length for began, length, _ in whole if began + length < steps]
+    expected = {"fixed": {20}, "darts": {10, 20}}.get(kind, set(inner))
+    assert set(inner) == expected and (len(expected) > 5) is (kind == "merity")
+    for _, length, rates in whole:
+        share = 1 if kind == "fixed" else length / 20
+        assert rates == pytest.approx([0.02 * share, 0.01 * share])
+    seen.clear()
+    stop_after = 27
+    assert search_main([*flags, "--out", str(tmp_path / "run")]) == 128 + signal.SIGTERM
+    stop_after = 0
+    resume_search(tmp_path / "run")
+    assert seen == whole
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+
+
+def test_checkpoints_that_count_windows_still_open(text, tmp_path, monkeypatch):
+    """Older ones have the number of the next window, not its first step."""
+    monkeypatch.setattr(SearchState, "to_dict", older(SearchState.to_dict))
+    search(str(text), out=tmp_path / "whole", **TINY)
+    real = Search._step
+
+    def step(self, tokens, targets):
+        if self.state.round == 1 and len(self.state.losses) == 3:
+            self.interrupt.requested = signal.SIGTERM
+        return real(self, tokens, targets)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "_step", step)
+        with pytest.raises(Stopped):
+            search(str(text), out=tmp_path / "run", **TINY)
+    resume_search(tmp_path / "run")
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+
+
+def older(to_dict):
+    def as_before(state):
+        value = to_dict(state)
+        value["cursor"] = value.pop("step") // TINY["bptt"]
+        return value
+
+    return as_before
+
+
+@pytest.mark.parametrize("build", [build_model, build_independent])
+def test_words_are_dropped_as_in_training(build):
+    """A word dropped is zero wherever it is read, and the others make up for it; in evaluation none is."""
+    torch.manual_seed(0)
+    config = resolve_config("quick", {"hidden": 4, "nodes": 2, "precision": "fp32", "dropout_word": 0.4})
+    model = build(config, random_genotypes(3, 2, 0), 50)
+    tokens = torch.arange(50).repeat(2, 1)  # every word twice
+    whole = model.eval()._embed(tokens)
+    share = model.train()._embed(tokens) / whole  # [..., T, M, d]
+    dropped = share.flatten(0, -4)[0] == 0 if share.dim() > 3 else share == 0
+    assert torch.equal(dropped[0], dropped[1]) and 5 < int(dropped[0, :, 0].sum()) < 35
+    assert bool(((share == 0) | ((share - 1 / 0.6).abs() < 1e-4)).all())
+    assert resolve_config("paper").dropout_word == 0  # as in the search code of DARTS
+
+
+def test_a_search_of_networks_with_shared_weights(text, tmp_path):
+    search(str(text), out=tmp_path / "run", **{**TINY, "backend": "auto", "cell_weights": "shared"})
+    assert all(record["valid_perplexity"] < 40 for record in results(tmp_path / "run")[:-1])
 
 
 @pytest.fixture

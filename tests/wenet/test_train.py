@@ -19,8 +19,8 @@ from wenet.cli import eval_main, search_main, train_main
 from wenet.config import resolve_train_config
 from wenet.genotypes import DARTS_V2, load_genotype
 from wenet.nn import DagRNN, LanguageModel
-from wenet.train import Training, build_model, stopped_improving, window_length
-from wenet.training import perplexity
+from wenet.train import Training, build_model, stopped_improving
+from wenet.training import perplexity, window_length
 
 from .helpers import results, write_text
 
@@ -37,6 +37,15 @@ NO_DROPOUT = {f"dropout_{name}": 0.0 for name in ("word", "embedding", "x", "h",
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     return write_text(tmp_path_factory.mktemp("text"), lines=60)
+
+
+def test_windows_of_darts_are_the_usual_or_half_as_long():
+    """As in its train_search.py, which has the normal distribution commented out."""
+    torch.manual_seed(0)
+    drawn = Counter(window_length(35, "darts") for _ in range(4000))
+    assert set(drawn) == {35, 17}
+    assert drawn[17] / 4000 == pytest.approx(0.05, abs=0.015)
+    assert window_length(35, "fixed") == 35
 
 
 def test_window_lengths_follow_their_distribution():
