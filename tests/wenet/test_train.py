@@ -388,6 +388,44 @@ def test_rollback_goes_on_from_the_best_epoch(text, tmp_path, diverging, capsys,
     assert "caution     training diverged 1 time" in output
 
 
+@pytest.mark.parametrize("averages_after", [1, 3])
+def test_rollback_restores_what_darts_restores(text, tmp_path, monkeypatch, averages_after):
+    """Weights and optimizer as at the end of the best epoch, the second: averages where it had them, none where they
+    began later. What DARTS keeps is kept too: validations and random numbers. Not as there, lost epochs count."""
+    validations = iter([30.0, 20.0, 25.0, 26.0, 27.0])
+    monkeypatch.setattr(module, "perplexity", lambda *_, **__: next(validations))
+    monkeypatch.setattr(module, "stopped_improving", lambda history, *_: len(history) + 1 == averages_after)
+    monkeypatch.setattr(Training, "_test", lambda self: self._best())
+    check, end, roll_back = Training._check_finite, Training._end_epoch, Training._roll_back
+    ends, after = [], []
+
+    def snapshot(training):
+        return {name: tensor.clone() for name, tensor in training._tensors().items()}
+
+    def diverge(self, name, value):
+        check(self, name, value * math.nan if (self.state.epoch, self.state.windows) == (3, 2) else value)
+
+    def end_epoch(self):
+        ends.append(snapshot(self))
+        end(self)
+
+    def rolling_back(self, diverged):
+        drawn = torch.get_rng_state()
+        roll_back(self, diverged)
+        assert torch.equal(drawn, torch.get_rng_state())
+        after.append((snapshot(self), self.state.epoch, list(self.state.history), self.averaged is not None))
+
+    monkeypatch.setattr(Training, "_check_finite", diverge)
+    monkeypatch.setattr(Training, "_end_epoch", end_epoch)
+    monkeypatch.setattr(Training, "_roll_back", rolling_back)
+    train(str(text), out=tmp_path / "run", **{**TINY, "epochs": 5, "on_nan": "rollback"})
+    [(tensors, epoch, history, averaged)] = after
+    assert (epoch, history, averaged) == (4, [30.0, 20.0, 25.0], averages_after == 1)
+    assert tensors.keys() == ends[1].keys()
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in tensors.items())
+    assert not torch.equal(ends[2]["model.rnn.weight_hidden"], ends[1]["model.rnn.weight_hidden"])
+
+
 def test_evaluation_reports_the_perplexities_of_the_run(text, tmp_path, whole, capsys):
     best = json.loads((whole / "best.json").read_text())
     record = evaluate(whole)
