@@ -15,6 +15,7 @@ from wenet_kernels import CellBatch
 NODES = 8
 SEED = 1  # of the random cells and of the operands
 SCALE = 0.04  # weights are U(-SCALE, SCALE), as a language model starts
+DROPOUT = 0.25
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Case:
     coupling: str = "weighted"
     norm: Literal["batch"] | None = "batch"
     cell: Genotype | None = None
+    masked: bool = False  # with a dropout mask on the states, as in training
 
     @property
     def genotypes(self) -> list[Genotype]:
@@ -63,6 +65,7 @@ class Operands:
     mix: Tensor | None  # [n]
     cells: CellBatch
     grad_output: Tensor  # [T, M, H] or [T, n, M, H]
+    mask_h: Tensor | None = None  # [M, H]
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -89,6 +92,7 @@ def make_operands(case: Case) -> Operands:
         torch.softmax(uniform(networks), dim=0).requires_grad_() if weighted else None,
         CellBatch.from_genotypes(case.genotypes),
         uniform(case.steps, *h0.shape),
+        (torch.rand(rows, hidden, generator=generator) > DROPOUT) / (1 - DROPOUT) if case.masked else None,
     )
 
 

@@ -94,15 +94,16 @@ def prepare_backend(name: str, operands: Operands) -> Contestant:
         raise WenetError("this version's dag_rnn takes no precision")
     options: dict[str, Any] = {"precision": precision} if precision else {}
 
-    def forward() -> Tensor:
-        o, case = operands, operands.case
-        result = dag_rnn(
-            o.pre, o.h0, o.weight_hidden, o.weight_nodes, o.mix, o.cells,
-            form=case.form, norm=case.norm, coupling=case.coupling, backend=backend, **options,
-        )  # fmt: skip
-        return result[0] if isinstance(result, tuple) else result
+    return _contestant(operands, lambda: evaluate(operands, backend, **options), operands.leaves)
 
-    return _contestant(operands, forward, operands.leaves)
+
+def evaluate(o: Operands, backend: str, **options: Any) -> Tensor:
+    """The output of `dag_rnn`, `[T, M, H]` or `[T, n, M, H]`."""
+    result = dag_rnn(
+        o.pre, o.h0, o.weight_hidden, o.weight_nodes, o.mix, o.cells, mask_h=o.mask_h,
+        form=o.case.form, norm=o.case.norm, coupling=o.case.coupling, backend=backend, **options,
+    )  # fmt: skip
+    return result[0] if isinstance(result, tuple) else result
 
 
 PEERS: dict[str, Callable[[Operands], Contestant]] = {

@@ -6,16 +6,29 @@ import argparse
 from dataclasses import dataclass, replace
 
 from bench.cases import CASES, NODES, PAPER, Case
+from wenet import Genotype
 
 SIZES = {"fp32": 4, "tf32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a GPU does at best: bytes a second, and dense products in operations a second by precision."""
+    """What a GPU does at best.
+
+    Attributes:
+        bandwidth: of its memory, in bytes a second.
+        rates: dense products in operations a second, by precision.
+        cache: bytes of its L2 cache.
+        cache_bandwidth: of that cache, in bytes a second.
+        handover: seconds from one launch to the next where the next reads what the last wrote; a barrier of the whole
+            grid takes about as long.
+    """
 
     bandwidth: float
     rates: dict[str, float]
+    cache: float = 50e6
+    cache_bandwidth: float = 5.5e12
+    handover: float = 2.5e-6
 
 
 def _card(terabytes: float, bf16: float, tf32: float, fp32: float) -> Card:
@@ -37,8 +50,8 @@ CARDS = {
 class Traffic:
     """Bytes that one time step of a case moves to or from memory, by what they are, in one direction.
 
-    `weights` have to be read, as they fit into no cache; all else depends on the design: what the Triton kernels keep
-    for backward and hand from there to the weight gradients.
+    All but `weights` depends on the design: what the Triton kernels keep for backward and hand from there to the weight
+    gradients.
     """
 
     weights: int
@@ -49,13 +62,17 @@ class Traffic:
         return self.weights + sum(self.others.values())
 
 
-def count_forward(case: Case, precision: str) -> Traffic:
+def count_forward(case: Case, precision: str, keep: bool = True) -> Traffic:
+    """Of a forward pass that keeps what backward needs, or that need not."""
+    kept = {
+        "states kept": 4 * _states(case),
+        "gates and candidates kept": SIZES[precision] * _states(case) * case.width // case.hidden,
+    }
     return Traffic(
         _matrices(case) * SIZES[precision],
         {
             "projected input": 4 * _states(case) // (NODES + 1) * case.width // case.hidden,
-            "states kept": 4 * _states(case),
-            "gates and candidates kept": SIZES[precision] * _states(case) * case.width // case.hidden,
+            **(kept if keep else {}),
             "weights rounded once a window": _matrices(case) * (4 + SIZES[precision]) // case.steps,
         },
     )
@@ -86,13 +103,67 @@ def _states(case: Case) -> int:
     return case.networks * (NODES + 1) * case.rows * case.hidden
 
 
-def floor_seconds(case: Case, card: Card, precision: str, backward: bool) -> float:
-    """The least time of a whole sequence: reading the weights in every step, or multiplying, whichever takes longer.
+@dataclass(frozen=True)
+class Floor:
+    """The least seconds of a whole sequence, by what could take the time; the longest of these is the floor.
 
-    With backward, the weights are read once more, and there are two more products for each of forward's.
+    Attributes:
+        memory: moving all bytes that the design moves; weights that fit into the L2 cache come from memory once.
+        products: multiplying.
+        latency: launches that wait for each other, and reading weights that are in the L2 cache.
     """
-    reading = count_forward(case, precision).weights * case.steps * (2 if backward else 1) / card.bandwidth
-    return max(reading, case.flops(backward) / card.rates[precision])
+
+    memory: float
+    products: float
+    latency: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.memory, self.products, self.latency)
+
+    @property
+    def reason(self) -> str:
+        return max(vars(self), key=lambda name: float(getattr(self, name)))
+
+
+def find_floor(case: Case, card: Card, precision: str, backward: bool) -> Floor:
+    """Of a sequence forward, or forward and backward with the gradients of weights."""
+    directions = [count_forward(case, precision, keep=backward)]
+    if backward:
+        directions.append(count_backward(case, precision))
+    cached = _matrices(case) * SIZES[precision] <= card.cache
+    moved = sum(sum(traffic.others.values()) * case.steps for traffic in directions)
+    moved += sum(traffic.weights * (1 if cached else case.steps) for traffic in directions)
+    handovers = sum(count_handovers(case, cached)) if backward else count_handovers(case, cached)[0]
+    read = sum(traffic.weights for traffic in directions) / card.cache_bandwidth if cached else 0.0
+    return Floor(
+        moved / card.bandwidth,
+        case.flops(backward) / card.rates[precision],
+        case.steps * (handovers * card.handover + read),
+    )
+
+
+def count_handovers(case: Case, cached: bool) -> tuple[int, int]:
+    """How often in a time step, forward and backward, the whole GPU waits for itself.
+
+    Where weights stay in the cache, all of it works on one network, and waits between levels of that: nodes whose
+    ancestors are known. Backward a node's product follows its elementwise stage, and the next level's elementwise stage
+    that product, so there is one more. Where weights stream, every network is a program's own; a step waits for the
+    one before. Either way weighted networks wait once more, to be mixed.
+    """
+    mixed = int(case.coupling == "weighted")
+    if not cached:
+        return 1 + mixed, 1 + mixed
+    levels = max(count_levels(genotype) for genotype in case.genotypes)
+    return levels + mixed, levels + 1 + mixed
+
+
+def count_levels(genotype: Genotype) -> int:
+    """Levels of a cell, the init node's included: on how many products one after the other its last state depends."""
+    level = [1]
+    for _, ancestor in genotype.recurrent:
+        level.append(level[ancestor] + 1)
+    return max(level)
 
 
 def report(case: Case, name: str, card: Card, precision: str) -> list[str]:
@@ -109,7 +180,7 @@ def report(case: Case, name: str, card: Card, precision: str) -> list[str]:
         ("forward", count_forward(case, precision)),
         ("backward", count_backward(case, precision)),
     ):
-        rows = {"weights (the floor)": traffic.weights, **traffic.others, "in all": traffic.total}
+        rows = {"weights": traffic.weights, **traffic.others, "in all": traffic.total}
         lines += [
             f"| {direction}: {what} | {_mb(count)} | {_us(count / card.bandwidth)} |" for what, count in rows.items()
         ]
@@ -117,14 +188,11 @@ def report(case: Case, name: str, card: Card, precision: str) -> list[str]:
     for direction, backward in (("forward", False), ("forward and backward", True)):
         flops = case.flops(backward) / case.steps
         lines.append(f"| {direction} | {flops / 1e9:.2f} | {_us(flops / card.rates[precision])} |")
-    forward, both = (floor_seconds(case, card, precision, backward) for backward in (False, True))
-    counted = count_forward(case, precision).total + count_backward(case, precision).total
-    ratio = counted * case.steps / card.bandwidth / both
-    lines += [
-        "",
-        f"Floor of a sequence: forward {1e3 * forward:.2f} ms, forward and backward {1e3 * both:.2f} ms; all that is "
-        f"counted takes {ratio:.2f} times the latter at the bandwidth.",
-    ]
+    lines += ["", "| floor of a sequence, ms | memory | products | latency | in all |", "|---|---|---|---|---|"]
+    for direction, backward in (("forward", False), ("forward and backward", True)):
+        floor = find_floor(case, card, precision, backward)
+        parts = (floor.memory, floor.products, floor.latency, floor.seconds)
+        lines.append(f"| {direction} | {' | '.join(f'{1e3 * part:.3f}' for part in parts)} |")
     return lines
 
 

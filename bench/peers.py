@@ -24,8 +24,17 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class EagerCell(nn.Module):
     """One time step of one cell, its nodes visited in Python, as research code does it."""
 
-    def __init__(self, genotype: Genotype, weight_hidden: Tensor, weight_nodes: Tensor, form: str, norm: bool) -> None:
+    def __init__(
+        self,
+        genotype: Genotype,
+        weight_hidden: Tensor,
+        weight_nodes: Tensor,
+        mask: Tensor | None,
+        form: str,
+        norm: bool,
+    ) -> None:
         super().__init__()
+        self.mask = mask
         self.genotype, self.highway, self.norm = genotype, form == "highway", norm
         self.weight_hidden = nn.Parameter(weight_hidden.detach().clone())  # [H, G]
         self.weight_nodes = nn.ParameterList(weight.detach().clone() for weight in weight_nodes)  # [H, G] each
@@ -38,13 +47,13 @@ class EagerCell(nn.Module):
 
     def _init(self, pre: Tensor, h: Tensor) -> Tensor:
         if self.highway:
-            c, u = torch.addmm(pre, h, self.weight_hidden).chunk(2, dim=-1)
+            c, u = torch.addmm(pre, _masked(h, self.mask), self.weight_hidden).chunk(2, dim=-1)
         else:
-            c, u = pre, h @ self.weight_hidden
+            c, u = pre, _masked(h, self.mask) @ self.weight_hidden
         return self._normalise(h + torch.sigmoid(c) * (torch.tanh(u) - h))
 
     def _node(self, state: Tensor, weight: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        product = state @ weight
+        product = _masked(state, self.mask) @ weight
         if not self.highway:
             return self._normalise(function(product))
         c, u = product.chunk(2, dim=-1)
@@ -61,7 +70,7 @@ class PerNetworkLoop(nn.Module):
         super().__init__()
         case = operands.case
         self.cells = nn.ModuleList(
-            EagerCell(genotype, weight_hidden, weight_nodes, case.form, case.norm == "batch")
+            EagerCell(genotype, weight_hidden, weight_nodes, operands.mask_h, case.form, case.norm == "batch")
             for genotype, weight_hidden, weight_nodes in zip(
                 case.genotypes, operands.weight_hidden, operands.weight_nodes, strict=True
             )
@@ -85,6 +94,7 @@ class BatchedStep:
         cells = operands.cells.tables(operands.pre.device)
         self.highway, self.norm = operands.case.form == "highway", operands.case.norm == "batch"
         self.networks = torch.arange(operands.cells.count, device=operands.pre.device)
+        self.mask = operands.mask_h
         self.ancestors = list(cells.ancestor.long().unbind(1))  # [n] each
         self.kinds = [  # [n, 1, 1] each: whether a network's node has this activation
             {name: (column == ACTIVATIONS.index(name))[:, None, None] for name in FUNCTIONS}
@@ -102,11 +112,12 @@ class BatchedStep:
         return _mixture((torch.stack(states[1:]) * self.share).sum(0), mix)
 
     def _init(self, pre: Tensor, h: Tensor, weight: Tensor) -> Tensor:
-        c, u = torch.baddbmm(pre, h, weight).chunk(2, dim=-1) if self.highway else (pre, h @ weight)
+        factor = _masked(h, self.mask)
+        c, u = torch.baddbmm(pre, factor, weight).chunk(2, dim=-1) if self.highway else (pre, factor @ weight)
         return self._normalise(h + torch.sigmoid(c) * (torch.tanh(u) - h))
 
     def _node(self, previous: Tensor, weight: Tensor, kinds: dict[str, Tensor]) -> Tensor:
-        product = previous @ weight  # [n, M, G]
+        product = _masked(previous, self.mask) @ weight  # [n, M, G]
         if not self.highway:
             return self._normalise(_activate(product, kinds))
         c, u = product.chunk(2, dim=-1)
@@ -128,6 +139,11 @@ def batched_loop(step: Callable[..., Tensor], operands: Operands) -> Tensor:
         h = step(pre, h, operands.weight_hidden, weight_nodes, operands.mix)
         outputs.append(h)
     return torch.stack(outputs)
+
+
+def _masked(state: Tensor, mask: Tensor | None) -> Tensor:
+    """What a product takes of a state under dropout."""
+    return state if mask is None else state * mask
 
 
 def _activate(u: Tensor, kinds: dict[str, Tensor]) -> Tensor:

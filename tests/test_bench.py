@@ -14,8 +14,8 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="needs the extra `bench`")
 pytest.importorskip("matplotlib", reason="needs the extra `bench`")
 
-from bench import compare_cells, floors, gpu, profile_window, report, train_step
-from bench.cases import PAPER, QUICK, Case, make_operands
+from bench import compare_cells, floors, profile_window, report, train_step
+from bench.cases import LARGE_CELL, PAPER, QUICK, Case, make_operands
 from bench.contestants import prepare
 from bench.search_speed import Cost, table
 from bench.train_step import EagerRNN
@@ -26,7 +26,7 @@ from wenet.nn import DagRNN
 ROOT = Path(__file__).parents[1]
 
 TINY = [
-    Case("tiny", networks=3, hidden=6, rows=4, steps=3, form=form, coupling=coupling, norm=norm)
+    Case("tiny", networks=3, hidden=6, rows=4, steps=3, form=form, coupling=coupling, norm=norm, masked=norm is None)
     for form in ("highway", "plain")
     for coupling in ("weighted", "independent")
     for norm in ("batch", None)
@@ -179,69 +179,37 @@ def test_table_of_compared_cells(tmp_path):
 
 
 def test_floors_of_the_paper_shape_by_hand():
-    """120 networks of 9 matrices of 200 x 400 in bf16 are 172.8 MB, read 35 times, and once more in backward."""
+    """120 networks of 9 matrices of 200 x 400 are 86.4 million weights, and of 9 states of 20 x 200, 4.32 million."""
     case = replace(PAPER, networks=120)
-    card = floors.Card(bandwidth=4.32e12, rates={"bf16": 1e15})
-    assert floors.count_forward(case, "bf16").weights == 172_800_000
-    assert floors.floor_seconds(case, card, "bf16", backward=False) == pytest.approx(35 * 40e-6)
-    assert floors.floor_seconds(case, card, "bf16", backward=True) == pytest.approx(70 * 40e-6)
-    assert floors.floor_seconds(case, floors.Card(1e15, {"bf16": 1e12}), "bf16", True) == pytest.approx(0.36288)
+    card = floors.Card(bandwidth=4e12, rates={"bf16": 1e15})
+    kept = 4 * 4.32e6 + 2 * 2 * 4.32e6  # fp32 states; gates and candidates in bf16
+    forward = 35 * (172.8e6 + 4 * 0.96e6) + 86.4e6 * (4 + 2)  # pre [120, 20, 400]; weights rounded once
+    assert floors.find_floor(case, card, "bf16", backward=False).memory == pytest.approx(forward / 4e12, rel=1e-6)
+    products = 2 * 2 * 4.32e6  # their gradients, written and read by the weight gradients along with the states
+    backward = 35 * (172.8e6 + kept + products + 4 * 0.96e6 + 4 * 4.32e6 + products) + 86.4e6 * 4
+    both = floors.find_floor(case, card, "bf16", backward=True)
+    assert both.memory == pytest.approx((forward + 35 * kept + backward) / 4e12, rel=1e-6)
+    assert both.products == pytest.approx(0.36288e12 / 1e15)
+    assert both.latency == pytest.approx(35 * 4 * card.handover)  # a step and a mixture, forward and backward
+    assert (both.reason, both.seconds) == ("memory", both.memory)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="would measure this GPU for minutes")
-def test_the_gpu_command_says_that_there_is_no_gpu():
-    done = subprocess.run([sys.executable, "bench/gpu.py"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="where all can be measured, nothing fails")
-def test_the_gpu_command_goes_on_where_a_measurement_fails(tmp_path, monkeypatch):
-    """As with a kernel that does not compile, or a peer that this PyTorch lacks: the file says why."""
-
-    def fail(*arguments):
-        raise RuntimeError("no such kernel\nand more")
-
-    def run(command, limit, live=False):
-        """A section in this process; the first tests hang, and a compiler crashes."""
-        if "--section" not in command or "compiled peers" in command:
-            return (None, "..") if "-k" in command else (-11, "Segmentation fault\n")
-        return gpu.main(command[2:]), ""
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
-    monkeypatch.setattr(gpu, "run_for", run)
-    monkeypatch.setattr(gpu, "make_operands", fail)
-    monkeypatch.setattr(gpu, "measure_evaluation_epoch", fail)
-    out = tmp_path / "gpu.json"
-    assert gpu.main(["--out", str(out)]) == 1
-    written, text = json.loads(out.read_text()), out.with_suffix(".md").read_text()
-    assert written["parity"]["parity at the main shapes"]["outcome"].startswith("not finished after")
-    assert written["parity"]["parity"]["exit_code"] == -11
-    assert {"bandwidth", "dense rate, bf16", "search epoch, bf16"} < written["left_out"].keys()
-    assert written["left_out"]["paper-120, triton bf16"] == "RuntimeError: no such kernel"
-    assert written["left_out"]["compiled peers, the rest of it"] == "exit code -11: Segmentation fault"
-    assert "- left out: evaluation epoch, bf16: RuntimeError: no such kernel" in text
-
-
-def test_the_gpu_command_writes_figures_without_floors(tmp_path, monkeypatch):
-    """Where the bandwidth could not be measured."""
-    figure = {"case": "paper-120", "contestant": "triton", "precision": "fp32", "backward": True, "seconds": 0.002}
-    figure |= {"floor_seconds": None, "over_floor": None, "peak_bytes": 3e9}
-    report = gpu.Report(gpu.Results("a card", {}), tmp_path / "gpu.json")
-    monkeypatch.setattr(gpu, "measure_contestant", lambda *arguments: iter([figure]))
-    gpu.measure_recurrence(report, [(gpu.PAPER_120, "triton")])
-    gpu.add_epoch(report.results, "search", "ptb", 10, 0.5, report.results.floor(gpu.PAPER_120, "fp32", backward=True))
-    report.write()
-    text = report.out.with_suffix(".md").read_text()
-    assert "| paper-120 | triton | both | 2.000 | - | - | 3.00 |" in text
-    assert "| search (ptb) | 5.00 | - | 10 |" in text
-    assert gpu.Report.read(report.out).results == report.results
-
-
-def test_the_gpu_command_stops_what_hangs():
+def test_floors_of_one_large_cell_by_hand():
+    """9 matrices of 850 x 1700 in bf16 are 26 MB, which stay in the cache; DARTS has five levels."""
+    card = floors.Card(bandwidth=4e12, rates={"bf16": 1e15}, cache=50e6, cache_bandwidth=5e12, handover=2e-6)
+    weights = 2 * 9 * 850 * 1700
+    forward = floors.find_floor(LARGE_CELL, card, "bf16", backward=False)
+    assert forward.latency == pytest.approx(35 * (5 * 2e-6 + weights / 5e12))
+    assert (forward.reason, forward.seconds) == ("latency", forward.latency)
+    both = floors.find_floor(LARGE_CELL, card, "bf16", backward=True)
+    assert both.latency == pytest.approx(35 * (11 * 2e-6 + 2 * weights / 5e12))
     assert (
-        gpu.run_for([sys.executable, "-c", "import time; print('at work', flush=True); time.sleep(99)"], 2)[0] is None
+        floors.find_floor(LARGE_CELL, card, "bf16", False).memory
+        < floors.find_floor(LARGE_CELL, replace(card, cache=weights - 1), "bf16", False).memory
+        - 34 * weights / 4e12 * 0.99
     )
-    assert gpu.run_for([sys.executable, "-c", "print('done')"], 60) == (0, "done\n")
+
+
+@pytest.mark.parametrize(("cell", "levels"), [("tanh0", 2), ("tanh0 relu0 relu0", 2), ("tanh0 relu1 relu2", 4)])
+def test_levels_of_a_cell(cell, levels):
+    assert floors.count_levels(load_genotype(cell)) == levels

@@ -48,6 +48,7 @@ class Launch:
     """A kernel with its operands, as the backend launches it."""
 
     kernel: Any
+    grid: tuple[int, ...]
     operands: tuple[object, ...]
     options: dict[str, Any]
 
@@ -70,6 +71,11 @@ class Usage:
 
 
 def launches(setting: dict[str, Any], arch: str) -> Iterator[Launch]:
+    """Every launch that needs a kernel of its own on an architecture."""
+    return record_launches(setting, torch.device("meta"), MACHINES[arch])
+
+
+def record_launches(setting: dict[str, Any], device: torch.device, machine: Machine) -> Iterator[Launch]:
     """Every launch of a short sequence, forward, backward and without gradients, each variant once."""
     from wenet_kernels.triton.workspace import Workspace
 
@@ -77,11 +83,11 @@ def launches(setting: dict[str, Any], arch: str) -> Iterator[Launch]:
 
     class Recorder(Workspace):
         def _launch(self, kernel: Any, grid: tuple[int, ...], *operands: object, **options: object) -> None:
-            recorded.append(Launch(kernel, operands, options))
+            recorded.append(Launch(kernel, grid, operands, options))
 
     for keep in (True, False):
         shape = Shape(**setting, keep=keep)
-        workspace = Recorder(shape, 2, torch.device("meta"), MACHINES[arch])
+        workspace = Recorder(shape, 2, device, machine)
         workspace.forward(1)
         if keep:
             workspace.allocate_gradients()

@@ -30,7 +30,7 @@ def test_main_kernels_compile_without_spills_and_fenced():
 def without_compiling(monkeypatch):
     """The command with one launch a setting, whose figures are the result of `_of_cubin`."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # so that what the command does to it is undone
-    launch = aot.Launch(SimpleNamespace(fn=main_kernel), (), {"num_warps": 4})
+    launch = aot.Launch(SimpleNamespace(fn=main_kernel), (1,), (), {"num_warps": 4})
     monkeypatch.setattr(aot, "launches", lambda setting, arch: iter([launch]))
     monkeypatch.setattr(aot, "compile_launch", lambda launch, arch: aot._of_cubin(b"cubin", shared=0))
 

@@ -98,12 +98,15 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
 def _lane(r: Recurrence, keep: bool) -> Lane:
     """While someone else records a graph, its replays must find the workspace unchanged: it gets one of its own."""
     from wenet_kernels.triton.plan import Shape
-    from wenet_kernels.triton.pool import Lane
 
     shape, steps, device = Shape.of(r, keep), len(r.pre), r.pre.device
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return Lane(shape, steps, device)
+    if _captured(device):
+        return _pool().make_captured(shape, steps, device)
     return _pool().take(shape, steps, device)
+
+
+def _captured(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _restored(r: Recurrence, evaluation: Evaluation) -> Lane:

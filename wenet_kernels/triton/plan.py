@@ -15,6 +15,7 @@ MOST_CELL_ELEMENTS = 2**31 - 1  # offsets between networks are 64-bit, those wit
 MOST_ELEMENTS = 8192  # of a tile of a state: more would not fit into the registers of a program
 STAGE_BYTES = 32768  # of weights and what they multiply, on their way from memory while others are multiplied
 MOST_STAGES = 4
+FUSED_SHARE = 2  # multiprocessors to a network, up to which a program evaluates a network alone
 DTYPES = {"full": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -144,7 +145,7 @@ def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
     """
     _check_limits(shape)
     rows = max(16, _power_of_two(shape.rows))
-    fused = 2 * shape.networks >= machine.multiprocessors
+    fused = FUSED_SHARE * shape.networks >= machine.multiprocessors
     columns = _power_of_two(shape.hidden)
     while not fused and columns > 16 and shape.networks * -(-shape.hidden // columns) < machine.multiprocessors:
         columns //= 2

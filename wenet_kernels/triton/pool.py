@@ -61,6 +61,7 @@ class Pool:
 
     def __init__(self) -> None:
         self.lanes: dict[Key, list[Lane]] = {}  # the least recently used shape first
+        self.captured: list[Lane] = []
         self.lock = threading.RLock()
 
     def take(self, shape: Shape, steps: int, device: torch.device) -> Lane:
@@ -83,10 +84,17 @@ class Pool:
             lanes.append(Lane(shape, steps, device))
             return lanes[-1]
 
+    def make_captured(self, shape: Shape, steps: int, device: torch.device) -> Lane:
+        """A lane for a capture of the user's own, which is found as long as something holds what it keeps."""
+        with self.lock:
+            self.captured = [lane for lane in self.captured if not lane.free]
+            self.captured.append(Lane(shape, steps, device))
+            return self.captured[-1]
+
     def holding(self, kept: Tensor) -> Lane | None:
         """The lane in whose memory a tensor lies that `hand_out` made."""
         with self.lock:
-            for lanes in self.lanes.values():
+            for lanes in (*self.lanes.values(), self.captured):
                 for lane in lanes:
                     if not lane.free and lane.workspace.kept.data_ptr() == kept.data_ptr():
                         return lane

@@ -17,6 +17,7 @@ from wenet_kernels.triton.plan import Columns, Machine, Shape, choose_tiling
 
 SUM_BLOCK, SUM_NETWORKS = 32, 32  # of `sum_networks`: elements of a program, and networks added at once
 GRADIENT_TILE = 64  # of `weight_gradient`
+PREFETCH = True  # where one program evaluates a network: its next weights into the L2 cache, before they are needed
 ASYNCHRONOUS_ROWS = 64  # of a tile, from which on a matrix unit reads it in shared memory
 FENCED_SINCE = (3, 7, 1)  # the version of Triton that puts fences before such products itself
 
@@ -34,7 +35,7 @@ class Workspace:
         self.input_precision = machine.input_precision(shape.precision)
         # These are NVIDIA's assembler, which the interpreter does not read.
         on_gpu = device.type != "cpu"
-        self.prefetch = self.tiling.fused and not machine.amd and on_gpu
+        self.prefetch = PREFETCH and self.tiling.fused and not machine.amd and on_gpu
         lacks_fences = machine.asynchronous_products and on_gpu and _version(triton.__version__) < FENCED_SINCE
         self.fence = lacks_fences and machine.capability < 100
         # Before that version Triton cannot compile our fence for GPUs after Hopper: there, nothing is copied ahead.
