@@ -5,14 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bench.parity import relative_error
 from wenet_kernels import WenetError, backends, dag_rnn, resolve_backend
 
 from . import cases
-from .cases import CASES, run_op
+from .cases import CASES, draw_seed, run_op
 
 if backends()["triton"] != "ready":
     pytest.skip(f"Triton kernels: {backends()['triton']}", allow_module_level=True)
 
+from wenet_kernels import triton
 from wenet_kernels.triton import _pool as pool
 from wenet_kernels.triton import plan, workspace
 
@@ -56,9 +58,7 @@ def cut(monkeypatch):
 
 def results(operands, backend):
     output = run_op(operands, backend)
-    generator = torch.Generator().manual_seed(3)
-    seed = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-    return output, *operands.gradients(output, seed.to(output.dtype).to(output.device))
+    return output, *operands.gradients(output, draw_seed(output))
 
 
 def same_numbers(sizes):
@@ -78,10 +78,7 @@ ILL_CONDITIONED = (3, 4, 5, 7, 4, "plain", "independent", "batch", True)
 
 
 def relative_errors(results, truths):
-    return [
-        float(((ours - truth).norm() / (truth.norm() + 1e-30)).detach())
-        for ours, truth in zip(results, truths, strict=True)
-    ]
+    return [relative_error(ours, truth) for ours, truth in zip(results, truths, strict=True)]
 
 
 def errors_of_rounded_operands(sizes, truths, trials=60):
@@ -150,8 +147,8 @@ def test_forward_passes_before_a_backward_keep_what_they_need():
     ]
     outputs = [run_op(case, "triton") for case in cases]
     for case, output in zip(cases, outputs, strict=True):
-        expected = case.gradients(run_op(case, "reference"), torch.ones_like(output))
-        for got, want in zip(case.gradients(output, torch.ones_like(output)), expected, strict=True):
+        expected = case.gradients(run_op(case, "reference"), draw_seed(output))
+        for got, want in zip(case.gradients(output, draw_seed(output)), expected, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
@@ -169,12 +166,12 @@ def test_memory_made_in_inference_mode_is_used_again_outside():
 def test_a_forward_without_gradients_leaves_what_backward_needs():
     case = make_case((2, 2, 3, 4, 2, "highway", "weighted", "batch", True), dtype=torch.float32)
     other = make_case((2, 2, 3, 4, 2, "highway", "weighted", "batch", True), dtype=torch.float32)
-    expected = case.gradients(output := run_op(case, "triton"), torch.ones_like(output))
+    expected = case.gradients(output := run_op(case, "triton"), draw_seed(output))
     output = run_op(case, "triton")
     with torch.no_grad():
         other.weight_nodes.mul_(2)
         run_op(other, "triton")
-    for got, want in zip(case.gradients(output, torch.ones_like(output)), expected, strict=True):
+    for got, want in zip(case.gradients(output, draw_seed(output)), expected, strict=True):
         assert torch.equal(got, want)
 
 
@@ -198,9 +195,7 @@ def test_a_gradient_alone(name):
     for leaf in case.leaves:
         leaf.requires_grad_(leaf is getattr(case, name))
     output = run_op(case, "triton")
-    generator = torch.Generator().manual_seed(3)
-    seed = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
-    (found,) = torch.autograd.grad(output, getattr(case, name), seed)
+    (found,) = torch.autograd.grad(output, getattr(case, name), draw_seed(output))
     assert torch.equal(found, expected[name])
 
 
@@ -216,12 +211,26 @@ def test_memory_is_used_again_once_nothing_holds_it():
     assert all(lane.free for lanes in pool().lanes.values() for lane in lanes)
 
 
+def test_backward_in_a_capture_finds_what_forward_kept(monkeypatch):
+    """Or it would load and copy everything once more, in every replay."""
+    case = make_case((2, 2, 3, 4, 2, "highway", "weighted", "batch", True), dtype=torch.float32)
+    expected = results(case, "triton")
+    pool().lanes.clear()
+    monkeypatch.setattr(triton, "_captured", lambda device: True)
+    monkeypatch.setattr(triton, "_restored", None)
+    for got, want in zip(results(case, "triton"), expected, strict=True):
+        assert torch.equal(got, want)
+    assert not pool().lanes
+    run_op(case, "triton")
+    assert len(pool().captured) == 1
+
+
 def test_backward_of_what_was_moved_meanwhile():
     case = make_case((2, 2, 3, 4, 2, "plain", "weighted", "batch", True), dtype=torch.float32)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.clone(), lambda tensor: tensor):
         output = run_op(case, "triton")
-    expected = case.gradients(run_op(case, "reference"), torch.ones_like(output))
-    for got, want in zip(case.gradients(output, torch.ones_like(output)), expected, strict=True):
+    expected = case.gradients(run_op(case, "reference"), draw_seed(output))
+    for got, want in zip(case.gradients(output, draw_seed(output)), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
