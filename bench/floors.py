@@ -31,18 +31,18 @@ class Card:
     handover: float = 2.5e-6
 
 
-def _card(terabytes: float, bf16: float, tf32: float, fp32: float) -> Card:
-    """Of TB/s and TF/s; all without sparsity, as their makers state them."""
-    return Card(1e12 * terabytes, {"bf16": 1e12 * bf16, "tf32": 1e12 * tf32, "fp32": 1e12 * fp32})
+def _card(terabytes: float, bf16: float, tf32: float, fp32: float, cache: float) -> Card:
+    """Of TB/s, TF/s and MB; all without sparsity, as their makers state them."""
+    return Card(1e12 * terabytes, {"bf16": 1e12 * bf16, "tf32": 1e12 * tf32, "fp32": 1e12 * fp32}, 1e6 * cache)
 
 
 CARDS = {
-    "a100": _card(2.0, 312, 156, 19.5),
-    "h100": _card(3.35, 989, 495, 67),
-    "h200": _card(4.8, 989, 495, 67),
-    "b200": _card(8.0, 2250, 1125, 75),
-    "rtx4090": _card(1.01, 165, 83, 83),
-    "mi300x": _card(5.3, 1307, 654, 163),
+    "a100": _card(2.0, 312, 156, 19.5, 40),
+    "h100": _card(3.35, 989, 495, 67, 50),
+    "h200": _card(4.8, 989, 495, 67, 50),
+    "b200": _card(8.0, 2250, 1125, 75, 126),
+    "rtx4090": _card(1.01, 165, 83, 83, 72),
+    "mi300x": _card(5.3, 1307, 654, 163, 256),
 }
 
 

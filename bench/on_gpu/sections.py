@@ -115,11 +115,16 @@ def measure_card(bench: Bench, elements: int = 1 << 28, size: int = 8192) -> Non
     bench.attempt("handover", handover)
 
 
-def copied_bytes(gpu: Gpu, elements: int) -> float:
-    """Bytes a second that a copy of fp32 elements reads and writes."""
+def copied_bytes(gpu: Gpu, elements: int, count: int = 20) -> float:
+    """Bytes a second that copies of fp32 elements read and write, many in a graph, so that its own launch is hidden."""
     source = torch.rand(elements, device=gpu.kind)
     target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / seconds_of(gpu, gpu.graphed(lambda: target.copy_(source)))
+
+    def copies() -> None:
+        for _ in range(count):
+            target.copy_(source)
+
+    return count * 2 * source.numel() * 4 / seconds_of(gpu, gpu.graphed(copies))
 
 
 def dense_rate(gpu: Gpu, precision: str, size: int) -> float:
