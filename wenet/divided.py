@@ -34,6 +34,7 @@ class DividedDagRNN(WeightedDagRNN):
         self.ranks, self.networks, self.own = ranks, len(genotypes), ranks.own(len(genotypes))
         among = (self.networks, self.own)
         super().__init__(input_size, hidden_size, genotypes[self.own], coupling="weighted", among=among, **options)
+        self.described_cells = "; ".join(map(str, genotypes))  # of all ranks, as a checkpoint holds the weights of all
         self.mix_logits = nn.Parameter(torch.zeros(self.networks))
 
     def divided_parameters(self) -> list[nn.Parameter]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
+from wenet.description import Description
 from wenet.genotype import Genotype
 from wenet.loss import decoder_cross_entropy
 from wenet.scanned import scanned
@@ -21,7 +23,30 @@ MIXTURE_ROWS = 1024  # of scores over the vocabulary that a mixture of softmaxes
 FORMER_BUFFERS = ("running_mean", "running_var", "running_scale")  # in checkpoints of older runs; no longer used
 
 
-class DagRNN(nn.Module):
+class LayerOfCells(nn.Module):
+    """A layer whose state dict says of which cells its weights are, and which refuses those of others.
+
+    What it says is a tensor of bytes, so that every kind of file holds it. It is compared before any weight is copied;
+    a state dict without it, of an earlier version, is taken as it is.
+    """
+
+    form: str
+    described_cells: str  # as text, with semicolons between them
+
+    def get_extra_state(self) -> Tensor:
+        return Description(self.described_cells, self.form).to_tensor()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Does nothing: it was compared before the weights were loaded."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        found = state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        own = Description(self.described_cells, self.form)
+        own.check_same(Description.from_tensor(found), prefix.rstrip(".") or "this layer")
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class DagRNN(LayerOfCells):
     """One cell over a sequence (paper eqs. 1-3), a drop-in for `torch.nn.RNN`.
 
     Args:
@@ -30,21 +55,35 @@ class DagRNN(nn.Module):
         genotype: the cell, the same in every layer.
         form: "highway" (every node gated) or "plain" (the equations as printed).
         dropout_x, dropout_h: probability of variational dropout on the inputs of the products with a layer's input and
-            with every state; one draw per call, shared over time.
+            with every state; one draw per call, shared over time and over directions.
         backend: "auto" or a name from `wenet_kernels.backends()`.
         precision: of the recurrence's products, as in `wenet_kernels.dag_rnn`.
         num_layers: layers above one another, each reading the output of the one below.
         batch_first: input and output are `[M, T, features]` instead of `[T, M, features]`; states stay as they are.
         dropout: probability of dropout on the output of every layer but the last, drawn anew for each step.
         device, dtype: of the parameters.
+        bias: adds two biases, as `torch.nn.RNN` does by default, to the input times its weights. In the plain form that
+            product is the gate of the init node alone, and so the biases are.
+        bidirectional: runs a second network of the same cell over the sequence from its end, as `torch.nn.RNN` does.
+            D below is 2 with it, else 1.
+        nonlinearity, proj_size: options of `torch.nn.RNN` and `torch.nn.LSTM` that a cell does not have; naming one is
+            an error that says what to do.
 
     Parameters: weight_input `[I, G]`, weight_hidden `[H, G]`, weight_nodes `[L, H, G]`; G is 2H (highway) or H (plain).
-    Those of a layer k = 1, 2 ... above the first end in `_lk`, and its weight_input is `[H, G]`. There are no biases,
-    and there is no second direction: run another layer over `x.flip(0)` for one.
+    With `bias` also bias_input and bias_hidden, `[G]`. Those of a layer k = 1, 2 ... above the first end in `_lk`, and
+    its weight_input is `[D * H, G]`; those of the other direction end in `_reverse`. A state dict also says of which
+    cell its weights are, and is refused by a layer of another.
 
     Raises:
-        WenetError: a size or number of layers below 1, a probability outside 0..1, an unknown form or backend.
+        WenetError: a size or number of layers below 1, a probability outside 0..1, an unknown form or backend, a cell
+            that is no `Genotype`, or an option that a cell does not have.
+
+    Example:
+        >>> rnn = DagRNN(5, 8, load_genotype("darts-v2"), num_layers=2, bidirectional=True)
+        >>> output, h = rnn(torch.randn(6, 4, 5))  # [6, 4, 16], [4, 4, 8]
     """
+
+    weight_input: Tensor  # of the first layer, forward
 
     def __init__(
         self,
@@ -61,24 +100,47 @@ class DagRNN(nn.Module):
         dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = False,
+        bidirectional: bool = False,
+        nonlinearity: None = None,
+        proj_size: Literal[0] = 0,
     ) -> None:
         super().__init__()
+        _refuse_options_of_others(nonlinearity, proj_size)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.genotype, self.form, self.backend = genotype, form, backend
         self.dropout_x, self.dropout_h, self.precision = dropout_x, dropout_h, precision
         self.num_layers, self.batch_first, self.dropout = num_layers, batch_first, dropout
+        self.bias, self.bidirectional = bias, bidirectional
         _check_layer(self)
-        if num_layers < 1:
-            raise WenetError(f"num_layers must be at least 1, not {num_layers}")
+        _check_genotype(genotype)
+        _check_count("num_layers", num_layers)
         _check_probability("dropout", dropout)
-        self.cells = CellBatch.from_genotypes([genotype])
-        width = 2 * hidden_size if form == "highway" else hidden_size
+        self.described_cells = str(genotype)
+        self.cells = CellBatch.from_genotypes([genotype] * self.directions)
         for layer in range(num_layers):
-            below = input_size if layer == 0 else hidden_size
-            shapes = ((below, width), (hidden_size, width), (genotype.nodes, hidden_size, width))
-            for name, shape in zip(self._weight_names(layer), shapes, strict=True):
-                self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+            for direction in range(self.directions):
+                for name, shape in self._shapes(layer).items():
+                    parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                    self.register_parameter(_parameter_name(name, layer, direction), parameter)
         self.reset_parameters()
+
+    @property
+    def directions(self) -> int:
+        """D."""
+        return 2 if self.bidirectional else 1
+
+    def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Of a layer's parameters in one direction."""
+        hidden, below = self.hidden_size, self.hidden_size * self.directions if layer else self.input_size
+        width = 2 * hidden if self.form == "highway" else hidden
+        weights = {
+            "weight_input": (below, width),
+            "weight_hidden": (hidden, width),
+            "weight_nodes": (self.genotype.nodes, hidden, width),
+        }
+        return {**weights, "bias_input": (width,), "bias_hidden": (width,)} if self.bias else weights
 
     def reset_parameters(self, bound: float | None = None) -> None:
         """U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.RNN`."""
@@ -86,19 +148,26 @@ class DagRNN(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
+    def flatten_parameters(self) -> None:
+        """Nothing, for there is nothing to flatten; code around `torch.nn.RNN` calls it."""
+
     def forward(self, x: Tensor | PackedSequence, h0: Tensor | None = None) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run over a sequence.
 
         Args:
             x: `[T, M, I]`, with `batch_first` `[M, T, I]`, `[T, I]` for a single sequence, or a packed sequence. The
-                latter is run with its padding; what is there reaches neither output nor states nor gradients.
-            h0: `[num_layers, M, H]`, or `[num_layers, H]` for a single sequence; zeros by default.
+                latter is run with its padding; what is there reaches neither output nor states nor gradients. M may
+                be 0, T may not.
+            h0: `[num_layers * D, M, H]`, or `[num_layers * D, H]` for a single sequence; zeros by default. Of a layer
+                in two directions the forward one comes first.
 
         Returns:
-            output, as `x` but with H features, of the last layer; and the last state of every layer, as `h0`.
+            output, as `x` but with D * H features, of the last layer: those of the forward direction come first. And
+            the last state of every layer and direction, as `h0`; of the reverse one that is its state at the first
+            step.
 
         Raises:
-            WenetError: shapes that disagree, or NaN in the input.
+            WenetError: shapes that disagree, no time steps, or NaN in the input.
         """
         if not torch.jit.is_tracing():
             return self._evaluate(x, h0)
@@ -114,52 +183,75 @@ class DagRNN(nn.Module):
     def _evaluate(self, x: Tensor | PackedSequence, h0: Tensor | None) -> tuple[Tensor | PackedSequence, Tensor]:
         if isinstance(x, PackedSequence):
             return self._run_packed(x, h0)
+        _check_tensor("the input", x, self.weight_input)
         if x.dim() == 2:
             _check_input(self, x.unsqueeze(1))
             output, h = self._run(x.unsqueeze(1), h0 if h0 is None else self._checked(h0, ()).unsqueeze(1))
-            return output.squeeze(1), h[:, -1].squeeze(1)
-        _check_input(self, x)
+            return output.squeeze(1), h.squeeze(1)
+        _check_input(self, x, time=1 if self.batch_first else 0)
         output, h = self._run(x.transpose(0, 1) if self.batch_first else x, h0)
-        return output.transpose(0, 1) if self.batch_first else output, h[:, -1]
+        return output.transpose(0, 1) if self.batch_first else output, h
 
     def _run_packed(self, x: PackedSequence, h0: Tensor | None) -> tuple[PackedSequence, Tensor]:
         """The rows of a packed sequence are ordered by length; states outside have the caller's order."""
+        _check_tensor("the input", x.data, self.weight_input)
         padded, lengths = pad_packed_sequence(PackedSequence(x.data, x.batch_sizes))  # [T, M, I], [M]
         _check_input(self, padded)
         if h0 is not None and x.sorted_indices is not None:
             h0 = self._checked(h0, (len(lengths),)).index_select(1, x.sorted_indices)
-        output, h = self._run(padded, h0)
-        rows = torch.arange(len(lengths))
-        last = h[:, lengths - 1, rows]  # [num_layers, M, H]
+        output, h = self._run(padded, h0, lengths)
         if x.unsorted_indices is not None:
-            last = last.index_select(1, x.unsorted_indices)
+            h = h.index_select(1, x.unsorted_indices)
         packed = pack_padded_sequence(output, lengths)
-        return PackedSequence(packed.data, x.batch_sizes, x.sorted_indices, x.unsorted_indices), last
+        return PackedSequence(packed.data, x.batch_sizes, x.sorted_indices, x.unsorted_indices), h
 
-    def _run(self, x: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Output `[T, M, H]` of the last layer, and of all of them `[num_layers, T, M, H]`."""
+    def _run(self, x: Tensor, h0: Tensor | None, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Output `[T, M, D * H]` of the last layer, and the last states `[num_layers * D, M, H]`.
+
+        Args:
+            lengths: `[M]`, of the sequences, where they differ.
+        """
         rows = x.shape[1]
-        h = x.new_zeros(self.num_layers, rows, self.hidden_size) if h0 is None else self._checked(h0, (rows,))
-        outputs: list[Tensor] = []
-        for layer in range(self.num_layers):
-            below = functional.dropout(outputs[-1], self.dropout, self.training) if outputs else x
-            outputs.append(self._run_layer(layer, below, h[layer : layer + 1]))
-        return outputs[-1], torch.stack(outputs) if self.num_layers > 1 else outputs[0].unsqueeze(0)
+        states = self.num_layers * self.directions
+        h = x.new_zeros(states, rows, self.hidden_size) if h0 is None else self._checked(h0, (rows,))
+        last: list[Tensor] = []
+        for layer, h_layer in enumerate(h.split(self.directions)):
+            below = functional.dropout(x, self.dropout, self.training) if layer else x
+            output = self._run_layer(layer, below, h_layer, lengths)  # [T, D, M, H]
+            last.append(_last_states(output, lengths))
+            x = output.transpose(1, 2).flatten(2)
+        return x, torch.cat(last)
 
-    def _run_layer(self, layer: int, x: Tensor, h: Tensor) -> Tensor:
-        """Output `[T, M, H]` of a layer that starts in the state `[1, M, H]`."""
-        weight_input, weight_hidden, weight_nodes = (
-            getattr(self, name).unsqueeze(0) for name in self._weight_names(layer)
-        )
-        masked = _locked_dropout(self, x, self.dropout_x)
+    def _run_layer(self, layer: int, x: Tensor, h: Tensor, lengths: Tensor | None) -> Tensor:
+        """Output `[T, D, M, H]` of a layer that starts in the states `[D, M, H]`."""
+        pre = self._project(layer, _locked_dropout(self, x, self.dropout_x))
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
+        output = self._recur(layer, _reverse_second(pre, lengths), h, mask_h)
+        return _reverse_second(output, lengths)
+
+    def _project(self, layer: int, x: Tensor) -> Tensor:
+        """The input through the weights of every direction, and biases: `[T, D, M, G]`."""
+        weight = self._of_directions("weight_input", layer)
+        if torch.compiler.is_exporting():
+            pre = torch.stack([x @ each for each in weight], 1)
+        else:
+            pre = project(x, weight, backend=self.backend)
+        if not self.bias:
+            return pre
+        bias = self._of_directions("bias_input", layer) + self._of_directions("bias_hidden", layer)  # [D, G]
+        return pre + bias.unsqueeze(1)
+
+    def _recur(self, layer: int, pre: Tensor, h: Tensor, mask_h: Tensor | None) -> Tensor:
+        """The output of both directions, `[T, D, M, H]`, as networks of one call that have nothing in common."""
+        weight_hidden = self._of_directions("weight_hidden", layer)
+        weight_nodes = self._of_directions("weight_nodes", layer)
         if torch.compiler.is_exporting():
             if mask_h is not None:
                 raise WenetError("dropout_h cannot be exported; call model.eval() first")
-            operands = (masked @ weight_input[0], h[0], weight_hidden[0], weight_nodes[0])
-            return scanned(self.genotype, self.form, *operands)
+            each = zip(pre.unbind(1), h, weight_hidden, weight_nodes, strict=True)
+            return torch.stack([scanned(self.genotype, self.form, *operands) for operands in each], 1)
         output = dag_rnn(
-            project(masked, weight_input, backend=self.backend),
+            pre,
             h,
             weight_hidden,
             weight_nodes,
@@ -172,28 +264,53 @@ class DagRNN(nn.Module):
             backend=self.backend,
         )
         assert isinstance(output, Tensor)
-        return output.squeeze(1)
+        return output
+
+    def _of_directions(self, name: str, layer: int) -> Tensor:
+        """A parameter of a layer in every direction, `[D, ...]`."""
+        each = [getattr(self, _parameter_name(name, layer, direction)) for direction in range(self.directions)]
+        return torch.stack(each) if self.bidirectional else each[0].unsqueeze(0)
 
     def _checked(self, h0: Tensor, rows: tuple[int, ...]) -> Tensor:
-        expected = (self.num_layers, *rows, self.hidden_size)
-        if h0.shape != expected:
-            raise WenetError(f"h0 must have shape {list(expected)}, not {list(h0.shape)}")
+        _check_state(h0, (self.num_layers * self.directions, *rows, self.hidden_size), self.weight_input)
         return h0
-
-    @staticmethod
-    def _weight_names(layer: int) -> tuple[str, str, str]:
-        suffix = f"_l{layer}" if layer else ""
-        return f"weight_input{suffix}", f"weight_hidden{suffix}", f"weight_nodes{suffix}"
 
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.hidden_size}, {self.genotype}, form={self.form}"
-        for name, default in (("num_layers", 1), ("batch_first", False), ("dropout", 0.0)):
+        defaults = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "bias": False, "bidirectional": False}
+        for name, default in defaults.items():
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)}"
         return text
 
 
-class WeightedDagRNN(nn.Module):
+def _parameter_name(name: str, layer: int, direction: int) -> str:
+    return name + (f"_l{layer}" if layer else "") + ("_reverse" if direction else "")
+
+
+def _reverse_second(sequences: Tensor, lengths: Tensor | None) -> Tensor:
+    """`[T, D, M, features]` with the second direction, where there is one, from the end of every row to its start.
+
+    Args:
+        lengths: `[M]`, of the rows; what is behind a row's end stays where it is.
+    """
+    if sequences.shape[1] == 1:
+        return sequences
+    first, second = sequences.unbind(1)
+    if lengths is None:
+        return torch.stack([first, second.flip(0)], 1)
+    step = torch.arange(len(second)).unsqueeze(1)
+    source = torch.where(step < lengths, lengths - 1 - step, step)  # [T, M]
+    return torch.stack([first, second[source, torch.arange(len(lengths))]], 1)
+
+
+def _last_states(output: Tensor, lengths: Tensor | None) -> Tensor:
+    """`[D, M, H]`, of the output `[T, D, M, H]`: at the end of every row, and in the second direction at its start."""
+    end = output[-1] if lengths is None else output[lengths - 1, :, torch.arange(len(lengths))].transpose(0, 1)
+    return torch.cat([end[:1], output[0, 1:]])
+
+
+class WeightedDagRNN(LayerOfCells):
     """`n` different cells over one sequence, their outputs mixed by learned softmax weights (eq. 4).
 
     Args:
@@ -247,6 +364,8 @@ class WeightedDagRNN(nn.Module):
         if coupling == "independent" and mix_dropout:
             raise WenetError("mix_dropout is of a mixture; coupling='independent' has none")
         self.mix_dropout = mix_dropout
+        _check_genotype(*genotypes)
+        self.described_cells = "; ".join(map(str, genotypes))
         self.cells = CellBatch.from_genotypes(genotypes)
         count, nodes = self.cells.count, self.cells.nodes
         width = 2 * hidden_size if form == "highway" else hidden_size
@@ -286,12 +405,12 @@ class WeightedDagRNN(nn.Module):
         Raises:
             WenetError: shapes that disagree, or NaN in the input.
         """
+        _check_tensor("the input", x, self.weight_input)
         _check_input(self, x[0] if self._one_input_each(x) else x)
         rows, weighted = x.shape[-2], self.coupling == "weighted"
         states = 1 if weighted else self.cells.count
         h = x.new_zeros(states, rows, self.hidden_size) if h0 is None else h0
-        if h.shape != (states, rows, self.hidden_size):
-            raise WenetError(f"h0 must have shape {[states, rows, self.hidden_size]}, not {list(h.shape)}")
+        _check_state(h, (states, rows, self.hidden_size), self.weight_input)
         masked = _locked_dropout(self, x, self.dropout_x)
         mask_h = _mask(self, x, self.dropout_h, self.hidden_size)
         result = dag_rnn(
@@ -761,13 +880,31 @@ def _check_tied(rnn: DagRNN | WeightedDagRNN | StackedLSTM) -> None:
         raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")
 
 
+def _refuse_options_of_others(nonlinearity: object, proj_size: object) -> None:
+    if nonlinearity is not None:
+        raise WenetError("a cell has no nonlinearity of its own; its nodes have theirs, which the genotype names")
+    if proj_size != 0:
+        raise WenetError("a cell has no proj_size; put a torch.nn.Linear behind it")
+
+
 def _check_layer(layer: DagRNN | WeightedDagRNN) -> None:
-    if layer.input_size < 1 or layer.hidden_size < 1:
-        raise WenetError(f"input_size and hidden_size must be at least 1, not {layer.input_size}, {layer.hidden_size}")
+    _check_count("input_size", layer.input_size)
+    _check_count("hidden_size", layer.hidden_size)
     check_choice("form", layer.form, FORMS)
     check_choice("precision", layer.precision, PRECISIONS)
     _check_probability("dropout_x", layer.dropout_x)
     _check_probability("dropout_h", layer.dropout_h)
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, SupportsIndex) or value < 1:
+        raise WenetError(f"{name} must be at least 1 and an integer, not {value!r}")
+
+
+def _check_genotype(*genotypes: Genotype) -> None:
+    for genotype in genotypes:
+        if not isinstance(genotype, Genotype):
+            raise WenetError(f"a cell must be a Genotype, as wenet.load_genotype('darts-v2') gives, not {genotype!r}")
 
 
 @torch.no_grad()
@@ -784,12 +921,34 @@ def _draw_networks(parameter: Tensor, bound: float, among: tuple[int, slice] | N
 
 
 def _check_probability(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise WenetError(f"{name} must lie in 0 <= p < 1, not {value}")
+    if not isinstance(value, SupportsFloat) or not 0 <= value < 1:
+        raise WenetError(f"{name} must lie in 0 <= p < 1, not {value!r}")
 
 
-def _check_input(layer: DagRNN | WeightedDagRNN, x: Tensor) -> None:
+def _check_tensor(name: str, value: object, weight: Tensor) -> None:
+    """Of the type and on the device of a weight, but for what autocast does with types."""
+    if not isinstance(value, Tensor):
+        raise WenetError(f"{name} must be a tensor, not of type {type(value).__name__}")
+    same = value.dtype == weight.dtype or torch.is_autocast_enabled(value.device.type)
+    if not same or value.device != weight.device:
+        raise WenetError(
+            f"{name} is {value.dtype} on {value.device}, but the layer is {weight.dtype} on {weight.device}; "
+            "move one with .to()"
+        )
+
+
+def _check_input(layer: DagRNN | WeightedDagRNN, x: Tensor, time: int = 0) -> None:
+    """`time` is the dimension of the steps."""
     if x.dim() != 3 or x.shape[-1] != layer.input_size:
-        rows_first = isinstance(layer, DagRNN) and layer.batch_first
-        expected = f"[{'M, T' if rows_first else 'T, M'}, {layer.input_size}]"
+        expected = f"[{'M, T' if time else 'T, M'}, {layer.input_size}]"
         raise WenetError(f"the input must have shape {expected}, not {list(x.shape)}")
+    if x.shape[time] == 0:
+        raise WenetError(f"the input {list(x.shape)} has no time steps; give at least one")
+
+
+def _check_state(h0: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
+    if isinstance(h0, tuple):
+        raise WenetError("h0 must be one tensor; a cell has no second state like the c0 of an LSTM, leave that out")
+    _check_tensor("h0", h0, weight)
+    if h0.shape != shape:
+        raise WenetError(f"h0 must have shape {list(shape)}, not {list(h0.shape)}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wenet.description import Description
 from wenet.genotype import Genotype
 from wenet_kernels import WenetError
 from wenet_kernels.activations import REGISTERED, registered_among
@@ -25,6 +26,8 @@ from __future__ import annotations
 
 ${imports}import torch
 from torch import Tensor, nn
+
+WEIGHTS = '$weights'  # what a state dict says of its weights
 
 
 class $name(nn.Module):
@@ -64,6 +67,13 @@ class $name(nn.Module):
         """
         weight_hidden = self.weight_hidden
 $equations
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(list(WEIGHTS.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if (found := bytes(state.tolist()).decode()) != WEIGHTS:
+            raise ValueError(f"these weights are {found}, but this module needs {WEIGHTS}")
 ''')
 
 IMPORTS = """\
@@ -106,7 +116,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     header.pop("__metadata__", None)
-    dtypes = {"F32": torch.float32, "F64": torch.float64}
+    dtypes = {"F32": torch.float32, "F64": torch.float64, "U8": torch.uint8}
     return {
         name: torch.frombuffer(
             data[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]], dtype=dtypes[entry["dtype"]]
@@ -150,6 +160,7 @@ def layer_source(name: str, genotype: Genotype, form: str, imports: str = "") ->
         genotype=genotype,
         drawing=genotype.draw(),
         imports=imports,
+        weights=Description(str(genotype), form).to_json(),
         name=name,
         nodes=genotype.nodes,
         width="2 * hidden_size" if form == "highway" else "hidden_size",
