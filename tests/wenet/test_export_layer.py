@@ -20,6 +20,7 @@ LAYERS = {
     "highway": {},
     "plain": {"form": "plain"},
     "stacked": {"num_layers": 2, "batch_first": True},
+    "both ways": {"bidirectional": True, "bias": True},
 }
 
 
@@ -29,7 +30,7 @@ class Model(nn.Module):
     def __init__(self, **settings):
         super().__init__()
         self.rnn = DagRNN(5, 8, CELL, **settings)
-        self.head = nn.Linear(8, 3)
+        self.head = nn.Linear(8 * self.rnn.directions, 3)
 
     def forward(self, x, h0=None):
         output, h = self.rnn(x, h0)
@@ -38,7 +39,8 @@ class Model(nn.Module):
 
 def arguments(model, steps, rows, with_state):
     first = (rows, steps) if model.rnn.batch_first else (steps, rows)
-    return (torch.randn(*first, 5), torch.randn(model.rnn.num_layers, rows, 8))[: 2 if with_state else 1]
+    x, h0 = torch.randn(*first, 5), torch.randn(model.rnn.num_layers * model.rnn.directions, rows, 8)
+    return (x, h0) if with_state else (x,)
 
 
 def free(model, with_state):
@@ -48,7 +50,9 @@ def free(model, with_state):
 
 
 # Every kind of layer, with a state given or not.
-CASES = pytest.mark.parametrize(("name", "with_state"), [("highway", False), ("plain", True), ("stacked", True)])
+CASES = pytest.mark.parametrize(
+    ("name", "with_state"), [("highway", False), ("plain", True), ("stacked", True), ("both ways", True)]
+)
 
 
 def drawn(name, **more):
