@@ -335,11 +335,16 @@ def _add_export(actions: argparse._SubParsersAction[Any]) -> None:
     exporting = actions.add_parser(
         "export",
         help="write a cell or a trained model for use without WeNet",
-        description="Write the language model that wenet-train made, or the recurrent layer of any other cell with "
-        "fresh weights, in a form that runs without WeNet.",
+        description="Write the language model that wenet-train made, the recurrent layer in a file of weights, or that "
+        "of any other cell with fresh weights, in a form that runs without WeNet.",
         allow_abbrev=False,
     )
-    exporting.add_argument("source", metavar="RUN|CELL", help="folder that wenet-train made, or a cell as for show")
+    exporting.add_argument(
+        "source",
+        metavar="RUN|FILE|CELL",
+        help="folder that wenet-train made, state dict of a DagRNN or of a model with one (.pt, .safetensors), or a "
+        "cell as for show",
+    )
     exporting.add_argument(
         "--format",
         choices=tuple(SUFFIXES),
@@ -353,12 +358,13 @@ def _add_export(actions: argparse._SubParsersAction[Any]) -> None:
     exporting.add_argument("--form", choices=FORMS, help="of a cell (default: highway)")
     exporting.add_argument("--seed", type=int, help="of a cell's fresh weights in onnx or torch-export (default: 1)")
     exporting.add_argument("--data-dir", type=Path, metavar="DIR", help="look for a run's text here first")
+    exporting.add_argument("--layer", metavar="NAME", help="of several layers in a state dict this one")
     exporting.set_defaults(run=_export_cell)
 
 
 def _export_cell(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if name != "run"}
-    print(describe_export(options.format, export(**given)))
+    print(describe_export(options.source, options.format, export(**given)))
 
 
 def _list_cells(options: argparse.Namespace) -> None:

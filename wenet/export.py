@@ -25,7 +25,8 @@ from wenet.genotypes import PUBLISHED, load_genotype
 from wenet.launch import as_path, stored_config, stored_corpus
 from wenet.launch_train import stored_genotype
 from wenet.nn import DagRNN, LanguageModel
-from wenet.source import layer_source, model_source
+from wenet.saved_layer import is_weight_file, saved_layer
+from wenet.source import layer_source, model_source, trained_layer_source
 from wenet.train import trained_model
 from wenet_kernels import FORMS, WenetError, check_choice
 
@@ -52,17 +53,20 @@ def export(
     form: str | None = None,
     seed: int | None = None,
     data_dir: str | Path | None = None,
+    layer: str | None = None,
 ) -> list[Path]:
     """Write a cell or a trained model so that PyTorch or an ONNX runtime can run it without this package.
 
     Of a folder that `wenet.train` made it is the language model with its best weights: tokens `[T, M]` and a state
-    `[1, M, H]` to scores of the words that follow, `[T, M, V]`, and the last state. Of any other cell it is a recurrent
-    layer with fresh weights, x `[T, M, I]` and h0 `[1, M, H]` to output `[T, M, H]` and h_n. T and M stay free in every
-    format. It computes as in evaluation, without dropout, its products in the type of the weights.
+    `[1, M, H]` to scores of the words that follow, `[T, M, V]`, and the last state. Of a file with the state dict of a
+    `DagRNN`, or of a model with one in it, it is that layer with its weights; of any other cell a recurrent layer with
+    fresh weights: x `[T, M, I]` and h0 `[1, M, H]` to output `[T, M, H]` and h_n. T and M stay free in every format. It
+    computes as in evaluation, without dropout, its products in the type of the weights.
 
     Args:
-        source: a training run's folder, or a cell as in `wenet.genotypes.load_genotype`.
-        format: "module" (a Python file; a run's weights as safetensors beside it), "onnx", or "torch-export" (for
+        source: a training run's folder, a file of weights (.pt, .pth, .bin, .ckpt or .safetensors), or a cell as in
+            `wenet.genotypes.load_genotype`.
+        format: "module" (a Python file; trained weights as safetensors beside it), "onnx", or "torch-export" (for
             `torch.export.load`).
         out: the file to write; by default named like the source, in the current folder.
         input_size, hidden_size: of a layer as onnx or torch-export, the first by default as the second. In a module the
@@ -70,6 +74,7 @@ def export(
         form: of a cell, "highway" by default.
         seed: of the fresh weights of onnx or torch-export, 1 by default.
         data_dir: where to look for a run's text, as in `train`.
+        layer: of the layers in a file of weights the one of this name, such as "encoder.rnn".
 
     Returns:
         The files written: with a run also its vocabulary, a word a line in the order of the tokens. Exports of one run
@@ -85,17 +90,18 @@ def export(
             raise WenetError(f"{package} is not installed; pip install 'wenet-rnn[export]'")
     sizes = {"--input": input_size, "--hidden": hidden_size, "--seed": seed}
     path = as_path(out) or _default_file(source, format)
+    if not isinstance(source, Genotype) and is_weight_file(Path(source)):
+        _refuse({**sizes, "--form": form}, "a file of weights has its own")
+        return _export_layer(saved_layer(Path(source), layer), format, path)
+    _refuse({"--layer": layer}, "only a file of weights has several")
     if not isinstance(source, Genotype) and _is_training_run(Path(source)):
         _refuse({**sizes, "--form": form}, "a training run has its own")
         return _export_run(_trained(Path(source), data_dir), format, path)
     if format == "module":
         _refuse(sizes, "the class in a module takes its sizes when it is made")
         return _export_cell(source, form or "highway", path)
-    layer = _fresh_layer(source, form or "highway", format, input_size, hidden_size, 1 if seed is None else seed)
-    _check_new(path)
-    with _reporting_failed_write(path):
-        _save_graph(layer, format, path, _description(layer))
-    return [path]
+    fresh = _fresh_layer(source, form or "highway", format, input_size, hidden_size, 1 if seed is None else seed)
+    return _export_layer(fresh, format, path)
 
 
 def _default_file(source: str | Path | Genotype, format: str) -> Path:
@@ -108,10 +114,13 @@ def _check_new(path: Path) -> None:
         raise WenetError(f"{path} exists; name another file with --out")
 
 
-def describe_export(format: str, files: list[Path]) -> str:
+def describe_export(source: str | Path, format: str, files: list[Path]) -> str:
     """What was written, and how to load it."""
     path, *beside = files
-    what = "the language model" if beside else "the recurrent layer, its weights fresh"
+    if is_weight_file(Path(source)):
+        what = "the recurrent layer and its weights"
+    else:
+        what = "the language model" if beside else "the recurrent layer, its weights fresh"
     module = f"import {path.stem}" + (f'; model = {path.stem}.load("{beside[0]}")' if beside else "")
     load = {
         "module": module,
@@ -143,6 +152,38 @@ def _export_cell(source: str | Path | Genotype, form: str, path: Path) -> list[P
     with _reporting_failed_write(path):
         path.write_text(code, encoding="utf-8")
     return [path]
+
+
+def _export_layer(layer: DagRNN, format: str, path: Path) -> list[Path]:
+    """A layer with the weights that it has."""
+    files = [path, path.with_suffix(".safetensors")] if format == "module" else [path]
+    for file in files:
+        _check_new(file)
+    with _reporting_failed_write(path):
+        if format == "module":
+            path.write_text(_layer_code(layer), encoding="utf-8")
+            write_tensors(files[1], _weights_by_cell(layer), _description(layer))
+        else:
+            _save_graph(layer, format, path, _description(layer))
+    return files
+
+
+def _layer_code(layer: DagRNN) -> str:
+    sizes = (layer.input_size, layer.hidden_size)
+    counts = (layer.num_layers, layer.directions)
+    return trained_layer_source("Cell", layer.genotype, layer.form, sizes, *counts, layer.bias)
+
+
+def _weights_by_cell(layer: DagRNN) -> dict[str, Tensor]:
+    """By the names that they have in the written module."""
+    states = layer.num_layers * layer.directions
+    if states == 1:
+        return layer.state_dict()
+    names, values = zip(*layer.named_parameters(), strict=True)
+    kinds = names[: len(names) // states]  # those of the first layer and direction, whose names have no suffix
+    own = (f"cells.{state}.{kind}" for state in range(states) for kind in kinds)
+    said = {f"cells.{state}._extra_state": layer.get_extra_state() for state in range(states)}
+    return {**dict(zip(own, (value.detach() for value in values), strict=True)), **said}
 
 
 def _fresh_layer(
@@ -210,6 +251,8 @@ def _description(
     sizes = {"input_size": layer.input_size, "hidden_size": layer.hidden_size, "vocabulary_size": vocabulary_size}
     scores = {f"{part}_perplexity": value for part, value in (perplexity or {}).items()}
     described = {"cell": layer.genotype, "form": layer.form, **sizes, **scores}
+    usual = {"num_layers": 1, "bias": False, "bidirectional": False}
+    described |= {name: getattr(layer, name) for name, value in usual.items() if getattr(layer, name) != value}
     return {name: str(value) for name, value in described.items() if value is not None}
 
 
@@ -241,7 +284,7 @@ def _example(module: DagRNN | LanguageModel) -> dict[str, Tensor]:
     layer = module.rnn if isinstance(module, LanguageModel) else module
     assert isinstance(layer, DagRNN)
     weight = next(layer.parameters())
-    h0 = weight.new_zeros(1, 2, layer.hidden_size)
+    h0 = weight.new_zeros(layer.num_layers * layer.directions, 2, layer.hidden_size)
     if isinstance(module, LanguageModel):
         return {"tokens": torch.zeros(3, 2, dtype=torch.long), "h0": h0}
     return {"x": weight.new_zeros(3, 2, layer.input_size), "h0": h0}

@@ -42,7 +42,7 @@ class $name(nn.Module):
         self.weight_input = nn.Parameter(torch.empty(input_size, $width))
         self.weight_hidden = nn.Parameter(torch.empty(hidden_size, $width))
         self.weight_nodes = nn.Parameter(torch.empty($nodes, hidden_size, $width))
-        for parameter in self.parameters():
+${biases}        for parameter in self.parameters():
             nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
 
     def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ class $name(nn.Module):
         h = x.new_zeros(x.shape[1], self.hidden_size) if h0 is None else h0[0]
         W = self.weight_nodes.unbind()
         states = []
-        for x_t in x @ self.weight_input:
+        for x_t in x @ self.weight_input$added:
             h = self.step(x_t, h, W)
             states.append(h)
         output = torch.stack(states, dim=1 if self.batch_first else 0)
@@ -74,6 +74,59 @@ $equations
     def set_extra_state(self, state: Tensor) -> None:
         if (found := bytes(state.tolist()).decode()) != WEIGHTS:
             raise ValueError(f"these weights are {found}, but this module needs {WEIGHTS}")
+''')
+
+BIASES = """\
+        self.bias_input = nn.Parameter(torch.empty($width))
+        self.bias_hidden = nn.Parameter(torch.empty($width))
+"""
+
+LAYERS = Template('''
+
+class Layers(nn.Module):
+    """$layers of `$name`$both, called like `torch.nn.RNN`.
+
+    Sizes: as in `$name`.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, batch_first: bool = False) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        sizes = [input_size$above]
+        self.cells = nn.ModuleList($name(size, hidden_size) for size in sizes)
+
+    def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Input `[T, M, I]` and states `[$states, M, H]`, by default zero, to output `[T, M, $features]` and the same.
+
+        With `batch_first`, input and output have M before T.
+        """
+        x = x.transpose(0, 1) if self.batch_first else x
+        states = [None] * $states if h0 is None else h0.split(1)
+        last = []
+$run
+        return x.transpose(0, 1) if self.batch_first else x, torch.cat(last)
+''')
+
+ONE_DIRECTION = """\
+        for cell, state in zip(self.cells, states, strict=True):
+            x, h = cell(x, state)
+            last.append(h)"""
+
+BOTH_DIRECTIONS = """\
+        for first in range(0, $states, 2):
+            forward, h_forward = self.cells[first](x, states[first])
+            backward, h_backward = self.cells[first + 1](x.flip(0), states[first + 1])
+            x = torch.cat([forward, backward.flip(0)], -1)
+            last += [h_forward, h_backward]"""
+
+LOAD_LAYER = Template('''
+
+def load(weights: str | Path, batch_first: bool = False) -> $name:
+    """The trained layer, ready for evaluation, from the file of its weights."""
+    tensors = read_safetensors(Path(weights))
+    layer = $name($input, $hidden, batch_first).to(tensors["$weight"].dtype)
+    layer.load_state_dict(tensors)
+    return layer.eval()
 ''')
 
 IMPORTS = """\
@@ -108,7 +161,9 @@ def load(weights: str | Path) -> LanguageModel:
     model = LanguageModel().to(tensors["decoder_bias"].dtype)
     model.load_state_dict(tensors)
     return model.eval()
+''')
 
+READ_SAFETENSORS = '''
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """What a safetensors file holds: the length of a JSON header in 8 bytes, the header, then the tensors' bytes."""
@@ -116,14 +171,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     header.pop("__metadata__", None)
-    dtypes = {"F32": torch.float32, "F64": torch.float64, "U8": torch.uint8}
+    dtypes = {"F16": torch.half, "BF16": torch.bfloat16, "F32": torch.float, "F64": torch.double, "U8": torch.uint8}
     return {
         name: torch.frombuffer(
             data[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]], dtype=dtypes[entry["dtype"]]
         ).view(entry["shape"])
         for name, entry in header.items()
     }
-''')
+'''
 
 MIXTURE = '''
 
@@ -147,14 +202,17 @@ class MixtureOfSoftmaxes(nn.Module):
 CANDIDATES = {"tanh": "torch.tanh(u)", "relu": "torch.relu(u)", "sigmoid": "torch.sigmoid(u)", "identity": "u"}
 
 
-def layer_source(name: str, genotype: Genotype, form: str, imports: str = "") -> str:
+def layer_source(name: str, genotype: Genotype, form: str, imports: str = "", bias: bool = False) -> str:
     """A module whose class `name` computes what `wenet.nn.DagRNN` does without dropout, with the same parameters.
+
+    It is a single layer in one direction.
 
     Raises:
         WenetError: an activation that exists only where it was registered.
     """
     for activation in registered_among(genotype.activations):
         raise WenetError(f"the activation {activation!r} is a registered function, which has no source to be written")
+    width = "2 * hidden_size" if form == "highway" else "hidden_size"
     return LAYER.substitute(
         form=form,
         genotype=genotype,
@@ -163,7 +221,9 @@ def layer_source(name: str, genotype: Genotype, form: str, imports: str = "") ->
         weights=Description(str(genotype), form).to_json(),
         name=name,
         nodes=genotype.nodes,
-        width="2 * hidden_size" if form == "highway" else "hidden_size",
+        width=width,
+        biases=BIASES.replace("$width", width) if bias else "",
+        added=" + self.bias_input + self.bias_hidden" if bias else "",
         columns="2H" if form == "highway" else "H",
         equations=_indented(_equations(genotype, form), 8),
     )
@@ -191,7 +251,43 @@ def model_source(
         if experts is None
         else "self.mixture(output, self.embedding.weight, self.decoder_bias)",
     )
-    return layer_source(name, genotype, form, IMPORTS) + ("" if experts is None else MIXTURE) + model
+    parts = (layer_source(name, genotype, form, IMPORTS), "" if experts is None else MIXTURE, model, READ_SAFETENSORS)
+    return "".join(parts)
+
+
+def trained_layer_source(
+    name: str, genotype: Genotype, form: str, sizes: tuple[int, int], layers: int, directions: int, bias: bool
+) -> str:
+    """`layer_source`, for several layers or directions the class `Layers` around it, and a function `load`.
+
+    Its parameters are those of `wenet.nn.DagRNN`, in `Layers` those of a layer and direction after the other:
+    `cells.0.weight_input` and so on.
+
+    Args:
+        sizes: I, H.
+    """
+    code = layer_source(name, genotype, form, IMPORTS, bias)
+    states = layers * directions
+    load = {"name": name, "weight": "weight_input"}
+    if states > 1:
+        load = {"name": "Layers", "weight": "cells.0.weight_input"}
+        code += LAYERS.substitute(
+            name=name,
+            layers=f"{layers} layers" if layers > 1 else "A layer",
+            both=" in both directions" if directions == 2 else "",
+            above=_sizes_above(layers, directions),
+            states=states,
+            features="H" if directions == 1 else "2H",
+            run=ONE_DIRECTION if directions == 1 else BOTH_DIRECTIONS.replace("$states", str(states)),
+        )
+    return code + LOAD_LAYER.substitute(load, input=sizes[0], hidden=sizes[1]) + READ_SAFETENSORS
+
+
+def _sizes_above(layers: int, directions: int) -> str:
+    """Of the inputs of all cells but the first, behind that in a list."""
+    beside = ", input_size" * (directions - 1)
+    above = "hidden_size" if directions == 1 else "2 * hidden_size"
+    return beside + (f", *[{above}] * {(layers - 1) * directions}" if layers > 1 else "")
 
 
 def written_step(genotype: Genotype, form: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
