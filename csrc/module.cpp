@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cpu/arena.h"
+#include "cpu/check.h"
 #include "cpu/dispatch.h"
 #include "cpu/features.h"
 
@@ -47,6 +48,7 @@ class BetweenSteps {
 // Runs a pass over the steps without Python's lock.
 template <typename Pass>
 void run(Recurrence r, std::optional<py::function> between_steps, Pass pass) {
+  check(r);
   BetweenSteps hook(r, std::move(between_steps));
   {
     py::gil_scoped_release release;
@@ -148,8 +150,8 @@ PYBIND11_MODULE(_native, m) {
              run(r, std::move(between_steps), [&](const Recurrence& r) { k.backward(r, e, g); });
            },
            py::arg("recurrence"), py::arg("evaluation"), py::arg("gradients"), py::arg("between_steps") = py::none())
-      .def("project", [](const Kernels& k, const Projection& p) { k.project(p); },
+      .def("project", [](const Kernels& k, const Projection& p) { check(p), k.project(p); },
            py::call_guard<py::gil_scoped_release>())
-      .def("project_backward", [](const Kernels& k, const Projection& p) { k.project_backward(p); },
+      .def("project_backward", [](const Kernels& k, const Projection& p) { check(p), k.project_backward(p); },
            py::call_guard<py::gil_scoped_release>());
 }

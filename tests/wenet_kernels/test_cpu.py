@@ -117,3 +117,42 @@ print((mapped() - before) >> 20)
 def test_memory_kept_for_reuse_does_not_pile_up():
     mapped = subprocess.run([sys.executable, "-c", MAPPED], capture_output=True, text=True, check=True).stdout
     assert 400 <= int(mapped) <= 1.25 * 400 + 16
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ancestor", 1, "ancestor"),
+        ("ancestor", -1, "ancestor"),
+        ("ancestor", 2**30, "ancestor"),
+        ("activation", 4, "activation"),
+        ("activation", -5, "activation"),
+        ("concat", 2, "more than once"),
+        ("concat", 0, "without an averaged node"),
+        ("rows", 0, "empty size"),
+        ("hidden", -3, "empty size"),
+        ("threads", 0, "no thread"),
+        ("pre", 0, "missing"),
+        ("mix", 0, "no mixing weights"),
+    ],
+)
+def test_the_native_module_itself_refuses_what_it_would_index_with(name, value, message):
+    values = torch.zeros(64)
+    tables = {key: torch.tensor([[0]], dtype=torch.int32) for key in ("ancestor", "activation")}
+    tables["concat"] = torch.tensor([[1]], dtype=torch.int32)
+    r = _native.Recurrence()
+    sizes = dict.fromkeys(("steps", "networks", "rows", "hidden", "nodes", "threads"), 1)
+    addresses = dict.fromkeys(("pre", "h0", "weight_hidden", "weight_nodes", "mix"), values.data_ptr())
+    for key, initial in (sizes | addresses | {key: made.data_ptr() for key, made in tables.items()}).items():
+        setattr(r, key, initial)
+    evaluation = _native.Evaluation()
+    evaluation.output = (output := torch.zeros(64)).data_ptr()
+    kernels = _native.Kernels("auto", _native.Factor.fp32)
+    kernels.forward(r, evaluation)
+    assert output[0] == 0  # of zeros
+    if name in tables:
+        tables[name].fill_(value)
+    else:
+        setattr(r, name, value)
+    with pytest.raises(ValueError, match=message):
+        kernels.forward(r, evaluation)
