@@ -1,11 +1,13 @@
 """Many different recurrent cells evaluated as one operator. Knows nothing of searching or training."""
 
 from wenet_kernels.activations import ACTIVATIONS, activation_names, register_activation, registered_among
+from wenet_kernels.backend import backends, resolve_backend
 from wenet_kernels.cells import CellBatch
 from wenet_kernels.errors import WenetError, check_choice
 from wenet_kernels.native import native_status
-from wenet_kernels.op import COUPLINGS, FORMS, PRECISIONS, Norm, backends, dag_rnn, project, resolve_backend
+from wenet_kernels.op import Norm, dag_rnn, project
 from wenet_kernels.ranks import LostRanks, sum_over_ranks
+from wenet_kernels.recurrence import COUPLINGS, FORMS, PRECISIONS
 
 __all__ = [
     "ACTIVATIONS",

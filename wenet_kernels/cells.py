@@ -122,6 +122,10 @@ class CellBatch:
         """The cells as integers on a device, the same tensors at every call."""
         return _tables(self.text, activation_names(), torch.device(device))
 
+    def new_tables(self, device: torch.device | str) -> Tables:
+        """The same, of the caller's own."""
+        return _new_tables(self.text, activation_names(), torch.device(device))
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CellBatch) and self.text == other.text
 
@@ -160,4 +164,8 @@ def _rows(text: str, names: tuple[str, ...]) -> _Rows:
 @functools.cache
 def _tables(text: str, names: tuple[str, ...], device: torch.device) -> Tables:
     with torch.inference_mode(False):  # a tensor made in that mode could not be differentiated around later
-        return Tables(*(torch.tensor(rows, dtype=torch.int32, device=device) for rows in _rows(text, names)[:3]))
+        return _new_tables(text, names, device)
+
+
+def _new_tables(text: str, names: tuple[str, ...], device: torch.device) -> Tables:
+    return Tables(*(torch.tensor(rows, dtype=torch.int32, device=device) for rows in _rows(text, names)[:3]))

@@ -143,7 +143,8 @@ def _kernels_of(instruction_set: str, factor: str) -> _native.Kernels:
 
 def _reusable(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor in memory that the next call can have without asking the system for new pages."""
-    return torch.frombuffer(_native.Block(math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
+    tensor = torch.frombuffer(_native.Block(math.prod(shape) * dtype.itemsize), dtype=dtype)
+    return tensor.resize_(shape)  # where a view would have a base that autograd looks after
 
 
 def _laid_out(r: Recurrence) -> Recurrence:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from wenet_kernels.cells import CellBatch, Tables
+
+FORMS = ("highway", "plain")
+COUPLINGS = ("weighted", "independent")
+NORMS = ("none", "batch", "running")
+PRECISIONS = ("full", "tf32", "bf16")
 
 # Added to the variance before its root is taken, as in `torch.nn.BatchNorm1d`.
 NORM_EPS = 1e-5
@@ -36,6 +41,14 @@ class Recurrence:
     precision: str  # of the products' factors: "full", "tf32" or "bf16"
     all_ranks: bool = False  # whether other processes' networks are part of the mixture, in every step
 
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cls))
+
+    def values(self) -> tuple[Any, ...]:
+        """The operands in their order, as operators take them."""
+        return tuple(getattr(self, name) for name in self.names())
+
     @cached_property
     def tables(self) -> Tables:
         """Of the cells, where the operands are."""
@@ -62,6 +75,14 @@ class Recurrence:
         """T, n, M, H, L."""
         steps, networks, rows, _ = self.pre.shape
         return steps, networks, rows, self.h0.shape[-1], self.weight_nodes.shape[1]
+
+
+class TracedRecurrence(Recurrence):
+    """Operands under a transform or a tracer, whose tensors must not outlive it: the tables are its own."""
+
+    @cached_property
+    def tables(self) -> Tables:
+        return CellBatch(self.cells).new_tables(self.pre.device)
 
 
 class Evaluation(NamedTuple):

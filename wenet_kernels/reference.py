@@ -44,7 +44,7 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
 
 def project_backward(grad_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Derivatives with respect to input and weights."""
-    return (grad_output @ weight.mT).sum(0), x.mT @ grad_output
+    return (grad_output @ weight.mT).sum(-3), x.mT @ grad_output
 
 
 def forward(r: Recurrence, keep: bool) -> Evaluation:
@@ -69,6 +69,26 @@ def forward(r: Recurrence, keep: bool) -> Evaluation:
                 activated[t, :, node] = _beside(gate, candidate) if r.highway else candidate
         h = output[t] = _over_ranks(r, _mix(r, _cell_output(r, states)))
     return Evaluation(output, activated, mean, var)
+
+
+def traced(r: Recurrence) -> Tensor:
+    """The output of `forward` by functions that autograd and vmap can follow, as slow as that is."""
+    steps, networks, rows, hidden, nodes = r.sizes
+    h, outputs = r.h0, []
+    for t in range(steps):
+        states: list[Tensor] = []
+        for node in range(nodes + 1):
+            previous = h.expand(networks, rows, hidden) if node == 0 else _ancestors(r, node, torch.stack(states))
+            gate, candidate = _activate(r, node, r.pre[t], _masked(r, previous) @ _weight(r, node))
+            state = _combine(previous, gate, candidate)
+            if r.norm == "batch":
+                mean, var = state.mean(1, keepdim=True), state.var(1, correction=0, keepdim=True)
+                states.append(_normalise(state, mean, var))
+            else:
+                states.append(_normalise(state, *_running_statistics(r, node)))
+        h = _mix(r, _cell_output(r, torch.stack(states)))
+        outputs.append(h)
+    return torch.stack(outputs)
 
 
 def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients:
@@ -121,6 +141,10 @@ def _previous_state(r: Recurrence, node: int, h: Tensor, states: Tensor) -> Tens
     """The state that a node reads, [n, M, H]: h_{t-1} for the init node, else its ancestor's in each network."""
     if node == 0:
         return h.expand(states.shape[1:])
+    return _ancestors(r, node, states)
+
+
+def _ancestors(r: Recurrence, node: int, states: Tensor) -> Tensor:
     return states[r.ancestor[:, node - 1], _networks(r)]
 
 
@@ -198,11 +222,14 @@ def _beside(gate: Tensor | None, candidate: Tensor) -> Tensor:
 
 def _statistics(r: Recurrence, node: int, mean: Tensor, var: Tensor, t: int) -> tuple[Tensor | None, Tensor | None]:
     """Mean and variance that normalise the states of a node, [n, 1, H] each."""
-    if r.norm == "none":
-        return None, None
     if r.norm == "batch":
         return mean[t, :, node, None], var[t, :, node, None]
-    assert r.running_mean is not None and r.running_var is not None
+    return _running_statistics(r, node)
+
+
+def _running_statistics(r: Recurrence, node: int) -> tuple[Tensor | None, Tensor | None]:
+    if r.running_mean is None or r.running_var is None:
+        return None, None
     return r.running_mean[:, node, None], r.running_var[:, node, None]
 
 

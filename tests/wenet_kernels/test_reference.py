@@ -218,7 +218,7 @@ class TestErrors:
             self.call()
 
     def test_backend_that_cannot_run_gives_its_reason(self, monkeypatch):
-        from wenet_kernels import op, reference
+        from wenet_kernels import backend, reference
 
         class Absent:
             forward, backward = reference.forward, reference.backward
@@ -227,7 +227,7 @@ class TestErrors:
             def status():
                 return "no such device"
 
-        monkeypatch.setitem(op._BACKENDS, "absent", Absent)
+        monkeypatch.setitem(backend.BACKENDS, "absent", Absent)
         assert backends()["absent"] == "no such device"
         with pytest.raises(WenetError, match="'absent' cannot run: no such device"):
             resolve_backend("absent")

@@ -23,7 +23,6 @@ __all__ = ["backward", "forward", "kept_shape", "project", "project_backward", "
 INTERPRETER_VARIABLE = "TRITON_INTERPRET"  # read by Triton when it is imported
 
 
-@torch.compiler.assume_constant_result
 def status() -> str:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
@@ -132,13 +131,11 @@ def _pool() -> Pool:
     return Pool()
 
 
-@torch.compiler.assume_constant_result
 def _has_bf16() -> bool:
     """Whether the GPU multiplies bf16; the interpreter computes such products wrongly."""
     return not _interpreted() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-@torch.compiler.assume_constant_result
 def _has_tf32() -> bool:
     """Whether the GPU multiplies tf32: NVIDIA's since Ampere do, and of AMD's those of one architecture."""
     if _interpreted():
@@ -148,6 +145,5 @@ def _has_tf32() -> bool:
     return torch.cuda.get_device_capability() >= (8, 0)
 
 
-@torch.compiler.assume_constant_result
 def _interpreted() -> bool:
     return os.environ.get(INTERPRETER_VARIABLE) == "1"

@@ -1,0 +1,116 @@
+"""What can evaluate the operators, and which of it does."""
+
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from wenet_kernels import cpu, reference, triton
+from wenet_kernels.activations import WITH_REGISTERED, activation_names, registered_among
+from wenet_kernels.errors import WenetError, check_choice
+from wenet_kernels.recurrence import PRECISIONS, Evaluation, Gradients, Recurrence
+
+
+class Backend(Protocol):
+    """What a backend module provides."""
+
+    def status(self) -> str: ...  # "ready", or the reason why not
+    def runs_on(self, kind: str) -> bool: ...  # of device, as in `torch.device.type`
+    def refusal(self, dtype: torch.dtype, precision: str) -> str: ...  # why it has no such products, or empty
+    def kept_shape(
+        self,
+        steps: int,
+        networks: int,
+        rows: int,
+        hidden: int,
+        nodes: int,
+        form: str,
+        dtype: torch.dtype,
+        precision: str,
+    ) -> tuple[int, ...]: ...  # of `Evaluation.activated`
+    def project(self, x: Tensor, weight: Tensor) -> Tensor: ...
+    def project_backward(self, grad_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]: ...
+    def forward(self, r: Recurrence, keep: bool) -> Evaluation: ...
+    def backward(self, r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients: ...
+
+
+BACKENDS: dict[str, Backend] = {"reference": reference, "cpu": cpu, "triton": triton}
+PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}  # by device, best first
+
+
+def backends(activations: Sequence[str] = ()) -> dict[str, str]:
+    """Every backend by name, with "ready" or the reason why it cannot run here, or not cells of these activations."""
+    return {name: _status(name, activations) for name in BACKENDS}
+
+
+def resolve_backend(
+    backend: str = "auto",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    precision: str = "full",
+    activations: Sequence[str] = (),
+) -> str:
+    """The name of the backend that `dag_rnn` will use on a device, for operands of a type, products of a precision,
+    and cells of these activations.
+
+    "auto" follows the environment variable WENET_BACKEND, and without it takes the fastest backend that is ready.
+
+    Raises:
+        WenetError: a backend named explicitly is unknown or cannot run, with the reason; nothing replaces it. Or none
+            has products of that precision, with every backend's reason. Or an unknown activation.
+    """
+    for activation in activations:
+        check_choice("activation", activation, activation_names())
+    check_choice("precision", precision, PRECISIONS)
+    name = os.environ.get("WENET_BACKEND", "auto") if backend == "auto" else backend
+    kind = torch.device(device).type
+    if name == "auto":
+        obstacles = {}
+        for candidate in PREFERENCE.get(kind, ("reference",)):
+            obstacles[candidate] = _obstacle(candidate, kind, dtype, precision, activations)
+            if not obstacles[candidate]:
+                return candidate
+        reasons = "; ".join(f"{candidate}: {obstacle}" for candidate, obstacle in obstacles.items())
+        raise WenetError(f"no backend on {kind} has precision {precision!r}: {reasons}")
+    check_choice("backend", name, ["auto", *BACKENDS])
+    obstacle = _obstacle(name, kind, dtype, precision, activations)
+    if obstacle:
+        raise WenetError(f"backend {name!r} cannot run: {obstacle}")
+    return name
+
+
+def first_possible(
+    backend: str, device: torch.device, dtype: torch.dtype, precision: str, activations: Sequence[str]
+) -> tuple[str, str]:
+    """The backend and the precision of a call; precisions separated by "|" are tried in turn.
+
+    Raises:
+        WenetError: as `resolve_backend`, of the last precision.
+    """
+    *preferred, last = precision.split("|")
+    for choice in preferred:
+        try:
+            return resolve_backend(backend, device, dtype, choice, activations), choice
+        except WenetError:
+            continue
+    return resolve_backend(backend, device, dtype, last, activations), last
+
+
+def _obstacle(name: str, kind: str, dtype: torch.dtype, precision: str, activations: Sequence[str]) -> str:
+    """Why a backend cannot run with such operands and cells on such a device; empty where it can."""
+    status = _status(name, activations)
+    if status != "ready":
+        return status
+    if not BACKENDS[name].runs_on(kind):
+        return f"it does not run on {kind}"
+    return BACKENDS[name].refusal(dtype, precision)
+
+
+def _status(name: str, activations: Sequence[str]) -> str:
+    """What `backends` says of one: which of the activations it lacks, and else what it says itself."""
+    lacking = registered_among(activations)
+    if lacking and name not in WITH_REGISTERED:
+        return f"it lacks {', '.join(lacking)}, registered in Python, which only {', '.join(WITH_REGISTERED)} has"
+    return BACKENDS[name].status()

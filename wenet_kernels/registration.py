@@ -1,0 +1,205 @@
+"""How an operator becomes known to PyTorch: to autograd, forward-mode differentiation, vmap, autocast and compilers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from wenet_kernels.errors import WenetError
+
+LIBRARY = torch.library.Library("wenet_kernels", "DEF")
+
+Outputs = Any  # a tensor or a tuple of them
+
+
+class Operator:
+    """What there is to say of an operator. Its arguments are positional, in the order of the schema."""
+
+    name: ClassVar[str]
+    schema: ClassVar[str]
+    variables: ClassVar[tuple[int, ...]]  # positions of the arguments that it is differentiated by
+    constants: ClassVar[tuple[int, ...]] = ()  # positions of tensors without a derivative
+    differentiable_outputs: ClassVar[int | None] = None  # so many come first; None: all are
+    keeps_outputs: ClassVar[bool] = False  # for `backward`
+    batched: Callable[..., tuple[Outputs, Any]]  # its rule for vmap, a function of `batching`
+
+    @staticmethod
+    def compute(*arguments: Any) -> Outputs:
+        """The result, of tensors that hold values; checks everything that memory is addressed by."""
+        raise NotImplementedError
+
+    @staticmethod
+    def fake(*arguments: Any) -> Outputs:
+        """Tensors shaped as the result, for compilers."""
+        raise NotImplementedError
+
+    @staticmethod
+    def formula(*arguments: Any) -> Outputs:
+        """The differentiable outputs by functions that PyTorch can differentiate any number of times."""
+        raise NotImplementedError
+
+    @staticmethod
+    def for_derivatives(*arguments: Any) -> tuple[Any, ...]:
+        """The arguments, where the call may be differentiated."""
+        return arguments
+
+    # The derivatives of the variables, given those of the outputs; None: by the formula.
+    backward: ClassVar[Callable[..., Sequence[Tensor | None]] | None] = None
+
+
+def register(operator: type[Operator]) -> Callable[..., Any]:
+    """Make an operator known; the function that calls it."""
+    name = operator.name
+    LIBRARY.define(name + operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
+    overload = getattr(torch.ops.wenet_kernels, name).default
+    function = _function(operator, overload)
+    LIBRARY.impl(name, operator.compute, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"wenet_kernels::{name}", operator.fake, lib=LIBRARY)
+    LIBRARY.impl(name, _autograd_kernel(operator, overload, function), "Autograd", with_keyset=True)
+
+    # Transforms (torch.func) are met in front of everything else, as only a Function takes part in several at once.
+    def transformed(*arguments: Any) -> Outputs:
+        return function.apply(*operator.for_derivatives(*arguments))
+
+    LIBRARY.impl(name, transformed, "FuncTorchDynamicLayerFrontMode")
+    for key in (torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.AutocastCUDA):
+        LIBRARY.impl(name, _without_autocast(overload, key), key.name)
+    return overload
+
+
+def _autograd_kernel(operator: type[Operator], overload: Any, function: Any) -> Callable[..., Outputs]:
+    def kernel(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Outputs:
+        recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+        if recorded or forward_ad._current_level >= 0:
+            return function.apply(*operator.for_derivatives(*arguments))
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+    return kernel
+
+
+def _without_autocast(overload: Any, key: Any) -> Callable[..., Outputs]:
+    """What an operator computes follows from its arguments alone."""
+
+    def kernel(*arguments: Any) -> Outputs:
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return overload(*arguments)
+
+    return kernel
+
+
+def _function(operator: type[Operator], overload: Any) -> Any:
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments: Any) -> Outputs:
+            with torch._C._AutoDispatchBelowAutograd():
+                return overload(*arguments)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+            _refuse_constants(operator, ctx.needs_input_grad)
+            tensors = [argument for argument in inputs if isinstance(argument, Tensor)]
+            outputs = output if isinstance(output, tuple) else (output,)
+            ctx.arguments = [None if isinstance(argument, Tensor) else argument for argument in inputs]
+            ctx.positions = [k for k, argument in enumerate(inputs) if isinstance(argument, Tensor)]
+            ctx.save_for_backward(*tensors, *(outputs if operator.keeps_outputs else ()))
+            ctx.save_for_forward(*tensors)
+            ctx.outputs = len(outputs)
+            if operator.differentiable_outputs is not None:
+                ctx.mark_non_differentiable(*outputs[operator.differentiable_outputs :])
+            ctx.set_materialize_grads(False)  # or zeros as large as all that forward kept would be filled in
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            results: list[Tensor | None] = [None] * len(ctx.arguments)
+            if all(grad is None for grad in grads):
+                return tuple(results)
+            arguments, outputs = _restored(ctx)
+            if operator.backward is not None:
+                found = operator.backward(arguments, outputs, grads)
+            else:
+                found = _pulled_back(operator, arguments, grads)
+            for position, gradient in zip(_given(operator, arguments), found, strict=True):
+                results[position] = gradient
+            return tuple(results)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Tensor | None) -> Outputs:
+            _refuse_constants(operator, [tangent is not None for tangent in tangents])
+            return _pushed_forward(operator, _restored(ctx)[0], tangents, ctx.outputs)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Outputs, Any]:
+            return operator.batched(overload, info.batch_size, in_dims, *arguments)
+
+    Function.__name__ = Function.__qualname__ = operator.__name__
+    return Function
+
+
+def _restored(ctx: Any) -> tuple[list[Any], Sequence[Tensor]]:
+    """The arguments of a call, and its outputs where they were kept."""
+    arguments = list(ctx.arguments)
+    tensors = ctx.saved_tensors
+    for position, tensor in zip(ctx.positions, tensors, strict=False):
+        arguments[position] = tensor
+    return arguments, tensors[len(ctx.positions) :]
+
+
+def _refuse_constants(operator: type[Operator], differentiated: Sequence[bool]) -> None:
+    if any(differentiated[position] for position in operator.constants):
+        raise WenetError("a mask, and the statistics of a norm, have no derivative; pass them detached")
+
+
+def _given(operator: type[Operator], arguments: Sequence[Any]) -> list[int]:
+    """The positions of the variables, without those that are None."""
+    return [position for position in operator.variables if arguments[position] is not None]
+
+
+def _formula_of(operator: type[Operator], arguments: Sequence[Any]) -> tuple[Callable[..., Any], list[Tensor]]:
+    """The formula as a function of the variables alone, and these."""
+    positions = _given(operator, arguments)
+
+    def function(*variables: Tensor) -> tuple[Tensor, ...]:
+        filled = list(arguments)
+        for position, variable in zip(positions, variables, strict=True):
+            filled[position] = variable
+        outputs = operator.formula(*filled)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    return function, [arguments[position] for position in positions]
+
+
+def _pulled_back(
+    operator: type[Operator], arguments: Sequence[Any], grads: Sequence[Tensor | None]
+) -> Sequence[Tensor]:
+    """The derivatives of the variables, given those of the outputs."""
+    function, variables = _formula_of(operator, arguments)
+    with torch.autocast(variables[0].device.type, enabled=False):
+        outputs, pull_back = vjp(function, *variables)
+        found: Sequence[Tensor] = pull_back(_with_zeros(grads, outputs))
+    return found
+
+
+def _pushed_forward(
+    operator: type[Operator], arguments: Sequence[Any], tangents: Sequence[Tensor | None], count: int
+) -> Outputs:
+    """The tangents of all outputs, given those of the arguments. What pulls derivatives back is linear, and its own
+    derivative pushes them forward; so no forward mode is needed inside of forward mode, where there is none."""
+    function, variables = _formula_of(operator, arguments)
+    given = _with_zeros([tangents[position] for position in _given(operator, arguments)], variables)
+    with torch.autocast(variables[0].device.type, enabled=False):
+        outputs, pull_back = vjp(function, *variables)
+        _, push_forward = vjp(pull_back, tuple(torch.zeros_like(output) for output in outputs))
+        found = push_forward(given)[0]
+    return found[0] if count == 1 else (*found, *(None,) * (count - len(found)))
+
+
+def vjp(function: Callable[..., Any], *variables: Any) -> tuple[Any, Callable[..., Any]]:
+    """`torch.func.vjp`, whose types name a third result that it does not give here."""
+    return torch.func.vjp(function, *variables)  # type: ignore[return-value]
+
+
+def _with_zeros(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(torch.zeros_like(y) if x is None else x for x, y in zip(tensors, like, strict=True))
