@@ -929,7 +929,7 @@ def _check_tensor(name: str, value: object, weight: Tensor) -> None:
     """Of the type and on the device of a weight, but for what autocast does with types."""
     if not isinstance(value, Tensor):
         raise WenetError(f"{name} must be a tensor, not of type {type(value).__name__}")
-    same = value.dtype == weight.dtype or torch.is_autocast_enabled(value.device.type)
+    same = value.dtype == weight.dtype or (value.is_floating_point() and torch.is_autocast_enabled(value.device.type))
     if not same or value.device != weight.device:
         raise WenetError(
             f"{name} is {value.dtype} on {value.device}, but the layer is {weight.dtype} on {weight.device}; "

@@ -128,6 +128,36 @@ def test_two_directions_are_two_layers(form):
     torch.testing.assert_close(h, torch.cat([h_forward, h_backward]))
 
 
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bias": True, "bidirectional": True}, {"batch_first": True}])
+@pytest.mark.parametrize("given", [True, False])
+def test_an_empty_batch(options, given):
+    """Goes through and back, as through `torch.nn.RNN`, whose gradients are zero too."""
+    ours, torchs = layer(**options), torch.nn.RNN(5, 7, **options).double()
+    x = numbers(*((0, 4) if ours.batch_first else (4, 0)), 5).requires_grad_()
+    h0 = numbers(ours.num_layers * ours.directions, 0, 7) if given else None
+    (output, h), (expected, h_expected) = ours(x, h0), torchs(x, h0)
+    assert (output.shape, h.shape) == (expected.shape, h_expected.shape)
+    (output.sum() + h.sum()).backward()
+    assert x.grad.shape == x.shape
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in ours.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bias": True, "bidirectional": True}])
+def test_nan_is_named_where_it_came_in(options):
+    x, h0 = numbers(4, 3, 5), numbers(2 * (2 if options else 1), 3, 7)[: 4 if options else 1]
+    for broken in ("x", "h0"):
+        given = {"x": x.clone(), "h0": h0.clone()}
+        given[broken][0, 1, 2] = torch.nan
+        with pytest.raises(WenetError, match=f"^{broken} holds NaN"):
+            layer(**options)(given["x"], given["h0"])
+    for name in ("weight_input", "weight_hidden", "weight_nodes"):
+        rnn = layer(**options)
+        with torch.no_grad():
+            rnn.get_parameter(name).flatten()[0] = torch.nan
+        with pytest.raises(WenetError, match=f"^{name} holds NaN"):
+            rnn(x, h0)
+
+
 def test_batch_first_and_a_single_sequence_are_the_same_numbers():
     rnn, x, h0 = layer(num_layers=2), numbers(4, 3, 5), numbers(2, 3, 7)
     output, h = rnn(x, h0)
