@@ -12,4 +12,4 @@ compiler=${CXX:-g++}
 export LD_PRELOAD="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libubsan.so)"
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 export PYTHONPATH="$build"
-pytest --import-mode=append -q tests/wenet_kernels/test_{cpu,cpu_bf16,project}.py "$@"
+pytest --import-mode=append -q tests/wenet_kernels/test_{cpu,cpu_bf16,project,transforms}.py "$@"

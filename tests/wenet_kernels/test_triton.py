@@ -257,3 +257,23 @@ def test_too_many_rows_is_an_error():
     case = make_case((1, 1, 513, 1, 1, "plain", "weighted", None, False), dtype=torch.float32)
     with pytest.raises(WenetError, match="at most 512 rows"):
         run_op(case, "triton")
+
+
+@pytest.mark.parametrize("coupling", ["weighted", "independent"])
+def test_a_batch_of_calls(coupling):
+    """Under vmap, as one call of more networks or, coupled, one call after the other."""
+    case = make_case((2, 2, 3, 5, 2, "highway", coupling, None, False), dtype=torch.float32)
+    generator = torch.Generator().manual_seed(4)
+    leaves = [torch.randn(2, *x.shape, generator=generator).to(DEVICE) * 0.5 for x in case.leaves]
+
+    def loss(backend, *tensors):
+        mix = tensors[4] if coupling == "weighted" else None
+        output = dag_rnn(*tensors[:4], mix, case.cells, coupling=coupling, backend=backend)
+        return (output * torch.linspace(-1, 1, output.numel(), device=DEVICE).view(output.shape)).sum()
+
+    positions = tuple(range(1, len(leaves) + 1))
+    gradients = torch.func.grad(loss, argnums=positions)
+    found = torch.func.vmap(gradients, in_dims=(None, *(0,) * len(leaves)))("triton", *leaves)
+    expected = [gradients("reference", *(leaf[k] for leaf in leaves)) for k in range(2)]
+    for ours, truth in zip(found, zip(*expected, strict=True), strict=True):
+        assert relative_error(ours, torch.stack(truth)) < 1e-5

@@ -132,3 +132,15 @@ def test_too_large_is_an_error_before_anything_is_allocated(monkeypatch):
     with pytest.raises(WenetError, match="GB of memory"):
         memory.check_memory(shape, 10**5, torch.device("cuda", 0))
     assert torch.cuda.memory_allocated() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_gives_the_types_that_rnns_give(dtype):
+    case = make_case(ONE_CELL, dtype=torch.float32)
+    exact = call(case)
+    with torch.autocast("cuda", dtype=dtype):
+        output = call(case)
+        expected = torch.nn.RNN(5, 8, device="cuda")(torch.zeros(3, 2, 5, device="cuda"))[0].dtype
+    assert output.dtype == expected == dtype
+    torch.testing.assert_close(output.float(), exact, rtol=0.1, atol=0.05)
+    assert all(gradient.dtype == torch.float32 for gradient in case.gradients(output, draw_seed(output)))
