@@ -1,1 +1,1 @@
-"""Measurements of speed and memory; see docs/performance.md for how to run them."""
+"""Measurements of speed and memory; see docs/measurements/how.md for how to run them."""

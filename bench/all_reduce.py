@@ -11,9 +11,9 @@ from torch import Tensor
 
 from bench.cases import NODES, SEED
 from wenet import random_genotypes
-from wenet.distributed import ALONE, Ranks, joined
-from wenet.divided import DividedDagRNN
-from wenet.nn import WeightedDagRNN
+from wenet.nn.divided import DividedDagRNN
+from wenet.nn.weighted import WeightedDagRNN
+from wenet.parallel.ranks import ALONE, Ranks, joined
 
 REPEATS = 15
 

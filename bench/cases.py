@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wenet import Genotype, random_genotypes
-from wenet.genotypes import DARTS_V2
+from wenet.cells.published import DARTS_V2
 from wenet_kernels import CellBatch
 
 NODES = 8

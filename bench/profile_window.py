@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,17 +16,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench.cases import Case
 from bench.machine import DenseRate
-from wenet import random_genotypes
-from wenet.checkpoint import RunFolder
-from wenet.config import PRESETS, SearchConfig, resolve_config
-from wenet.console import Console
-from wenet.data import load_corpus
-from wenet.interrupt import Interrupt
-from wenet.launch import resolve_machine
-from wenet.memory import peak_memory
-from wenet.resumable import Workplace
-from wenet.search import Candidate, Search
-from wenet.training import window
+from wenet.run import Interrupt, RunFolder, Session, Surroundings
+from wenet.run.machine import peak_memory, resolve_machine
+from wenet.searching.mixture import Mixture
+from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
+from wenet.tasks import LanguageModelling
 
 WINDOWS = 5  # timed without the profiler, after as many to warm up
 
@@ -75,13 +70,16 @@ def main() -> None:
 
 def prepare_window(config: SearchConfig, networks: int, folder: Path, data_dir: Path | None) -> Callable[[], float]:
     """A search as the command sets it up; each call trains on the first window once more."""
-    corpus = load_corpus(config.dataset, data_dir, config.max_vocabulary)
-    work = Workplace(config, corpus, Console(silent=True), checkpoint_every=60, interrupt=Interrupt())
-    search = Search(work, RunFolder.create(folder / "run", {}))
+    config = replace(config, pool=networks, batch=networks)
+    task = LanguageModelling()
+    run = RunFolder.create(folder / "run", {})
+    data = task.load(config, data_dir)
+    search = Mixture(Session(config, None, task, data, run, Interrupt(), Surroundings()))
     torch.manual_seed(config.seed)
-    search._start_round([Candidate(g) for g in random_genotypes(networks, config.nodes, config.seed)])
-    tokens, targets = window(search.train_stream, config.bptt, 0)
-    return lambda: search._step(tokens, targets)
+    search.prepare()
+    search.begin_stage()
+    tokens, targets = search.next_window()
+    return lambda: search.step(tokens, targets)
 
 
 def report(config: SearchConfig, networks: int, run_window: Callable[[], float]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`python bench/report.py RESULT.json`: a run of `pytest bench/` as tables and figures in docs/performance.md."""
+"""`python bench/report.py RESULT.json`: a run of `pytest bench/` as docs/measurements/recurrence.md and its figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure as Drawing
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "recurrence.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 # What forward with backward must reach on two cores: of the dense rate, and how many times faster than each peer.
@@ -262,7 +262,7 @@ def insert(document: str, text: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write a run of `pytest bench/` into a document.")
     parser.add_argument("result", type=Path, help="what --benchmark-json wrote")
-    parser.add_argument("--document", type=Path, default=DOCUMENT, help="default: docs/performance.md")
+    parser.add_argument("--document", type=Path, default=DOCUMENT, help="default: docs/measurements/recurrence.md")
     options = parser.parse_args(arguments)
     run = Run(json.loads(options.result.read_text(encoding="utf-8")))
     draw(run, options.document.parent / "figures")

@@ -14,6 +14,7 @@ import shlex
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import combinations
@@ -28,24 +29,26 @@ from scipy import stats
 
 from bench.report import insert
 from wenet import resume_search, search
-from wenet.audit import RESAMPLES, final_ranking, summary, training_windows
-from wenet.config import SearchConfig, flag, resolve_config
-from wenet.console import Console, duration
+from wenet.cells.genotype import Genotype
 from wenet.data import Corpus, load_corpus
-from wenet.genotype import Genotype
-from wenet.independent import RECORDS as TRAINING_RECORDS
-from wenet.independent import RESULT as TRAINING_RESULT
-from wenet.independent import TrainingResult, train_independently
-from wenet.interrupt import Interrupt
-from wenet.launch import CHECKPOINT_MINUTES, resolve_machine
-from wenet.resumable import Workplace
-from wenet.runs import overlap
-from wenet.search import RECORDS, draw_pool
+from wenet.run import Interrupt, RunFolder, Session, Surroundings
+from wenet.run.console import Console, duration
+from wenet.run.machine import resolve_machine
+from wenet.run.settings import flag
+from wenet.searching.audit import RESAMPLES, final_ranking, summary, training_windows
+from wenet.searching.mixture import RECORDS, Mixture, draw_pool
+from wenet.searching.repeated import overlap
+from wenet.searching.settings import SearchConfig, resolve_config
+from wenet.tasks import LanguageModelling
+from wenet.training.standalone import RECORDS as TRAINING_RECORDS
+from wenet.training.standalone import RESULT as TRAINING_RESULT
+from wenet.training.standalone import StandaloneResult, train_standalone
 from wenet.version import VERSION
 from wenet_kernels import ACTIVATIONS
 
 FIGURE, FIGURES = "figures/search-quality.svg", "figures/search-quality.json"  # beside the document
 GROUP = 20  # cells trained standalone at once
+METRIC = LanguageModelling.metric
 EARLY = 2  # records of a standalone training, of 20, after which learning is called early
 
 PLAIN = {"form": "plain", "norm": "none"}  # normalised, a plain cell cannot leave a state of zero
@@ -77,7 +80,7 @@ class Quality:
     """What one search made of the pool.
 
     Attributes:
-        scores: of every cell of the pool, as `wenet.audit.final_ranking` has them; higher is better.
+        scores: of every cell of the pool, as `wenet.searching.audit.final_ranking` has them; higher is better.
         kept: numbers of the K cells kept at the end, the best first.
         first_round, rounds_kept: of every cell.
         seconds: of the search.
@@ -130,7 +133,7 @@ def main() -> None:
         standalone = train_pool(config, corpus, options.out / f"pool-{config.form}", options.trainings)
         cells = draw_pool(config)
         pool = [str(cell) for cell in cells]
-        searches = [read_search(folder, pool, config.seeds) for folder in folders]
+        searches = [read_search(folder, pool, config.keep) for folder in folders]
         measured = row(name, searches, standalone, traits(cells))
         origin = {"pool_seed": options.pool_seed, "from": _origin(options)}
         rows = add_row(options.out / "search-quality.json", {**measured, **origin})
@@ -152,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
-        "--document", type=Path, metavar="FILE", help="write tables and figure into docs/search-quality.md"
+        "--document", type=Path, metavar="FILE", help="write tables and figure into docs/measurements/search-quality.md"
     )
     return parser
 
@@ -212,19 +215,20 @@ def _file_name(name: str) -> str:
 
 def train_pool(config: SearchConfig, corpus: Corpus, folder: Path, trainings: int) -> Standalone:
     """Train every cell of the pool standalone, so many times, or go on with that, or read what is finished."""
-    windows = training_windows(config, corpus, config.audit_epochs)
-    with Interrupt() as interrupt:
-        work = Workplace(config, corpus, Console(quiet=True), CHECKPOINT_MINUTES, interrupt)
-        found = [train_once(work, folder / f"seed-{seed}", windows, seed) for seed in range(1, trainings + 1)]
+    surroundings = Surroundings(console=Console(quiet=True))
+    with Interrupt() as interrupt, closing(RunFolder.open_or_create(folder, {})) as run:
+        session = Session(config, None, LanguageModelling(), corpus, run, interrupt, surroundings)
+        windows = training_windows(session, config.audit_epochs)
+        found = [train_once(session, folder / f"seed-{seed}", windows, seed) for seed in range(1, trainings + 1)]
     perplexities, early, seconds = zip(*found, strict=True)
     return Standalone(np.array(perplexities), np.mean(early, axis=0), sum(seconds), windows)
 
 
 def train_once(
-    work: Workplace[SearchConfig], folder: Path, windows: int, seed: int
+    session: Session[SearchConfig], folder: Path, windows: int, seed: int
 ) -> tuple[list[float], list[float], float]:
     """One training of every cell of the pool: perplexities, early losses and seconds."""
-    pool = draw_pool(work.config)
+    pool = draw_pool(session.config)
     perplexities: list[float] = []
     early: list[float] = []
     seconds = 0.0
@@ -232,11 +236,11 @@ def train_once(
         part, cells = folder / f"from-{first + 1}", pool[first : first + GROUP]
         label = f"training {seed}, pool {first + 1} to {first + len(cells)}"
         if (part / TRAINING_RESULT).exists():  # perhaps of a version that had fewer settings
-            training = TrainingResult.from_dict(json.loads((part / TRAINING_RESULT).read_text()))
+            training = StandaloneResult.from_dict(json.loads((part / TRAINING_RESULT).read_text()), METRIC)
         else:
-            work.console.say(label)
-            training = train_independently(work, part, cells, windows, seed, label)
-        perplexities += [outcome.perplexity for outcome in training.outcomes]
+            session.console.say(label)
+            training = train_standalone(session, part, cells, windows, seed, label)
+        perplexities += [outcome.value for outcome in training.outcomes]
         losses = _records(part / TRAINING_RECORDS)[EARLY - 1]["train_loss"]
         early += [np.inf if loss is None else loss for loss in losses]
         seconds += training.seconds
@@ -250,12 +254,12 @@ def _records(path: Path) -> list[dict[str, Any]]:
 def read_search(folder: Path, pool: Sequence[str], seeds: int) -> Quality:
     """What a finished search made of the pool, which it went through whole."""
     records = _records(folder / RECORDS)
-    ranked = {str(cell.genotype): cell for cell in final_ranking(records, seeds)}
+    ranked = {str(cell.genotype): cell for cell in final_ranking(records, seeds, Mixture)}
     first_round = {network["genotype"]: record["round"] for record in records[::-1] for network in record["networks"]}
     numbers = {genotype: number for number, genotype in enumerate(pool)}
     return Quality(
         np.array([ranked[genotype].score for genotype in pool]),
-        [numbers[name] for name, cell in ranked.items() if cell.survivor],
+        [numbers[name] for name, cell in ranked.items() if cell.kept],
         np.array([first_round[genotype] for genotype in pool]),
         np.array([ranked[genotype].rounds_kept for genotype in pool]),
         records[-1]["seconds_so_far"],

@@ -7,15 +7,18 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from wenet.config import SearchConfig, resolve_config
-from wenet.estimate import timed_step
-from wenet.genotype import Genotype, random_genotypes
-from wenet.independent import build_independent
-from wenet.launch import resolve_machine
+from wenet.cells.genotype import Genotype
+from wenet.cells.space import random_genotypes
+from wenet.run.machine import resolve_machine
+from wenet.searching.settings import SearchConfig, resolve_config
+from wenet.tasks import LanguageModelling
+from wenet.training.estimate import timed_step
+from wenet.training.standalone import build_standalone
 
 Clock = Callable[[], float]
 
@@ -51,7 +54,8 @@ def measure(config: SearchConfig, cells: int, vocabulary: int, clock: Clock) -> 
 
 
 def _seconds(config: SearchConfig, genotypes: Sequence[Genotype], vocabulary: int, clock: Clock) -> float:
-    model = build_independent(config, genotypes, vocabulary).to(config.device)
+    data = SimpleNamespace(vocabulary=range(vocabulary))
+    model = build_standalone(config, genotypes, LanguageModelling(), data).to(config.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
     tokens = torch.randint(vocabulary, (config.bptt + 1, config.data_batch), device=config.device)
     return min(timed_step(model, optimizer, tokens, clock) for _ in range(ROUNDS))

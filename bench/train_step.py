@@ -18,8 +18,9 @@ from torch.nn import functional
 from bench.machine import DenseRate, PeakMemory
 from bench.peers import FUNCTIONS
 from wenet import Genotype
-from wenet.genotypes import load_genotype
-from wenet.nn import DagRNN, LanguageModel
+from wenet.cells.published import load_genotype
+from wenet.nn.language import LanguageModel
+from wenet.nn.rnn import DagRNN
 
 CLIP, RATE, WEIGHT_DECAY, TEMPORAL_REG = 0.25, 20.0, 8e-7, 1e-3  # of the evaluation; the time does not depend on them
 DROPOUT_X, DROPOUT_H, DROPOUT_OUTPUT = 0.75, 0.25, 0.75

@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "cpu/arena.h"
-#include "cpu/check.h"
 #include "cpu/dispatch.h"
 #include "cpu/features.h"
 
@@ -48,7 +47,6 @@ class BetweenSteps {
 // Runs a pass over the steps without Python's lock.
 template <typename Pass>
 void run(Recurrence r, std::optional<py::function> between_steps, Pass pass) {
-  check(r);
   BetweenSteps hook(r, std::move(between_steps));
   {
     py::gil_scoped_release release;
@@ -72,15 +70,9 @@ PYBIND11_MODULE(_native, m) {
         return py::buffer_info(static_cast<unsigned char*>(block.data()), static_cast<py::ssize_t>(block.bytes()));
       });
 
-  py::enum_<Norm>(m, "Norm")
-      .value("none", Norm::none)
-      .value("batch", Norm::batch)
-      .value("running", Norm::running);
+  py::enum_<Norm>(m, "Norm").value("none", Norm::none).value("batch", Norm::batch).value("running", Norm::running);
 
-  py::enum_<Factor>(m, "Factor")
-      .value("fp32", Factor::fp32)
-      .value("fp64", Factor::fp64)
-      .value("bf16", Factor::bf16);
+  py::enum_<Factor>(m, "Factor").value("fp32", Factor::fp32).value("fp64", Factor::fp64).value("bf16", Factor::bf16);
 
   py::class_<Recurrence>(m, "Recurrence")
       .def(py::init<>())
@@ -139,19 +131,23 @@ PYBIND11_MODULE(_native, m) {
   py::class_<Kernels>(m, "Kernels")
       .def(py::init(&kernels), py::arg("instruction_set"), py::arg("factor"))
       .def_readonly("width", &Kernels::width)
-      .def("forward",
-           [](const Kernels& k, const Recurrence& r, const Evaluation& e, std::optional<py::function> between_steps) {
-             run(r, std::move(between_steps), [&](const Recurrence& r) { k.forward(r, e); });
-           },
-           py::arg("recurrence"), py::arg("evaluation"), py::arg("between_steps") = py::none())
-      .def("backward",
-           [](const Kernels& k, const Recurrence& r, const Evaluation& e, const Gradients& g,
-              std::optional<py::function> between_steps) {
-             run(r, std::move(between_steps), [&](const Recurrence& r) { k.backward(r, e, g); });
-           },
-           py::arg("recurrence"), py::arg("evaluation"), py::arg("gradients"), py::arg("between_steps") = py::none())
-      .def("project", [](const Kernels& k, const Projection& p) { check(p), k.project(p); },
-           py::call_guard<py::gil_scoped_release>())
-      .def("project_backward", [](const Kernels& k, const Projection& p) { check(p), k.project_backward(p); },
-           py::call_guard<py::gil_scoped_release>());
+      .def(
+          "forward",
+          [](const Kernels& k, const Recurrence& r, const Evaluation& e, std::optional<py::function> between_steps) {
+            run(r, std::move(between_steps), [&](const Recurrence& r) { k.forward(r, e); });
+          },
+          py::arg("recurrence"), py::arg("evaluation"), py::arg("between_steps") = py::none())
+      .def(
+          "backward",
+          [](const Kernels& k, const Recurrence& r, const Evaluation& e, const Gradients& g,
+             std::optional<py::function> between_steps) {
+            run(r, std::move(between_steps), [&](const Recurrence& r) { k.backward(r, e, g); });
+          },
+          py::arg("recurrence"), py::arg("evaluation"), py::arg("gradients"), py::arg("between_steps") = py::none())
+      .def(
+          "project", [](const Kernels& k, const Projection& p) { check(p), k.project(p); },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "project_backward", [](const Kernels& k, const Projection& p) { check(p), k.project_backward(p); },
+          py::call_guard<py::gil_scoped_release>());
 }

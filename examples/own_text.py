@@ -23,7 +23,7 @@ def main() -> None:
     found = wenet.search(
         options.text, preset="quick", pool=options.pool, hidden=options.hidden, out=options.out / "search"
     )
-    print(f"found {found.genotype}, weight {found.best['weight']:.4f} (uniform {found.best['uniform_weight']:.4f})")
+    print(f"found {found.genotype}, weight {found.best.weight:.4f} (uniform {found.best.uniform_weight:.4f})")
     print(found.genotype.draw())
 
     for name, cell in (("found", found.genotype), ("darts-v2", wenet.genotypes.DARTS_V2)):

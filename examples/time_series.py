@@ -11,7 +11,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from wenet.genotypes import load_genotype
 from wenet.nn import DagRNN
 
 HISTORY = 48  # steps that a forecast sees
@@ -22,7 +21,7 @@ class Forecaster(nn.Module):
 
     def __init__(self, cell: str, hidden_size: int) -> None:
         super().__init__()
-        self.rnn = DagRNN(1, hidden_size, load_genotype(cell))
+        self.rnn = DagRNN(1, hidden_size, cell)
         self.head = nn.Linear(hidden_size, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # [T, M, 1]

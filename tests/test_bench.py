@@ -19,9 +19,9 @@ from bench.cases import LARGE_CELL, PAPER, QUICK, Case, make_operands
 from bench.contestants import prepare
 from bench.search_speed import Cost, table
 from bench.train_step import EagerRNN
-from wenet.config import resolve_config
-from wenet.genotypes import ENAS_LM, load_genotype
-from wenet.nn import DagRNN
+from wenet.cells.published import ENAS_LM, load_genotype
+from wenet.nn.rnn import DagRNN
+from wenet.searching.settings import resolve_config
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ import torch
 from bench import gpu, parity
 from bench.cases import Case
 from bench.on_gpu import ahead, choice, clock, counters, results, sections
-from wenet.genotypes import DARTS_V2
+from wenet.cells.published import DARTS_V2
 from wenet_kernels import WenetError, backends
 
 from .bare_checkout import bare_environment

@@ -14,24 +14,32 @@ import pytest
 from .wenet.helpers import write_text
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # What is marked `ci` is run by .ci/run, what is marked `long` by hand: installing, and measurements of an hour.
 BLOCK = re.compile(r"(?:<!-- (?P<mark>ci|long) -->\n)?^```(?P<language>bash|python)\n(?P<code>.*?)^```$", re.M | re.S)
 
 # Before each command and each piece of Python: every text is the small one, and the presets are small.
 PRELUDE = """
-from wenet import config
 from wenet.data import corpus
+from wenet.searching import settings as searching
+from wenet.training import settings as training
 
 small = {{"hidden": 6, "data_batch": 4, "eval_batch": 4, "bptt": 8}}
-for preset in config.PRESETS.values():
-    preset.update(small, pool=4, batch=2, seeds=1, epochs_per_round=0.1)
-config.TRAIN_PRESETS["quick"].update(small, test_batch=4, epochs=2)
-config._paper_settings = lambda given: config.TRAIN_PRESETS["quick"]
+for preset in searching.PRESETS.values():
+    preset.update(small, pool=4, batch=2, keep=1, epochs_per_round=0.1)
+training.TRAIN_PRESETS["quick"].update(small, test_batch=4, epochs=2)
+training._paper_settings = lambda given: training.TRAIN_PRESETS["quick"]
 read_texts = corpus.read_texts
 corpus.read_texts = lambda name, folder: read_texts(name if name.endswith("my-text") else {text!r}, folder)
 """
-COMMANDS = ("search", "train", "eval", "rank", "cell", "report")
+COMMANDS = {  # and the module of each
+    "search": "search",
+    "train": "train",
+    "eval": "evaluate",
+    "rank": "rank",
+    "cell": "cell",
+    "report": "report",
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +48,15 @@ def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bin")
     prelude = PRELUDE.format(text=str(write_text(tmp_path_factory.mktemp("text"))))
     (folder / "prelude.py").write_text(prelude)
-    for name in COMMANDS:
+    for name, module in COMMANDS.items():
         command = folder / f"wenet-{name}"
-        command.write_text(f"#!{sys.executable}\nimport prelude, sys, wenet.cli\nsys.exit(wenet.cli.{name}_main())\n")
+        command.write_text(
+            f"#!{sys.executable}\nimport prelude, sys\nfrom wenet.cli.{module} import main\nsys.exit(main())\n"
+        )
         command.chmod(0o755)
     path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(folder)}
+    modules = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    return {**os.environ, "PATH": path, "PYTHONPATH": modules}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -54,6 +65,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [(block["language"], block["code"]) for block in found if block["mark"] is None]
 
 
+@pytest.mark.timeout(900)  # a page has some twenty commands, each of which imports torch
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_says_works(page, environment, tmp_path):
     for language, code in blocks(page):
@@ -90,8 +102,8 @@ def test_examples(example, flags, environment, tmp_path):
 
 
 def test_site_builds_without_warnings(tmp_path):
-    if importlib.util.find_spec("mkdocs") is None:
-        pytest.skip('needs mkdocs-material: pip install -e ".[docs]"')
+    if not all(importlib.util.find_spec(name) for name in ("mkdocs", "mkdocstrings")):
+        pytest.skip('needs mkdocs-material and mkdocstrings: pip install -e ".[docs]"')
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from wenet import Genotype
 from .wenet.helpers import write_text
 
 TINY = {
-    "pool": 7, "batch": 3, "seeds": 2, "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2, "bptt": 6,
+    "pool": 7, "batch": 3, "keep": 2, "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2, "bptt": 6,
     "epochs_per_round": 0.2,
 }  # fmt: skip
 CELLS = 24
@@ -70,7 +70,7 @@ def test_traits_of_a_cell():
 def test_settings_times_seeds(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(search_quality, "SETTINGS", {"default": TINY, "mixing rate / 3": {**TINY, "mix_lr": 3e-3}})
     monkeypatch.setattr(search_quality, "GROUP", 4)
-    monkeypatch.setattr("wenet.launch_search._say_header", lambda *_: None)
+    monkeypatch.setattr("wenet.searching.work.SearchWork.announce", lambda *_: None)
     text, out = write_text(tmp_path / "text"), tmp_path / "out"
     command = [str(text), "--seeds", "2", "--trainings", "3", "--settings", "default", "mixing rate / 3"]
     command += ["--out", str(out)]

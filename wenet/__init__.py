@@ -1,12 +1,12 @@
 """Recurrent architecture search by weighted networks (Huang and Xiang, 2019)."""
 
 from wenet import genotypes, nn
-from wenet.evaluate import evaluate
-from wenet.export import export
-from wenet.genotype import Genotype, random_genotypes
-from wenet.launch_search import SearchResult, resume_search, search
-from wenet.launch_train import TrainResult, resume_train, train
-from wenet.rank import rank_cells
+from wenet.api import rank_cells, resume_search, resume_train, search, train
+from wenet.cells import Genotype, random_genotypes
+from wenet.exporting.formats import export
+from wenet.searching.work import SearchResult
+from wenet.training.held_out import evaluate
+from wenet.training.work import TrainResult
 from wenet.version import VERSION
 from wenet_kernels import WenetError, register_activation
 

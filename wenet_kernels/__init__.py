@@ -3,7 +3,7 @@
 from wenet_kernels.activations import ACTIVATIONS, activation_names, register_activation, registered_among
 from wenet_kernels.backend import backends, resolve_backend
 from wenet_kernels.cells import CellBatch
-from wenet_kernels.errors import WenetError, check_choice
+from wenet_kernels.errors import WenetError, check_choice, did_you_mean
 from wenet_kernels.native import native_status
 from wenet_kernels.op import Norm, dag_rnn, project
 from wenet_kernels.ranks import LostRanks, sum_over_ranks
@@ -22,6 +22,7 @@ __all__ = [
     "backends",
     "check_choice",
     "dag_rnn",
+    "did_you_mean",
     "native_status",
     "project",
     "register_activation",

@@ -42,6 +42,12 @@ def register_activation(name: str, forward: Callable[[Tensor], Tensor], derivati
 
     Raises:
         WenetError: no such name can be had, or the functions disagree.
+
+    Examples:
+        >>> import wenet
+        >>> wenet.register_activation("softsign", lambda u: u / (1 + u.abs()), lambda u: (1 + u.abs()) ** -2)
+        >>> wenet.Genotype.from_text("softsign0 relu1").activations
+        ('softsign', 'relu')
     """
     if not re.fullmatch("[a-z]+", name) or name == "mean":
         raise WenetError(f"{name!r} cannot name an activation; use lower-case letters, and not 'mean'")

@@ -10,7 +10,7 @@ from torch import Tensor
 from wenet_kernels import cpu, reference, triton
 from wenet_kernels.activations import WITH_REGISTERED, activation_names, registered_among
 from wenet_kernels.errors import WenetError, check_choice
-from wenet_kernels.recurrence import PRECISIONS, Evaluation, Gradients, Recurrence
+from wenet_kernels.recurrence import OPERANDS, PRECISIONS, Evaluation, Gradients, Recurrence
 
 
 class Backend(Protocol):
@@ -41,7 +41,13 @@ PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}  # b
 
 
 def backends(activations: Sequence[str] = ()) -> dict[str, str]:
-    """Every backend by name, with "ready" or the reason why it cannot run here, or not cells of these activations."""
+    """Every backend by name, with "ready" or the reason why it cannot run here, or not cells of these activations.
+
+    Examples:
+        >>> from wenet_kernels import backends
+        >>> backends()["reference"]
+        'ready'
+    """
     return {name: _status(name, activations) for name in BACKENDS}
 
 
@@ -63,7 +69,7 @@ def resolve_backend(
     """
     for activation in activations:
         check_choice("activation", activation, activation_names())
-    check_choice("precision", precision, PRECISIONS)
+    precision = _products(precision, dtype)
     name = os.environ.get("WENET_BACKEND", "auto") if backend == "auto" else backend
     kind = torch.device(device).type
     if name == "auto":
@@ -92,10 +98,20 @@ def first_possible(
     *preferred, last = precision.split("|")
     for choice in preferred:
         try:
-            return resolve_backend(backend, device, dtype, choice, activations), choice
+            return resolve_backend(backend, device, dtype, choice, activations), _products(choice, dtype)
         except WenetError:
             continue
-    return resolve_backend(backend, device, dtype, last, activations), last
+    return resolve_backend(backend, device, dtype, last, activations), _products(last, dtype)
+
+
+def _products(precision: str, dtype: torch.dtype) -> str:
+    """A precision as backends know it: "full" where it is that of the operands."""
+    check_choice("precision", precision, PRECISIONS)
+    if precision not in OPERANDS:
+        return precision
+    if dtype != OPERANDS[precision]:
+        raise WenetError(f"precision {precision!r} needs operands of {OPERANDS[precision]}, not {dtype}; convert them")
+    return "full"
 
 
 def _obstacle(name: str, kind: str, dtype: torch.dtype, precision: str, activations: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wenet_kernels.activations import activation_names, registered_among
-from wenet_kernels.errors import WenetError
+from wenet_kernels.errors import WenetError, did_you_mean
 
 # Far above any published cell (11 nodes); a larger number is a mistake in a file, and would exhaust memory.
 MAX_NODES = 64
@@ -34,8 +34,9 @@ def check_cell(recurrent: Sequence[tuple[str, int]], concat: Sequence[int]) -> N
         raise WenetError(f"a cell has 1 to {MAX_NODES} nodes, this one has {nodes}")
     for node, (activation, ancestor) in enumerate(recurrent, start=1):
         if activation not in activation_names():
-            names = ", ".join(activation_names())
-            raise WenetError(f"node {node}: unknown activation {activation!r}; choose from {names}, or register it")
+            names = activation_names()
+            mend = did_you_mean(activation, names) or f"choose from {', '.join(names)}, or register it"
+            raise WenetError(f"node {node}: unknown activation {activation!r}; {mend}")
         if not 0 <= ancestor < node:
             raise WenetError(f"node {node}: ancestor {ancestor} is out of range; it must lie in 0..{node - 1}")
     if not concat:
@@ -96,7 +97,8 @@ class CellBatch:
     Raises:
         WenetError: no cell, an invalid cell, or cells of different numbers of nodes.
 
-    Example:
+    Examples:
+        >>> from wenet_kernels import CellBatch
         >>> CellBatch("tanh0 relu1; relu0 sigmoid0 mean 2").tables("cpu").ancestor
         tensor([[0, 1],
                 [0, 0]], dtype=torch.int32)

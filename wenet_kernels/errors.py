@@ -1,6 +1,7 @@
 """The one exception of this project, and the commonest reason to raise it."""
 
-from collections.abc import Collection
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class WenetError(Exception):
@@ -10,7 +11,24 @@ class WenetError(Exception):
     """
 
 
-def check_choice(name: str, value: object, choices: Collection[str]) -> None:
-    """Raise `WenetError` unless the value of an option is among its choices."""
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise `WenetError` unless the value of an option is among its choices.
+
+    >>> check_choice("form", "higway", ["highway", "plain"])
+    Traceback (most recent call last):
+    wenet_kernels.errors.WenetError: unknown form 'higway'; did you mean 'highway'?
+    """
+    choices = list(choices)
     if value not in choices:
-        raise WenetError(f"unknown {name} {value!r}; choose from {', '.join(choices)}")
+        mend = did_you_mean(value, choices) or f"choose from {', '.join(choices)}"
+        raise WenetError(f"unknown {name} {value!r}; {mend}")
+
+
+def did_you_mean(value: object, choices: Iterable[str]) -> str:
+    """The nearest of the choices as a question; empty where none is near.
+
+    >>> did_you_mean("hiden", ["hidden", "nodes"])
+    "did you mean 'hidden'?"
+    """
+    nearest = get_close_matches(str(value), list(choices), n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else ""

@@ -31,7 +31,9 @@ def project(x: Tensor, weight_input: Tensor, *, backend: str = "auto") -> Tensor
     Raises:
         WenetError: operands that disagree, a backend that cannot run, or on the CPU NaN among the operands.
 
-    Example:
+    Examples:
+        >>> import torch
+        >>> from wenet_kernels import project
         >>> project(torch.ones(3, 2, 4), torch.ones(5, 4, 6)).shape
         torch.Size([3, 5, 2, 6])
     """
@@ -75,8 +77,9 @@ def dag_rnn(
         norm: "batch" normalises every state over the M rows; a pair (mean, var), `[n, L+1, H]` each, normalises with
             these instead; None does not normalise.
         coupling: "weighted" mixes the networks into one hidden state; "independent" keeps each network's own.
-        precision: of the products' factors: "full" (as the operands are), or for fp32 operands "tf32" or "bf16", summed
-            in fp32. Everything else is computed in the operands' own type.
+        precision: of the products' factors: "full" (as the operands are, whatever that is), "fp32" or "fp64" (the same,
+            and an error where the operands are not), or for fp32 operands "tf32" or "bf16", summed in fp32. Everything
+            else is computed in the operands' own type.
         all_ranks: the networks are some of a mixture whose others are on the other ranks of `torch.distributed`; `mix`
             holds their part of its weights, and `h0` and `mask_h` are the same everywhere. The output is that of the
             whole mixture, and so are, given the whole derivative of the output on every rank, the derivatives but that
@@ -90,6 +93,16 @@ def dag_rnn(
     Raises:
         WenetError: operands that disagree, an unknown option, a backend that cannot run, NaN among the operands, or a
             rank that is gone.
+
+    Examples:
+        >>> import torch
+        >>> from wenet_kernels import CellBatch, dag_rnn
+        >>> cells = CellBatch("tanh0 relu1; relu0 sigmoid0")
+        >>> T, n, M, H, L = 5, cells.count, 3, 4, cells.nodes
+        >>> weights = torch.randn(n, H, 2 * H), torch.randn(n, L, H, 2 * H)
+        >>> mix = torch.tensor([0.5, 0.5])
+        >>> dag_rnn(torch.randn(T, n, M, 2 * H), torch.zeros(M, H), *weights, mix, cells).shape
+        torch.Size([5, 3, 4])
     """
     running_mean, running_var = norm if isinstance(norm, tuple) else (None, None)
     mode = "running" if isinstance(norm, tuple) else norm or "none"
@@ -108,7 +121,7 @@ def dag_rnn(
     autocast_type = _autocast_type(pre)
     if autocast_type is not None:
         tensors = [None if tensor is None else _in_fp32(tensor) for tensor in tensors]
-        precision = AUTOCAST_PRECISIONS[autocast_type] if precision == "full" else precision
+        precision = AUTOCAST_PRECISIONS[autocast_type] if precision in ("full", "fp32") else precision
     output, _, mean, var = operators.dag_rnn(*tensors, cells.text, form, mode, precision, all_ranks, False, backend)
     if autocast_type is not None:
         output = output.to(autocast_type)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from wenet_kernels.cells import CellBatch, Tables
@@ -13,7 +14,8 @@ from wenet_kernels.cells import CellBatch, Tables
 FORMS = ("highway", "plain")
 COUPLINGS = ("weighted", "independent")
 NORMS = ("none", "batch", "running")
-PRECISIONS = ("full", "tf32", "bf16")
+OPERANDS = {"fp32": torch.float32, "fp64": torch.float64}  # that a precision of this name asks for
+PRECISIONS = ("full", *OPERANDS, "tf32", "bf16")
 
 # Added to the variance before its root is taken, as in `torch.nn.BatchNorm1d`.
 NORM_EPS = 1e-5

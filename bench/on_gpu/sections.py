@@ -25,10 +25,11 @@ from bench.on_gpu.choice import CHOICES, COMPILED, PRECISIONS, Choice
 from bench.on_gpu.clock import Gpu, launches_in, seconds_of, summarise
 from bench.on_gpu.results import Report, reason, say
 from bench.parity import check_parity, draw_operands, moved, results
-from wenet.config import resolve_config
-from wenet.genotypes import DARTS_V2
-from wenet.launch import pytorch_products_in, resolve_machine
-from wenet.nn import DagRNN, LanguageModel
+from wenet.cells.published import DARTS_V2
+from wenet.nn.language import LanguageModel
+from wenet.nn.rnn import DagRNN
+from wenet.run.machine import pytorch_products_in, resolve_machine
+from wenet.searching.settings import resolve_config
 from wenet_kernels import WenetError
 from wenet_kernels import triton as backend
 

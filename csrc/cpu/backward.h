@@ -1,5 +1,5 @@
-// Derivatives of a loss with respect to every operand: the nodes in reverse, step by step from the last, then the weight
-// gradients as products over all steps at once.
+// Derivatives of a loss with respect to every operand: the nodes in reverse, step by step from the last, then the
+// weight gradients as products over all steps at once.
 #pragma once
 
 #include "cpu/cell.h"
@@ -26,8 +26,9 @@ struct StatisticsGradient {
   }
 };
 
-// Calls row(m, values) for every row of a block, m being where the row starts, and streams the N vectors that it fills in
-// to as many blocks over time. Rows that are multiplied together come beside each other; zeros fill the last of them.
+// Calls row(m, values) for every row of a block, m being where the row starts, and streams the N vectors that it fills
+// in to as many blocks over time. Rows that are multiplied together come beside each other; zeros fill the last of
+// them.
 template <int N, typename P, typename Row>
 WENET_INLINE void stream_rows(P* const (&to)[N], int64_t rows, const Row& row) {
   constexpr int W = kWidth<P>;
@@ -49,10 +50,10 @@ WENET_INLINE void stream_rows(P* const (&to)[N], int64_t rows, const Row& row) {
 // What is there of one block of a node when the derivative comes back through it, [M, W] each.
 template <typename T, typename P>
 struct NodeBackward {
-  const T *previous, *state;      // `state` after normalisation
-  NodeBlock<const T> value;       // gate and candidate
-  const T* grad;                  // with respect to the state
-  T* grad_previous;               // is added to
+  const T *previous, *state;       // `state` after normalisation
+  NodeBlock<const T> value;        // gate and candidate
+  const T* grad;                   // with respect to the state
+  T* grad_previous;                // is added to
   NodeBlock<T> pre;                // results: with respect to the projected input, for the init node alone,
   NodeBlock<P> product, streamed;  // and to the product's columns, for reading soon and late
 };
@@ -312,20 +313,16 @@ class BackwardPass {
   void node_backward(const Member& member, int64_t t, int64_t network, int64_t node, int64_t b) {
     NodeBlock<T> pre{nullptr, nullptr};
     if (node == 0) pre = {scratch(member, 0), r_.highway ? scratch(member, 1) : nullptr};
-    const NodeBackward<T, P> block{previous(member, t, network, node, b),
-                                state(member, node).block(b),
-                                kept(member, t, network, node, b),
-                                grad_state(member, node).block(b),
-                                grad_previous(member, network, node, b),
-                                pre,
-                                node_block(columns(member, node), b),
-                                node_block(at(grad_product(network, node), t), b)};
+    const NodeBackward<T, P> block{
+        previous(member, t, network, node, b),   state(member, node).block(b),
+        kept(member, t, network, node, b),       grad_state(member, node).block(b),
+        grad_previous(member, network, node, b), pre,
+        node_block(columns(member, node), b),    node_block(at(grad_product(network, node), t), b)};
     const Normalisation<T> norm = normalisation(t, network, node, b);
     const StatisticsGradient<T> through =
         r_.norm == Norm::batch ? StatisticsGradient<T>(block.state, block.grad, r_.rows) : StatisticsGradient<T>();
-    with_activation(o_.activation(network, node), [&](auto kind) {
-      node_rows<decltype(kind)::value>(block, norm, through, r_.rows);
-    });
+    with_activation(o_.activation(network, node),
+                    [&](auto kind) { node_rows<decltype(kind)::value>(block, norm, through, r_.rows); });
     if (node == 0) {
       scatter_pre(t, network, 0, b, pre.gate);
       if (r_.highway) scatter_pre(t, network, 1, b, pre.candidate);
@@ -436,19 +433,18 @@ class BackwardPass {
     const Blocked<P> grad = grad_product(network, node);
     const Blocked<const P> right{grad.block(first), grad.block_stride};
     outer_vectors<P>(last - first, left, right, r_.steps * step_rows(), o_.hidden, out);
-    T* to = node == 0 ? reinterpret_cast<T*>(gradients_.weight_hidden) + network * o_.weight_size()
-                      : reinterpret_cast<T*>(gradients_.weight_nodes) +
-                            (network * r_.nodes + node - 1) * o_.weight_size();
+    T* to = node == 0
+                ? reinterpret_cast<T*>(gradients_.weight_hidden) + network * o_.weight_size()
+                : reinterpret_cast<T*>(gradients_.weight_nodes) + (network * r_.nodes + node - 1) * o_.weight_size();
     for (int64_t v = first; v < last; ++v, out += outer_product_size()) {
-      scatter_block(out, r_.hidden, o_.columns.count(v / o_.columns.per), o_.columns.width(), to + o_.columns.column(v));
+      scatter_block(out, r_.hidden, o_.columns.count(v / o_.columns.per), o_.columns.width(),
+                    to + o_.columns.column(v));
     }
   }
 
   int64_t outer_product_size() const { return o_.hidden.blocks() * kWidth<T> * kWidth<T>; }
 
-  T* grad_mix(int64_t network, int64_t b) {
-    return grad_mix_.data() + (network * o_.hidden.blocks() + b) * kWidth<T>;
-  }
+  T* grad_mix(int64_t network, int64_t b) { return grad_mix_.data() + (network * o_.hidden.blocks() + b) * kWidth<T>; }
 
   void finish_grad_mix() {
     for (int64_t k = 0; k < r_.networks; ++k) {

@@ -8,7 +8,8 @@
 namespace wenet {
 
 // The kernels of an instruction set that this build has and this processor can run; "auto" stands for the widest.
-// Throws std::invalid_argument with the names to choose from, or where the instruction set does not multiply such factors.
+// Throws std::invalid_argument with the names to choose from, or where the instruction set does not multiply such
+// factors.
 Kernels kernels(const std::string& instruction_set, Factor factor);
 
 // The instruction sets that `kernels` takes, from the plainest to the widest.

@@ -221,7 +221,9 @@ class ForwardPass {
   }
 
   // A thread's own blocks: two for a product, one for a gate.
-  T* scratch(const Member& member, int64_t index) { return scratch_.data() + (member.rank() * 3 + index) * o_.block_size(); }
+  T* scratch(const Member& member, int64_t index) {
+    return scratch_.data() + (member.rank() * 3 + index) * o_.block_size();
+  }
 
   const Recurrence& r_;
   const Operands<T> o_;

@@ -5,8 +5,6 @@
 
 namespace wenet {
 
-Kernels avx2_kernels(bool doubles) {
-  return doubles ? avx2::kernels<double>() : avx2::kernels<float>();
-}
+Kernels avx2_kernels(bool doubles) { return doubles ? avx2::kernels<double>() : avx2::kernels<float>(); }
 
 }  // namespace wenet

@@ -5,8 +5,6 @@
 
 namespace wenet {
 
-Kernels avx512_kernels(bool doubles) {
-  return doubles ? avx512::kernels<double>() : avx512::kernels<float>();
-}
+Kernels avx512_kernels(bool doubles) { return doubles ? avx512::kernels<double>() : avx512::kernels<float>(); }
 
 }  // namespace wenet

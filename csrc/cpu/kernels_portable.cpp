@@ -5,8 +5,6 @@
 
 namespace wenet {
 
-Kernels portable_kernels(bool doubles) {
-  return doubles ? portable::kernels<double>() : portable::kernels<float>();
-}
+Kernels portable_kernels(bool doubles) { return doubles ? portable::kernels<double>() : portable::kernels<float>(); }
 
 }  // namespace wenet

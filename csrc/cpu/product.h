@@ -89,8 +89,8 @@ void pack(const T* weight, int64_t rows, const Layout<T>& layout, int64_t first,
   }
 }
 
-// A square of W vectors becomes its transpose: in turn, squares of half, a quarter, ... of its size change places across
-// the diagonal of theirs.
+// A square of W vectors becomes its transpose: in turn, squares of half, a quarter, ... of its size change places
+// across the diagonal of theirs.
 template <typename T>
 WENET_INLINE void transpose(Vector<T> (&square)[kWidth<T>]) {
   constexpr int W = kWidth<T>;

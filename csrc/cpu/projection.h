@@ -65,7 +65,8 @@ class ProjectionForward : ProjectionPass<T> {
     Base::gather_input(member);
     Base::for_pairs(member, [&](int64_t network, int64_t first, int64_t last) {
       pack(Base::weight(network), p_.inputs, columns_, first, last, false, packed);
-      multiply_vectors<T>(last - first, Base::input(), inputs_, packed + first * p_.inputs * kWidth<T>, p_.rows, product);
+      multiply_vectors<T>(last - first, Base::input(), inputs_, packed + first * p_.inputs * kWidth<T>, p_.rows,
+                          product);
       for (int64_t v = first; v < last; ++v) {
         scatter_block(product + (v - first) * Base::block_size(), p_.rows, columns_.count(v), p_.columns,
                       Base::output(network, 0, v));

@@ -16,18 +16,19 @@ struct Recurrence {
   bool weighted = true;
   Norm norm = Norm::none;
   int threads = 1;
-  Address pre = 0;                                      // [T, n, M, G], rows and columns contiguous
+  Address pre = 0;                                           // [T, n, M, G], rows and columns contiguous
   std::int64_t pre_step_stride = 0, pre_network_stride = 0;  // in elements
-  Address h0 = 0;                                       // [M, H] weighted, [n, M, H] independent
-  Address weight_hidden = 0;                            // [n, H, G]
-  Address weight_nodes = 0;                             // [n, L, H, G]
-  Address mix = 0;                                      // [n]
-  Address ancestor = 0, activation = 0, concat = 0;     // [n, L] int32
-  Address mask_h = 0;                                   // [M, H]
-  Address running_mean = 0, running_var = 0;            // [n, L+1, H]
+  Address h0 = 0;                                            // [M, H] weighted, [n, M, H] independent
+  Address weight_hidden = 0;                                 // [n, H, G]
+  Address weight_nodes = 0;                                  // [n, L, H, G]
+  Address mix = 0;                                           // [n]
+  Address ancestor = 0, activation = 0, concat = 0;          // [n, L] int32
+  Address mask_h = 0;                                        // [M, H]
+  Address running_mean = 0, running_var = 0;                 // [n, L+1, H]
 
   // Where the networks here are only some of the mixture: called by one thread after every step t, with what is summed
-  // over the networks in its place (forward the output of the step, backward Gradients::h0), to be summed over all others.
+  // over the networks in its place (forward the output of the step, backward Gradients::h0), to be summed over all
+  // others.
   void (*between_steps)(void* context, std::int64_t t) = nullptr;
   void* between_steps_context = nullptr;
 
@@ -37,7 +38,7 @@ struct Recurrence {
 // What forward leaves behind. `kept` holds gates and candidates (plain: candidates) after their activations, in blocks
 // of W hidden units: [n, T, L+1, (2) * ceil(H / W), M, W], W being the vector width; 0 where backward will not come.
 struct Evaluation {
-  Address output = 0;         // [T, M, H] weighted, [T, n, M, H] independent
+  Address output = 0;  // [T, M, H] weighted, [T, n, M, H] independent
   Address kept = 0;
   Address mean = 0, var = 0;  // [T, n, L+1, H] with norm == batch
 };

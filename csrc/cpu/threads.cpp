@@ -27,8 +27,8 @@ struct Region {
   void* context;
 };
 
-// The OpenMP runtime that PyTorch has loaded. Its threads spin for a while after each of PyTorch's own parallel loops, so
-// that threads of ours beside them would fight them for the cores.
+// The OpenMP runtime that PyTorch has loaded. Its threads spin for a while after each of PyTorch's own parallel loops,
+// so that threads of ours beside them would fight them for the cores.
 struct OpenMp {
   void (*parallel)(void (*work)(void*), void* context, unsigned threads, unsigned flags);
   int (*thread_num)();

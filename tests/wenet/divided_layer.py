@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from wenet import random_genotypes
-from wenet.distributed import clip_gradients, joined
-from wenet.divided import DividedDagRNN
-from wenet.nn import WeightedDagRNN
+from wenet.nn.divided import DividedDagRNN
+from wenet.nn.weighted import WeightedDagRNN
+from wenet.parallel.gradients import clip_gradients
+from wenet.parallel.ranks import joined
 from wenet_kernels import WenetError, backends
 
 NETWORKS, NODES, SIZE, STEPS, ROWS = 5, 3, 6, 3, 4

@@ -1,15 +1,20 @@
-"""A text small enough to search in seconds, and the flags of such a search."""
+"""A text small enough to search in seconds, the flags of such a search, and a cell that is `torch.nn.RNN`."""
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
-from wenet.cli import search_main
+import torch
+
+from wenet.cells.genotype import Genotype
+from wenet.cli.search import main as search_main
 
 TINY = [
-    *("--preset", "quick", "--pool", "7", "--batch", "3", "--seeds", "2", "--hidden", "8", "--nodes", "3"),
+    *("--preset", "quick", "--pool", "7", "--batch", "3", "--keep", "2", "--hidden", "8", "--nodes", "3"),
     *("--data-batch", "4", "--eval-batch", "2", "--bptt", "6", "--epochs-per-round", "0.6", "--backend", "reference"),
 ]
 
@@ -33,6 +38,11 @@ def write_text(folder: Path, lines: int = 120) -> Path:
     return folder
 
 
+def words(count: int) -> SimpleNamespace:
+    """What a model must know of a text: its vocabulary."""
+    return SimpleNamespace(vocabulary=range(count))
+
+
 def results(run: Path, records: str = "search.jsonl") -> list[dict]:
     """Everything a run found, without what it cost."""
     costs = ("seconds", "seconds_so_far", "peak_memory_bytes")
@@ -49,3 +59,23 @@ def fails(capsys, *arguments) -> str:
     assert captured.err.count("\n") == 1
     assert "Traceback" not in captured.err
     return captured.err
+
+
+AS_TORCH_RNN = Genotype.from_text("identity0")
+
+
+@torch.no_grad()
+def take_weights(ours: torch.nn.Module, torchs: torch.nn.RNN) -> None:
+    """Let a `DagRNN` of that cell compute what a `torch.nn.RNN` does: the init node's gate is open, and node 1 repeats
+    node 0."""
+    hidden = torchs.hidden_size
+    for name, parameter in ours.named_parameters():
+        parameter.zero_()
+        if name.startswith("bias_input"):
+            parameter[:hidden] = 100
+        if name.startswith("weight_nodes"):
+            parameter[0, :, hidden:] = torch.eye(hidden)
+    for name, values in torchs.named_parameters():
+        kind, of = re.match("(weight|bias)_(ih|hh)", name).groups()
+        ours_name = name.replace("_l0", "").replace(f"{kind}_{of}", f"{kind}_{'input' if of == 'ih' else 'hidden'}")
+        ours.get_parameter(ours_name)[..., hidden:] = values.T if values.dim() == 2 else values

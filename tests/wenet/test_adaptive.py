@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from wenet import WenetError
-from wenet.adaptive import (
+from wenet.cells.published import load_genotype
+from wenet.data import batchify, window, windows_per_pass
+from wenet.nn.language import LanguageModel
+from wenet.nn.rnn import DagRNN
+from wenet.tasks.language import perplexity
+from wenet.training.adaptive import (
     DYNAMIC_EPS,
     STATISTICS_ROWS,
     Cache,
@@ -15,10 +20,6 @@ from wenet.adaptive import (
     dynamic_perplexity,
     statistics_stream,
 )
-from wenet.data import batchify
-from wenet.genotypes import load_genotype
-from wenet.nn import DagRNN, LanguageModel
-from wenet.training import perplexity, window, windows_per_epoch
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_defaults_of_dynamic_evaluation_help_a_trained_model():
     train = text(6000, lambda word: (3 * word + 1) % 20)
     stream = batchify(train, 20)
     for index in range(120):
-        loss, _, _ = model.loss(*window(stream, 10, index % windows_per_epoch(stream, 10)))
+        loss, _, _ = model.loss(*window(stream, 10, index % windows_per_pass(stream, 10)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

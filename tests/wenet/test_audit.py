@@ -8,13 +8,15 @@ import pytest
 from scipy import stats
 
 from wenet import random_genotypes, resume_search
-from wenet.audit import Ranked, choose, correlation, final_ranking, seniority, verdict
-from wenet.cli import search_main
-from wenet.config import resolve_config
-from wenet.estimate import estimate_memory
-from wenet.independent import IndependentTraining, Outcome
+from wenet.cli.search import main as search_main
+from wenet.searching.audit import Ranked, choose, correlation, final_ranking, seniority, verdict
+from wenet.searching.estimate import estimate_search_memory
+from wenet.searching.mixture import Mixture
+from wenet.searching.settings import resolve_config
+from wenet.tasks import LanguageModelling
+from wenet.training.standalone import Outcome, StandaloneTraining
 
-from .helpers import TINY, fails, write_text
+from .helpers import TINY, fails, words, write_text
 
 AUDIT = ["--audit", "5", "--audit-epochs", "0.5"]
 
@@ -27,7 +29,7 @@ def text(tmp_path_factory):
 def ranking(survivors, rejected):
     cells = random_genotypes(survivors + rejected, 4, 0)
     count = len(cells)
-    return [Ranked(cell, float(count - i), 1, 0, survivor=i < survivors) for i, cell in enumerate(cells)]
+    return [Ranked(cell, float(count - i), 1, 0, kept=i < survivors) for i, cell in enumerate(cells)]
 
 
 def outcomes(perplexities):
@@ -49,7 +51,7 @@ RECORDS = [
 
 
 def test_the_last_score_of_every_cell_counts():
-    found = {str(cell.genotype): (cell.score, cell.round, cell.survivor) for cell in final_ranking(RECORDS, seeds=1)}
+    found = {str(cell.genotype): (cell.score, cell.round, cell.kept) for cell in final_ranking(RECORDS, 1, Mixture)}
     assert found == {
         "sigmoid0": (pytest.approx(1.5), 2, True),
         "tanh0": (pytest.approx(0.9), 2, False),
@@ -59,7 +61,7 @@ def test_the_last_score_of_every_cell_counts():
 
 
 def test_seniority():
-    found = seniority(RECORDS, seeds=1)
+    found = seniority(RECORDS, keep=1)
     assert found["kept_again"] == 0
     assert found["by_chance"] == pytest.approx(1 / 3)
     assert found["spearman"]["value"] == 0
@@ -76,14 +78,14 @@ def test_survivors_and_one_of_each_stratum():
 
 def test_agreement_and_chance():
     cells = ranking(4, 20)
-    full = verdict(cells, outcomes(range(100, 124)), seed=1)
+    full = verdict(cells, outcomes(range(100, 124)), LanguageModelling.metric, seed=1)
     assert full["kendall"]["value"] == pytest.approx(1)
     assert full["spearman"]["value"] == pytest.approx(1)
-    assert full["survivors_better_p"] < 1e-3
-    assert full["survivors"]["mean"] == 101.5
-    against = verdict(cells, outcomes(range(124, 100, -1)), seed=1)
+    assert full["kept_better_p"] < 1e-3
+    assert full["kept"]["mean"] == 101.5
+    against = verdict(cells, outcomes(range(124, 100, -1)), LanguageModelling.metric, seed=1)
     assert against["kendall"]["value"] == pytest.approx(-1)
-    assert against["survivors_better_p"] > 0.99
+    assert against["kept_better_p"] > 0.99
 
 
 def test_correlation_against_hand():
@@ -95,7 +97,7 @@ def test_correlation_against_hand():
 
 
 def test_a_cell_that_diverged_is_the_worst():
-    result = verdict(ranking(2, 4), outcomes([5, 6, 7, 8, 9, math.inf]), seed=1)
+    result = verdict(ranking(2, 4), outcomes([5, 6, 7, 8, 9, math.inf]), LanguageModelling.metric, seed=1)
     assert result["kendall"]["value"] == pytest.approx(1)
     assert (result["rejected"]["diverged"], result["rejected"]["mean"]) == (1, 8)
 
@@ -115,7 +117,7 @@ def test_audit_within_a_search_and_after_it(text, tmp_path, capsys):
     assert audit_of(tmp_path / "within") == audit_of(tmp_path / "after")
     audit = json.loads((tmp_path / "within" / "audit.json").read_text())
     assert audit["total_seconds"] == pytest.approx(audit["search_seconds"] + audit["seconds"], abs=0.01)
-    assert [network["survivor"] for network in audit["networks"]] == [True, True, False, False, False]
+    assert [network["kept"] for network in audit["networks"]] == [True, True, False, False, False]
     last = json.loads((tmp_path / "within" / "search.jsonl").read_text().splitlines()[-1])
     assert [n["genotype"] for n in audit["networks"][:2]] == [n["genotype"] for n in last["networks"][:2]]
 
@@ -124,16 +126,16 @@ def test_a_stopped_audit_goes_on(text, tmp_path, monkeypatch):
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert search_main([str(text), *TINY, *AUDIT, "--out", str(whole)]) == 0
     assert search_main([str(text), *TINY, "--out", str(run)]) == 0
-    real, steps = IndependentTraining._step, []
+    real, steps = StandaloneTraining.step, []
 
     def step(self, *operands):
         steps.append(1)
         if len(steps) == 10:
-            self.interrupt.requested = signal.SIGTERM
+            self.session.interrupt.requested = signal.SIGTERM
         return real(self, *operands)
 
     with monkeypatch.context() as patch:
-        patch.setattr(IndependentTraining, "_step", step)
+        patch.setattr(StandaloneTraining, "step", step)
         assert search_main(["--resume", str(run), *AUDIT]) == 128 + signal.SIGTERM
     assert not (run / "audit.json").exists()
     assert resume_search(run).audit is not None
@@ -143,7 +145,7 @@ def test_a_stopped_audit_goes_on(text, tmp_path, monkeypatch):
 def test_memory_counts_the_audit():
     """Each cell of it has an embedding of its own, with two copies of its gradient and moments."""
     search, small, large = (
-        estimate_memory(resolve_config("quick", {"audit": cells, "precision": "fp32"}), vocabulary_size=10_000)
+        estimate_search_memory(resolve_config("quick", {"audit": cells, "precision": "fp32"}), words(10_000))
         for cells in (0, 6, 80)
     )
     embeddings = 80 * 10_000 * 64 * 4 * 4

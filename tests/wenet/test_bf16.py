@@ -6,16 +6,20 @@ import pytest
 import torch
 
 from wenet import search, train
-from wenet.cli import search_main, train_main
-from wenet.config import resolve_config, resolve_train_config
-from wenet.estimate import estimate_memory, estimate_training_memory
-from wenet.genotypes import DARTS_V2
+from wenet.cells.published import DARTS_V2
+from wenet.cli.search import main as search_main
+from wenet.cli.train import main as train_main
+from wenet.searching.estimate import estimate_search_memory
+from wenet.searching.settings import resolve_config
+from wenet.tasks import LanguageModelling
+from wenet.training.estimate import estimate_training_memory
+from wenet.training.settings import resolve_train_config
 from wenet_kernels import cpu
 
-from .helpers import results, write_text
+from .helpers import results, words, write_text
 
 SMALL = {"preset": "quick", "hidden": 8, "data_batch": 4, "eval_batch": 2, "bptt": 6, "device": "cpu", "backend": "cpu"}
-SEARCH = {**SMALL, "pool": 3, "batch": 3, "seeds": 2, "nodes": 3, "epochs_per_round": 0.6}
+SEARCH = {**SMALL, "pool": 3, "batch": 3, "keep": 2, "nodes": 3, "epochs_per_round": 0.6}
 TRAIN = {**SMALL, "cell": "tanh0 relu1", "test_batch": 1, "epochs": 2, "lr": 1.0}
 
 needs_native = pytest.mark.skipif(cpu.status() != "ready", reason="no native kernels")
@@ -84,7 +88,11 @@ def test_factors_of_weight_gradients_are_counted_as_half():
     saved = 2 * rows * 9 * 3 * hidden  # bytes a network; 8 nodes and the init node have H inputs and 2H derivatives
     settings = {"hidden": hidden, "data_batch": 20}
     full, half = (resolve_config("quick", {**settings, "bptt": 35, "precision": p}) for p in ("fp32", "bf16"))
-    assert estimate_memory(full, 1000) - estimate_memory(half, 1000) == full.networks * saved
+    assert (
+        estimate_search_memory(full, words(1000)) - estimate_search_memory(half, words(1000)) == full.networks * saved
+    )
     full, half = (resolve_train_config("quick", {**settings, "bptt": 15, "precision": p}) for p in ("fp32", "bf16"))
-    full, half = (estimate_training_memory(config, DARTS_V2, 1000) for config in (full, half))
+    full, half = (
+        estimate_training_memory(config, DARTS_V2, LanguageModelling(), words(1000)) for config in (full, half)
+    )
     assert full - half == saved

@@ -3,10 +3,14 @@ import re
 
 import pytest
 
-from wenet.cli import cell_main, search_main
-from wenet.config import SearchConfig, resolve_config
-from wenet.genotype import Genotype
-from wenet.search import Search
+from wenet.cells.genotype import Genotype
+from wenet.cli.cell import main as cell_main
+from wenet.cli.rank import main as rank_main
+from wenet.cli.search import main as search_main
+from wenet.cli.train import main as train_main
+from wenet.searching.mixture import Mixture
+from wenet.searching.settings import SearchConfig, resolve_config
+from wenet.training.settings import resolve_train_config
 from wenet_kernels import WenetError
 
 from .helpers import TINY, write_text
@@ -64,7 +68,7 @@ def test_config_file_and_flags(text, tmp_path, capsys):
         (["--data-batch", "1"], "--data-batch must be at least 2"),
         (["--form", "plain"], "--form plain needs --norm none"),
         (["--checkpoint-every", "-1"], "--checkpoint-every"),
-        (["--poool", "3"], "unrecognized arguments: --poool"),
+        (["--poool", "3"], "unknown flag '--poool'"),
         (["--config", "no-such-file.toml"], "cannot read no-such-file.toml"),
     ],
 )
@@ -74,10 +78,45 @@ def test_bad_flags(text, tmp_path, capsys, flags, message):
 
 
 @pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (search_main, ["--hiden", "64"], "unknown flag '--hiden'; did you mean '--hidden'?"),
+        (search_main, ["--hiden=64"], "unknown flag '--hiden'; did you mean '--hidden'?"),
+        (search_main, ["--form", "higway"], "unknown --form 'higway'; did you mean 'highway'?"),
+        (search_main, ["--preset", "quikc"], "unknown preset 'quikc'; did you mean 'quick'?"),
+        (search_main, ["--strategy", "randon"], "unknown --strategy 'randon'; did you mean 'random'?"),
+        (search_main, ["--activations", "tanh,rleu"], "unknown activation 'rleu'; did you mean 'relu'?"),
+        (search_main, ["wikitext2"], "no text 'wikitext2': did you mean 'wikitext-2'?"),
+        (train_main, ["--cell", "darts-v3"], "no cell 'darts-v3': did you mean 'darts-v2'?"),
+        (train_main, ["--cell", "lstm-skp"], "no cell 'lstm-skp': did you mean 'lstm-skip'?"),
+        (train_main, ["--cell", "tahn0 relu1"], "node 1: unknown activation 'tahn'; did you mean 'tanh'?"),
+        (cell_main, ["show", "enas", "--jsn"], "unknown flag '--jsn'; did you mean '--json'?"),
+        (cell_main, ["export", "enas", "--format", "onxx"], "unknown format 'onxx'; did you mean 'onnx'?"),
+        (rank_main, ["enas", "--sed", "1", "--out", "x"], "unknown flag '--sed'; did you mean '--seeds'?"),
+    ],
+)
+def test_typos_are_told_what_was_meant(capsys, main, arguments, message):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_word_far_from_all_choices_is_told_all(capsys):
+    assert search_main(["--preset", "slow"]) == 2
+    assert "unknown preset 'slow'; choose from paper, quick" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("resolve", [resolve_config, resolve_train_config])
+def test_a_misspelled_setting_in_python(resolve):
+    with pytest.raises(WenetError, match=r"^unknown setting 'hiden'; did you mean 'hidden'\?$"):
+        resolve("quick", {"hiden": 64})
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("pool = ", "not valid TOML"),
         ("colour = 3", "unknown setting 'colour'"),
+        ("hiden = 3", "unknown setting 'hiden'; did you mean 'hidden'?"),
         ('pool = "many"', "--pool must be int"),
         ("pool = true", "--pool must be int"),
         ('form = "round"', "unknown --form 'round'"),
@@ -95,20 +134,20 @@ def test_no_gpu_is_no_fallback(text, tmp_path, capsys, monkeypatch):
 
 
 def test_an_allocation_that_fails(text, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("wenet.launch_search.check_memory", lambda *_: None)
-    monkeypatch.setattr("wenet.launch_search._say_header", lambda *_: None)
+    monkeypatch.setattr("wenet.run.session.check_memory", lambda *_: None)
+    monkeypatch.setattr("wenet.searching.work.SearchWork.announce", lambda *_: None)
 
     def exhausted(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
 
-    monkeypatch.setattr(Search, "_step", exhausted)
+    monkeypatch.setattr(Mixture, "step", exhausted)
     message = fails(capsys, text, *TINY, "--out", tmp_path / "run")
     assert re.search(r"out of memory: about \S+ [GM]B are needed; lower --batch", message)
 
 
 def test_presets():
     paper, quick = resolve_config("paper"), resolve_config("quick")
-    assert (paper.pool, paper.batch, paper.seeds, paper.hidden, paper.data_batch) == (10_000, 100, 20, 200, 20)
+    assert (paper.pool, paper.batch, paper.keep, paper.hidden, paper.data_batch) == (10_000, 100, 20, 200, 20)
     assert (paper.rounds, paper.networks, paper.epochs_per_round) == (100, 120, 2)
     assert (paper.dropout_embedding, paper.dropout_x, paper.dropout_h, paper.dropout_output) == (0.2, 0.75, 0.25, 0.75)
     assert (quick.networks, quick.hidden, quick.data_batch, quick.bptt) == (20, 64, 20, 35)

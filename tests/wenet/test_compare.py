@@ -3,9 +3,9 @@ from itertools import pairwise
 import pytest
 
 from wenet import Genotype, random_genotypes
-from wenet.cli import cell_main
-from wenet.compare import common_structure, same_beginning
-from wenet.genotypes import DARTS_V1, DARTS_V2, ENAS
+from wenet.cells.comparison import common_structure, same_beginning
+from wenet.cells.published import DARTS_V1, DARTS_V2, ENAS
+from wenet.cli.cell import main as cell_main
 
 
 @pytest.mark.parametrize(

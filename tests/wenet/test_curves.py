@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from wenet import search
-from wenet.cli import search_main, train_main
-from wenet.curves import Curves
+from wenet.cli.search import main as search_main
+from wenet.cli.train import main as train_main
+from wenet.run.curves import Curves
 
 from .helpers import TINY, write_text
 
@@ -41,7 +42,7 @@ def close_to(values):
 
 
 def test_curves_of_a_search(text, tmp_path, monkeypatch):
-    monkeypatch.setattr("wenet.curves.POINT_SECONDS", 0.0)  # a point for each window
+    monkeypatch.setattr("wenet.run.curves.POINT_SECONDS", 0.0)  # a point for each window
     run = tmp_path / "run"
     assert search_main([str(text), *TINY, "--tensorboard", "--out", str(run)]) == 0
     found, rounds = curves(run), records(run, "search.jsonl")
@@ -69,7 +70,7 @@ def test_curves_of_training(text, tmp_path):
 
 
 def test_a_resumed_run_has_every_step_once(text, tmp_path, monkeypatch):
-    monkeypatch.setattr("wenet.curves.POINT_SECONDS", 0.0)
+    monkeypatch.setattr("wenet.run.curves.POINT_SECONDS", 0.0)
     run = tmp_path / "run"
     window = Curves.window
 
@@ -88,10 +89,10 @@ def test_a_resumed_run_has_every_step_once(text, tmp_path, monkeypatch):
 
 def test_curves_change_nothing(text, tmp_path):
     found = [
-        search(str(text), preset="quick", pool=2, batch=2, seeds=1, hidden=4, out=tmp_path / str(on), tensorboard=on)
+        search(str(text), preset="quick", pool=2, batch=2, keep=1, hidden=4, out=tmp_path / str(on), tensorboard=on)
         for on in (False, True)
     ]
-    assert found[0].best["mixture_valid_perplexity"] == found[1].best["mixture_valid_perplexity"]
+    assert found[0].best.mixture_value == found[1].best.mixture_value
     assert not (tmp_path / "False" / "tensorboard").exists()
 
 

@@ -13,17 +13,21 @@ import torch
 from safetensors.torch import load_file
 
 from wenet import WenetError, resume_search, resume_train, search, train
-from wenet.config import resolve_config, resolve_train_config
-from wenet.distributed import ALONE, Ranks
-from wenet.genotypes import load_genotype
-from wenet.launch_search import _check_ranks
-from wenet.nn import DagRNN, draw_rows
+from wenet.cells.published import load_genotype
+from wenet.nn.dropout import draw_rows
+from wenet.nn.rnn import DagRNN
+from wenet.parallel.ranks import ALONE, Ranks
+from wenet.searching.mixture import Mixture
+from wenet.searching.settings import resolve_config
+from wenet.searching.work import SearchWork
+from wenet.training.settings import resolve_train_config
+from wenet.training.work import TrainWork
 
 from .helpers import results, write_text
 
 COMMANDS = Path(sys.executable).parent
 SEARCH = {
-    "preset": "quick", "pool": 8, "batch": 4, "seeds": 3, "hidden": 6, "nodes": 3, "data_batch": 4, "eval_batch": 2,
+    "preset": "quick", "pool": 8, "batch": 4, "keep": 3, "hidden": 6, "nodes": 3, "data_batch": 4, "eval_batch": 2,
     "bptt": 6, "epochs_per_round": 0.4, "precision": "fp64", "mix_dropout": 0.2,
 }  # fmt: skip
 TRAIN = {
@@ -112,7 +116,7 @@ def stop_at(monkeypatch, kind, method, count):
     def called(self, *operands):
         calls.append(1)
         if len(calls) == count:
-            self.interrupt.requested = signal.SIGTERM
+            self.session.interrupt.requested = signal.SIGTERM
         return real(self, *operands)
 
     monkeypatch.setattr(kind, method, called)
@@ -134,12 +138,12 @@ def until(job, happened):
 
 def test_search_goes_on_with_another_number_of_ranks(text, tmp_path, searched, monkeypatch):
     """One process begins, three go on, and one ends."""
-    from wenet.interrupt import Stopped
-    from wenet.search import Search
+
+    from wenet.run.interrupt import Stopped
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stop_at(patch, Search, "_step", 5)
+        stop_at(patch, Mixture, "step", 5)
         search(str(text), out=run, **SEARCH)
     stopped_by_signal(command(3, "wenet-search", "--resume", run), run / "search.jsonl")
     assert len(results_so_far(run)) == 1
@@ -187,12 +191,12 @@ def test_two_ranks_train_as_one_process(text, tmp_path, trained):
 
 
 def test_training_goes_on_with_another_number_of_ranks(text, tmp_path, trained, monkeypatch):
-    from wenet.interrupt import Stopped
-    from wenet.train import Training
+    from wenet.run.interrupt import Stopped
+    from wenet.training.nt_asgd import EvaluationTraining
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stop_at(patch, Training, "_update", 5)
+        stop_at(patch, EvaluationTraining, "step", 5)
         train(str(text), out=run, **TRAIN)
     stopped_by_signal(command(2, "wenet-train", "--resume", run), run / "train.jsonl")
     resume_train(run)
@@ -254,7 +258,7 @@ def test_rows_drawn_are_those_of_the_whole_batch():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pool": 9, "batch": 8, "seeds": 2}, "a round of 3 networks cannot be divided over 4 ranks"),
+        ({"pool": 9, "batch": 8, "keep": 2}, "a round of 3 networks cannot be divided over 4 ranks"),
         ({"device": "cuda:1"}, "names one GPU for all ranks"),
         ({"score": "held-out"}, "cannot be divided over ranks with --score held-out"),
         ({"cell_weights": "shared"}, "cannot be divided over ranks with --cell-weights shared"),
@@ -263,20 +267,18 @@ def test_rows_drawn_are_those_of_the_whole_batch():
 def test_what_ranks_cannot_do(settings, message):
     config = resolve_config("quick", {"device": "cpu", **settings})
     with pytest.raises(WenetError, match=message):
-        _check_ranks(config, Ranks(0, 4, 4))
-    _check_ranks(config, ALONE)
+        SearchWork().check_ranks(config, Ranks(0, 4, 4))
+    SearchWork().check_ranks(config, ALONE)
 
 
 def test_more_ranks_than_rows():
-    from wenet.launch_train import _check_ranks
-
     with pytest.raises(WenetError, match="--data-batch 2 cannot be divided over 3 ranks"):
-        _check_ranks(resolve_train_config("quick", {"data_batch": 2, "device": "cpu"}), Ranks(0, 3))
+        TrainWork().check_ranks(resolve_train_config("quick", {"data_batch": 2, "device": "cpu"}), Ranks(0, 3))
 
 
 def test_fewest_networks_of_a_round():
     for pool, batch, seeds in [(9, 8, 2), (8, 8, 4), (16, 4, 2), (5, 2, 6), (3, 8, 2)]:
-        config = resolve_config("quick", {"pool": pool, "batch": batch, "seeds": seeds})
+        config = resolve_config("quick", {"pool": pool, "batch": batch, "keep": seeds})
         sizes, kept = [], 0
         for first in range(0, pool, batch):
             sizes.append(len(range(first, min(pool, first + batch))) + kept)

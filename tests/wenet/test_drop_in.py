@@ -3,16 +3,17 @@
 import copy
 import io
 import pickle
-import re
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
-from wenet import Genotype, WenetError
-from wenet.description import Description
-from wenet.nn import DagRNN, WeightedDagRNN
+from tests.wenet.helpers import AS_TORCH_RNN, take_weights
+from wenet import Genotype, WenetError, genotypes
+from wenet.cells.description import Description
+from wenet.nn.rnn import DagRNN
+from wenet.nn.weighted import WeightedDagRNN
 
 CELL = Genotype.from_text("sigmoid0 relu1 tanh1 mean 2,3")
 
@@ -23,22 +24,11 @@ def layer(**options):
 
 
 def twin_of(torchs):
-    """A layer that computes what a `torch.nn.RNN` does: the init node's gate is open, and node 1 repeats node 0."""
+    """A layer that computes what a `torch.nn.RNN` does."""
     sizes = {"num_layers": torchs.num_layers, "bidirectional": torchs.bidirectional, "batch_first": torchs.batch_first}
-    hidden = torchs.hidden_size
-    repeats = Genotype.from_text("identity0")
-    ours = DagRNN(torchs.input_size, hidden, repeats, bias=True, dtype=torchs.weight_ih_l0.dtype, **sizes)
-    with torch.no_grad():
-        for name, values in torchs.named_parameters():
-            kind, ours_kind = re.match("(weight|bias)_(ih|hh)", name)[0], {"ih": "input", "hh": "hidden"}
-            ours_name = name.replace("_l0", "").replace(kind, f"{kind[:-2]}{ours_kind[kind[-2:]]}")
-            parameter = ours.get_parameter(ours_name)
-            parameter.zero_()[..., hidden:] = values.T if values.dim() == 2 else values
-            if kind == "bias_ih":
-                parameter[:hidden] = 100
-        for name, parameter in ours.named_parameters():
-            if name.startswith("weight_nodes"):
-                parameter.zero_()[0, :, hidden:] = torch.eye(hidden)
+    dtype = torchs.weight_ih_l0.dtype
+    ours = DagRNN(torchs.input_size, torchs.hidden_size, AS_TORCH_RNN, bias=True, dtype=dtype, **sizes)
+    take_weights(ours, torchs)
     return ours
 
 
@@ -195,6 +185,9 @@ def test_dropout_is_between_layers_alone():
     assert torch.equal(h[0], h_again[0])  # of the layer below the dropout
     rnn.eval()
     assert torch.equal(rnn(x)[0], rnn(x)[0])
+    all_dropped = layer(num_layers=2, dropout=1.0)
+    assert torch.equal(all_dropped(x)[0], all_dropped(x + 1)[0])
+    assert not torch.equal(all_dropped.eval()(x)[0], all_dropped(x + 1)[0])
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
@@ -289,7 +282,7 @@ def test_factory_arguments():
     ("make", "message"),
     [
         (lambda: layer(num_layers=0), "num_layers must be at least 1"),
-        (lambda: layer(dropout=1.0), "dropout must lie in"),
+        (lambda: layer(dropout=1.5), "dropout must lie in 0 <= p <= 1, not 1.5"),
         (lambda: layer()(numbers(5)), r"\[T, M, 5\]"),
         (lambda: layer(batch_first=True)(numbers(4, 3, 6)), r"\[M, T, 5\]"),
         (lambda: layer()(numbers(4, 6)), r"\[T, M, 5\]"),
@@ -312,15 +305,16 @@ def test_factory_arguments():
         (lambda: layer()(pack_sequence([torch.zeros(4, 5)])), "the input is torch.float32 on cpu"),
         (lambda: layer()(numbers(4, 3, 5).to("meta")), "the input is torch.float64 on meta, .* torch.float64 on cpu"),
         (lambda: layer()(numbers(4, 3, 5), torch.zeros(1, 3, 7)), "h0 is torch.float32 on cpu"),
+        (lambda: layer(device="meta")(torch.zeros(4, 3, 5, device="meta")), "the input is torch.float32 on meta"),
         (lambda: layer(nonlinearity="relu"), "no nonlinearity of its own"),
         (lambda: layer(proj_size=3), "no proj_size; put a torch.nn.Linear behind it"),
         (lambda: layer(num_layers=1.5), "num_layers must be at least 1 and an integer, not 1.5"),
-        (lambda: layer(dropout="0.5"), "dropout must lie in 0 <= p < 1, not '0.5'"),
+        (lambda: layer(dropout="0.5"), "dropout must lie in 0 <= p <= 1, not '0.5'"),
         (lambda: DagRNN("5", 7, CELL), "input_size must be at least 1 and an integer, not '5'"),
         (lambda: DagRNN(5, 0, CELL), "hidden_size must be at least 1"),
         (lambda: DagRNN(5, 7, 2), "a cell must be a Genotype, .* not 2"),
-        (lambda: DagRNN(5, 7, "darts-v2"), "a cell must be a Genotype, .* not 'darts-v2'"),
-        (lambda: WeightedDagRNN(5, 7, [CELL, "tanh0"]), "a cell must be a Genotype, .* not 'tanh0'"),
+        (lambda: DagRNN(5, 7, "darts-v7"), "no cell 'darts-v7'"),
+        (lambda: WeightedDagRNN(5, 7, [CELL, None]), "a cell must be a Genotype, .* not None"),
         (lambda: WeightedDagRNN(5, 7, [CELL])(torch.zeros(0, 3, 5)), "has no time steps"),
         (lambda: WeightedDagRNN(5, 7, [CELL])([0.0]), "the input must be a tensor"),
         (lambda: WeightedDagRNN(5, 7, [CELL])(torch.zeros(4, 3, 5), ()), "h0 must be one tensor"),
@@ -401,3 +395,21 @@ class TestWhoseWeights:
         assert rnn.weight_nodes.device.type == "meta"
         rnn.load_state_dict({**layer().state_dict(), "_extra_state": weights["_extra_state"]}, assign=True)
         assert rnn.weight_nodes.device.type == "cpu"
+
+
+def test_layers_take_what_names_a_cell(tmp_path):
+    (tmp_path / "cell.json").write_text(CELL.to_json())
+    for name, cell in (
+        ("darts-v2", genotypes.DARTS_V2),
+        ("random:3", genotypes.load_genotype("random:3")),
+        (str(CELL), CELL),
+        (str(tmp_path / "cell.json"), CELL),
+        (tmp_path / "cell.json", CELL),
+    ):
+        named, given = DagRNN(5, 7, name), DagRNN(5, 7, cell)
+        assert named.genotype == cell
+        given.load_state_dict(named.state_dict())  # which says the cell
+        x = torch.randn(4, 3, 5)
+        assert torch.equal(named(x)[0], given(x)[0])
+    mixed = WeightedDagRNN(5, 7, ["darts-v1", genotypes.DARTS_V2])
+    mixed.load_state_dict(WeightedDagRNN(5, 7, [genotypes.DARTS_V1, genotypes.DARTS_V2]).state_dict())

@@ -16,16 +16,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from wenet import Genotype, WenetError, evaluate, export, train
-from wenet.cli import cell_main
-from wenet.config import resolve_train_config
+from wenet.cells.published import PUBLISHED
+from wenet.cli.cell import main as cell_main
 from wenet.data import batchify, load_corpus
-from wenet.export import SUFFIXES
-from wenet.genotypes import PUBLISHED
-from wenet.nn import DagRNN
-from wenet.train import trained_model
-from wenet.training import perplexity
+from wenet.exporting.formats import SUFFIXES
+from wenet.nn.rnn import DagRNN
+from wenet.tasks import LanguageModelling
+from wenet.tasks.language import perplexity
+from wenet.training.nt_asgd import trained_model
+from wenet.training.settings import resolve_train_config
 
-from .helpers import write_text
+from .helpers import words, write_text
 
 ALLOWED = {"__future__", "json", "pathlib", "torch"}
 TINY = {
@@ -70,7 +71,9 @@ def model_of(run):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     vocabulary = load_corpus(settings["dataset"], None, None).vocabulary
     resolved = resolve_train_config(settings.pop("preset"), settings)
-    return trained_model(resolved, Genotype.from_dict(config["genotype"]), len(vocabulary), tensors).eval()
+    return trained_model(
+        resolved, Genotype.from_dict(config["genotype"]), LanguageModelling(), words(len(vocabulary)), tensors
+    ).eval()
 
 
 @pytest.mark.parametrize("form", ["highway", "plain"])

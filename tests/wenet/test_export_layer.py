@@ -10,7 +10,8 @@ from torch import nn
 from torch.export import Dim
 
 from wenet import Genotype, WenetError, register_activation
-from wenet.nn import DagRNN, WeightedDagRNN
+from wenet.nn.rnn import DagRNN
+from wenet.nn.weighted import WeightedDagRNN
 from wenet_kernels.activations import REGISTERED
 
 CELL = Genotype([("sigmoid", 0), ("relu", 1), ("tanh", 1), ("identity", 2)], [2, 3, 4])

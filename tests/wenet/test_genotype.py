@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from wenet.genotype import Genotype, random_genotypes
-from wenet.genotypes import DARTS_V2, ENAS, PUBLISHED, load_genotype
+from wenet.cells.genotype import Genotype
+from wenet.cells.published import DARTS_V2, ENAS, PUBLISHED, load_genotype
+from wenet.cells.space import random_genotypes
 from wenet_kernels import WenetError
 
 

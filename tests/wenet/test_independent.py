@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from wenet import Genotype, WenetError, random_genotypes
-from wenet.config import resolve_config
-from wenet.console import Console
 from wenet.data import load_corpus
-from wenet.independent import IndependentTraining, TrainingResult, train_independently
-from wenet.interrupt import Interrupt, Stopped
-from wenet.resumable import Workplace
+from wenet.run import Interrupt, Session, Stopped, Surroundings
+from wenet.searching.settings import resolve_config
+from wenet.tasks import LanguageModelling
+from wenet.training.standalone import StandaloneResult, StandaloneTraining, train_standalone
 from wenet_kernels import backends
 
 from .helpers import write_text
@@ -40,8 +39,9 @@ def train(text, tmp_path):
 
     def training(name="training", windows=30, cells=CELLS, checkpoint_every=60.0, **settings):
         config = resolve_config("quick", {**SETTINGS, **settings, "dataset": str(text)})
-        work = Workplace(config, load_corpus(str(text)), Console(silent=True), checkpoint_every, Interrupt())
-        return train_independently(work, tmp_path / name, cells, windows, 7, "test")
+        data, surroundings = load_corpus(str(text)), Surroundings(checkpoint_every=checkpoint_every)
+        session = Session(config, None, LanguageModelling(), data, None, Interrupt(), surroundings)
+        return train_standalone(session, tmp_path / name, cells, windows, 7, "test")
 
     return training
 
@@ -49,14 +49,14 @@ def train(text, tmp_path):
 @pytest.fixture
 def before_step(monkeypatch):
     """Has a function look at the training before each of its steps."""
-    real = IndependentTraining._step
+    real = StandaloneTraining.step
 
     def intrude(action):
         def step(training, *operands):
             action(training)
             return real(training, *operands)
 
-        monkeypatch.setattr(IndependentTraining, "_step", step)
+        monkeypatch.setattr(StandaloneTraining, "step", step)
 
     return intrude
 
@@ -65,7 +65,7 @@ def blow_up(network, window, value):
     """The weights of one network become `value` before a window."""
 
     def action(training):
-        if training.state.windows == window:
+        if training.progress.windows == window:
             with torch.no_grad():
                 training.model.rnn.weight_nodes[network] = value
 
@@ -76,14 +76,14 @@ def stop(window):
     """A signal comes in a window."""
 
     def action(training):
-        if training.state.windows == window:
-            training.interrupt.requested = signal.SIGTERM
+        if training.progress.windows == window:
+            training.session.interrupt.requested = signal.SIGTERM
 
     return action
 
 
-def found(result: TrainingResult) -> list[dict]:
-    return [outcome.to_dict() for outcome in result.outcomes]
+def found(result: StandaloneResult) -> list[dict]:
+    return [outcome.to_dict(LanguageModelling.metric) for outcome in result.outcomes]
 
 
 def test_every_network_learns(train):
@@ -91,7 +91,7 @@ def test_every_network_learns(train):
     assert result.network_windows == 4 * 300
     for outcome in result.outcomes:
         assert outcome.diverged_at is None
-        assert outcome.perplexity < 16  # of 21 words
+        assert outcome.value < 16  # of 21 words
 
 
 def test_records_and_result_are_on_disk(train, tmp_path):
@@ -127,7 +127,7 @@ def test_one_that_blows_up_is_frozen_and_the_rest_unharmed(train, before_step, b
     before_step(blow_up(1, 11, value))
     blown = train("blown", backend=backend, cells=cells, form="plain")
     assert blown.outcomes[1].diverged_at == 11
-    assert blown.outcomes[1].perplexity == float("inf")
+    assert blown.outcomes[1].value == float("inf")
     assert found(blown)[1]["perplexity"] is None
     for k in (0, 2, 3):
         assert found(blown)[k] == found(whole)[k]
@@ -153,13 +153,13 @@ def test_one_that_overflows_in_validation_alone(train, before_step):
     whole = train("whole", cells=cells, form="plain")
 
     def action(training):
-        if training.state.windows == 29:  # no step comes after this one
+        if training.progress.windows == 29:  # no step comes after this one
             end = training._checkpoint_if_due
             training._checkpoint_if_due = lambda: (blow_up(1, 30, 1e14)(training), end())
 
     before_step(action)
     blown = train("blown", cells=cells, form="plain")
-    assert (blown.outcomes[1].diverged_at, blown.outcomes[1].perplexity) == (None, float("inf"))
+    assert (blown.outcomes[1].diverged_at, blown.outcomes[1].value) == (None, float("inf"))
     for k in (0, 2, 3):
         assert found(blown)[k] == found(whole)[k]
 

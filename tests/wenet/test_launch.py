@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from wenet.config import resolve_config
-from wenet.console import Console
 from wenet.data import Corpus
-from wenet.launch import resolve_machine, say_text_and_machine
+from wenet.run import Console
+from wenet.run.machine import resolve_machine
+from wenet.run.session import say_data_and_machine
+from wenet.searching.settings import resolve_config
 from wenet_kernels import WenetError, triton
 
 
@@ -36,7 +37,8 @@ def test_bf16_is_the_default_where_the_gpu_has_it(has_bf16):
 
 def test_the_precision_is_printed(has_bf16, capsys):
     words = torch.zeros(3, dtype=torch.long)
-    say_text_and_machine(Console(), resolved(), Corpus("text", words, words, words, ("a",), "0"))
+    data = Corpus("text", words, words, words, ("a",), "0")
+    say_data_and_machine(Console(), resolved(), None, data)
     assert f"backend triton, {'bf16' if has_bf16 else 'fp32'}" in capsys.readouterr().out
 
 

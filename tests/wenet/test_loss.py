@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from wenet import loss
+from wenet.nn import cross_entropy as loss
 
 
 @pytest.mark.parametrize("chunk", [1, 7 * 11, 10**6], ids=["a row at a time", "ragged chunks", "one chunk"])

@@ -5,18 +5,18 @@ import pytest
 import torch
 
 from wenet import Genotype, WenetError, random_genotypes
-from wenet.config import LSTMS, resolve_train_config
-from wenet.genotypes import DARTS_V1, DARTS_V2, NAONET, load_genotype
-from wenet.nn import (
-    DagRNN,
-    IndependentLanguageModels,
-    LanguageModel,
-    MixtureOfSoftmaxes,
-    StackedLSTM,
-    WeightedDagRNN,
-    _locked_dropout,
-)
-from wenet.train import build_model
+from wenet.cells.published import DARTS_V1, DARTS_V2, NAONET, load_genotype
+from wenet.nn.dropout import locked_dropout
+from wenet.nn.language import LanguageModel, StandaloneLanguageModels
+from wenet.nn.lstm import StackedLSTM
+from wenet.nn.rnn import DagRNN
+from wenet.nn.softmaxes import MixtureOfSoftmaxes
+from wenet.nn.weighted import WeightedDagRNN
+from wenet.tasks import LanguageModelling
+from wenet.training.nt_asgd import build_model
+from wenet.training.settings import LSTMS, resolve_train_config
+
+from .helpers import words
 
 CELL = Genotype.from_text("sigmoid0 relu1 tanh1 mean 2,3")
 
@@ -65,7 +65,7 @@ def test_parameter_counts_of_trained_architectures(settings, vocabulary, million
     config = resolve_train_config("paper", {**settings, "precision": "fp32"})
     genotype = None if config.cell in LSTMS else load_genotype(config.cell)
     with torch.device("meta"):
-        model = build_model(config, genotype, vocabulary)
+        model = build_model(config, genotype, LanguageModelling(), words(vocabulary))
     assert millions - 0.5 <= count(model) / 1e6 < millions + 0.6
 
 
@@ -246,7 +246,7 @@ def test_checkpoints_with_running_statistics_still_open():
 def test_dropout_masks_are_locked_over_time_and_off_in_evaluation():
     torch.manual_seed(0)
     model = LanguageModel(50, DagRNN(64, 64, CELL, dropout_x=0.5, dropout_h=0.5), 0.5, 0.5)
-    embedded = _locked_dropout(model, torch.ones(7, 3, 64), 0.5)
+    embedded = locked_dropout(model, torch.ones(7, 3, 64), 0.5)
     assert torch.equal(embedded[0], embedded[6])
     assert set(embedded.unique().tolist()) == {0.0, 2.0}
     tokens = torch.randint(50, (7, 3))
@@ -365,6 +365,7 @@ def test_a_search_model_compiles_into_one_graph():
         (lambda: DagRNN(0, 7, CELL), "at least 1"),
         (lambda: DagRNN(5, 7, CELL, form="round"), "unknown form 'round'"),
         (lambda: DagRNN(5, 7, CELL, precision="fp8"), "unknown precision 'fp8'"),
+        (lambda: DagRNN(5, 7, CELL, precision="fp64")(torch.randn(4, 3, 5)), "'fp64' needs operands of torch.float64"),
         (lambda: DagRNN(5, 7, CELL, precision="bf16", backend="reference")(torch.randn(4, 3, 5)), "no products"),
         (lambda: DagRNN(5, 7, CELL, dropout_x=1.0), "dropout_x must lie in"),
         (lambda: WeightedDagRNN(5, 7, []), "at least one genotype"),
@@ -391,7 +392,7 @@ def test_errors(make, message):
 
 def independent(cells, size=5, **options):
     rnn = WeightedDagRNN(size, size, cells, coupling="independent", backend="reference")
-    return IndependentLanguageModels(11, rnn, init_range=0.5, **options).double()
+    return StandaloneLanguageModels(11, rnn, init_range=0.5, **options).double()
 
 
 def standalone(models, k, size=5):
@@ -444,4 +445,14 @@ def test_cross_entropy_of_independent_models_is_stable():
 
 def test_independent_models_refuse_a_mixture():
     with pytest.raises(WenetError, match="coupling='independent'"):
-        IndependentLanguageModels(11, WeightedDagRNN(5, 5, [CELL]))
+        StandaloneLanguageModels(11, WeightedDagRNN(5, 5, [CELL]))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("fp64", torch.float64)])
+def test_layers_take_the_precisions_of_the_commands(precision, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 5, dtype=dtype)
+    for named in (DagRNN(5, 7, CELL, precision=precision), WeightedDagRNN(5, 7, [CELL, CELL], precision=precision)):
+        named, usual = named.to(dtype), copy.deepcopy(named).to(dtype)
+        usual.precision = "full"
+        assert torch.equal(named(x)[0], usual(x)[0]) and named(x)[0].count_nonzero() > 0

@@ -13,12 +13,12 @@ import torch
 from filelock import FileLock
 
 from wenet import WenetError, resume_search, search
-from wenet.cli import search_main
-from wenet.estimate import Estimate
+from wenet.cli.search import main as search_main
+from wenet.searching.estimate import Estimate
 
 from .helpers import TINY, fails, results, write_text
 
-COMMAND = [sys.executable, "-c", "import sys; from wenet.cli import search_main; sys.exit(search_main())"]
+COMMAND = [sys.executable, "-c", "import sys; from wenet.cli.search import main; sys.exit(main())"]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_stop_before_training_begins(text, tmp_path, monkeypatch, capsys, number
         estimates.append(Estimate(seconds=1.0, memory=1))
         return estimates[-1]
 
-    monkeypatch.setattr("wenet.launch_search.estimate", measured)
+    monkeypatch.setattr("wenet.searching.work.estimate_search", measured)
     assert search_main([str(text), *TINY, "--out", str(run)]) == 128 + number
     assert f"stopped; continue with: wenet-search --resume {run}" in capsys.readouterr().err
     assert [path.name for path in (run / "checkpoint").iterdir()] == ["000001.safetensors"]
@@ -105,17 +105,17 @@ def test_stop_before_training_begins(text, tmp_path, monkeypatch, capsys, number
 @pytest.fixture
 def stopped(text, tmp_path, monkeypatch):
     """A run that was stopped within its second round."""
-    from wenet.search import Search
+    from wenet.searching.mixture import Mixture
 
-    real, steps = Search._step, []
+    real, steps = Mixture.step, []
 
     def step(self, *operands):
         steps.append(1)
         if len(steps) == 40:
-            self.interrupt.requested = signal.SIGTERM
+            self.session.interrupt.requested = signal.SIGTERM
         return real(self, *operands)
 
-    monkeypatch.setattr(Search, "_step", step)
+    monkeypatch.setattr(Mixture, "step", step)
     run = tmp_path / "run"
     assert search_main([str(text), *TINY, "--out", str(run), "--checkpoint-every", "0"]) == 128 + signal.SIGTERM
     return run
@@ -128,18 +128,18 @@ def test_resume_equals_the_undisturbed_run(stopped, text, tmp_path):
 
 
 def test_stop_within_validation(text, tmp_path, monkeypatch):
-    from wenet.search import Search
+    from wenet.searching.mixture import Mixture
 
-    real = Search._end_round
+    real = Mixture.end_stage
 
-    def end_round(self, candidates):
-        if self.state.round == 1:
-            self.interrupt.requested = signal.SIGTERM
-        return real(self, candidates)
+    def end_stage(self):
+        if self.progress.round == 1:
+            self.session.interrupt.requested = signal.SIGTERM
+        return real(self)
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "_end_round", end_round)
+        patch.setattr(Mixture, "end_stage", end_stage)
         assert search_main([str(text), *TINY, "--out", str(run)]) == 128 + signal.SIGTERM
     resume_search(run)
     assert search_main([str(text), *TINY, "--out", str(tmp_path / "whole")]) == 0

@@ -6,11 +6,12 @@ import signal
 import pytest
 
 from wenet import random_genotypes, resume_search
-from wenet.cli import rank_main, search_main
-from wenet.config import resolve_config
-from wenet.halving import network_rounds, rungs
-from wenet.independent import IndependentTraining
-from wenet.runs import overlap
+from wenet.cli.rank import main as rank_main
+from wenet.cli.search import main as search_main
+from wenet.searching.halving import network_rounds, rungs
+from wenet.searching.repeated import overlap
+from wenet.searching.settings import resolve_config
+from wenet.training.standalone import StandaloneTraining
 
 from .helpers import TINY as REFERENCE
 from .helpers import results, write_text
@@ -28,7 +29,7 @@ def text(tmp_path_factory):
 @pytest.fixture
 def stop_at(monkeypatch):
     """Sends a signal in the given step of standalone training, counted over all trainings."""
-    real = IndependentTraining._step
+    real = StandaloneTraining.step
 
     def prepare(number):
         steps = []
@@ -36,10 +37,10 @@ def stop_at(monkeypatch):
         def step(self, *operands):
             steps.append(1)
             if len(steps) == number:
-                self.interrupt.requested = signal.SIGTERM
+                self.session.interrupt.requested = signal.SIGTERM
             return real(self, *operands)
 
-        monkeypatch.setattr(IndependentTraining, "_step", step)
+        monkeypatch.setattr(StandaloneTraining, "step", step)
 
     return prepare
 
@@ -52,7 +53,7 @@ def test_rungs_halve():
 
 def test_budget_is_that_of_the_search():
     """Every network of every round counts: three new, then two seeds beside three new, then two beside the last."""
-    assert network_rounds(resolve_config("quick", {"pool": 7, "batch": 3, "seeds": 2})) == 3 + 5 + 3
+    assert network_rounds(resolve_config("quick", {"pool": 7, "batch": 3, "keep": 2})) == 3 + 5 + 3
 
 
 def test_successive_halving(text, tmp_path, capsys):
@@ -140,8 +141,8 @@ def test_ranking_of_cells(text, tmp_path, capsys, stop_at):
     assert first["genotype"] == json.loads((run / "best.json").read_text())["text"]
     assert (first["p"], second["genotype"], second["against"]) == (None, "relu0 relu0 relu0", str(run))
     assert 0 <= second["p"] <= 1
-    assert second["mean"] == pytest.approx(sum(second["perplexities"]) / 2)
-    assert len(set(first["perplexities"])) == 2
+    assert second["mean"] == pytest.approx(sum(second["values"]) / 2)
+    assert len(set(first["values"])) == 2
 
 
 def test_ranking_refuses(text, tmp_path, capsys):

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from wenet import Genotype, WenetError, export
-from wenet.cli import cell_main
-from wenet.nn import DagRNN, WeightedDagRNN
-from wenet.saved_layer import saved_layer
+from wenet.cli.cell import main as cell_main
+from wenet.exporting.saved_layer import saved_layer
+from wenet.nn.rnn import DagRNN
+from wenet.nn.weighted import WeightedDagRNN
 
 CELL = Genotype.from_text("sigmoid0 relu1 tanh1 mean 2,3")
 PLAIN = {"form": "plain"}

@@ -1,5 +1,4 @@
 import dataclasses
-import importlib
 import json
 import math
 import signal
@@ -8,22 +7,25 @@ from itertools import pairwise
 import pytest
 import torch
 
-from wenet import WenetError, launch, random_genotypes, resume_search, search
-from wenet.cli import search_main
-from wenet.config import SearchConfig, resolve_config
-from wenet.genotypes import load_genotype
-from wenet.independent import build_independent
-from wenet.interrupt import Stopped
-from wenet.launch import resolve_machine
-from wenet.nn import WeightedDagRNN
-from wenet.search import Search, SearchState, build_model, build_optimizer
-from wenet.training import perplexity, window, windows_per_epoch
+from wenet import WenetError, random_genotypes, resume_search, search
+from wenet.cells.published import load_genotype
+from wenet.cli.search import main as search_main
+from wenet.data import window, windows_per_pass
+from wenet.nn.weighted import WeightedDagRNN
+from wenet.run import Stopped, machine
+from wenet.run.machine import resolve_machine
+from wenet.searching import mixture
+from wenet.searching.mixture import Mixture, SearchProgress, build_mixture, build_optimizer
+from wenet.searching.settings import SearchConfig, resolve_config
+from wenet.tasks import LanguageModelling
+from wenet.tasks.language import perplexity
+from wenet.training.standalone import build_standalone
 
 from .helpers import TINY as TINY_FLAGS
-from .helpers import results, write_text
+from .helpers import results, words, write_text
 
 TINY = {
-    "preset": "quick", "pool": 7, "batch": 3, "seeds": 2, "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2,
+    "preset": "quick", "pool": 7, "batch": 3, "keep": 2, "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2,
     "bptt": 6, "epochs_per_round": 0.6, "backend": "reference",
 }  # fmt: skip
 
@@ -35,7 +37,7 @@ def text(tmp_path_factory):
 
 def test_windows_predict_every_token_once():
     stream = torch.arange(23 * 2).view(23, 2)
-    pieces = [window(stream, 5, index) for index in range(windows_per_epoch(stream, 5))]
+    pieces = [window(stream, 5, index) for index in range(windows_per_pass(stream, 5))]
     assert torch.equal(torch.cat([tokens for tokens, _ in pieces]), stream[:-1])
     assert torch.equal(torch.cat([targets for _, targets in pieces]), stream[1:])
     assert [len(tokens) for tokens, _ in pieces] == [5, 5, 5, 5, 2]
@@ -44,7 +46,7 @@ def test_windows_predict_every_token_once():
 def test_perplexity_of_a_known_distribution():
     """A model whose output is always zero predicts by its bias alone."""
     config = resolve_config("quick", {"hidden": 4, "nodes": 1, "precision": "fp64"})
-    model = build_model(config, random_genotypes(1, 1, 0), 3)
+    model = build_mixture(config, random_genotypes(1, 1, 0), LanguageModelling(), words(3))
     probabilities = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     with torch.no_grad():
         model.embedding.weight.zero_()
@@ -102,7 +104,7 @@ def test_rates_and_decay_go_to_their_parameters():
     config = resolve_config(
         "quick", {"hidden": 4, "nodes": 1, "lr": 0.01, "mix_lr": 0.5, "weight_decay": 0.1, "precision": "fp32"}
     )
-    model = build_model(config, random_genotypes(2, 1, 0), 5)
+    model = build_mixture(config, random_genotypes(2, 1, 0), LanguageModelling(), words(5))
     others, mixing = build_optimizer(config, model).param_groups
     assert (others["lr"], others["weight_decay"]) == (0.01, 0.1)
     assert (mixing["lr"], mixing["weight_decay"]) == (0.5, 0.0)
@@ -144,9 +146,19 @@ def test_ranking_by_held_out_loss(text, tmp_path):
 
 def test_settings_of_the_mixture_reach_the_model():
     settings = {"hidden": 4, "nodes": 2, "mix_dropout": 0.25}
-    rnn = build_model(resolve_config("quick", {**settings, "precision": "fp32"}), random_genotypes(3, 2, 0), 5).rnn
+    rnn = build_mixture(
+        resolve_config("quick", {**settings, "precision": "fp32"}),
+        random_genotypes(3, 2, 0),
+        LanguageModelling(),
+        words(5),
+    ).rnn
     assert rnn.mix_dropout == 0.25
-    plain = build_model(resolve_config("paper", {"hidden": 4, "precision": "fp32"}), random_genotypes(3, 2, 0), 5).rnn
+    plain = build_mixture(
+        resolve_config("paper", {"hidden": 4, "precision": "fp32"}),
+        random_genotypes(3, 2, 0),
+        LanguageModelling(),
+        words(5),
+    ).rnn
     assert plain.mix_dropout == 0.0
 
 
@@ -158,15 +170,15 @@ def plant(monkeypatch):
     """All cells but the given ones cannot see their input."""
 
     def planting(good):
-        def crippling(config, genotypes, vocabulary_size, ranks):
-            model = build_model(config, genotypes, vocabulary_size, ranks)
+        def crippling(config, genotypes, *operands):
+            model = build_mixture(config, genotypes, *operands)
             sees = torch.tensor([genotype in good for genotype in genotypes]).view(-1, 1, 1)
             with torch.no_grad():
                 model.rnn.weight_input.mul_(sees)
             model.rnn.weight_input.register_hook(lambda gradient: gradient * sees)
             return model
 
-        monkeypatch.setattr(importlib.import_module("wenet.search"), "build_model", crippling)
+        monkeypatch.setattr(mixture, "build_mixture", crippling)
 
     return planting
 
@@ -184,8 +196,8 @@ def test_planted_winner_is_ranked_first(text, tmp_path, plant):
 
 def test_planted_cells_are_kept(text, tmp_path, plant, monkeypatch):
     """Of five good cells among a hundred nearly all must be among the twenty kept after one round, for every seed."""
-    monkeypatch.setattr("wenet.launch_search._say_header", lambda *_: None)
-    settings = {**PLANTED, "pool": 100, "batch": 100, "seeds": 20, "epochs_per_round": 6, "backend": "auto"}
+    monkeypatch.setattr("wenet.searching.work.SearchWork.announce", lambda *_: None)
+    settings = {**PLANTED, "pool": 100, "batch": 100, "keep": 20, "epochs_per_round": 6, "backend": "auto"}
     recalls = []
     for seed in range(1, 6):
         good = random_genotypes(100, 3, seed)[7::20]
@@ -205,19 +217,19 @@ def test_divergence_names_the_step(text, tmp_path):
 def test_windows_of_a_search(text, tmp_path, monkeypatch, kind):
     """They follow one another through the text; drawn, the rates are in proportion to their length. A search that is
     stopped goes on with the same windows."""
-    seen, real = [], Search._step
+    seen, real = [], Mixture.step
 
     def step(self, tokens, targets):
-        began = self.state.step
+        began = self.progress.step
         loss = real(self, tokens, targets)
-        assert torch.equal(tokens, self.train_stream[began : began + len(tokens)])
+        assert torch.equal(tokens, self.train_streams[began : began + len(tokens)])
         assert (self.h is None) is False
         seen.append((began, len(tokens), [group["lr"] for group in self.optimizer.param_groups]))
         if stop_after == len(seen):
-            self.interrupt.requested = signal.SIGTERM
+            self.session.interrupt.requested = signal.SIGTERM
         return loss
 
-    monkeypatch.setattr(Search, "_step", step)
+    monkeypatch.setattr(Mixture, "step", step)
     flags = [str(text), *TINY_FLAGS, "--windows", kind, "--epochs-per-round", "1.4", "--bptt", "20", "--seed", "3"]
     flags += ["--lr", "0.02", "--mix-lr", "0.01"]
     stop_after = 0
@@ -242,17 +254,17 @@ def test_windows_of_a_search(text, tmp_path, monkeypatch, kind):
 
 def test_checkpoints_that_count_windows_still_open(text, tmp_path, monkeypatch):
     """Older ones have the number of the next window, not its first step."""
-    monkeypatch.setattr(SearchState, "to_dict", older(SearchState.to_dict))
+    monkeypatch.setattr(SearchProgress, "to_dict", older(SearchProgress.to_dict))
     search(str(text), out=tmp_path / "whole", **TINY)
-    real = Search._step
+    real = Mixture.step
 
     def step(self, tokens, targets):
-        if self.state.round == 1 and len(self.state.losses) == 3:
-            self.interrupt.requested = signal.SIGTERM
+        if self.progress.round == 1 and len(self.progress.losses) == 3:
+            self.session.interrupt.requested = signal.SIGTERM
         return real(self, tokens, targets)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "_step", step)
+        patch.setattr(Mixture, "step", step)
         with pytest.raises(Stopped):
             search(str(text), out=tmp_path / "run", **TINY)
     resume_search(tmp_path / "run")
@@ -268,12 +280,12 @@ def older(to_dict):
     return as_before
 
 
-@pytest.mark.parametrize("build", [build_model, build_independent])
+@pytest.mark.parametrize("build", [build_mixture, build_standalone])
 def test_words_are_dropped_as_in_training(build):
     """A word dropped is zero wherever it is read, and the others make up for it; in evaluation none is."""
     torch.manual_seed(0)
     config = resolve_config("quick", {"hidden": 4, "nodes": 2, "precision": "fp32", "dropout_word": 0.4})
-    model = build(config, random_genotypes(3, 2, 0), 50)
+    model = build(config, random_genotypes(3, 2, 0), LanguageModelling(), words(50))
     tokens = torch.arange(50).repeat(2, 1)  # every word twice
     whole = model.eval()._embed(tokens)
     share = model.train()._embed(tokens) / whole  # [..., T, M, d]
@@ -320,15 +332,15 @@ def test_a_mixture_that_overflows_in_validation_ends_no_search(text, tmp_path, o
 
 def test_a_search_whose_last_mixture_overflows_ends_and_goes_on(text, tmp_path, overflowing, monkeypatch, capsys):
     """It says so in the end, and a search stopped in that validation is resumed past it."""
-    real = Search._validate
+    real = Mixture._validate
 
     def validate(self):
-        self.interrupt.requested = signal.SIGTERM
+        self.session.interrupt.requested = signal.SIGTERM
         return real(self)
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "_validate", validate)
+        patch.setattr(Mixture, "_validate", validate)
         assert search_main([str(text), *TINY_FLAGS, "--pool", "3", "--out", str(run)]) == 128 + signal.SIGTERM
     assert search_main(["--resume", str(run)]) == 0
     assert "validation perplexity not finite" in capsys.readouterr().out
@@ -339,13 +351,13 @@ def test_a_search_whose_last_mixture_overflows_ends_and_goes_on(text, tmp_path, 
 @pytest.mark.parametrize(("norm", "rows"), [("batch", 4), ("none", 2)])
 def test_a_mixture_is_validated_on_as_many_rows_as_it_is_normalised_over(text, tmp_path, monkeypatch, norm, rows):
     seen = []
-    real = Search._validate
+    real = Mixture._validate
 
     def validate(self):
-        seen.append(self.valid_stream.shape[1])
+        seen.append(self.valid_streams.shape[1])
         return real(self)
 
-    monkeypatch.setattr(Search, "_validate", validate)
+    monkeypatch.setattr(Mixture, "_validate", validate)
     search(str(text), out=tmp_path / "run", **{**TINY, "pool": 2, "norm": norm})
     assert seen == [rows]
 
@@ -363,5 +375,5 @@ def test_precision_is_named_and_never_replaced(monkeypatch):
     assert resolve_machine(resolve_config("quick", {"device": "cpu"})).precision == "fp32"
     with pytest.raises(WenetError, match="precision 'tf32'"):
         resolve_machine(resolve_config("quick", {"device": "cpu", "precision": "tf32"}))
-    monkeypatch.setattr(launch, "resolve_backend", lambda *_, **__: "triton")  # as a GPU that has bf16 answers
-    assert launch.best_precision("auto", torch.device("cuda")) == "bf16"
+    monkeypatch.setattr(machine, "resolve_backend", lambda *_, **__: "triton")  # as a GPU that has bf16 answers
+    assert machine.best_precision("auto", torch.device("cuda")) == "bf16"

@@ -5,20 +5,30 @@ import json
 import pytest
 import torch
 
-from wenet import Genotype, WenetError, evaluate, export, random_genotypes, register_activation, search, train
-from wenet.cli import cell_main, search_main
-from wenet.console import Console
-from wenet.genotypes import load_genotypes
-from wenet.interrupt import Stopped
-from wenet.launch_search import resume_search
-from wenet.search import Search
+from wenet import (
+    Genotype,
+    WenetError,
+    evaluate,
+    export,
+    random_genotypes,
+    register_activation,
+    resume_search,
+    search,
+    train,
+)
+from wenet.cells.published import load_genotypes
+from wenet.cli.cell import main as cell_main
+from wenet.cli.search import main as search_main
+from wenet.run.console import Console
+from wenet.run.interrupt import Stopped
+from wenet.searching.mixture import Mixture
 from wenet_kernels.activations import REGISTERED
 
 from .helpers import TINY, results, write_text
 from .test_resume import fails
 
 SMALL = {
-    "preset": "quick", "pool": 4, "batch": 2, "seeds": 2, "hidden": 6, "nodes": 2, "data_batch": 4, "eval_batch": 2,
+    "preset": "quick", "pool": 4, "batch": 2, "keep": 2, "hidden": 6, "nodes": 2, "data_batch": 4, "eval_batch": 2,
     "bptt": 6, "epochs_per_round": 0.3,
 }  # fmt: skip
 
@@ -59,11 +69,11 @@ def test_a_search_draws_from_the_activations_named(text, tmp_path):
     assert json.loads((run / "config.json").read_text())["settings"]["activations"] == "relu,identity"
 
 
-def test_init_seeds_compete_in_the_first_round(text, tmp_path):
+def test_initial_cells_compete_in_the_first_round(text, tmp_path):
     file = tmp_path / "cells.json"
     file.write_text('["tanh0 relu1 relu1", {"recurrent": [["relu", 0], ["relu", 1], ["relu", 2]]}]')
     run = tmp_path / "run"
-    assert search_main([str(text), *TINY, "--init-seeds", str(file), "--out", str(run)]) == 0
+    assert search_main([str(text), *TINY, "--initial-cells", str(file), "--out", str(run)]) == 0
     known, rounds = {"tanh0 relu1 relu1", "relu0 relu1 relu2"}, networks(run)
     assert known <= rounds[0]
     assert len(rounds[0]) == 5  # three new ones and these
@@ -77,18 +87,18 @@ def test_a_search_from_known_cells_goes_on_without_their_file(text, tmp_path, mo
     """To the same result, whether it stopped in its first round or later."""
     file = tmp_path / "cells.txt"
     file.write_text("tanh0 relu1\n\nrelu0 relu1\n")
-    settings = {**SMALL, "init_seeds": str(file), "activations": "sigmoid,relu", "backend": "reference"}
+    settings = {**SMALL, "initial_cells": str(file), "activations": "sigmoid,relu", "backend": "reference"}
     search(str(text), out=tmp_path / "whole", **settings)
-    calls, real = [], Search._step
+    calls, real = [], Mixture.step
 
     def step(self, tokens, targets):
         calls.append(1)
         if len(calls) == after:
-            self.interrupt.requested = 15
+            self.session.interrupt.requested = 15
         return real(self, tokens, targets)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "_step", step)
+        patch.setattr(Mixture, "step", step)
         with pytest.raises(Stopped):
             search(str(text), out=tmp_path / "run", **settings)
     file.unlink()
@@ -123,7 +133,7 @@ def test_files_of_cells(tmp_path):
         ("tanh0 relu1 relu5\n", "cell 1: node 3: ancestor 5 is out of range"),
         ("tanh0 relu1\n", "cell 1: 2 nodes, but --nodes is 3"),
         ("tanh0 relu1 relu1\ntanh0 relu1 relu1\n", "cell 2: tanh0 relu1 relu1 comes twice"),
-        ("tanh0 relu1 relu1\ntanh0 relu1 relu2\ntanh0 relu1 relu0\n", "3 cells, more than the 2 that --seeds keeps"),
+        ("tanh0 relu1 relu1\ntanh0 relu1 relu2\ntanh0 relu1 relu0\n", "3 cells, more than the 2 that --keep allows"),
         ("darts-v9\n", "cell 1: no cell 'darts-v9'"),
         ('[{"recurrent"', "holds no cells"),
         ("\xff", "cell 1"),
@@ -131,7 +141,7 @@ def test_files_of_cells(tmp_path):
 )
 def test_bad_files_of_cells(text, tmp_path, capsys, content, message):
     (tmp_path / "cells").write_text(content)
-    assert message in fails(capsys, text, *TINY, "--init-seeds", tmp_path / "cells", "--out", tmp_path / "run")
+    assert message in fails(capsys, text, *TINY, "--initial-cells", tmp_path / "cells", "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -139,10 +149,10 @@ def test_bad_files_of_cells(text, tmp_path, capsys, content, message):
     ("flags", "message"),
     [
         (
-            ["--init-seeds", "tanh0 relu1 relu1", "--strategy", "random"],
-            "--init-seeds is for --strategy wenet",
+            ["--initial-cells", "tanh0 relu1 relu1", "--strategy", "random"],
+            "--initial-cells is for --strategy wenet",
         ),
-        (["--init-seeds", "no-such-file.json"], "no file of cells 'no-such-file.json'"),
+        (["--initial-cells", "no-such-file.json"], "no file of cells 'no-such-file.json'"),
         (["--activations", "tanh,cube"], "unknown activation 'cube'; choose from tanh, relu, sigmoid, identity"),
         (["--activations", "tanh,tanh"], "each named once"),
         (["--activations", ""], "unknown activation ''"),
@@ -153,12 +163,12 @@ def test_bad_flags(text, tmp_path, capsys, flags, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_preset_that_the_seeds_do_not_fit_is_not_offered(text, tmp_path, capsys):
+def test_a_preset_that_the_cells_do_not_fit_is_not_offered(text, tmp_path, capsys):
     """More known cells than `quick` keeps, in a search that keeps them."""
     file = tmp_path / "cells"
     file.write_text("\n".join(map(str, random_genotypes(5, 8, 1))))
-    settings = {**SMALL, "preset": "paper", "nodes": 8, "init_seeds": str(file)}
-    del settings["seeds"]  # 20 in this preset, 4 in the other
+    settings = {**SMALL, "preset": "paper", "nodes": 8, "initial_cells": str(file)}
+    del settings["keep"]  # 20 in this preset, 4 in the other
     search(str(text), out=tmp_path / "run", console=Console(), **settings)
     output = capsys.readouterr().out
     assert "paper     4 networks" in output
@@ -193,5 +203,5 @@ def cell_names(cell):
 
 
 def test_a_known_cell_with_a_registered_activation_decides_the_backend(text, tmp_path, sine):
-    run = search(str(text), out=tmp_path / "run", init_seeds="sine0 relu1", **SMALL).folder
+    run = search(str(text), out=tmp_path / "run", initial_cells="sine0 relu1", **SMALL).folder
     assert json.loads((run / "config.json").read_text())["settings"]["backend"] == "reference"

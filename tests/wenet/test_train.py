@@ -1,6 +1,5 @@
 """Training by NT-ASGD, against traces worked out by hand and texts of known entropy."""
 
-import importlib
 import json
 import math
 import random
@@ -15,16 +14,20 @@ import torch
 from safetensors.torch import load_file
 
 from wenet import WenetError, evaluate, resume_train, search, train
-from wenet.cli import eval_main, search_main, train_main
-from wenet.config import resolve_train_config
-from wenet.genotypes import DARTS_V2, load_genotype
-from wenet.nn import DagRNN, LanguageModel
-from wenet.train import Training, build_model, stopped_improving
-from wenet.training import perplexity, window_length
+from wenet.cells.published import DARTS_V2, load_genotype
+from wenet.cli.evaluate import main as eval_main
+from wenet.cli.search import main as search_main
+from wenet.cli.train import main as train_main
+from wenet.data import window_length
+from wenet.nn.language import LanguageModel
+from wenet.nn.rnn import DagRNN
+from wenet.tasks import LanguageModelling
+from wenet.tasks.language import perplexity
+from wenet.training import nt_asgd as module
+from wenet.training.nt_asgd import EvaluationTraining, build_model, stopped_improving
+from wenet.training.settings import resolve_train_config
 
-from .helpers import results, write_text
-
-module = importlib.import_module("wenet.train")  # `wenet.train` is the function
+from .helpers import results, words, write_text
 
 TINY = {
     "preset": "quick", "cell": "tanh0 relu1", "hidden": 8, "epochs": 4, "data_batch": 4, "eval_batch": 2,
@@ -86,7 +89,7 @@ def test_averaging_begins_when_validation_stops_improving(history, newest, expec
 def traced(text, tmp_path, monkeypatch):
     """Training whose validation gets worse in the second epoch; what each update was given, and the first weights."""
     updates, first = [], {}
-    real = Training._update
+    real = EvaluationTraining.step
 
     def update(self, tokens, targets):
         first.setdefault("weights", [parameter.detach().clone() for parameter in self.model.parameters()])
@@ -94,8 +97,8 @@ def traced(text, tmp_path, monkeypatch):
         return real(self, tokens, targets)
 
     validations = iter([9.0, 10.0, 11.0, 8.0, 7.0])  # the last is the test
-    monkeypatch.setattr(Training, "_update", update)
-    monkeypatch.setattr(module, "perplexity", lambda *_, **__: next(validations))
+    monkeypatch.setattr(EvaluationTraining, "step", update)
+    monkeypatch.setattr(EvaluationTraining, "_measure", lambda *_: next(validations))
     settings = {**TINY, **NO_DROPOUT, "nonmonotone": 1, "precision": "fp64", "weight_decay": 0.01, "bptt": 35}
     train(str(text), out=tmp_path / "run", **settings)
     tensors = load_file(tmp_path / "run" / "checkpoint" / "best.safetensors")
@@ -114,7 +117,7 @@ def gradients(model, window):
 
 
 def replica(config, weights):
-    model = build_model(config, load_genotype(config.cell), 21)
+    model = build_model(config, load_genotype(config.cell), LanguageModelling(), words(21))
     with torch.no_grad():
         for parameter, value in zip(model.parameters(), weights, strict=True):
             parameter.copy_(value)
@@ -199,7 +202,9 @@ def test_a_word_dropped_is_dropped_wherever_it_is_read():
 
 def test_perplexity_of_a_known_distribution(text):
     """A model whose output is always zero predicts by its bias alone; every token but the first of a row counts."""
-    model = build_model(resolve_train_config("quick", {"hidden": 4, "precision": "fp64"}), DARTS_V2, 3)
+    model = build_model(
+        resolve_train_config("quick", {"hidden": 4, "precision": "fp64"}), DARTS_V2, LanguageModelling(), words(3)
+    )
     probabilities = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     with torch.no_grad():
         model.embedding.weight.zero_()
@@ -271,7 +276,7 @@ def same_end(run, whole):
 
 KILLED = """
 import os, signal, sys
-from wenet.cli import train_main
+from wenet.cli.train import main as train_main
 left, really = int(sys.argv.pop(1)), os.fsync
 def fsync(file):
     global left
@@ -302,15 +307,15 @@ def test_kill_while_files_are_written(text, tmp_path, whole):
 
 @pytest.mark.parametrize("after", [1, 14, 35, 50, 77])
 def test_stop_and_resume_across_the_switch(text, tmp_path, whole, monkeypatch, after):
-    real, updates = Training._update, []
+    real, updates = EvaluationTraining.step, []
 
     def update(self, tokens, targets):
         updates.append(1)
         if len(updates) == after:
-            self.interrupt.requested = signal.SIGTERM
+            self.session.interrupt.requested = signal.SIGTERM
         return real(self, tokens, targets)
 
-    monkeypatch.setattr(Training, "_update", update)
+    monkeypatch.setattr(EvaluationTraining, "step", update)
     run = tmp_path / "run"
     assert train_main([str(text), *flags(SWITCHING), "--out", str(run)]) == 128 + signal.SIGTERM
     resume_train(run)
@@ -318,15 +323,15 @@ def test_stop_and_resume_across_the_switch(text, tmp_path, whole, monkeypatch, a
 
 
 def test_stop_within_validation_and_test(text, tmp_path, whole, monkeypatch, capsys):
-    real, calls = perplexity, []
+    real, calls = EvaluationTraining._measure, []
 
-    def interrupted(model, stream, bptt, between):
+    def interrupted(self, model, streams):
         calls.append(1)
         if len(calls) in (6, 11):  # while averaging, and in the test at the end
             signal.raise_signal(signal.SIGTERM)
-        return real(model, stream, bptt, between)
+        return real(self, model, streams)
 
-    monkeypatch.setattr(module, "perplexity", interrupted)
+    monkeypatch.setattr(EvaluationTraining, "_measure", interrupted)
     run = tmp_path / "run"
     assert train_main([str(text), *flags(SWITCHING), "--out", str(run)]) == 128 + signal.SIGTERM
     assert f"continue with: wenet-train --resume {run}" in capsys.readouterr().err
@@ -338,7 +343,7 @@ def test_stop_within_validation_and_test(text, tmp_path, whole, monkeypatch, cap
 
 def test_a_finished_run_is_not_tested_again(tmp_path, whole, monkeypatch):
     folder = shutil.copytree(whole, tmp_path / "run")
-    monkeypatch.setattr(module, "perplexity", lambda *_, **__: pytest.fail("tested again"))
+    monkeypatch.setattr(EvaluationTraining, "_measure", lambda *_: pytest.fail("tested again"))
     assert resume_train(folder).best == json.loads((whole / "best.json").read_text())
 
 
@@ -353,14 +358,14 @@ def test_divergence_names_the_step(text, tmp_path):
 @pytest.fixture
 def diverging(monkeypatch):
     """Training whose loss is NaN in the third window of its third epoch."""
-    real = Training._check_finite
+    real = EvaluationTraining.check_finite
 
     def check(self, name, value):
-        if self.state.epoch == 2 and self.state.windows == 2:
+        if self.progress.epoch == 2 and self.progress.windows == 2:
             value = value * math.nan
         real(self, name, value)
 
-    monkeypatch.setattr(Training, "_check_finite", check)
+    monkeypatch.setattr(EvaluationTraining, "check_finite", check)
 
 
 def test_divergence_stops_training(text, tmp_path, diverging):
@@ -370,13 +375,13 @@ def test_divergence_stops_training(text, tmp_path, diverging):
 
 def test_rollback_goes_on_from_the_best_epoch(text, tmp_path, diverging, capsys, monkeypatch):
     weights = []
-    real = Training._train_epoch
+    real = EvaluationTraining.train_stage
 
     def train_epoch(self):
         weights.append(self.model.rnn.weight_hidden.detach().clone())
         real(self)
 
-    monkeypatch.setattr(Training, "_train_epoch", train_epoch)
+    monkeypatch.setattr(EvaluationTraining, "train_stage", train_epoch)
     assert train_main([str(text), *flags(TINY), "--on-nan", "rollback", "--out", str(tmp_path / "run")]) == 0
     *records, best = results(tmp_path / "run", "train.jsonl")
     assert [("diverged" in record) for record in records] == [False, False, True, False]
@@ -393,17 +398,17 @@ def test_rollback_restores_what_darts_restores(text, tmp_path, monkeypatch, aver
     """Weights and optimizer as at the end of the best epoch, the second: averages where it had them, none where they
     began later. What DARTS keeps is kept too: validations and random numbers. Not as there, lost epochs count."""
     validations = iter([30.0, 20.0, 25.0, 26.0, 27.0])
-    monkeypatch.setattr(module, "perplexity", lambda *_, **__: next(validations))
+    monkeypatch.setattr(EvaluationTraining, "_measure", lambda *_: next(validations))
     monkeypatch.setattr(module, "stopped_improving", lambda history, *_: len(history) + 1 == averages_after)
-    monkeypatch.setattr(Training, "_test", lambda self: self._best())
-    check, end, roll_back = Training._check_finite, Training._end_epoch, Training._roll_back
+    monkeypatch.setattr(EvaluationTraining, "finish", lambda self: None)
+    check, end, roll_back = EvaluationTraining.check_finite, EvaluationTraining.end_stage, EvaluationTraining._roll_back
     ends, after = [], []
 
     def snapshot(training):
-        return {name: tensor.clone() for name, tensor in training._tensors().items()}
+        return {name: tensor.clone() for name, tensor in training._weights().items()}
 
     def diverge(self, name, value):
-        check(self, name, value * math.nan if (self.state.epoch, self.state.windows) == (3, 2) else value)
+        check(self, name, value * math.nan if (self.progress.epoch, self.progress.windows) == (3, 2) else value)
 
     def end_epoch(self):
         ends.append(snapshot(self))
@@ -413,11 +418,11 @@ def test_rollback_restores_what_darts_restores(text, tmp_path, monkeypatch, aver
         drawn = torch.get_rng_state()
         roll_back(self, diverged)
         assert torch.equal(drawn, torch.get_rng_state())
-        after.append((snapshot(self), self.state.epoch, list(self.state.history), self.averaged is not None))
+        after.append((snapshot(self), self.progress.epoch, list(self.progress.history), self.averaged is not None))
 
-    monkeypatch.setattr(Training, "_check_finite", diverge)
-    monkeypatch.setattr(Training, "_end_epoch", end_epoch)
-    monkeypatch.setattr(Training, "_roll_back", rolling_back)
+    monkeypatch.setattr(EvaluationTraining, "check_finite", diverge)
+    monkeypatch.setattr(EvaluationTraining, "end_stage", end_epoch)
+    monkeypatch.setattr(EvaluationTraining, "_roll_back", rolling_back)
     train(str(text), out=tmp_path / "run", **{**TINY, "epochs": 5, "on_nan": "rollback"})
     [(tensors, epoch, history, averaged)] = after
     assert (epoch, history, averaged) == (4, [30.0, 20.0, 25.0], averages_after == 1)
@@ -486,15 +491,15 @@ def test_evaluation_on_another_text(text, tmp_path, whole, capsys):
 def test_architectures_train_stop_and_resume(text, tmp_path, monkeypatch, settings):
     settings = {**TINY, "epochs": 2, "bptt": 20, **settings}
     train(str(text), out=tmp_path / "whole", **settings)
-    real = Training._update
+    real = EvaluationTraining.step
 
     def update(self, tokens, targets):
-        if self.state.epoch == 1 and self.state.windows == 2:
-            self.interrupt.requested = signal.SIGTERM
+        if self.progress.epoch == 1 and self.progress.windows == 2:
+            self.session.interrupt.requested = signal.SIGTERM
         return real(self, tokens, targets)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_update", update)
+        patch.setattr(EvaluationTraining, "step", update)
         assert train_main([str(text), *flags(settings), "--out", str(tmp_path / "run")]) == 128 + signal.SIGTERM
     result = resume_train(tmp_path / "run")
     same_end(tmp_path / "run", tmp_path / "whole")

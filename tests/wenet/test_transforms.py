@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 
-from wenet.genotypes import DARTS_V2
-from wenet.nn import DagRNN
+from wenet.cells.published import DARTS_V2
+from wenet.nn.rnn import DagRNN
 from wenet_kernels import WenetError
 
 

@@ -290,3 +290,16 @@ def test_a_precision_that_no_backend_has_is_an_error():
         dag_rnn(*o.positional, precision="bf16")
     with pytest.raises(WenetError, match="unknown precision 'fp8'"):
         dag_rnn(*o.positional, precision="fp8")
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("fp64", torch.float64)])
+def test_a_precision_by_the_name_of_the_operands_type(name, dtype):
+    o = make_case((2, 2, 2, 3, 2, "highway", "weighted", None, False))
+    operands = [x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in o.positional]
+    named, usual = (dag_rnn(*operands, backend="reference", precision=word) for word in (name, "full"))
+    assert named.dtype == dtype and named.count_nonzero() > 0
+    assert torch.equal(named, usual)
+    other = {"fp32": "fp64", "fp64": "fp32"}[name]
+    for backend in ("reference", "auto"):
+        with pytest.raises(WenetError, match=f"precision '{other}' needs operands of torch.float.., not {dtype}"):
+            dag_rnn(*operands, backend=backend, precision=other)

@@ -1,5 +1,17 @@
-"""Texts for language modelling, as streams of word indices."""
+"""Texts for language modelling, as streams of word indices read in windows."""
 
 from wenet.data.corpus import Corpus, batchify, encode_held_out, load_corpus
+from wenet.data.windows import WINDOWS, mean_window, window, window_at, window_length, windows_per_pass
 
-__all__ = ["Corpus", "batchify", "encode_held_out", "load_corpus"]
+__all__ = [
+    "WINDOWS",
+    "Corpus",
+    "batchify",
+    "encode_held_out",
+    "load_corpus",
+    "mean_window",
+    "window",
+    "window_at",
+    "window_length",
+    "windows_per_pass",
+]

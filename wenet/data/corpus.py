@@ -35,6 +35,10 @@ class Corpus:
     vocabulary: tuple[str, ...]  # word of every index, commonest in the training part first
     fingerprint: str  # sha256 over what the above follow from
 
+    def describe(self) -> str:
+        """Its size in words."""
+        return f"{len(self.train):,} training tokens, {len(self.vocabulary):,} words"
+
 
 def load_corpus(dataset: str, data_dir: Path | None = None, max_vocabulary: int | None = None) -> Corpus:
     """Read and encode a corpus, or take the encoding from the cache.

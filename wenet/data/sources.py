@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
-from wenet_kernels import WenetError
+from wenet_kernels import WenetError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
 SOTU_SHA256 = "9a6a5f3c9fbd73184407ba8f21339397ea2fdd45e35987af2f4c2a0fb01563f0"
@@ -93,8 +93,8 @@ def read_texts(dataset: str, data_dir: Path | None) -> dict[str, SourceText]:
         return {split: _published_text(dataset, file, data_dir) for split, file in PUBLISHED[dataset].items()}
     folder = Path(dataset)
     if not os.path.isdir(folder):  # unlike Path.is_dir, false for what cannot be looked into or is no path at all
-        known = ", ".join(KNOWN)
-        raise WenetError(f"no text {dataset!r}: name one of {known}, or a folder with train/valid/test text")
+        known = f"name one of {', '.join(KNOWN)}, or a folder with train/valid/test text"
+        raise WenetError(f"no text {dataset!r}: {did_you_mean(dataset, KNOWN) or known}")
     return {split: _folder_text(folder, split) for split in SPLITS}
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from wenet.compare import common_structure
-from wenet.genotype import Genotype
+from wenet.cells.comparison import common_structure
+from wenet.cells.genotype import Genotype
 from wenet.report.figures import (
     BLUE,
     GREEN,

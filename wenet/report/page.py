@@ -108,7 +108,7 @@ def _tables(run: Run) -> list[Section]:
     if run.best.get("runs"):
         sections.append(("runs", "Winners of the runs", _runs(run)))
     if run.kind == "train" and run.records:
-        sections.append(("epochs", "Epochs", _folded(_table(words.EPOCH_COLUMNS, words.epoch_rows(run)))))
+        sections.append(("epochs", "Epochs", _folded(_table(words.epoch_columns(run), words.epoch_rows(run)))))
     settings = _folded(_table(("setting", "value", "meaning"), words.setting_rows(run)))
     cost = _table(("what", "value"), words.machine_and_cost(run))
     return [*sections, ("settings", "Settings", settings), ("cost", "Machine, versions, cost", cost)]
@@ -116,9 +116,10 @@ def _tables(run: Run) -> list[Section]:
 
 def _runs(run: Run) -> str:
     """Their winners in a table, and links to the reports of all."""
-    found = run.best["runs"]
-    links = "".join(f'<li><a href="run-{one["run"]}/report.html">report of run {one["run"]}</a></li>' for one in found)
-    return _table(words.RUN_COLUMNS, words.run_rows(found)) + f"<ul>{links}</ul>"
+    links = "".join(
+        f'<li><a href="run-{one["run"]}/report.html">report of run {one["run"]}</a></li>' for one in run.best["runs"]
+    )
+    return _table(words.run_columns(run), words.run_rows(run)) + f"<ul>{links}</ul>"
 
 
 def _how_to_run_again(run: Run) -> str:

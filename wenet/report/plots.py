@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -22,6 +22,8 @@ from wenet.report.figures import (
     new_drawing,
     styled,
 )
+from wenet.report.run import Run
+from wenet.tasks import Metric
 
 Record = dict[str, Any]
 Table = list[list[Any]]
@@ -29,11 +31,12 @@ MOST_MARKED = 30  # rounds; points on the lines of more of them run together
 MOST_ROUNDS = 100  # among which the page goes from one to the next; of a longer search every second, third, ...
 
 
-def weights_picture(records: Sequence[Record], seeds: int) -> Picture:
+def weights_picture(run: Run) -> Picture:
     """The sorted weights of every round (the paper's Figure 4); the last round shows, the others are hidden in it.
 
     The shapes of round R have ids `weights-round-R-...`, by which the page shows one round after the other.
     """
+    records, keep = run.records, run.settings["keep"]
     highest = max(network["weight"] for record in records for network in record["networks"])
     most = max(len(record["networks"]) for record in records)
     with styled():
@@ -43,18 +46,18 @@ def weights_picture(records: Sequence[Record], seeds: int) -> Picture:
         axes.set(xlabel="network, by rank", ylabel="weight in the mixture (sum 1)")
         mark_whole_numbers(axes)
         for record in shown_rounds(records):
-            _weights_of_round(axes, record, seeds, shown=record is records[-1])
+            _weights_of_round(axes, record, keep, shown=record is records[-1])
         _legend(axes, [("s", BLUE, "kept"), ("s", GREY, "dropped"), ("-", INK, "equal share")])
     table: Table = [["round", "rank", "genotype", "weight", "equal_share", "rounds_kept_before", "kept"]]
     table += [
-        [record["round"], rank, n["genotype"], n["weight"], record["uniform_weight"], n["rounds_kept"], rank <= seeds]
+        [record["round"], rank, n["genotype"], n["weight"], record["uniform_weight"], n["rounds_kept"], rank <= keep]
         for record in records
         for rank, n in enumerate(record["networks"], start=1)
     ]
     largest = max(network["weight"] for network in records[-1]["networks"])
     description = (
         f"Bars of the weights of {len(records[-1]['networks'])} networks in round {records[-1]['round']}, by rank: the "
-        f"largest is {largest:.4f}, an equal share {records[-1]['uniform_weight']:.4f}; the first {seeds} are kept."
+        f"largest is {largest:.4f}, an equal share {records[-1]['uniform_weight']:.4f}; the first {keep} are kept."
     )
     return Picture("weights", "Sorted network weights", description, drawing, table)
 
@@ -65,9 +68,9 @@ def shown_rounds(records: Sequence[Record]) -> list[Record]:
     return list(records[::-1][::step][::-1])
 
 
-def _weights_of_round(axes: Axes, record: Record, seeds: int, shown: bool) -> None:
+def _weights_of_round(axes: Axes, record: Record, keep: int, shown: bool) -> None:
     weights = [network["weight"] for network in record["networks"]]
-    name, kept, alpha = f"round-{record['round']}", min(seeds, len(weights)), 1.0 if shown else 0.0
+    name, kept, alpha = f"round-{record['round']}", min(keep, len(weights)), 1.0 if shown else 0.0
     for part, first, last, colour in (("kept", 0, kept, BLUE), ("dropped", kept, len(weights), GREY)):
         if last > first:
             edges = [place + 0.5 for place in range(first, last + 1)]
@@ -76,14 +79,15 @@ def _weights_of_round(axes: Axes, record: Record, seeds: int, shown: bool) -> No
     axes.plot(ends, [record["uniform_weight"]] * 2, color=INK, linewidth=1.3, alpha=alpha, gid=f"{name}-equal")
 
 
-def trajectories_picture(records: Sequence[Record], seeds: int) -> Picture:
+def trajectories_picture(run: Run) -> Picture:
     """Weights of the cells that were kept at least once, round by round, in units of an equal share."""
+    records = run.records
     paths: dict[str, list[tuple[int, float]]] = {}
     for record in records:
         for network in record["networks"]:
             share = network["weight"] / record["uniform_weight"]
             paths.setdefault(network["genotype"], []).append((record["round"], share))
-    last = [network["genotype"] for network in records[-1]["networks"][:seeds]]
+    last = [network["genotype"] for network in records[-1]["networks"][: run.settings["keep"]]]
     kept_once = [genotype for genotype, path in paths.items() if len(path) > 1 or genotype in last]
     with styled():
         drawing = new_drawing(2.9)
@@ -124,14 +128,16 @@ def _standing(genotype: str, last: Sequence[str]) -> tuple[str, float]:
     return (BLUE, 1.5) if genotype in last else (GREY, 0.9)
 
 
-def search_curves_picture(records: Sequence[Record]) -> Picture:
-    """Training loss within every round and validation perplexity at its end; every round begins with new weights."""
+def search_curves_picture(run: Run) -> Picture:
+    """Training loss within every round and the validation metric at its end; every round begins with new weights."""
+    records, metric = run.records, run.metric
+    key = f"valid_{metric.key}"
     losses = [
         (record["round"] - 1 + (i + 0.5) / len(record["train_loss_curve"]), loss)
         for record in records
         for i, loss in enumerate(record.get("train_loss_curve", []))
     ]
-    valid = [(r["round"], r["valid_perplexity"]) for r in records if r["valid_perplexity"] is not None]
+    valid = [(r["round"], r[key]) for r in records if r[key] is not None]
     with styled():
         drawing = new_drawing(3.9)
         above, below = drawing.subplots(2, sharex=True)
@@ -142,87 +148,90 @@ def search_curves_picture(records: Sequence[Record]) -> Picture:
         above.set(ylabel="training loss\n(nats per token)")
         if valid:
             below.plot(*zip(*valid, strict=True), "o-", color=ORANGE, linewidth=1.5, markersize=4)
-        below.set(xlabel="rounds finished", ylabel="validation\nperplexity", xlim=(0, None))
+        below.set(xlabel="rounds finished", ylabel=f"validation\n{metric.name}", xlim=(0, None))
         mark_whole_numbers(below)
         drawing.align_ylabels()
-    table: Table = [["rounds", "train_loss_nats_per_token", "valid_perplexity"]]
+    table: Table = [["rounds", "train_loss_nats_per_token", key]]
     table += [[rounds, loss, ""] for rounds, loss in losses] + [[number, "", value] for number, value in valid]
-    description = f"Two curves over {len(records)} rounds. " + _from_to("Validation perplexity", valid, "round")
+    description = f"Two curves over {len(records)} rounds. " + _from_to(f"Validation {metric.name}", valid, "round")
     return Picture("learning", "Learning curves of the mixture", description, drawing, table)
 
 
-def rungs_picture(records: Sequence[Record]) -> Picture:
-    """Standalone perplexity of every cell of every rung of successive halving; those that went on stand out."""
+def rungs_picture(run: Run) -> Picture:
+    """Every cell of every rung of successive halving by the metric; those that went on stand out."""
+    records, metric = run.records, run.metric
+    key = metric.key
     points = [
-        (record["round"], cell["perplexity"], place <= (len(record["networks"]) + 1) // 2)
+        (record["round"], cell[key], place <= (len(record["networks"]) + 1) // 2)
         for record in records
         for place, cell in enumerate(record["networks"], start=1)
-        if cell["perplexity"] is not None
+        if cell[key] is not None
     ]
     with styled():
         drawing = new_drawing(3.1)
         axes = drawing.add_subplot()
         for kept, colour in ((False, GREY), (True, BLUE)):
-            group = [(rung, perplexity) for rung, perplexity, went_on in points if went_on is kept]
+            group = [(rung, value) for rung, value, went_on in points if went_on is kept]
             if group:
                 axes.plot(*zip(*group, strict=True), "o", color=colour, markersize=4, alpha=0.8)
         if points:
             axes.set_yscale("log")
             _plain_ticks(axes)
-        axes.set(xlabel="rung", ylabel="validation perplexity, standalone")
+        axes.set(xlabel="rung", ylabel=f"validation {metric.name}, standalone")
         axes.margins(x=0.15)
         mark_whole_numbers(axes)
         _legend(axes, [("o", BLUE, "better half, goes on"), ("o", GREY, "dropped")], columns=2)
-    table: Table = [["rung", "rank", "genotype", "perplexity"]]
+    table: Table = [["rung", "rank", "genotype", key]]
     table += [
-        [record["round"], rank, cell["genotype"], cell["perplexity"]]
+        [record["round"], rank, cell["genotype"], cell[key]]
         for record in records
         for rank, cell in enumerate(record["networks"], start=1)
     ]
-    lowest = [(record["round"], record["valid_perplexity"]) for record in records if record["valid_perplexity"]]
+    lowest = [(r["round"], r[f"valid_{key}"]) for r in records if r[f"valid_{key}"] is not None]
     description = (
         f"A point for each cell in each of {len(records)} rungs; from rung to rung half as many are trained twice as "
-        "long. " + _from_to("The lowest perplexity", lowest, "rung")
+        "long. " + _from_to(f"The best {metric.name}", lowest, "rung")
     )
     return Picture("rungs", "Successive halving", description, drawing, table)
 
 
-def audit_picture(audit: Record) -> Picture:
-    """Score of the search against perplexity after standalone training; what diverged stands at the upper edge."""
-    cells, tau = audit["networks"], audit["kendall"]
-    finite = [cell["perplexity"] for cell in cells if cell["perplexity"] is not None]
+def audit_picture(audit: Record, metric: Metric) -> Picture:
+    """Score of the search against the metric after standalone training; what diverged stands at the upper edge."""
+    cells, tau, key = audit["networks"], audit["kendall"], metric.key
+    finite = [cell[key] for cell in cells if cell[key] is not None]
     top = max(finite) + 0.15 * (max(finite) - min(finite) or 1) if finite else 1.0
     with styled():
         drawing = new_drawing(3.4)
         axes = drawing.add_subplot()
-        for survivor, marker, colour in ((True, "o", ORANGE), (False, "s", BLUE)):
-            group = [cell for cell in cells if cell["survivor"] is survivor]
-            heights = [top if cell["perplexity"] is None else cell["perplexity"] for cell in group]
+        for kept, marker, colour in ((True, "o", ORANGE), (False, "s", BLUE)):
+            group = [cell for cell in cells if cell["kept"] is kept]
+            heights = [top if cell[key] is None else cell[key] for cell in group]
             axes.plot([c["score"] for c in group], heights, marker, color=colour, markeredgecolor=PAPER, markersize=7)
         for cell in cells:
-            if cell["perplexity"] is None:
+            if cell[key] is None:
                 axes.annotate("diverged", (cell["score"], top), (6, 0), textcoords="offset points", va="center")
-        axes.set(xlabel="score by the search", ylabel="validation perplexity, standalone")
+        axes.set(xlabel="score by the search", ylabel=f"validation {metric.name}, standalone")
         axes.margins(y=0.22)
         if tau["low"] is not None:
             found = f"Kendall's tau {tau['value']:.2f} ({tau['low']:.2f} to {tau['high']:.2f})"
             axes.annotate(found, (1, 1), (-4, -4), "axes fraction", textcoords="offset points", ha="right", va="top")
         _legend(axes, [("o", ORANGE, "kept by the search"), ("s", BLUE, "rejected")], columns=2)
-    table: Table = [["genotype", "score", "perplexity", "survivor", "round"]]
-    table += [[c["genotype"], c["score"], c["perplexity"], c["survivor"], c["round"]] for c in cells]
+    table: Table = [["genotype", "score", key, "kept", "round"]]
+    table += [[c["genotype"], c["score"], c[key], c["kept"], c["round"]] for c in cells]
     description = (
         f"{len(cells)} cells as points: across the score by which the search ranked them, upwards their "
-        "perplexity after standalone training for "
-        f"{audit['epochs']:g} epochs. Where the search ranks well, points fall to the right."
+        f"{metric.name} after standalone training for {audit['epochs']:g} epochs. Where the search ranks "
+        "well, points fall to the right."
     )
-    return Picture("audit", "Score of the search and standalone perplexity", description, drawing, table)
+    return Picture("audit", "Score of the search and standalone training", description, drawing, table)
 
 
-def training_curves_picture(records: Sequence[Record], best: Record) -> Picture:
-    """Perplexity on training and validation text by epoch, with the begin of averaging, the best epoch, divergences."""
-    sound = [record for record in records if "valid_perplexity" in record]
+def training_curves_picture(records: Sequence[Record], best: Record, metric: Metric) -> Picture:
+    """The metric on training and validation text by epoch, with the begin of averaging, the best epoch, divergences."""
+    key = f"valid_{metric.key}"
+    sound = [record for record in records if key in record]
     train = [(record["epoch"], math.exp(min(record["train_loss"], 700))) for record in sound]
-    valid = [(record["epoch"], record["valid_perplexity"]) for record in sound]
+    valid = [(record["epoch"], record[key]) for record in sound]
     marks = [("-", BLUE, "training, with dropout"), ("-", ORANGE, "validation")]
     with styled():
         drawing = new_drawing(3.3)
@@ -243,14 +252,23 @@ def training_curves_picture(records: Sequence[Record], best: Record) -> Picture:
                 axes.axvline(record["epoch"], color=INK, linestyle=":", linewidth=1.2)
         if any("diverged" in record for record in records):
             marks.append((":", INK, "diverged, rolled back"))
-        axes.set(xlabel="epoch", ylabel="perplexity (log scale)")
+        axes.set(xlabel="epoch", ylabel=f"{metric.name} (log scale)")
         mark_whole_numbers(axes)
         _legend(axes, marks, columns=2)
-    table: Table = [["epoch", "train_perplexity", "valid_perplexity", "averaged", "seconds_so_far"]]
-    for (epoch, perplexity), record in zip(train, sound, strict=True):
-        table.append([epoch, perplexity, record["valid_perplexity"], record["averaged"], record["seconds_so_far"]])
-    description = f"Curves over {len(records)} epochs. " + _from_to("Validation perplexity", valid, "epoch")
+    table: Table = [["epoch", f"train_{metric.key}", key, "averaged", "seconds_so_far"]]
+    for (epoch, value), record in zip(train, sound, strict=True):
+        table.append([epoch, value, record[key], record["averaged"], record["seconds_so_far"]])
+    description = f"Curves over {len(records)} epochs. " + _from_to(f"Validation {metric.name}", valid, "epoch")
     return Picture("learning", "Learning curves", description, drawing, table)
+
+
+# By name, as strategies ask for them.
+SEARCH_FIGURES: dict[str, Callable[[Run], Picture]] = {
+    "weights": weights_picture,
+    "trajectories": trajectories_picture,
+    "learning": search_curves_picture,
+    "rungs": rungs_picture,
+}
 
 
 def _from_to(what: str, points: Sequence[tuple[int, float]], unit: str) -> str:

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wenet.audit import RESULT as AUDIT
-from wenet.genotype import Genotype
-from wenet.search import RECORDS as SEARCH_RECORDS
-from wenet.train import RECORDS as TRAIN_RECORDS
+from wenet.cells import Genotype
+from wenet.run.upgrade import upgraded
+from wenet.searching.audit import RESULT as AUDIT
+from wenet.searching.settings import SearchConfig, resolve_config
+from wenet.searching.strategy import RECORDS as SEARCH_RECORDS
+from wenet.searching.strategy import Best, Strategy, read_best, strategy_of
+from wenet.tasks import TASKS, Metric
+from wenet.training.nt_asgd import RECORDS as TRAIN_RECORDS
 from wenet_kernels import WenetError
 
 RECORDS = {"search": SEARCH_RECORDS, "train": TRAIN_RECORDS}  # by kind of run
@@ -47,13 +51,33 @@ class Run:
         return None if stored is None else Genotype.from_dict(stored)
 
     @property
+    def metric(self) -> Metric:
+        """What the task measures."""
+        return TASKS[self.settings["task"]].metric
+
+    @property
+    def search_config(self) -> SearchConfig:
+        """The settings of a search."""
+        given = {name: value for name, value in self.settings.items() if name != "preset"}
+        return resolve_config(self.settings["preset"], given)
+
+    @property
+    def strategy(self) -> type[Strategy]:
+        """The strategy of a search."""
+        return strategy_of(self.search_config)
+
+    @property
+    def winner(self) -> Best | None:
+        """The best cell of a search so far."""
+        return read_best(self.best, self.search_config, self.metric) if self.best else None
+
+    @property
     def finished(self) -> bool:
         if self.kind == "train":
-            return self.best.get("test_perplexity") is not None
-        if self.settings.get("runs", 1) > 1:
-            return bool(self.best)  # written once all runs are ranked
-        done = bool(self.best) and self.best["rounds"] >= self.best["rounds_planned"]
-        return done and (self.audit is not None or not self.settings.get("audit"))
+            return self.best.get(f"test_{self.metric.key}") is not None
+        done = self.winner is not None and self.winner.finished
+        audited = self.audit is not None or not self.settings.get("audit") or self.settings["runs"] > 1
+        return done and audited
 
 
 def read_run(path: Path) -> Run:
@@ -66,14 +90,22 @@ def read_run(path: Path) -> Run:
         raise WenetError(f"no run folder {path}")
     if not (path / "config.json").exists():
         raise WenetError(f"{path} has no config.json, so it is no run folder")
-    config = _read_json(path / "config.json")
+    config = upgraded(_read_json(path / "config.json"))
     if config.get("kind") not in RECORDS or not isinstance(config.get("settings"), dict):
         raise WenetError(f"{path / 'config.json'} is not of a search or a training")
     flaws: list[str] = []
     records = _read_records(path / RECORDS[config["kind"]], flaws)
     best = _read_json(path / "best.json") if (path / "best.json").exists() else {}
-    audit = _read_json(path / AUDIT) if (path / AUDIT).exists() else None
+    audit = _upgraded_audit(_read_json(path / AUDIT)) if (path / AUDIT).exists() else None
     return Run(path, config["kind"], config, records, best, audit, flaws)
+
+
+def _upgraded_audit(audit: dict[str, Any]) -> dict[str, Any]:
+    """An audit, whichever version wrote it: cells that are kept were once called survivors."""
+    if "survivors" not in audit:
+        return audit
+    networks = [{**cell, "kept": cell["survivor"]} for cell in audit["networks"]]
+    return {**audit, "kept": audit["survivors"], "kept_better_p": audit["survivors_better_p"], "networks": networks}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wenet.config import Config, SearchConfig, TrainConfig, flag, resolve_config, resolve_train_config
-from wenet.console import duration, size
-from wenet.genotypes import PUBLISHED
+from wenet.cells.published import PUBLISHED
 from wenet.report.run import Run
+from wenet.run.console import counted, duration, figure, size
+from wenet.run.settings import Config, flag
+from wenet.searching.settings import SearchConfig, resolve_config
+from wenet.tasks import Metric
+from wenet.training.settings import TrainConfig, resolve_train_config
 
 Row = tuple[str, ...]
 UNKNOWN = "-"  # in a table
@@ -27,12 +30,11 @@ def status(run: Run) -> str:
     """How far the run is."""
     if run.finished:
         return "finished"
-    settings, done = run.settings, len(run.records)
+    done = len(run.records)
     if run.kind == "train":
-        return f"not finished: {done} of {settings['epochs']} epochs done"
-    if settings.get("strategy", "wenet") == "random":
-        return f"not finished: {done} rungs done"
-    return f"not finished: {done} of {-(-settings['pool'] // settings['batch'])} rounds done"
+        return f"not finished: {done} of {counted(run.settings['epochs'], 'epoch')} done"
+    of = counted(run.strategy.stages(run.search_config), run.strategy.stage)
+    return f"not finished: {done} of {of} done"
 
 
 def summary(run: Run) -> list[str]:
@@ -48,54 +50,22 @@ def caveats(run: Run) -> list[str]:
 
 
 def _search_summary(run: Run) -> Iterator[str]:
-    best = run.best
-    searched = f"Of {best['networks_searched']:,} random cells"
-    if "runs" in best:
-        yield (
-            f"{searched}, searched in {len(best['runs'])} runs, this one won: the winners of all runs were trained "
-            f"standalone, and it has the lowest validation perplexity, {number(best['perplexity'], 1)}."
-        )
-    elif best["weight"] is None:
-        yield (
-            f"{searched} this one is left after successive halving: of the last that were trained standalone it has "
-            f"the lowest validation perplexity, {number(best['perplexity'], 1)}."
-        )
-    else:
-        yield f"{searched} this one {_how_it_won(best)}. {_how_long_kept(best)}"
-        valid = best["mixture_valid_perplexity"]
-        reached = "has no finite validation perplexity" if valid is None else f"reaches {valid:.1f} in validation"
-        yield f"The mixture of the last round {reached}. That is of all its networks together, not of the cell."
+    assert run.winner is not None
+    yield from run.winner.sentences(run.metric)
     if run.audit is not None:
-        yield from _audit_summary(run.audit)
+        yield from _audit_summary(run.audit, run.metric)
 
 
-def _how_it_won(best: dict[str, Any]) -> str:
-    share = f"{best['weight'] / best['uniform_weight']:.2f} times an equal share of {best['uniform_weight']:.4f}"
-    if best.get("held_out_loss") is None:
-        return f"has the largest weight in the last mixture, {best['weight']:.4f}: {share}"
-    loss = f"{best['held_out_loss']:.3f} nats per token"
-    return f"has the lowest loss by its own output on held-out text, {loss}; its weight in the last mixture is {share}"
-
-
-def _how_long_kept(best: dict[str, Any]) -> str:
-    earlier = best["rounds_kept"] - 1
-    if best["rounds"] == 1:
-        return "There was one round."
-    if earlier == 0:
-        return "It was new in the last round."
-    return f"It was kept from {earlier} earlier round{'s' * (earlier > 1)}."
-
-
-def _audit_summary(audit: dict[str, Any]) -> Iterator[str]:
-    found, kept, rejected = audit["kendall"], audit["survivors"], audit["rejected"]
+def _audit_summary(audit: dict[str, Any], metric: Metric) -> Iterator[str]:
+    found, kept, rejected = audit["kendall"], audit["kept"], audit["rejected"]
     yield (
         f"The audit trained {audit['cells']} of the cells standalone for {audit['epochs']:g} epochs. Kendall's tau of "
-        "score and falling perplexity, 1 in full agreement and 0 by chance, is "
+        f"score and {metric.name}, 1 in full agreement and 0 by chance, is "
         f"{_interval(found, audit)}. {_verdict(found)}"
     )
     yield (
         f"The cells that the search kept reach {_spread(kept)}, a sample of those it rejected {_spread(rejected)}; "
-        f"were both alike, the kept would be so much better with p = {number(audit['survivors_better_p'], 3)}."
+        f"were both alike, the kept would be so much better with p = {figure(audit['kept_better_p'], 3)}."
     )
 
 
@@ -103,7 +73,7 @@ def _interval(found: dict[str, Any], audit: dict[str, Any]) -> str:
     interval = "no interval of so few cells"
     if found["low"] is not None:
         interval = f"{audit['confidence']:.0%} interval {found['low']:.2f} to {found['high']:.2f}"
-    return f"{number(found['value'])} ({interval}, p = {number(found['p'], 3)})"
+    return f"{figure(found['value'])} ({interval}, p = {figure(found['p'], 3)})"
 
 
 def _verdict(found: dict[str, Any]) -> str:
@@ -118,45 +88,47 @@ def _verdict(found: dict[str, Any]) -> str:
 
 def _spread(group: dict[str, Any]) -> str:
     diverged = f", {group['diverged']} diverged" if group["diverged"] else ""
-    return f"{number(group['mean'], 1)} ± {number(group['sd'], 1)} ({group['cells']} cells{diverged})"
+    return f"{figure(group['mean'], 1)} ± {figure(group['sd'], 1)} ({group['cells']} cells{diverged})"
 
 
 def _search_caveats(run: Run) -> Iterator[str]:
-    settings, best = run.settings, run.best
+    settings, winner = run.settings, run.winner
     if not run.finished:
-        yield "The search has not ended; all of this is of the rounds so far."
-    if best.get("weight") is not None:
-        if run.audit is None and "runs" not in best:
+        yield f"The search has not ended; all of this is of the {run.strategy.stage}s so far."
+    if winner is not None and winner.is_ranked_by_chance():
+        if run.audit is None:
             yield f"Whether the cell beats a random one was not measured. {_how_to_measure(run)}"
         yield (
             f"Cells were trained together, for {settings['epochs_per_round']:g} passes over the text a round. A weight "
             "after so short a training may reward learning fast, or being useful beside others, rather than being best "
             "alone."
         )
-    by_weight = best.get("weight") is not None and best.get("held_out_loss") is None
-    ranked = run.records[-1]["networks"] if run.records and by_weight else []
+    ranked = run.records[-1]["networks"] if run.records and _is_ranked_by_weight(run) else []
     if len(ranked) > 1 and ranked[0]["weight"] < CLOSE * ranked[1]["weight"]:
         ratio = ranked[0]["weight"] / ranked[1]["weight"] - 1
         yield f"The first cell's weight is only {ratio:.1%} above the second's: they may as well change places."
-    if settings.get("runs", 1) == 1:
+    if settings["runs"] == 1:
         yield "This is one search with one seed. Another seed draws other cells, and may rank the same ones otherwise."
     yield from _about_preset(run, "a first look: the paper searches 10,000 cells, each of hidden size 200")
 
 
+def _is_ranked_by_weight(run: Run) -> bool:
+    return "weights" in run.strategy.figures and run.settings["score"] == "weight"
+
+
 def _how_to_measure(run: Run) -> str:
-    if "audit" in run.settings:
-        count = max(24, run.settings["seeds"] + 12)
-        return f"Measure it with wenet-search --resume {shlex.quote(str(run.path))} --audit {count}"
-    return "Train it and some random ones by the same wenet-train, with several seeds each."
+    count = max(24, run.settings["keep"] + 12)
+    return f"Measure it with wenet-search --resume {shlex.quote(str(run.path))} --audit {count}"
 
 
 def _training_summary(run: Run) -> Iterator[str]:
-    best = run.best
-    valid = f"{best['valid_perplexity']:.2f} on the validation text"
-    if best["test_perplexity"] is None:
-        yield f"So far the perplexity is {valid}, after epoch {best['epoch']}."
+    best, metric = run.best, run.metric
+    valid = f"{best[f'valid_{metric.key}']:.2f} on the validation text"
+    test = best[f"test_{metric.key}"]
+    if test is None:
+        yield f"So far the {metric.name} is {valid}, after epoch {best['epoch']}."
     else:
-        yield f"The perplexity is {best['test_perplexity']:.2f} on the test text and {valid}."
+        yield f"The {metric.name} is {test:.2f} on the test text and {valid}."
     averaging = best["averaging_from"]
     averaged = "weights were never averaged" if averaging is None else f"weights are averaged from epoch {averaging} on"
     yield (
@@ -170,12 +142,11 @@ def _training_caveats(run: Run) -> Iterator[str]:
     if not run.finished:
         yield "Training has not ended, and the test text has not been looked at."
     if best and best["epoch"] == best["epochs"]:
-        yield "The last epoch is the best so far: with more of them the perplexity would probably go on falling."
+        yield f"The last epoch is the best so far: with more of them the {run.metric.name} would probably improve."
     if best.get("rollbacks"):
-        times = f"{best['rollbacks']} time{'s' * (best['rollbacks'] > 1)}"
-        yield f"Training diverged {times} and went back to the best epoch each time."
+        yield f"Training diverged {counted(best['rollbacks'], 'time')} and went back to the best epoch each time."
     yield "This is one training with one seed; figures of other seeds differ. Compare means of several."
-    yield "The validation perplexity is the lowest of all epochs, and so a little too good; that of the test is not."
+    yield f"The validation {run.metric.name} is the best of all epochs, and so a little too good; the test's is not."
     yield from _about_preset(run, "a first look: the paper trains larger models for 1600 epochs and more")
 
 
@@ -242,43 +213,42 @@ def _cell_as_text(run: Run) -> str:
     return cell if run.genotype is None or cell in PUBLISHED else str(run.genotype)
 
 
-def number(value: float | None, places: int = 2, missing: str = "undefined") -> str:
-    """A figure, or what it means that there is none."""
-    return missing if value is None else f"{value:.{places}f}"
-
-
 def kept_table(run: Run) -> tuple[Row, list[Row]]:
-    """Columns and rows: the cells that the last round kept, with their standalone perplexity where it is known."""
-    record = run.records[-1]
-    known = {} if run.audit is None else {cell["genotype"]: cell["perplexity"] for cell in run.audit["networks"]}
-    known |= {cell["genotype"]: cell["perplexity"] for cell in record["networks"] if "perplexity" in cell}
-    rows = []
-    for rank, network in enumerate(record["networks"][: run.settings["seeds"]], start=1):
-        weight, cell = network["weight"], network["genotype"]
-        share = None if weight is None else weight / record["uniform_weight"]
-        figures = [number(weight, 4, UNKNOWN), number(share, 2, UNKNOWN), str(network["rounds_kept"])]
-        perplexity = [number(known.get(cell), 1, UNKNOWN)] if known else []
-        rows.append((str(rank), *figures, *perplexity, cell))
-    columns = ("rank", "weight", "equal shares", "earlier rounds", *["standalone perplexity"] * bool(known), "cell")
-    return columns, rows
+    """Columns and rows: the cells that the last stage kept, with the metric of standalone training where known."""
+    record, key = run.records[-1], run.metric.key
+    known = {} if run.audit is None else {cell["genotype"]: cell[key] for cell in run.audit["networks"]}
+    known |= {cell["genotype"]: cell[key] for cell in record["networks"] if key in cell}
+    rows: list[Row] = []
+    of_strategy: tuple[str, ...] = ()
+    for rank, network in enumerate(record["networks"][: run.settings["keep"]], start=1):
+        columns = run.strategy.columns(record, network)
+        of_strategy = tuple(columns)
+        standalone = [figure(known.get(network["genotype"]), run.metric.places, UNKNOWN)] if known else []
+        rows.append((str(rank), *columns.values(), str(network["rounds_kept"]), *standalone, network["genotype"]))
+    standalone = [f"standalone {run.metric.name}"] * bool(known)
+    return ("rank", *of_strategy, "earlier rounds", *standalone, "cell"), rows
 
 
-RUN_COLUMNS = ("run", "standalone perplexity", "cell")
+def run_columns(run: Run) -> Row:
+    return "run", f"standalone {run.metric.name}", "cell"
 
 
-def run_rows(runs: list[dict[str, Any]]) -> list[Row]:
-    return [(str(one["run"]), number(one["perplexity"], 1), one["genotype"]) for one in runs]
+def run_rows(run: Run) -> list[Row]:
+    key, places = run.metric.key, run.metric.places
+    return [(str(one["run"]), figure(one[key], places), one["genotype"]) for one in run.best["runs"]]
 
 
-EPOCH_COLUMNS = ("epoch", "training loss", "validation perplexity", "weights", "time so far")
+def epoch_columns(run: Run) -> Row:
+    return "epoch", "training loss", f"validation {run.metric.name}", "weights", "time so far"
 
 
 def epoch_rows(run: Run) -> list[Row]:
+    key = f"valid_{run.metric.key}"
     return [
         (
             str(record["epoch"]),
             f"{record['train_loss']:.3f}",
-            f"{record['valid_perplexity']:.2f}" if "valid_perplexity" in record else "diverged",
+            f"{record[key]:.2f}" if key in record else "diverged",
             "averaged" if record.get("averaged") else "as trained",
             duration(record["seconds_so_far"]),
         )

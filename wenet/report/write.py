@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from wenet.console import Console
 from wenet.report import plots
 from wenet.report.cells import cell_picture
 from wenet.report.figures import Picture, replace_file
 from wenet.report.page import FIGURES, report_page
 from wenet.report.run import FILES, Run, read_run
 from wenet.report.words import status
+from wenet.run.console import Console
 
 PAGE = "report.html"
 WATCHED = [*FILES, *(f"run-*/{name}" for name in FILES)]
@@ -58,20 +58,16 @@ def follow_report(folder: Path, console: Console) -> None:
 
 def pictures_of(run: Run) -> list[Picture]:
     """All figures that the run has data for."""
-    pictures, seeds = [], run.settings.get("seeds", 0)
+    pictures = []
     if run.genotype is not None:
         title = "The cell found" if run.kind == "search" else "The cell"
         pictures.append(cell_picture(run.genotype, title))
     if not run.records:
         return pictures
     if run.kind == "train":
-        pictures.append(plots.training_curves_picture(run.records, run.best))
-    elif run.records[-1]["uniform_weight"] is None:
-        pictures.append(plots.rungs_picture(run.records))
+        pictures.append(plots.training_curves_picture(run.records, run.best, run.metric))
     else:
-        pictures.append(plots.weights_picture(run.records, seeds))
-        pictures.append(plots.trajectories_picture(run.records, seeds))
-        pictures.append(plots.search_curves_picture(run.records))
+        pictures += [plots.SEARCH_FIGURES[name](run) for name in run.strategy.figures]
     if run.audit is not None:
-        pictures.append(plots.audit_picture(run.audit))
+        pictures.append(plots.audit_picture(run.audit, run.metric))
     return pictures

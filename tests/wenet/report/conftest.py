@@ -1,6 +1,7 @@
 import pytest
 
-from wenet.cli import search_main, train_main
+from wenet.cli.search import main as search_main
+from wenet.cli.train import main as train_main
 
 from ..helpers import TINY, write_text
 

@@ -18,6 +18,11 @@ def edit_json(path: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def edit_settings(run: Path, **changes) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "settings": {**config["settings"], **changes}}))
+
+
 def read_records(run: Path, name: str = "search.jsonl") -> list[dict]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
@@ -34,7 +39,7 @@ def add_audit(run: Path, low: float = -0.2) -> None:
             "genotype": network["genotype"],
             "score": 1.5 - 0.2 * place,
             "perplexity": None if place == 4 else 200.0 + 5 * place,
-            "survivor": place < 2,
+            "kept": place < 2,
             "round": 3,
             "rounds_kept": 0,
         }
@@ -46,9 +51,9 @@ def add_audit(run: Path, low: float = -0.2) -> None:
         "seconds": 100.0,
         "confidence": 0.95,
         "kendall": {"value": 0.4, "low": low, "high": 0.8, "p": 0.1},
-        "survivors": SPREAD,
+        "kept": SPREAD,
         "rejected": {**SPREAD, "diverged": 1, "mean": None, "sd": None},
-        "survivors_better_p": 0.2,
+        "kept_better_p": 0.2,
         "networks": cells,
     }
     (run / "audit.json").write_text(json.dumps(audit))
@@ -65,7 +70,8 @@ def make_baseline(run: Path) -> None:
         rungs.append({**record, "uniform_weight": None, "train_loss": None, "networks": networks})
     rungs[0]["networks"][-1]["perplexity"] = None
     write_records(run, rungs)
-    edit_json(run / "best.json", weight=None, uniform_weight=None, perplexity=290.0)
+    edit_json(run / "best.json", weight=None, uniform_weight=None, perplexity=290.0, windows=10)
+    edit_settings(run, strategy="random")
 
 
 def make_several(run: Path, part: Path) -> None:
@@ -75,4 +81,5 @@ def make_several(run: Path, part: Path) -> None:
     (run / "search.jsonl").unlink()
     text = json.loads((run / "best.json").read_text())["text"]
     runs = [{"run": 2, "genotype": text, "perplexity": 200.0}, {"run": 1, "genotype": text, "perplexity": None}]
-    edit_json(run / "best.json", runs=runs, perplexity=200.0, overlap=None)
+    edit_json(run / "best.json", runs=runs, perplexity=200.0, overlap=None, windows=10, ranking_seconds=3.0)
+    edit_settings(run, runs=2)

@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import FancyBboxPatch
 
 from wenet import Genotype, random_genotypes
-from wenet.cli import cell_main
-from wenet.genotypes import DARTS_V2, ENAS, PUBLISHED
+from wenet.cells.published import DARTS_V2, ENAS, PUBLISHED
+from wenet.cli.cell import main as cell_main
 from wenet.report.cells import BOX_WIDTH, SHIFT, Layout, cell_picture, comparison_picture, shorten
 from wenet_kernels.activations import REGISTERED, Activation
 

@@ -11,7 +11,9 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from wenet import random_genotypes
-from wenet.cli import report_main, search_main, train_main
+from wenet.cli.report import main as report_main
+from wenet.cli.search import main as search_main
+from wenet.cli.train import main as train_main
 from wenet.report.figures import PALETTE
 from wenet.report.page import report_page
 from wenet.report.run import read_run

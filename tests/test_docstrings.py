@@ -1,0 +1,65 @@
+"""Public functions and classes have an example in their docstring, and every example gives what it says."""
+
+import doctest
+import importlib
+import inspect
+
+import pytest
+
+import wenet
+import wenet_kernels
+from wenet.genotypes import load_genotype
+
+from .wenet.helpers import write_text
+
+MODULES = [
+    "wenet.api",
+    "wenet.cells.genotype",
+    "wenet.cells.published",
+    "wenet.cells.space",
+    "wenet.exporting.formats",
+    "wenet.nn.language",
+    "wenet.nn.rnn",
+    "wenet.nn.weighted",
+    "wenet.training.held_out",
+    "wenet_kernels.activations",
+    "wenet_kernels.cells",
+    "wenet_kernels.op",
+]
+PUBLIC = [
+    *(getattr(wenet, name) for name in wenet.__all__ if inspect.isfunction(getattr(wenet, name))),
+    *(wenet.Genotype, load_genotype),
+    *(wenet.nn.DagRNN, wenet.nn.WeightedDagRNN, wenet.nn.LanguageModel),
+    *(wenet_kernels.dag_rnn, wenet_kernels.CellBatch, wenet_kernels.backends),
+]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """What the examples find in their folder: a text, a search and a training."""
+    folder = tmp_path_factory.mktemp("examples")
+    text = write_text(folder / "my-text")
+    small = {"preset": "quick", "hidden": 6, "data_batch": 4, "eval_batch": 4, "bptt": 8}
+    wenet.search(str(text), **small, pool=4, batch=2, keep=1, epochs_per_round=0.1, out=folder / "runs" / "found")
+    wenet.train(str(text), **small, cell="tanh0 relu1", epochs=1, test_batch=4, out=folder / "runs" / "trained")
+    return folder
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_give_what_they_say(module, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr("wenet.report.write.write_report", lambda folder: None)  # takes longer than the examples
+    known = dict(wenet_kernels.activations.REGISTERED)
+    try:
+        found = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
+    finally:
+        wenet_kernels.activations.REGISTERED.clear()
+        wenet_kernels.activations.REGISTERED.update(known)
+    assert found.attempted
+    assert not found.failed
+
+
+@pytest.mark.parametrize("public", PUBLIC, ids=lambda public: public.__name__)
+def test_there_is_an_example(public):
+    assert ">>>" in (public.__doc__ or "")
+    assert public.__module__ in MODULES

@@ -1,0 +1,235 @@
+"""What programs and the commands call: search, train, evaluate, compare, export, and take up what was stopped."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+from wenet.cells import Genotype
+from wenet.run import Session, Surroundings
+from wenet.searching.audit import begun_audit
+from wenet.searching.settings import SearchConfig
+from wenet.searching.tournament import hold_tournament
+from wenet.searching.work import SEARCH, SearchResult, run_search
+from wenet.training.settings import TrainConfig
+from wenet.training.work import TRAIN, TrainResult, run_training
+from wenet_kernels import WenetError
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+def takes(*sources: type) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
+    """Shows the fields of dataclasses as named arguments of a function, so that `help` and completion know them."""
+
+    def decorate(function: Callable[P, Result]) -> Callable[P, Result]:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        taken = {parameter.name for parameter in own}
+        named = {field.name: field for source in sources for field in fields(source) if field.name not in taken}
+        more = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=field.type)
+            for name, field in named.items()
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+@takes(Surroundings, SearchConfig)
+def search(
+    dataset: str | None = None,
+    *,
+    preset: str | None = None,
+    config_file: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Search for a recurrent cell, by Algorithm 2 of the paper or another strategy.
+
+    Args:
+        dataset: "sotu" (embedded, the default), "ptb", "wikitext-2", or a folder with train/valid/test text.
+        preset: "paper" or "quick"; by default "paper" with a GPU and "quick" without.
+        config_file: settings that rank below the options.
+        options: any field of `Surroundings` (`out`, `data_dir`, `console` ...) and of `SearchConfig`. Where torchrun
+            has started several processes that all call this alike, they divide the networks of each round among them,
+            or whole runs where `runs` asks for several.
+
+    Raises:
+        WenetError: an impossible setting, missing or unusable text, too little memory, or diverged training.
+        Stopped: SIGINT or SIGTERM came; `resume_search` goes on from there.
+
+    Examples:
+        >>> import wenet
+        >>> found = wenet.search("my-text", preset="quick", pool=4, batch=2, keep=1, hidden=8, epochs_per_round=0.1)
+        >>> found.genotype.nodes, found.best.networks_searched
+        (8, 4)
+    """
+    surroundings = Surroundings.taken_from(options)
+    chosen, given = _settings(dataset, preset, config_file, options)
+    with Session.begin(SEARCH, chosen, given, surroundings) as session:
+        result = run_search(session)
+        _write_report(session)
+        return result
+
+
+@takes(Surroundings)
+def resume_search(
+    folder: str | Path, *, audit: int | None = None, audit_epochs: float | None = None, **options: Any
+) -> SearchResult:
+    """Continue a search bit-exactly from its last checkpoint.
+
+    Args:
+        folder: of the run.
+        audit, audit_epochs: as in `SearchConfig`, for a search that was begun without.
+        options: any field of `Surroundings`. Only with as many processes as before does a search go on to the last
+            bit.
+
+    Raises:
+        WenetError: no such run, it is in use, its checkpoint is damaged, or text or machine differ from what it needs.
+        Stopped: as in `search`.
+
+    Examples:
+        >>> import wenet
+        >>> found = wenet.resume_search("runs/found")
+        >>> found.best.finished
+        True
+    """
+    surroundings = _only_surroundings(options)
+    if audit is None:
+        audit, audit_epochs = begun_audit(Path(folder)) or (None, audit_epochs)
+    with Session.resume(SEARCH, folder, surroundings, audit=audit, audit_epochs=audit_epochs) as session:
+        result = run_search(session)
+        _write_report(session)
+        return result
+
+
+@takes(Surroundings, TrainConfig)
+def train(
+    dataset: str | None = None,
+    *,
+    cell: str | Genotype | None = None,
+    preset: str | None = None,
+    config_file: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> TrainResult:
+    """Train one cell as a language model, as the paper evaluates the cells it found (section 4.2).
+
+    Args:
+        dataset, preset, config_file: as in `search`.
+        cell: a genotype, a published name, "lstm" or "lstm-skip", "random:SEED", a JSON file, a run folder, or text
+            such as "tanh0 relu1".
+        options: any field of `Surroundings` and of `TrainConfig`. Several processes divide the rows of every data
+            batch among them.
+
+    Raises:
+        WenetError: an impossible setting, no such cell, missing or unusable text, too little memory, or diverged
+            training.
+        Stopped: SIGINT or SIGTERM came; `resume_train` goes on from there.
+
+    Examples:
+        >>> import wenet
+        >>> trained = wenet.train("my-text", cell="tanh0 relu1", preset="quick", hidden=8, epochs=1)
+        >>> trained.test_perplexity < 100
+        True
+    """
+    surroundings = Surroundings.taken_from(options)
+    if cell is not None:
+        options["cell"] = str(cell)
+    chosen, given = _settings(dataset, preset, config_file, options)
+    with Session.begin(TRAIN, chosen, given, surroundings) as session:
+        result = run_training(session)
+        _write_report(session)
+        return result
+
+
+@takes(Surroundings)
+def resume_train(folder: str | Path, **options: Any) -> TrainResult:
+    """Continue training bit-exactly from its last checkpoint.
+
+    Args:
+        folder: of the run.
+        options: as in `resume_search`.
+
+    Raises:
+        WenetError: no such run, it is in use, its checkpoint is damaged, or text or machine differ from what it needs.
+        Stopped: as in `train`.
+
+    Examples:
+        >>> import wenet
+        >>> wenet.resume_train("runs/trained").best["epochs"]
+        1
+    """
+    with Session.resume(TRAIN, folder, _only_surroundings(options)) as session:
+        result = run_training(session)
+        _write_report(session)
+        return result
+
+
+@takes(Surroundings)
+def rank_cells(
+    cells: Sequence[str], out: str | Path, *, seeds: int = 3, epochs: float | None = None, **options: Any
+) -> dict[str, Any]:
+    """Train cells standalone on equal terms, over several seeds; the same call again goes on where it was stopped.
+
+    Args:
+        cells: run folders, names, files or texts of cells, as `load_genotype` takes them; the first is a search, from
+            which the text and all settings are taken.
+        out: folder for `ranking.json` and the trainings.
+        seeds: trainings of each cell, at least 2.
+        epochs: passes over the training text; by default the search's `audit_epochs`.
+        options: any other field of `Surroundings`.
+
+    Returns:
+        What `ranking.json` holds: cells by their mean on the validation part, each with the p of Welch's two-sided
+        t-test against the cell named first. A training that diverged is counted, and left out of mean and test.
+
+    Raises:
+        WenetError: fewer than two cells or seeds, cells of different sizes, no such run, or its text has changed.
+        Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
+
+    Examples:
+        >>> import wenet
+        >>> ranking = wenet.rank_cells(["runs/found", "darts-v2"], "runs/ranking", seeds=2, epochs=0.1)
+        >>> len(ranking["cells"])
+        2
+    """
+    return hold_tournament(cells, Path(out), seeds, epochs, _only_surroundings(options))
+
+
+def _settings(
+    dataset: str | None, preset: str | None, config_file: Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The preset, and the settings that override it; those given by name rank above those of a file."""
+    given = {**(config_file or {}), **options}
+    if dataset is not None:
+        given["dataset"] = dataset
+    preset_in_file = given.pop("preset", None)
+    return preset or preset_in_file or ("paper" if torch.cuda.is_available() else "quick"), given
+
+
+def _only_surroundings(options: dict[str, Any]) -> Surroundings:
+    surroundings = Surroundings.taken_from(options)
+    if options:
+        raise WenetError(f"unknown argument {next(iter(options))!r}; a run that goes on keeps its settings")
+    return surroundings
+
+
+def _write_report(session: Session[Any]) -> None:
+    """Write the report of a run that has ended. The result stands without it, where the disk is full by then."""
+    if not session.ranks.first:
+        return
+    from wenet.report.write import write_report  # matplotlib takes a second to import
+
+    try:
+        write_report(session.folder.path)
+    except WenetError as error:
+        session.console.say(f"note      no report: {error}")
+
+
+__all__ = ["rank_cells", "resume_search", "resume_train", "search", "train"]

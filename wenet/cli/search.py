@@ -1,0 +1,26 @@
+"""`wenet-search`: find a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wenet.api import resume_search, search
+from wenet.cli.common import begin_or_resume, reporting, run_parser
+from wenet.searching.settings import SearchConfig
+from wenet.searching.work import describe_search
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `wenet-search`."""
+    return reporting("wenet-search", _search, arguments)
+
+
+def _search(arguments: Sequence[str] | None) -> None:
+    parser = run_parser(
+        "wenet-search",
+        "Find a recurrent cell for a text: many random cells compete inside one language model.",
+        SearchConfig,
+        at_end_of="round",
+    )
+    console, result = begin_or_resume(parser, arguments, search, resume_search, resumed_with=("audit", "audit_epochs"))
+    console.say(describe_search(result))

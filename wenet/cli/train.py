@@ -1,0 +1,23 @@
+"""`wenet-train`: train one cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wenet.api import resume_train, train
+from wenet.cli.common import begin_or_resume, reporting, run_parser
+from wenet.training.settings import TrainConfig
+from wenet.training.work import describe_training
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `wenet-train`."""
+    return reporting("wenet-train", _train, arguments)
+
+
+def _train(arguments: Sequence[str] | None) -> None:
+    parser = run_parser(
+        "wenet-train", "Train one recurrent cell as a language model, and test it.", TrainConfig, at_end_of="epoch"
+    )
+    console, result = begin_or_resume(parser, arguments, train, resume_train)
+    console.say(describe_training(result))

@@ -1,0 +1,1 @@
+"""Cells and trained models in forms that run without this package."""

@@ -1,0 +1,337 @@
+"""A cell, or a trained language model, in a form that runs without this package."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from wenet.cells.genotype import Genotype
+from wenet.cells.published import PUBLISHED, load_genotype
+from wenet.cells.source import layer_source, model_source, trained_layer_source
+from wenet.exporting.saved_layer import is_weight_file, saved_layer
+from wenet.nn import DagRNN, LanguageModel
+from wenet.run.folder import RunFolder, write_tensors
+from wenet.run.session import as_path, stored_config, stored_data
+from wenet.tasks import task_of
+from wenet.training.nt_asgd import trained_model
+from wenet.training.work import TRAIN
+from wenet_kernels import FORMS, WenetError, check_choice
+
+SUFFIXES = {"module": ".py", "onnx": ".onnx", "torch-export": ".pt2"}  # by format
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A language model out of a run."""
+
+    model: LanguageModel
+    layer: DagRNN  # the recurrent layer in it
+    vocabulary: tuple[str, ...]
+    perplexity: dict[str, float]  # of its weights, by the part of the text
+
+
+def export(
+    source: str | Path | Genotype,
+    format: str = "module",
+    out: str | Path | None = None,
+    *,
+    input_size: int | None = None,
+    hidden_size: int | None = None,
+    form: str | None = None,
+    seed: int | None = None,
+    data_dir: str | Path | None = None,
+    layer: str | None = None,
+) -> list[Path]:
+    """Write a cell or a trained model so that PyTorch or an ONNX runtime can run it without this package.
+
+    Of a folder that `wenet.train` made it is the language model with its best weights: tokens `[T, M]` and a state
+    `[1, M, H]` to scores of the words that follow, `[T, M, V]`, and the last state. Of a file with the state dict of a
+    `DagRNN`, or of a model with one in it, it is that layer with its weights; of any other cell a recurrent layer with
+    fresh weights: x `[T, M, I]` and h0 `[1, M, H]` to output `[T, M, H]` and h_n. T and M stay free in every format. It
+    computes as in evaluation, without dropout, its products in the type of the weights.
+
+    Args:
+        source: a training run's folder, a file of weights (.pt, .pth, .bin, .ckpt or .safetensors), or a cell as in
+            `wenet.genotypes.load_genotype`.
+        format: "module" (a Python file; trained weights as safetensors beside it), "onnx", or "torch-export" (for
+            `torch.export.load`).
+        out: the file to write; by default named like the source, in the current folder.
+        input_size, hidden_size: of a layer as onnx or torch-export, the first by default as the second. In a module the
+            class is given them.
+        form: of a cell, "highway" by default.
+        seed: of the fresh weights of onnx or torch-export, 1 by default.
+        data_dir: where to look for a run's text, as in `train`.
+        layer: of the layers in a file of weights the one of this name, such as "encoder.rnn".
+
+    Returns:
+        The files written: with a run also its vocabulary, a word a line in the order of the tokens. Exports of one run
+        in several formats share it.
+
+    Raises:
+        WenetError: nothing to export there, a file that exists or cannot be written, an argument that means nothing
+            here, or an exporter that is not installed.
+
+    Examples:
+        >>> import wenet
+        >>> [path.name for path in wenet.export("tanh0 relu1", out="cell.py")]
+        ['cell.py']
+    """
+    check_choice("format", format, SUFFIXES)
+    for package in ("onnx", "onnxscript") if format == "onnx" else ():
+        if importlib.util.find_spec(package) is None:
+            raise WenetError(f"{package} is not installed; pip install 'wenet-rnn[export]'")
+    sizes = {"--input": input_size, "--hidden": hidden_size, "--seed": seed}
+    path = as_path(out) or _default_file(source, format)
+    if not isinstance(source, Genotype) and is_weight_file(Path(source)):
+        _refuse({**sizes, "--form": form}, "a file of weights has its own")
+        return _export_layer(saved_layer(Path(source), layer), format, path)
+    _refuse({"--layer": layer}, "only a file of weights has several")
+    if not isinstance(source, Genotype) and _is_training_run(Path(source)):
+        _refuse({**sizes, "--form": form}, "a training run has its own")
+        return _export_run(_trained(Path(source), data_dir), format, path)
+    if format == "module":
+        _refuse(sizes, "the class in a module takes its sizes when it is made")
+        return _export_cell(source, form or "highway", path)
+    fresh = _fresh_layer(source, form or "highway", format, input_size, hidden_size, 1 if seed is None else seed)
+    return _export_layer(fresh, format, path)
+
+
+def _default_file(source: str | Path | Genotype, format: str) -> Path:
+    """In the current folder, by a name that Python can import."""
+    return Path(re.sub(r"\W+", "_", Path(str(source)).name).strip("_") + SUFFIXES[format])
+
+
+def _check_new(path: Path) -> None:
+    if path.exists():
+        raise WenetError(f"{path} exists; name another file with --out")
+
+
+def describe_export(source: str | Path, format: str, files: list[Path]) -> str:
+    """What was written, and how to load it."""
+    path, *beside = files
+    if is_weight_file(Path(source)):
+        what = "the recurrent layer and its weights"
+    else:
+        what = "the language model" if beside else "the recurrent layer, its weights fresh"
+    module = f"import {path.stem}" + (f'; model = {path.stem}.load("{beside[0]}")' if beside else "")
+    load = {
+        "module": module,
+        "onnx": f'onnxruntime.InferenceSession("{path}")',
+        "torch-export": f'torch.export.load("{path}").module()',
+    }
+    return f"wrote     {what}: {', '.join(map(str, files))}\nload it   {load[format]}"
+
+
+def _is_training_run(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / "config.json").read_text(encoding="utf-8"))["kind"] == "train")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _refuse(arguments: dict[str, Any], reason: str) -> None:
+    for flag, value in arguments.items():
+        if value is not None:
+            raise WenetError(f"leave out {flag}: {reason}")
+
+
+def _export_cell(source: str | Path | Genotype, form: str, path: Path) -> list[Path]:
+    """A cell as a module."""
+    genotype = _cell(source, form)
+    name = "".join(part.capitalize() for part in str(source).split("-")) if source in PUBLISHED else "Cell"
+    code = layer_source(name, genotype, form)
+    _check_new(path)
+    with _reporting_failed_write(path):
+        path.write_text(code, encoding="utf-8")
+    return [path]
+
+
+def _export_layer(layer: DagRNN, format: str, path: Path) -> list[Path]:
+    """A layer with the weights that it has."""
+    files = [path, path.with_suffix(".safetensors")] if format == "module" else [path]
+    for file in files:
+        _check_new(file)
+    with _reporting_failed_write(path):
+        if format == "module":
+            path.write_text(_layer_code(layer), encoding="utf-8")
+            write_tensors(files[1], _weights_by_cell(layer), _description(layer))
+        else:
+            _save_graph(layer, format, path, _description(layer))
+    return files
+
+
+def _layer_code(layer: DagRNN) -> str:
+    sizes = (layer.input_size, layer.hidden_size)
+    counts = (layer.num_layers, layer.directions)
+    return trained_layer_source("Cell", layer.genotype, layer.form, sizes, *counts, layer.bias)
+
+
+def _weights_by_cell(layer: DagRNN) -> dict[str, Tensor]:
+    """By the names that they have in the written module."""
+    states = layer.num_layers * layer.directions
+    if states == 1:
+        return layer.state_dict()
+    names, values = zip(*layer.named_parameters(), strict=True)
+    kinds = names[: len(names) // states]  # those of the first layer and direction, whose names have no suffix
+    own = (f"cells.{state}.{kind}" for state in range(states) for kind in kinds)
+    said = {f"cells.{state}._extra_state": layer.get_extra_state() for state in range(states)}
+    return {**dict(zip(own, (value.detach() for value in values), strict=True)), **said}
+
+
+def _fresh_layer(
+    source: str | Path | Genotype, form: str, format: str, input_size: int | None, hidden_size: int | None, seed: int
+) -> DagRNN:
+    genotype = _cell(source, form)
+    if hidden_size is None:
+        raise WenetError(f"{format} has fixed sizes: give --hidden, and --input where it differs")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return DagRNN(hidden_size if input_size is None else input_size, hidden_size, genotype, form)
+
+
+def _cell(source: str | Path | Genotype, form: str) -> Genotype:
+    check_choice("form", form, FORMS)
+    return load_genotype(source)
+
+
+def _trained(folder: Path, data_dir: str | Path | None) -> Trained:
+    with closing(RunFolder.open(folder)) as run:
+        config = stored_config(run, TRAIN)
+        task = task_of(config)
+        genotype = TRAIN.stored_cell(run.config)
+        if genotype is None:
+            raise WenetError(f"{folder} holds an {config.cell}; only cells are exported")
+        corpus = stored_data(run, config, task, data_dir)
+        vocabulary = corpus.vocabulary
+        _, tensors = run.load_best()
+        best = run.read_json("best.json")
+    model = trained_model(config, genotype, task, corpus, tensors)
+    assert isinstance(model.rnn, DagRNN)
+    parts = ("valid", "test")
+    perplexity = {part: best[f"{part}_perplexity"] for part in parts if best[f"{part}_perplexity"] is not None}
+    return Trained(model, model.rnn, tuple(vocabulary), perplexity)
+
+
+def _export_run(trained: Trained, format: str, path: Path) -> list[Path]:
+    files = [path, path.with_suffix(".safetensors")] if format == "module" else [path]
+    for file in files:
+        _check_new(file)
+    words = path.with_suffix(".vocabulary.txt")
+    text = "\n".join(trained.vocabulary) + "\n"
+    if words.exists() and words.read_text(encoding="utf-8") != text:
+        _check_new(words)
+    description = _description(trained.layer, len(trained.vocabulary), trained.perplexity)
+    with _reporting_failed_write(path):
+        if format == "module":
+            path.write_text(_model_code(trained), encoding="utf-8")
+            write_tensors(files[1], trained.model.state_dict(), description)
+        else:
+            _save_graph(trained.model, format, path, description)
+        words.write_text(text, encoding="utf-8")
+    return [*files, words]
+
+
+def _model_code(trained: Trained) -> str:
+    layer, mixture = trained.layer, trained.model.mixture
+    sizes = (len(trained.vocabulary), layer.input_size, layer.hidden_size)
+    experts = None if mixture is None else mixture.experts
+    return model_source("Cell", layer.genotype, layer.form, *sizes, experts)
+
+
+def _description(
+    layer: DagRNN, vocabulary_size: int | None = None, perplexity: dict[str, float] | None = None
+) -> dict[str, str]:
+    """What a file says of itself."""
+    sizes = {"input_size": layer.input_size, "hidden_size": layer.hidden_size, "vocabulary_size": vocabulary_size}
+    scores = {f"{part}_perplexity": value for part, value in (perplexity or {}).items()}
+    described = {"cell": layer.genotype, "form": layer.form, **sizes, **scores}
+    usual = {"num_layers": 1, "bias": False, "bidirectional": False}
+    described |= {name: getattr(layer, name) for name, value in usual.items() if getattr(layer, name) != value}
+    return {name: str(value) for name, value in described.items() if value is not None}
+
+
+def _save_graph(module: DagRNN | LanguageModel, format: str, path: Path, description: dict[str, str]) -> None:
+    """A graph for evaluation that takes any number of steps and of rows."""
+    module = module.eval().requires_grad_(False)  # or every call of the graph would prepare for a backward pass
+    example = _example(module)
+    axes = {0: Dim("time"), 1: Dim("batch")}
+    shapes = dict(zip(example, (axes, {1: axes[1]}), strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if format == "onnx":
+            _save_onnx(module, example, shapes, path, description)
+        else:
+            program = torch.export.export(module, tuple(example.values()), dynamic_shapes=shapes)
+            _forget_this_machine(program)
+            torch.export.save(program, path, extra_files={"description.json": json.dumps(description)})
+
+
+def _forget_this_machine(program: ExportedProgram) -> None:
+    """Leave out where in its files every operator came from."""
+    for graph in program.graph_module.modules():
+        for node in graph.graph.nodes if isinstance(graph, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+
+
+def _example(module: DagRNN | LanguageModel) -> dict[str, Tensor]:
+    """Input of 3 steps and 2 rows, and a state, by the names of the module's arguments."""
+    layer = module.rnn if isinstance(module, LanguageModel) else module
+    assert isinstance(layer, DagRNN)
+    weight = next(layer.parameters())
+    h0 = weight.new_zeros(layer.num_layers * layer.directions, 2, layer.hidden_size)
+    if isinstance(module, LanguageModel):
+        return {"tokens": torch.zeros(3, 2, dtype=torch.long), "h0": h0}
+    return {"x": weight.new_zeros(3, 2, layer.input_size), "h0": h0}
+
+
+def _save_onnx(
+    module: torch.nn.Module, example: dict[str, Tensor], shapes: dict[str, Any], path: Path, description: dict[str, str]
+) -> None:
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    outputs = ["output" if "x" in example else "scores", "h_n"]
+    with _without_warnings_in_the_log():  # of operators that torchvision would have
+        program = torch.onnx.export(
+            module,
+            tuple(example.values()),
+            dynamo=True,
+            verbose=False,
+            input_names=list(example),
+            output_names=outputs,
+            dynamic_shapes=shapes,
+        )
+    assert program is not None
+    ClearMetadataAndDocStringPass()(program.model)  # which hold paths of this machine
+    program.model.metadata_props.update(description)
+    program.save(path)
+
+
+@contextmanager
+def _without_warnings_in_the_log() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _reporting_failed_write(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WenetError(f"cannot write {path}: {error.strerror}; name another file with --out") from None

@@ -1,0 +1,113 @@
+"""A layer out of a file of weights that somebody saved, by itself or as part of a model."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from wenet.cells.description import Description
+from wenet.cells.genotype import Genotype
+from wenet.nn.rnn import DagRNN
+from wenet_kernels import WenetError
+
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")  # by torch.save
+WEIGHT_FILES = (*PICKLED, ".safetensors")
+OWN_NAME = re.compile(r"(?:(?:weight|bias)_\w+?(?:_l(\d+))?(_reverse)?|_extra_state)")  # of a layer's tensors
+
+
+def is_weight_file(path: Path) -> bool:
+    """Whether its name says so, and it is no folder of a run."""
+    return path.suffix in WEIGHT_FILES and not path.is_dir()
+
+
+def saved_layer(path: Path, name: str | None = None) -> DagRNN:
+    """The layer that a state dict holds: its cell and sizes are read from the file.
+
+    Args:
+        path: of a state dict, or of a dictionary with one in it, as `torch.save` or safetensors writes it.
+        name: of the layer, where there are several in a model.
+
+    Raises:
+        WenetError: no such file, or one that holds more than tensors; no layer in it, several of which none is named,
+            or one that says of no cell.
+    """
+    tensors = _read(path)
+    name = _name(path, tensors, name)
+    prefix = f"{name}." if name else ""
+    names = (each.removeprefix(prefix) for each in tensors if each.startswith(prefix))
+    weights = {each: tensors[prefix + each] for each in names if OWN_NAME.fullmatch(each)}
+    if "_extra_state" not in weights:
+        raise WenetError(
+            f"the weights in {path} do not say of which cell they are, as an earlier version saved them; load them "
+            "into a DagRNN of that cell and save its state dict again"
+        )
+    try:
+        layer = _layer(weights)
+        layer.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise WenetError(f"the weights in {path} are not those of a whole DagRNN: {reason}") from None
+    return layer
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+    except OSError as error:
+        raise WenetError(f"cannot read {path}: {error.strerror or error}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, ValueError):
+        raise WenetError(f"{path} is no file of tensors alone; save model.state_dict(), not the model") from None
+    return dict(_flat(content))
+
+
+def _unpickled(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _flat(content: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a dictionary, and of those in it, with their names joined by dots."""
+    if isinstance(content, Mapping):
+        for name, value in content.items():
+            yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(content, Tensor):
+        yield prefix, content
+
+
+def _name(path: Path, tensors: Mapping[str, Tensor], name: str | None) -> str:
+    """Of the one layer there, or of the one asked for."""
+    parts = (each.rpartition(".") for each in tensors)
+    found = [owner for owner, _, last in parts if last == "weight_nodes"]
+    if name is not None and name not in found:
+        raise WenetError(f"{path} has no layer {name!r}; it has {', '.join(found) or 'none'}")
+    if not found:
+        raise WenetError(f"{path} holds no weights of a DagRNN")
+    if name is None and len(found) > 1:
+        raise WenetError(f"{path} holds the layers {', '.join(found)}; name one with --layer")
+    return found[0] if name is None else name
+
+
+def _layer(weights: Mapping[str, Tensor]) -> DagRNN:
+    """A layer of such sizes."""
+    description = Description.from_tensor(weights["_extra_state"])
+    if weights["weight_nodes"].dim() != 3:
+        cells = len(description.cells.split(";"))
+        raise WenetError(f"these are the weights of {cells} cells side by side; only a single one is exported")
+    suffixes = [match for match in map(OWN_NAME.fullmatch, weights) if match]
+    return DagRNN(
+        weights["weight_input"].shape[0],
+        weights["weight_hidden"].shape[0],
+        Genotype.from_text(description.cells),
+        form=description.form,
+        num_layers=1 + max(int(match[1] or 0) for match in suffixes),
+        bias="bias_input" in weights,
+        bidirectional=any(match[2] for match in suffixes),
+        dtype=weights["weight_input"].dtype,
+    )

@@ -1,0 +1,20 @@
+"""Recurrent layers made of searched cells, and the language models around them."""
+
+from wenet.nn.divided import DividedDagRNN
+from wenet.nn.dropout import draw_rows
+from wenet.nn.language import LanguageModel, StandaloneLanguageModels
+from wenet.nn.lstm import StackedLSTM
+from wenet.nn.rnn import DagRNN
+from wenet.nn.softmaxes import MixtureOfSoftmaxes
+from wenet.nn.weighted import WeightedDagRNN
+
+__all__ = [
+    "DagRNN",
+    "DividedDagRNN",
+    "LanguageModel",
+    "MixtureOfSoftmaxes",
+    "StackedLSTM",
+    "StandaloneLanguageModels",
+    "WeightedDagRNN",
+    "draw_rows",
+]

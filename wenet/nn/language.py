@@ -1,0 +1,243 @@
+"""Language models around a recurrent layer: one, or as many as the layer has networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wenet.nn.checks import check_probability
+from wenet.nn.cross_entropy import decoder_cross_entropy
+from wenet.nn.dropout import locked_dropout, word_dropout
+from wenet.nn.lstm import StackedLSTM
+from wenet.nn.rnn import DagRNN
+from wenet.nn.softmaxes import MixtureOfSoftmaxes
+from wenet.nn.weighted import WeightedDagRNN, draw_networks
+from wenet_kernels import WenetError
+
+
+class LanguageModel(nn.Module):
+    """Next-word prediction: embedding, a recurrent layer, and a decoder that shares the embedding's weights.
+
+    Args:
+        vocabulary_size: V.
+        rnn: the recurrent layer; its input size is the embedding's, d, and so is its hidden size without a mixture.
+        dropout_embedding: on embedded words, one draw per call, shared over time.
+        dropout_output: on the layer's output before the decoder, likewise.
+        dropout_word: on whole rows of the embedding, one draw per call: a word dropped is zero wherever it is read.
+        init_range: the embedding and the weights of a layer of cells start as U(-init_range, init_range) (0.04 in the
+            paper's bases), the bias at zero.
+        mixture: decodes in place of a single softmax.
+
+    Raises:
+        WenetError: the layer's input and hidden size differ without a mixture, or a probability outside 0..1.
+
+    Examples:
+        >>> import torch, wenet
+        >>> rnn = wenet.nn.DagRNN(8, 8, "darts-v2")
+        >>> model = wenet.nn.LanguageModel(100, rnn)
+        >>> scores, h = model(torch.randint(100, (6, 2)))
+        >>> scores.shape, h.shape
+        (torch.Size([6, 2, 100]), torch.Size([1, 2, 8]))
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        rnn: DagRNN | WeightedDagRNN | StackedLSTM,
+        dropout_embedding: float = 0.0,
+        dropout_output: float = 0.0,
+        init_range: float = 0.04,
+        dropout_word: float = 0.0,
+        mixture: MixtureOfSoftmaxes | None = None,
+    ) -> None:
+        super().__init__()
+        if mixture is None:
+            check_tied(rnn)
+        check_probability("dropout_embedding", dropout_embedding)
+        check_probability("dropout_output", dropout_output)
+        check_probability("dropout_word", dropout_word)
+        self.dropout_embedding, self.dropout_output = dropout_embedding, dropout_output
+        self.dropout_word = dropout_word
+        self.embedding = nn.Embedding(vocabulary_size, rnn.input_size)
+        self.rnn = rnn
+        self.mixture = mixture
+        self.decoder_bias = nn.Parameter(torch.zeros(vocabulary_size))
+        nn.init.uniform_(self.embedding.weight, -init_range, init_range)
+        rnn.reset_parameters(init_range)
+
+    def forward(self, tokens: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits `[T, M, V]`, or log-probabilities with a mixture, of what follows tokens `[T, M]`, and the state."""
+        output, h = self._recur(tokens, h0)
+        return self._decode(locked_dropout(self, output, self.dropout_output)), h
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        h0: Tensor | None = None,
+        activation_reg: float = 0.0,
+        temporal_activation_reg: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What training minimises, the cross-entropy in nats per token within it, and the last state `[1, M, d]`.
+
+        The regularisers are those of Merity et al. 2017.
+
+        Args:
+            tokens, targets: `[T, M]`, the targets one step ahead.
+            h0: `[1, M, d]`; zeros by default.
+        """
+        raw, h = self._recur(tokens, h0)
+        dropped = locked_dropout(self, raw, self.dropout_output)
+        cross_entropy = self._cross_entropy(dropped, targets)
+        loss = _regularised(cross_entropy, raw, dropped, activation_reg, temporal_activation_reg)
+        return loss, cross_entropy.detach(), h
+
+    @torch.no_grad()
+    def network_losses(self, tokens: Tensor, targets: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Nats per token of each network by its own output, `[n]`, and the last state of the mixture, `[1, M, d]`.
+
+        At every step a network reads the state that the mixture has left, as it does in training. Without dropout: the
+        model must be in evaluation.
+
+        Args:
+            tokens, targets, h0: as in `loss`.
+        """
+        assert isinstance(self.rnn, WeightedDagRNN)
+        embedded = self._embed(tokens)
+        mixed, h = self.rnn(embedded, h0)
+        before = torch.cat([torch.zeros_like(h) if h0 is None else h0, mixed[:-1]])
+        own = self.rnn.own_outputs(embedded, before)  # [n, T, M, d]
+        return torch.stack([self._cross_entropy(output, targets) for output in own]), h
+
+    def log_probabilities(self, features: Tensor) -> Tensor:
+        """`[T, M, V]` of the words that follow, from the recurrent layer's output `[T, M, H]`."""
+        return functional.log_softmax(self._decode(features), -1)
+
+    def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
+        embedded = locked_dropout(self, self._embed(tokens), self.dropout_embedding)  # [T, M, d]
+        return self.rnn(embedded, h0)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        embedded: Tensor = self.embedding(tokens)
+        return word_dropout(self, embedded, tokens, self.embedding.num_embeddings, self.dropout_word)
+
+    def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
+        if self.mixture is not None:
+            return self.mixture.cross_entropy(features, targets, self.embedding.weight, self.decoder_bias)
+        weight, bias = self.embedding.weight, self.decoder_bias
+        return decoder_cross_entropy(features.flatten(0, 1), weight, bias, targets.flatten())
+
+    def _decode(self, features: Tensor) -> Tensor:
+        if self.mixture is not None:
+            scores: Tensor = self.mixture(features, self.embedding.weight, self.decoder_bias)
+            return scores
+        return functional.linear(features, self.embedding.weight, self.decoder_bias)
+
+
+class StandaloneLanguageModels(nn.Module):
+    """`n` standalone language models that differ in their cells, each with a tied decoder, evaluated at once.
+
+    All read the same text with the same dropout masks, so that they differ in nothing but cells and initial weights.
+
+    Args:
+        vocabulary_size: V.
+        rnn: independent `WeightedDagRNN` whose input and hidden size are both d.
+        dropout_embedding, dropout_output, init_range, dropout_word: as in `LanguageModel`.
+
+    Parameters: embedding `[n, V, d]`; decoder_bias `[n, V]`; those of `rnn`; each has a leading n.
+
+    Raises:
+        WenetError: as in `LanguageModel`; a weighted `rnn`.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        rnn: WeightedDagRNN,
+        dropout_embedding: float = 0.0,
+        dropout_output: float = 0.0,
+        init_range: float = 0.04,
+        dropout_word: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if rnn.coupling != "independent":
+            raise WenetError("standalone language models need a layer with coupling='independent'")
+        check_tied(rnn)
+        check_probability("dropout_embedding", dropout_embedding)
+        check_probability("dropout_output", dropout_output)
+        check_probability("dropout_word", dropout_word)
+        self.dropout_embedding, self.dropout_output = dropout_embedding, dropout_output
+        self.dropout_word = dropout_word
+        self.rnn = rnn
+        count = rnn.cells.count
+        self.embedding = nn.Parameter(torch.empty(count, vocabulary_size, rnn.input_size))
+        self.decoder_bias = nn.Parameter(torch.zeros(count, vocabulary_size))
+        draw_networks(self.embedding, init_range, rnn.among)
+        rnn.reset_parameters(init_range)
+
+    @property
+    def count(self) -> int:
+        return self.rnn.cells.count
+
+    def largest_weights(self) -> Tensor:
+        """The largest absolute value among each network's parameters, `[n]`."""
+        norm = torch.linalg.vector_norm
+        return torch.stack([norm(p.detach().flatten(1), torch.inf, dim=1) for p in self.parameters()]).amax(0)
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        h0: Tensor | None = None,
+        activation_reg: float = 0.0,
+        temporal_activation_reg: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum over networks of what each one's training minimises, their cross-entropies `[n]` in nats per token,
+        and the last states `[n, M, d]`. The regularisers are those of `LanguageModel.loss`.
+
+        A state that is not finite, as its network's cross-entropy then is neither, is handed on as zero: the operator
+        would refuse it, and with it the networks that are sound.
+
+        Args:
+            tokens, targets: `[T, M]`, the targets one step ahead.
+            h0: `[n, M, d]`; zeros by default.
+        """
+        embedded = locked_dropout(self, self._embed(tokens), self.dropout_embedding)  # [n, T, M, d]
+        raw, h = self.rnn(embedded, h0)  # [T, n, M, d]
+        dropped = locked_dropout(self, raw, self.dropout_output)
+        features = dropped.transpose(0, 1).flatten(1, 2)  # [n, T*M, d]
+        cross_entropy = self._cross_entropy(features, targets.flatten())
+        regularisers = (self.count * weight for weight in (activation_reg, temporal_activation_reg))
+        loss = _regularised(cross_entropy.sum(), raw, dropped, *regularisers)
+        return loss, cross_entropy.detach(), h.nan_to_num(0.0, 0.0, 0.0)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """`[n, T, M, d]`."""
+        words = self.embedding.shape[1]
+        offsets = torch.arange(self.count, device=tokens.device) * words
+        embedded = functional.embedding(tokens + offsets[:, None, None], self.embedding.flatten(0, 1))
+        return word_dropout(self, embedded, tokens, words, self.dropout_word)
+
+    def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Of every network, `[n]`, one after the other: a product with a whole vocabulary fills the processor alone."""
+        operands = zip(features.unbind(), self.embedding.unbind(), self.decoder_bias.unbind(), strict=True)
+        return torch.stack([decoder_cross_entropy(*each, targets) for each in operands])
+
+
+def _regularised(
+    cross_entropy: Tensor, raw: Tensor, dropped: Tensor, activation_reg: float, temporal_activation_reg: float
+) -> Tensor:
+    """The cross-entropy and the regularisers of Merity et al. 2017: mean square of the dropped output, and of the raw
+    output's change from one step to the next; both outputs have time in front."""
+    loss = cross_entropy
+    if activation_reg:
+        loss = loss + activation_reg * dropped.square().mean()
+    if temporal_activation_reg and len(raw) > 1:
+        loss = loss + temporal_activation_reg * raw.diff(dim=0).square().mean()
+    return loss
+
+
+def check_tied(rnn: DagRNN | WeightedDagRNN | StackedLSTM) -> None:
+    if rnn.input_size != rnn.hidden_size:
+        raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")

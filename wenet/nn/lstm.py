@@ -1,0 +1,86 @@
+"""Stacked LSTM layers as language models use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wenet.nn.checks import check_probability
+from wenet.nn.dropout import locked_dropout
+from wenet_kernels import WenetError
+
+
+class StackedLSTM(nn.Module):
+    """LSTM layers with dropped hidden weights (Merity et al. 2017), called like `DagRNN`.
+
+    Args:
+        input_size: features of the input, I.
+        hidden_sizes: features of each layer's state; the output has as many as the last, H.
+        skip: add up the outputs of all layers, which then have one size (Melis et al. 2018).
+        dropout_x: on what one layer hands to the next, one draw per call, shared over time.
+        dropout_h: on the weights between hidden states, one draw per call.
+
+    The state of all layers is one tensor `[1, M, S]`, S twice the sum of `hidden_sizes`: h and c of each in turn.
+
+    Raises:
+        WenetError: no layers, a size below 1, sizes that cannot be added up, a probability outside 0..1.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_sizes: Sequence[int],
+        skip: bool = False,
+        dropout_x: float = 0.0,
+        dropout_h: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sizes = [input_size, *hidden_sizes]
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise WenetError(f"an LSTM needs at least one layer, and sizes of at least 1, not {sizes}")
+        if skip and len(set(hidden_sizes)) > 1:
+            raise WenetError(f"the outputs of layers are added up, so their sizes must be equal, not {sizes[1:]}")
+        check_probability("dropout_x", dropout_x)
+        check_probability("dropout_h", dropout_h)
+        self.input_size, self.hidden_size = input_size, sizes[-1]
+        self.skip, self.dropout_x, self.dropout_h = skip, dropout_x, dropout_h
+        self.state_sizes = [size for size in sizes[1:] for _ in ("h", "c")]
+        self.layers = nn.ModuleList(nn.LSTM(below, size) for below, size in pairwise(sizes))
+
+    def reset_parameters(self, bound: float | None = None) -> None:
+        """As `torch.nn.LSTM` does, whatever the bound of the embedding around it."""
+        for layer in self.layers.children():
+            layer.reset_parameters()  # type: ignore[operator]
+
+    def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run over a sequence.
+
+        Args:
+            x: `[T, M, I]`.
+            h0: `[1, M, S]`; zeros by default.
+
+        Returns:
+            output `[T, M, H]` and the last state `[1, M, S]`.
+        """
+        states = (x.new_zeros(1, x.shape[1], sum(self.state_sizes)) if h0 is None else h0).split(self.state_sizes, -1)
+        output = x
+        outputs: list[Tensor] = []
+        last: list[Tensor] = []
+        for layer, h, c in zip(self.layers, states[::2], states[1::2], strict=True):
+            below = locked_dropout(self, output, self.dropout_x) if outputs else output
+            output, h, c = self._run(layer, below, h, c)
+            outputs.append(output)
+            last += [h, c]
+        return torch.stack(outputs).sum(0) if self.skip else output, torch.cat(last, -1)
+
+    def _run(self, layer: nn.Module, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One layer; not by calling it, as it would go on using the weights that it was made with."""
+        assert isinstance(layer, nn.LSTM)
+        [[from_input, from_hidden, *biases]] = layer.all_weights
+        weights = [from_input, functional.dropout(from_hidden, self.dropout_h, self.training), *biases]
+        # Nothing is dropped within, so "training" only lets gradients be had in evaluation too.
+        return torch.lstm(x, (h.contiguous(), c.contiguous()), weights, True, 1, 0.0, True, False, False)

@@ -1,0 +1,309 @@
+"""One recurrent cell as a layer."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from wenet.cells.genotype import Genotype
+from wenet.cells.published import load_genotype
+from wenet.nn.checks import (
+    check_count,
+    check_input,
+    check_layer,
+    check_probability,
+    check_state,
+    check_tensor,
+    refuse_script,
+)
+from wenet.nn.described import LayerOfCells
+from wenet.nn.dropout import draw_mask, locked_dropout
+from wenet.nn.scanned import scanned
+from wenet_kernels import CellBatch, WenetError, dag_rnn, project
+from wenet_kernels.autocast import without_autocast
+
+
+class DagRNN(LayerOfCells):
+    """One cell over a sequence (paper eqs. 1-3), a drop-in for `torch.nn.RNN`.
+
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of the state and of the output, H.
+        genotype: the cell, the same in every layer: a `Genotype`, or what `load_genotype` takes, such as "darts-v2".
+        form: "highway" (every node gated) or "plain" (the equations as printed).
+        dropout_x, dropout_h: probability of variational dropout on the inputs of the products with a layer's input and
+            with every state; one draw per call, shared over time and over directions.
+        backend: "auto" or a name from `wenet_kernels.backends()`.
+        precision: of the recurrence's products: "full" (of the parameters' type), "fp32", "fp64", "tf32" or "bf16", as
+            in `wenet_kernels.dag_rnn`.
+        num_layers: layers above one another, each reading the output of the one below.
+        batch_first: input and output are `[M, T, features]` instead of `[T, M, features]`; states stay as they are.
+        dropout: probability of dropout on the output of every layer but the last, drawn anew for each step.
+        device, dtype: of the parameters.
+        bias: adds two biases, as `torch.nn.RNN` does by default, to the input times its weights. In the plain form that
+            product is the gate of the init node alone, and so the biases are.
+        bidirectional: runs a second network of the same cell over the sequence from its end, as `torch.nn.RNN` does.
+            D below is 2 with it, else 1.
+        nonlinearity, proj_size: options of `torch.nn.RNN` and `torch.nn.LSTM` that a cell does not have; naming one is
+            an error that says what to do.
+
+    Parameters: weight_input `[I, G]`, weight_hidden `[H, G]`, weight_nodes `[L, H, G]`; G is 2H (highway) or H (plain).
+    With `bias` also bias_input and bias_hidden, `[G]`. Those of a layer k = 1, 2 ... above the first end in `_lk`, and
+    its weight_input is `[D * H, G]`; those of the other direction end in `_reverse`. A state dict also says of which
+    cell its weights are, and is refused by a layer of another.
+
+    Raises:
+        WenetError: a size or number of layers below 1, a probability outside 0..1, an unknown form or backend, a cell
+            that there is not, or an option that a cell does not have.
+
+    Examples:
+        >>> import torch, wenet
+        >>> rnn = wenet.nn.DagRNN(5, 8, "darts-v2", num_layers=2, bidirectional=True)
+        >>> output, h = rnn(torch.randn(6, 4, 5))
+        >>> output.shape, h.shape
+        (torch.Size([6, 4, 16]), torch.Size([4, 4, 8]))
+    """
+
+    weight_input: Tensor  # of the first layer, forward
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        genotype: Genotype | str | Path,
+        form: str = "highway",
+        dropout_x: float = 0.0,
+        dropout_h: float = 0.0,
+        backend: str = "auto",
+        precision: str = "full",
+        num_layers: int = 1,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = False,
+        bidirectional: bool = False,
+        nonlinearity: None = None,
+        proj_size: Literal[0] = 0,
+    ) -> None:
+        super().__init__()
+        _refuse_options_of_others(nonlinearity, proj_size)
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.genotype, self.form, self.backend = load_genotype(genotype), form, backend
+        self.dropout_x, self.dropout_h, self.precision = dropout_x, dropout_h, precision
+        self.num_layers, self.batch_first, self.dropout = num_layers, batch_first, dropout
+        self.bias, self.bidirectional = bias, bidirectional
+        check_layer(self)
+        check_count("num_layers", num_layers)
+        check_probability("dropout", dropout, below_one=False)
+        self.described_cells = str(self.genotype)
+        self.cells = CellBatch.from_genotypes([self.genotype] * self.directions)
+        for layer in range(num_layers):
+            for direction in range(self.directions):
+                for name, shape in self._shapes(layer).items():
+                    parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                    self.register_parameter(_parameter_name(name, layer, direction), parameter)
+        self.reset_parameters()
+
+    @property
+    def directions(self) -> int:
+        """D."""
+        return 2 if self.bidirectional else 1
+
+    def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Of a layer's parameters in one direction."""
+        hidden, below = self.hidden_size, self.hidden_size * self.directions if layer else self.input_size
+        width = 2 * hidden if self.form == "highway" else hidden
+        weights = {
+            "weight_input": (below, width),
+            "weight_hidden": (hidden, width),
+            "weight_nodes": (self.genotype.nodes, hidden, width),
+        }
+        return {**weights, "bias_input": (width,), "bias_hidden": (width,)} if self.bias else weights
+
+    def reset_parameters(self, bound: float | None = None) -> None:
+        """U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.RNN`."""
+        bound = self.hidden_size**-0.5 if bound is None else bound
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def flatten_parameters(self) -> None:
+        """Nothing, for there is nothing to flatten; code around `torch.nn.RNN` calls it."""
+
+    def forward(self, x: Tensor | PackedSequence, h0: Tensor | None = None) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run over a sequence.
+
+        Args:
+            x: `[T, M, I]`, with `batch_first` `[M, T, I]`, `[T, I]` for a single sequence, or a packed sequence. The
+                latter is run with its padding; what is there reaches neither output nor states nor gradients. M may
+                be 0, T may not.
+            h0: `[num_layers * D, M, H]`, or `[num_layers * D, H]` for a single sequence; zeros by default. Of a layer
+                in two directions the forward one comes first.
+
+        Returns:
+            output, as `x` but with D * H features, of the last layer: those of the forward direction come first. And
+            the last state of every layer and direction, as `h0`; of the reverse one that is its state at the first
+            step.
+
+        Raises:
+            WenetError: shapes that disagree, no time steps, or NaN in the input.
+        """
+        if not torch.jit.is_tracing():
+            return self._evaluate(x, h0)
+        if torch.onnx.is_in_onnx_export():
+            raise WenetError("the old ONNX exporter knows no loop over time; call torch.onnx.export with dynamo=True")
+        with warnings.catch_warnings():  # of checks, which see the sizes of the example; the trace itself takes others
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            return self._evaluate(x, h0)
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_script(self)
+
+    def _evaluate(self, x: Tensor | PackedSequence, h0: Tensor | None) -> tuple[Tensor | PackedSequence, Tensor]:
+        if isinstance(x, PackedSequence):
+            return self._run_packed(x, h0)
+        check_tensor("the input", x, self.weight_input)
+        if x.dim() == 2:
+            check_input(self, x.unsqueeze(1))
+            output, h = self._run(x.unsqueeze(1), h0 if h0 is None else self._checked(h0, ()).unsqueeze(1))
+            return output.squeeze(1), h.squeeze(1)
+        check_input(self, x, time=1 if self.batch_first else 0)
+        output, h = self._run(x.transpose(0, 1) if self.batch_first else x, h0)
+        return output.transpose(0, 1) if self.batch_first else output, h
+
+    def _run_packed(self, x: PackedSequence, h0: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        """The rows of a packed sequence are ordered by length; states outside have the caller's order."""
+        check_tensor("the input", x.data, self.weight_input)
+        padded, lengths = pad_packed_sequence(PackedSequence(x.data, x.batch_sizes))  # [T, M, I], [M]
+        check_input(self, padded)
+        if h0 is not None and x.sorted_indices is not None:
+            h0 = self._checked(h0, (len(lengths),)).index_select(1, x.sorted_indices)
+        output, h = self._run(padded, h0, lengths)
+        if x.unsorted_indices is not None:
+            h = h.index_select(1, x.unsorted_indices)
+        packed = pack_padded_sequence(output, lengths)
+        return PackedSequence(packed.data, x.batch_sizes, x.sorted_indices, x.unsorted_indices), h
+
+    def _run(self, x: Tensor, h0: Tensor | None, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Output `[T, M, D * H]` of the last layer, and the last states `[num_layers * D, M, H]`.
+
+        Args:
+            lengths: `[M]`, of the sequences, where they differ.
+        """
+        rows = x.shape[1]
+        states = self.num_layers * self.directions
+        h = x.new_zeros(states, rows, self.hidden_size) if h0 is None else self._checked(h0, (rows,))
+        last: list[Tensor] = []
+        for layer, h_layer in enumerate(h.split(self.directions)):
+            below = functional.dropout(x, self.dropout, self.training) if layer else x
+            output = self._run_layer(layer, below, h_layer, lengths)  # [T, D, M, H]
+            last.append(_last_states(output, lengths))
+            x = output.transpose(1, 2).flatten(2)
+        return x, torch.cat(last)
+
+    def _run_layer(self, layer: int, x: Tensor, h: Tensor, lengths: Tensor | None) -> Tensor:
+        """Output `[T, D, M, H]` of a layer that starts in the states `[D, M, H]`."""
+        pre = self._project(layer, locked_dropout(self, x, self.dropout_x))
+        mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
+        output = self._recur(layer, _reverse_second(pre, lengths), h, mask_h)
+        return _reverse_second(output, lengths)
+
+    def _project(self, layer: int, x: Tensor) -> Tensor:
+        """The input through the weights of every direction, and biases: `[T, D, M, G]`."""
+        weight = self._of_directions("weight_input", layer)
+        if torch.compiler.is_exporting():
+            pre = torch.stack([x @ each for each in weight], 1)
+        else:
+            pre = project(x, weight, backend=self.backend)
+        if not self.bias:
+            return pre
+        bias = self._of_directions("bias_input", layer) + self._of_directions("bias_hidden", layer)  # [D, G]
+        return pre + bias.unsqueeze(1)
+
+    def _recur(self, layer: int, pre: Tensor, h: Tensor, mask_h: Tensor | None) -> Tensor:
+        """The output of both directions, `[T, D, M, H]`, as networks of one call that have nothing in common."""
+        weight_hidden = self._of_directions("weight_hidden", layer)
+        weight_nodes = self._of_directions("weight_nodes", layer)
+        if torch.compiler.is_exporting():
+            if mask_h is not None:
+                raise WenetError("dropout_h cannot be exported; call model.eval() first")
+            each = zip(pre.unbind(1), h, weight_hidden, weight_nodes, strict=True)
+            return torch.stack([scanned(self.genotype, self.form, *operands) for operands in each], 1)
+        output = dag_rnn(
+            pre,
+            h,
+            weight_hidden,
+            weight_nodes,
+            None,
+            self.cells,
+            form=self.form,
+            mask_h=mask_h,
+            coupling="independent",
+            precision=self.precision,
+            backend=self.backend,
+        )
+        assert isinstance(output, Tensor)
+        return output
+
+    def _of_directions(self, name: str, layer: int) -> Tensor:
+        """A parameter of a layer in every direction, `[D, ...]`."""
+        each = [getattr(self, _parameter_name(name, layer, direction)) for direction in range(self.directions)]
+        return _stacked(each, 0) if self.bidirectional else each[0].unsqueeze(0)
+
+    def _checked(self, h0: Tensor, rows: tuple[int, ...]) -> Tensor:
+        check_state(h0, (self.num_layers * self.directions, *rows, self.hidden_size), self.weight_input)
+        return h0
+
+    def extra_repr(self) -> str:
+        text = f"{self.input_size}, {self.hidden_size}, {self.genotype}, form={self.form}"
+        defaults = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "bias": False, "bidirectional": False}
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)}"
+        return text
+
+
+def _parameter_name(name: str, layer: int, direction: int) -> str:
+    return name + (f"_l{layer}" if layer else "") + ("_reverse" if direction else "")
+
+
+def _stacked(tensors: list[Tensor], dim: int) -> Tensor:
+    """`torch.stack`, which under autocast refuses a half type other than that asked for."""
+    with without_autocast(tensors[0].device):
+        return torch.stack(tensors, dim)
+
+
+def _reverse_second(sequences: Tensor, lengths: Tensor | None) -> Tensor:
+    """`[T, D, M, features]` with the second direction, where there is one, from the end of every row to its start.
+
+    Args:
+        lengths: `[M]`, of the rows; what is behind a row's end stays where it is.
+    """
+    if sequences.shape[1] == 1:
+        return sequences
+    first, second = sequences.unbind(1)
+    if lengths is None:
+        return _stacked([first, second.flip(0)], 1)
+    step = torch.arange(len(second)).unsqueeze(1)
+    source = torch.where(step < lengths, lengths - 1 - step, step)  # [T, M]
+    return _stacked([first, second[source, torch.arange(len(lengths))]], 1)
+
+
+def _last_states(output: Tensor, lengths: Tensor | None) -> Tensor:
+    """`[D, M, H]`, of the output `[T, D, M, H]`: at the end of every row, and in the second direction at its start."""
+    end = output[-1] if lengths is None else output[lengths - 1, :, torch.arange(len(lengths))].transpose(0, 1)
+    return torch.cat([end[:1], output[0, 1:]])
+
+
+def _refuse_options_of_others(nonlinearity: object, proj_size: object) -> None:
+    if nonlinearity is not None:
+        raise WenetError("a cell has no nonlinearity of its own; its nodes have theirs, which the genotype names")
+    if proj_size != 0:
+        raise WenetError("a cell has no proj_size; put a torch.nn.Linear behind it")

@@ -1,0 +1,229 @@
+"""Many different cells over one sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wenet.cells.genotype import Genotype
+from wenet.cells.published import load_genotype
+from wenet.nn.checks import (
+    check_input,
+    check_layer,
+    check_probability,
+    check_state,
+    check_tensor,
+    leave_former_buffers,
+    refuse_script,
+)
+from wenet.nn.described import LayerOfCells
+from wenet.nn.dropout import draw_mask, locked_dropout
+from wenet_kernels import COUPLINGS, CellBatch, Norm, WenetError, check_choice, dag_rnn, project
+
+
+class WeightedDagRNN(LayerOfCells):
+    """`n` different cells over one sequence, their outputs mixed by learned softmax weights (eq. 4).
+
+    Args:
+        input_size, hidden_size, form, dropout_x, dropout_h, backend, precision: as in `DagRNN`.
+        genotypes: the cells, each as in `DagRNN`, all of the same number of nodes L.
+        coupling: "weighted" (one hidden state, the mixture) or "independent" (n models side by side, nothing mixed).
+        norm: "batch" normalises every state of every step over the rows of the data batch, in evaluation too; None
+            does not.
+        shared_weights: all networks have the same weights for the node of the same number, and of the input and state;
+            the parameters below then have a leading 1.
+        mix_dropout: probability that a network is left out of the mixture, whose other weights then still sum to one;
+            one draw per call, which leaves at least one.
+        among: `(total, slice)`: initialise as if all `total` networks had been drawn, so ranks agree.
+
+    Parameters: weight_input `[n, I, G]`, weight_hidden `[n, H, G]`, weight_nodes `[n, L, H, G]`, and with weighted
+    coupling mix_logits `[n]`, zero at first.
+
+    Raises:
+        WenetError: as in `DagRNN`; no cells, or cells of different numbers of nodes; mix_dropout with independent
+            coupling.
+
+    Examples:
+        >>> import torch, wenet
+        >>> rnn = wenet.nn.WeightedDagRNN(5, 8, wenet.random_genotypes(3, nodes=4, seed=1))
+        >>> output, h = rnn(torch.randn(6, 2, 5))
+        >>> output.shape, h.shape
+        (torch.Size([6, 2, 8]), torch.Size([1, 2, 8]))
+        >>> rnn.mix_logits.detach().softmax(0)
+        tensor([0.3333, 0.3333, 0.3333])
+    """
+
+    all_ranks = False  # whether other processes have networks of the mixture too
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        genotypes: Sequence[Genotype | str | Path],
+        form: str = "highway",
+        coupling: str = "weighted",
+        norm: str | None = None,
+        dropout_x: float = 0.0,
+        dropout_h: float = 0.0,
+        backend: str = "auto",
+        precision: str = "full",
+        mix_dropout: float = 0.0,
+        shared_weights: bool = False,
+        among: tuple[int, slice] | None = None,
+    ) -> None:
+        super().__init__()
+        self.input_size, self.hidden_size, self.among = input_size, hidden_size, among
+        self.form, self.coupling, self.backend = form, coupling, backend
+        self.norm: Norm = "batch" if norm == "batch" else None
+        self.dropout_x, self.dropout_h, self.precision = dropout_x, dropout_h, precision
+        check_layer(self)
+        check_choice("coupling", coupling, COUPLINGS)
+        check_choice("norm", norm or "none", ("batch", "none"))
+        check_probability("mix_dropout", mix_dropout)
+        if coupling == "independent" and mix_dropout:
+            raise WenetError("mix_dropout is of a mixture; coupling='independent' has none")
+        self.mix_dropout = mix_dropout
+        cells = [load_genotype(genotype) for genotype in genotypes]
+        self.described_cells = "; ".join(map(str, cells))
+        self.cells = CellBatch.from_genotypes(cells)
+        count, nodes = self.cells.count, self.cells.nodes
+        width = 2 * hidden_size if form == "highway" else hidden_size
+        sets = 1 if shared_weights else count
+        self.weight_input = nn.Parameter(torch.empty(sets, input_size, width))
+        self.weight_hidden = nn.Parameter(torch.empty(sets, hidden_size, width))
+        self.weight_nodes = nn.Parameter(torch.empty(sets, nodes, hidden_size, width))
+        self.mix_logits = nn.Parameter(torch.zeros(count)) if coupling == "weighted" else None
+        self.register_load_state_dict_pre_hook(leave_former_buffers)
+        self.reset_parameters()
+
+    def reset_parameters(self, bound: float | None = None) -> None:
+        """Weights U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.RNN`; equal mixing weights."""
+        bound = self.hidden_size**-0.5 if bound is None else bound
+        for parameter in (self.weight_input, self.weight_hidden, self.weight_nodes):
+            draw_networks(parameter, bound, self.among)
+        if self.mix_logits is not None:
+            nn.init.zeros_(self.mix_logits)
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_script(self)
+
+    def mixing_weights(self) -> Tensor | None:
+        """`softmax(mix_logits)`, `[n]`; None with independent coupling."""
+        return None if self.mix_logits is None else torch.softmax(self.mix_logits, dim=0)
+
+    def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run over a sequence.
+
+        Args:
+            x: `[T, M, I]`, shared by all networks; with independent coupling also `[n, T, M, I]`, one for each.
+            h0: `[1, M, H]`, or `[n, M, H]` with independent coupling; zeros by default.
+
+        Returns:
+            output `[T, M, H]` and the last state `[1, M, H]`; with independent coupling `[T, n, M, H]` and `[n, M, H]`.
+
+        Raises:
+            WenetError: shapes that disagree, or NaN in the input.
+        """
+        check_tensor("the input", x, self.weight_input)
+        check_input(self, x[0] if self._one_input_each(x) else x)
+        rows, weighted = x.shape[-2], self.coupling == "weighted"
+        states = 1 if weighted else self.cells.count
+        h = x.new_zeros(states, rows, self.hidden_size) if h0 is None else h0
+        check_state(h, (states, rows, self.hidden_size), self.weight_input)
+        masked = locked_dropout(self, x, self.dropout_x)
+        mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
+        result = dag_rnn(
+            self._project(masked),
+            h[0] if weighted else h,
+            self._of_all(self.weight_hidden),
+            self._of_all(self.weight_nodes),
+            self._mix(),
+            self.cells,
+            form=self.form,
+            mask_h=mask_h,
+            norm=self.norm,
+            coupling=self.coupling,
+            precision=self.precision,
+            all_ranks=self.all_ranks,
+            backend=self.backend,
+        )
+        output = result[0] if isinstance(result, tuple) else result
+        return output, output[-1:] if weighted else output[-1]
+
+    @torch.no_grad()
+    def own_outputs(self, x: Tensor, states: Tensor) -> Tensor:
+        """What each network by itself makes of every step, `[n, T, M, H]`, without dropout.
+
+        Normalised over a batch, every step is a call of its own, as in the mixture; else all steps are one.
+
+        Args:
+            x: `[T, M, I]`.
+            states: `[T, M, H]`, of the mixture before each step.
+        """
+        if self.norm is not None:
+            return torch.stack([self._one_step(*step) for step in zip(x, states, strict=True)], dim=1)
+        steps, rows = x.shape[:2]
+        return self._one_step(x.flatten(0, 1), states.flatten(0, 1)).unflatten(1, (steps, rows))
+
+    def _one_step(self, x: Tensor, states: Tensor) -> Tensor:
+        """Outputs `[n, M, H]` of every network for `[M, I]`, from states `[M, H]` that all of them read."""
+        result = dag_rnn(
+            self._project(x.unsqueeze(0)),
+            states.expand(self.cells.count, -1, -1).contiguous(),
+            self._of_all(self.weight_hidden),
+            self._of_all(self.weight_nodes),
+            None,
+            self.cells,
+            form=self.form,
+            norm=self.norm,
+            coupling="independent",
+            precision=self.precision,
+            backend=self.backend,
+        )
+        output = result[0] if isinstance(result, tuple) else result
+        return output.squeeze(0)
+
+    def _mix(self) -> Tensor | None:
+        """What the networks enter the mixture with, `[n]`; None with independent coupling."""
+        weights = self.mixing_weights()
+        if weights is None:
+            return None
+        if self.training and self.mix_dropout > 0:
+            kept = torch.rand_like(weights) >= self.mix_dropout
+            weights = weights * (kept | ~kept.any())
+            weights = weights / weights.sum()
+        return weights
+
+    def _project(self, masked: Tensor) -> Tensor:
+        """The masked input through every network's weights, `[T, n, M, G]`."""
+        if masked.dim() == 3:
+            return project(masked, self._of_all(self.weight_input), backend=self.backend)
+        own = masked.flatten(1, 2) @ self._of_all(self.weight_input)  # [n, T*M, G]
+        return own.unflatten(1, masked.shape[1:3]).transpose(0, 1)
+
+    def _of_all(self, weights: Tensor) -> Tensor:
+        """Those of every network, `[n, ...]`, from one set for each or for all."""
+        return weights.expand(self.cells.count, *weights.shape[1:])
+
+    def _one_input_each(self, x: Tensor) -> bool:
+        return self.coupling == "independent" and x.dim() == 4 and len(x) == self.cells.count
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.input_size}, {self.hidden_size}, networks={self.cells.count}, form={self.form}"
+        return f"{sizes}, coupling={self.coupling}, norm={self.norm}"
+
+
+@torch.no_grad()
+def draw_networks(parameter: Tensor, bound: float, among: tuple[int, slice] | None) -> None:
+    """U(-bound, bound) for `[n, ...]`; of networks among others what they get where all are drawn, one by one."""
+    if among is None:
+        nn.init.uniform_(parameter, -bound, bound)
+        return
+    total, own = among
+    unused = torch.empty_like(parameter[0])
+    for network in range(total):
+        here = own.start <= network < own.stop
+        nn.init.uniform_(parameter[network - own.start] if here else unused, -bound, bound)

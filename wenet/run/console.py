@@ -1,0 +1,83 @@
+"""What a command shows: lines, and a progress bar where someone watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+PLAIN_LINE_SECONDS = 30.0
+
+
+class Console:
+    """Prints lines; `silent` prints nothing, `quiet` and non-terminals get plain lines instead of a bar."""
+
+    def __init__(self, quiet: bool = False, silent: bool = False) -> None:
+        self.silent = silent
+        self.with_bar = not quiet and not silent and sys.stderr.isatty()
+        self._bar: tqdm[None] | None = None
+
+    def say(self, text: str = "") -> None:
+        if self.silent:
+            return
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, flush=True)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def start(self, total: int, done: int, unit: str = "window") -> None:
+        """Begin to count windows or another unit of work, `done` of `total` behind us."""
+        self._total, self._done, self._first, self._unit = total, done, done, unit
+        self._tokens = 0
+        self._started = self._last_line = time.monotonic()
+        if self.with_bar:
+            self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, smoothing=0.1)
+
+    def advance(self, label: str, tokens: int, state: str, count: int = 1) -> None:
+        """So many units of so many tokens are done; `label` says where we are and `state` how it goes."""
+        now = time.monotonic()
+        self._done += count
+        self._tokens += tokens
+        state = f"{state}, {self._tokens / (now - self._started):,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.set_description_str(label, refresh=False)
+            self._bar.set_postfix_str(state, refresh=False)
+            self._bar.update(count)
+        elif now - self._last_line >= PLAIN_LINE_SECONDS:
+            self._last_line = now
+            each = (now - self._started) / (self._done - self._first)
+            left = duration(each * (self._total - self._done))
+            self.say(f"{label}, {self._unit} {self._done:,}/{self._total:,}, {state}, about {left} left")
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, to two figures."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 36 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+
+
+def figure(value: float | None, places: int = 2, missing: str = "unknown") -> str:
+    """A number of a result, or what it means that there is none."""
+    return missing if value is None else f"{value:.{places}f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, such as "1 window" or "2 windows"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

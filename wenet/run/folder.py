@@ -1,0 +1,264 @@
+"""A run folder: settings, records and checkpoints, written so that a kill at any instant leaves it whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wenet.run.upgrade import upgraded
+from wenet_kernels import WenetError
+
+KEPT_CHECKPOINTS = 2
+
+# What a run that was killed before its settings were written may have left; a new run may take such a folder over.
+_UNBORN = (".lock", "checkpoint", "config.json.partial")
+
+
+class RunFolder:
+    """The folder of one run, held by one process at a time.
+
+    Layout: `config.json`, `search.jsonl` or another list of records, `best.json`, `checkpoint/NNNNNN.safetensors`;
+    where one model is trained `checkpoint/best.safetensors` besides.
+    """
+
+    def __init__(self, path: Path, stored: Mapping[str, Any], lock: FileLock) -> None:
+        self.path = path
+        self.config: Mapping[str, Any] = upgraded(stored)
+        self._stored = stored  # as it stands in the file, to which checkpoints belong
+        self._best = path / "checkpoint" / "best.safetensors"
+        self._lock = lock
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
+        """Start a new run.
+
+        Raises:
+            WenetError: the folder has something in it already, is in use, or cannot be written.
+        """
+        if path.exists() and not path.is_dir():
+            raise WenetError(f"{path} is a file; name another folder with --out")
+        if (path / "config.json").exists():
+            raise WenetError(f"{path} holds a run already; continue it with --resume {path} or name another --out")
+        if path.is_dir() and any(entry.name not in _UNBORN for entry in path.iterdir()):
+            raise WenetError(f"{path} is not empty; name another folder with --out")
+        try:
+            (path / "checkpoint").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WenetError(f"cannot create {path}: {error.strerror}; name another folder with --out") from None
+        run = cls(path, config, _lock(path))
+        run.write_json("config.json", config)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Take up a run that was stopped.
+
+        Raises:
+            WenetError: no run there, it is in use, or its settings cannot be read.
+        """
+        if not path.is_dir():
+            raise WenetError(f"no run folder {path}")
+        if not (path / "config.json").exists():
+            raise WenetError(f"{path} has no config.json, so no run was started there; start one with --out {path}")
+        lock = _lock(path)
+        try:
+            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise WenetError(f"{path / 'config.json'} cannot be read: {error}; start a new run") from None
+        if not isinstance(config, dict):
+            raise WenetError(f"{path / 'config.json'} holds no settings; start a new run")
+        run = cls(path, config, lock)
+        run._sweep()
+        return run
+
+    @classmethod
+    def open_or_create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
+        """Take up the run of these settings, or start it.
+
+        Raises:
+            WenetError: as in `create` and `open`; the run that is there has other settings.
+        """
+        if not (path / "config.json").exists():
+            return cls.create(path, config)
+        run = cls.open(path)
+        if run.config != config:
+            run.close()
+            raise WenetError(f"{path} was begun with other settings; delete it to begin anew")
+        return run
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self._lock.release()
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Replace a file as a whole, one key a line."""
+        lines = (f"  {json.dumps(key)}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items())
+        self._write_text(name, "{\n" + ",\n".join(lines) + "\n}\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What `write_json` wrote."""
+        value: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        return value
+
+    def append_record(self, name: str, record: Mapping[str, Any]) -> None:
+        """Add one line to a list of records, on disk when this returns."""
+        with _reporting_full_disk(self.path / name), open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """Every record of a list."""
+        path = self.path / name
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def truncate_records(self, name: str, count: int) -> None:
+        """Drop what was recorded after the checkpoint that a run goes on from.
+
+        Raises:
+            WenetError: fewer records are left than the checkpoint knows of.
+        """
+        path = self.path / name
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        if len(lines) < count:
+            raise WenetError(f"{path} has {len(lines)} records, the checkpoint knows of {count}; start a new run")
+        self._write_text(name, "".join(lines[:count]))
+
+    def save_checkpoint(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
+        """Write a checkpoint beside the last one; only when it is whole does it count and the oldest go.
+
+        Raises:
+            WenetError: it cannot be written; the checkpoints before it stay as they are.
+        """
+        checkpoints = self.checkpoints()
+        number = int(checkpoints[-1].stem) + 1 if checkpoints else 1
+        path = self.path / "checkpoint" / f"{number:06d}.safetensors"
+        self._write_tensors(path, progress, tensors)
+        for old in checkpoints[: -(KEPT_CHECKPOINTS - 1)]:
+            old.unlink()
+        return path
+
+    def load_checkpoint(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """Progress and tensors of the newest checkpoint; None where the run was stopped before the first.
+
+        Raises:
+            WenetError: it is damaged, or was written under other settings.
+        """
+        checkpoints = self.checkpoints()
+        if not checkpoints:
+            return None
+        before = f"continue from {checkpoints[-2].name}" if len(checkpoints) > 1 else "start the run again"
+        return self._read_tensors(checkpoints[-1], f"delete it to {before}")
+
+    def save_best(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Replace what is kept of the best state that training has been in.
+
+        Raises:
+            WenetError: it cannot be written; the one before it stays as it is.
+        """
+        self._write_tensors(self._best, progress, tensors)
+
+    def load_best(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What `save_best` took last.
+
+        Raises:
+            WenetError: there is none, it is damaged, or was written under other settings.
+        """
+        if not self._best.exists():
+            raise WenetError(f"{self._best} is missing; training writes it at the end of its first epoch")
+        return self._read_tensors(self._best, "train again")
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted((self.path / "checkpoint").glob("[0-9]*.safetensors"))
+
+    def remove_checkpoints(self) -> None:
+        """Of a run that is finished and recorded."""
+        for path in self.checkpoints():
+            path.unlink()
+
+    def _sweep(self) -> None:
+        """Remove what a write that did not finish has left, ours or the library's."""
+        for path in set((self.path / "checkpoint").iterdir()) - {*self.checkpoints(), self._best}:
+            path.unlink()
+
+    def _write_tensors(self, path: Path, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        partial = path.with_suffix(".partial")
+        metadata = {"progress": json.dumps(progress), "config": self._config_hash()}
+        with _reporting_full_disk(path, self._sweep):
+            write_tensors(partial, tensors, metadata)
+            _move_into_place(partial, path)
+
+    def _read_tensors(self, path: Path, mend: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            progress, config_hash = json.loads(metadata["progress"]), metadata["config"]
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise WenetError(f"checkpoint {path} is damaged ({error}); {mend}") from None
+        if config_hash != self._config_hash():
+            raise WenetError(f"checkpoint {path} belongs to other settings than {self.path / 'config.json'}")
+        return progress, tensors
+
+    def _config_hash(self) -> str:
+        return hashlib.sha256(json.dumps(self._stored, sort_keys=True).encode()).hexdigest()
+
+    def _write_text(self, name: str, text: str) -> None:
+        path = self.path / name
+        partial = path.with_name(name + ".partial")
+        with _reporting_full_disk(path, lambda: partial.unlink(missing_ok=True)):
+            partial.write_text(text, encoding="utf-8")
+            _move_into_place(partial, path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file that may be read by whom the umask lets; by itself the library's is its owner's alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    path.chmod(mode)
+
+
+@contextmanager
+def _reporting_full_disk(path: Path, tidy: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Turn a failed write into one line about the file, after tidying up what was half written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        tidy()
+        reason = getattr(error, "strerror", None) or error
+        raise WenetError(f"cannot write {path}: {reason}; make room, then go on with --resume") from None
+
+
+def _move_into_place(partial: Path, path: Path) -> None:
+    """Rename only after the contents are on disk, so that a name always stands for a whole file."""
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _lock(path: Path) -> FileLock:
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise WenetError(f"{path} is in use by another process; wait for it or name another --out") from None
+    except OSError as error:
+        raise WenetError(f"cannot write in {path}: {error.strerror}") from None
+    return lock

@@ -1,0 +1,106 @@
+"""The machine: device, backend and precision of a run, its memory, and a failed allocation in words."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+import torch
+
+from wenet.cells import Genotype
+from wenet.run.console import size
+from wenet.run.settings import DTYPES, AnyConfig, Config
+from wenet_kernels import WenetError, resolve_backend
+
+
+def resolve_machine(config: AnyConfig, cell: Genotype | None = None) -> AnyConfig:
+    """The settings with device, backend and precision named, for a cell where there is one already.
+
+    Raises:
+        WenetError: the device or backend asked for is missing, or lacks the precision or an activation.
+    """
+    device = _device(config.device)
+    activations = cell.activations if cell else config.activation_names
+    precision = config.precision if config.precision != "auto" else best_precision(config.backend, device, activations)
+    backend = resolve_backend(config.backend, device, DTYPES[precision], precision, activations)
+    return replace(config, device=str(device), backend=backend, precision=precision)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise WenetError(f"unknown --device {name!r}; choose auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise WenetError(f"unknown --device {name!r}; choose auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise WenetError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def best_precision(backend: str, device: torch.device, activations: Sequence[str] = ()) -> str:
+    """The fastest precision that trains as well: bf16 products on a GPU whose backend has them, else fp32."""
+    if device.type == "cuda":
+        with suppress(WenetError):
+            resolve_backend(backend, device, precision="bf16", activations=activations)
+            return "bf16"
+    return "fp32"
+
+
+@contextmanager
+def pytorch_products_in(config: Config) -> Iterator[None]:
+    """On a GPU, let PyTorch's own products (projection, decoder) be TF32 where the recurrence's are rounded too."""
+    before = torch.get_float32_matmul_precision()
+    if torch.device(config.device).type == "cuda" and config.precision in ("tf32", "bf16"):
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held: on a GPU its tensors, on the CPU everything."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that a device has in all."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_memory(needed: int, device: str, flags: str, processes_here: int = 1) -> None:
+    """Refuse a run that cannot fit; `needed` is what each process on this machine needs.
+
+    Raises:
+        WenetError: the device has less memory.
+    """
+    there = total_memory(torch.device(device))
+    if torch.device(device).type == "cpu":
+        needed *= processes_here
+    if needed > there:
+        raise WenetError(f"about {size(needed)} of memory are needed and {device} has {size(there)}; lower {flags}")
+
+
+@contextmanager
+def explaining_out_of_memory(advice: str) -> Iterator[None]:
+    """Raise `WenetError` with the advice where an allocation within fails."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise WenetError(f"out of memory: {advice}") from None
+    except RuntimeError as error:  # which is what the CPU's allocator raises
+        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+            raise WenetError(f"out of memory: {advice}") from None
+        raise

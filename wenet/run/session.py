@@ -1,0 +1,329 @@
+"""A session: what a run works with, from its settings to its folder, begun anew or taken up again."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic
+
+import torch
+
+from wenet.cells import Genotype
+from wenet.parallel import ALONE, Ranks, check_own_device
+from wenet.run.console import Console, size
+from wenet.run.curves import require_tensorboard
+from wenet.run.folder import RunFolder
+from wenet.run.interrupt import Interrupt, Stopped
+from wenet.run.machine import check_memory, explaining_out_of_memory, pytorch_products_in, resolve_machine
+from wenet.run.settings import AnyConfig, Config
+from wenet.run.shared_folder import SharedFolder
+from wenet.tasks import Task, task_of
+from wenet.version import VERSION
+from wenet_kernels import WenetError, backends, native_status
+
+FORMAT = 1  # of a run folder
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run works in, which decides nothing about its result.
+
+    Attributes:
+        out: a new run folder; by default one under `runs/`, named by the time.
+        data_dir: where to look for ptb and wikitext-2 first.
+        checkpoint_every: minutes between checkpoints.
+        console: where to print; by default nothing is printed.
+        tensorboard: whether to write curves for TensorBoard into the run folder.
+        ranks: the processes that work together, as `wenet.parallel.joined` gives them.
+    """
+
+    out: str | Path | None = None
+    data_dir: str | Path | None = None
+    checkpoint_every: float = 5.0
+    console: Console = field(default_factory=lambda: Console(silent=True))
+    tensorboard: bool = False
+    ranks: Ranks = ALONE
+
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> Surroundings:
+        """Those among the options, which then has them no longer."""
+        return cls(**{field.name: options.pop(field.name) for field in fields(cls) if field.name in options})
+
+
+class Work(ABC, Generic[AnyConfig]):
+    """A kind of run, such as a search: what a session must know before the work begins."""
+
+    kind: ClassVar[str]  # in `config.json`
+    noun: ClassVar[str]  # in messages
+
+    @abstractmethod
+    def resolve(self, preset: str, *layers: Mapping[str, Any]) -> AnyConfig:
+        """The settings of a preset, overridden by each layer in turn."""
+
+    def cell(self, config: AnyConfig) -> Genotype | None:
+        """The cell that is to be trained, where there is one already."""
+        return None
+
+    @abstractmethod
+    def streams(self, config: AnyConfig) -> dict[str, int]:
+        """How many rows of each part of the data are read side by side."""
+
+    def check_ranks(self, config: AnyConfig, ranks: Ranks) -> None:
+        """Refuse work that several processes cannot share."""
+
+    def stored_cell(self, stored: Mapping[str, Any]) -> Genotype | None:
+        """The cell of a run that goes on, from its `config.json`."""
+        return None
+
+    @abstractmethod
+    def memory(self, config: AnyConfig, cell: Genotype | None, data: Any, ranks: Ranks) -> int:
+        """Bytes that each process needs."""
+
+    def memory_flags(self, config: AnyConfig) -> str:
+        """The flags that lower the memory."""
+        return "--hidden, --data-batch or --bptt"
+
+    def stored(self, cell: Genotype | None) -> dict[str, Any]:
+        """What `config.json` holds besides the settings."""
+        return {}
+
+    @staticmethod
+    def divided_dimension(name: str, dimensions: int) -> int | None:
+        """The dimension along which processes divide a tensor of a checkpoint; None where each has all of it."""
+        return None
+
+    def announce(self, session: Session[AnyConfig], given: Mapping[str, Any]) -> None:
+        """Say what the run will do and take, after text and machine."""
+
+
+@dataclass(frozen=True)
+class Session(Generic[AnyConfig]):
+    """What everything within a run works with.
+
+    Attributes:
+        config: the settings, with backend and device named.
+        cell: that is trained, where there is one from the start.
+        data: what the task loaded.
+        folder: takes records and checkpoints.
+        interrupt: tells when someone asks the run to stop.
+        surroundings: console, checkpoints, curves, processes.
+    """
+
+    config: AnyConfig
+    cell: Genotype | None
+    task: Task
+    data: Any
+    folder: RunFolder
+    interrupt: Interrupt
+    surroundings: Surroundings
+
+    @property
+    def console(self) -> Console:
+        return self.surroundings.console
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.surroundings.ranks
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.config.device)
+
+    @classmethod
+    @contextmanager
+    def begin(
+        cls, work: Work[AnyConfig], preset: str, given: Mapping[str, Any], surroundings: Surroundings
+    ) -> Iterator[Session[AnyConfig]]:
+        """A new run of some work.
+
+        Args:
+            preset: the settings it starts from.
+            given: settings that override the preset.
+
+        Raises:
+            WenetError: an impossible setting, missing or unusable data, too little memory.
+        """
+        require_tensorboard(surroundings.tensorboard)
+        asked = work.resolve(preset, given)
+        cell = work.cell(asked)
+        config = resolve_machine(asked, cell)
+        task, ranks = task_of(config), surroundings.ranks
+        data = task.load(config, as_path(surroundings.data_dir))
+        config = _with_absolute_dataset(config)
+        for part, rows in work.streams(config).items():
+            task.streams(data, part, rows)  # refuses a part too short for so many
+        say_data_and_machine(surroundings.console, config, cell, data)  # before anything that takes a second
+        check_own_device(ranks, torch.device(config.device))
+        work.check_ranks(config, ranks)
+        flags = work.memory_flags(config)
+        check_memory(work.memory(config, cell, data, ranks), config.device, flags, ranks.count_here)
+        folder = as_path(surroundings.out) or _default_folder(work.kind, data.name)
+        stored = {**run_settings(work.kind, config, data, surroundings.data_dir), **work.stored(cell)}
+        ranks.check_same(stored)
+        with _held(work, ranks, lambda: RunFolder.create(folder, stored)) as (run, interrupt):
+            session = cls(config, cell, task, data, run, interrupt, surroundings)
+            work.announce(session, given)
+            with session._at_work(work):
+                yield session
+
+    @classmethod
+    @contextmanager
+    def resume(
+        cls, work: Work[AnyConfig], folder: str | Path, surroundings: Surroundings, **changes: Any
+    ) -> Iterator[Session[AnyConfig]]:
+        """A run that was stopped, from its last checkpoint on.
+
+        Args:
+            changes: settings that the rest of the run may have otherwise; None leaves one as it was.
+
+        Raises:
+            WenetError: no such run, it is in use, its checkpoint is damaged, or data or machine have changed.
+        """
+        require_tensorboard(surroundings.tensorboard)
+        with _held(work, surroundings.ranks, lambda: RunFolder.open(Path(folder))) as (run, interrupt):
+            stored = stored_config(run, work)
+            config = replace(stored, **{name: value for name, value in changes.items() if value is not None})
+            check_own_device(surroundings.ranks, torch.device(config.device))
+            work.check_ranks(config, surroundings.ranks)
+            task = task_of(config)
+            data = _take_up(run, config, task, surroundings)
+            cell = work.stored_cell(run.config)
+            session = cls(config, cell, task, data, run, interrupt, surroundings)
+            with session._at_work(work):
+                yield session
+
+    @contextmanager
+    def part(
+        self, folder: Path, stored: Mapping[str, Any] | None = None, alone: bool = True, **settings: Any
+    ) -> Iterator[Session[AnyConfig]]:
+        """A part of this run in a folder of its own, taken up again where it was begun before.
+
+        Args:
+            stored: what its `config.json` holds; by default the settings of a run of this kind.
+            alone: whether this process works on it without the others.
+            settings: that differ from those of this run.
+        """
+        config = replace(self.config, **settings) if settings else self.config
+        if stored is None:
+            stored = run_settings(self.folder.config["kind"], config, self.data, self.folder.config["data_dir"])
+        with closing(RunFolder.open_or_create(folder, stored)) as run:
+            surroundings = replace(self.surroundings, ranks=ALONE) if alone else self.surroundings
+            yield replace(self, config=config, folder=run, surroundings=surroundings)
+
+    @contextmanager
+    def _at_work(self, work: Work[AnyConfig]) -> Iterator[None]:
+        """Errors and requests to stop in the words of the whole run, whichever part of it they come from."""
+        needed = size(work.memory(self.config, self.cell, self.data, self.ranks))
+        advice = f"about {needed} are needed; lower {work.memory_flags(self.config)}"
+        try:
+            with explaining_out_of_memory(advice), pytorch_products_in(self.config):
+                yield
+        except Stopped as stopped:
+            raise Stopped(stopped.signal_number, self.folder.path) from None
+        finally:
+            self.console.stop()
+
+
+@contextmanager
+def _held(work: Work[Any], ranks: Ranks, take: Any) -> Iterator[tuple[RunFolder, Interrupt]]:
+    """The folder of a run, held until its end, in which signals only ask it to stop."""
+    with Interrupt() as interrupt, closing(SharedFolder.take(ranks, work.divided_dimension, take)) as run:
+        yield run, interrupt
+
+
+def say_data_and_machine(console: Console, config: Config, cell: Genotype | None, data: Any) -> None:
+    """The first lines of a run."""
+    console.say(f"text      {data.name}: {data.describe()}")
+    activations = cell.activations if cell else config.activation_names
+    slower = [f"{name}: {status}" for name, status in backends(activations).items() if status != "ready"]
+    console.say(
+        f"machine   {config.device} with {torch.get_num_threads()} threads, backend {config.backend}, "
+        f"{config.precision}" + (f" ({'; '.join(slower)})" if slower else "")
+    )
+    console.say(f"native    {native_status()}")
+
+
+def _default_folder(kind: str, name: str) -> Path:
+    """A folder that does not exist yet, named by the time."""
+    base = Path("runs") / f"{kind}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = base, 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def _with_absolute_dataset(config: AnyConfig) -> AnyConfig:
+    """The settings with a folder of text named so that it is found from anywhere."""
+    if not Path(config.dataset).is_dir():
+        return config
+    return replace(config, dataset=str(Path(config.dataset).resolve()))
+
+
+def run_settings(kind: str, config: AnyConfig, data: Any, data_dir: str | Path | None) -> dict[str, Any]:
+    """What `config.json` holds: all that a run needs to be taken up again."""
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "settings": config.to_dict(),
+        "corpus": data.fingerprint,
+        "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
+        "threads": torch.get_num_threads(),
+        "versions": {"wenet-rnn": VERSION, "torch": torch.__version__},
+    }
+
+
+def stored_config(run: RunFolder, work: Work[AnyConfig]) -> AnyConfig:
+    """The settings that a run began with.
+
+    Raises:
+        WenetError: it is of another kind or version.
+    """
+    try:
+        if run.config["kind"] != work.kind or run.config["format"] != FORMAT:
+            raise KeyError
+        stored = dict(run.config["settings"])
+        return work.resolve(stored.pop("preset"), stored)
+    except (KeyError, TypeError, WenetError) as error:
+        reason = f" ({error})" if isinstance(error, WenetError) else ""
+        raise WenetError(
+            f"{run.path / 'config.json'} is not of {work.noun} by this version{reason}; start a new run"
+        ) from None
+
+
+def stored_data(run: RunFolder, config: AnyConfig, task: Task, data_dir: str | Path | None) -> Any:
+    """The data that a run began with.
+
+    Raises:
+        WenetError: they are gone, or have changed.
+    """
+    data = task.load(config, as_path(data_dir or run.config["data_dir"]))
+    if data.fingerprint != run.config["corpus"]:
+        raise WenetError(f"the text of {config.dataset} has changed since {run.path} began; start a new run")
+    return data
+
+
+def _take_up(run: RunFolder, config: AnyConfig, task: Task, surroundings: Surroundings) -> Any:
+    """The data of a run that goes on, after a check that machine and data still are as they were.
+
+    Raises:
+        WenetError: they are not.
+    """
+    if resolve_machine(config) != config:
+        raise WenetError(f"{run.path} cannot go on here: {config.device} with backend {config.backend} is not ready")
+    data = stored_data(run, config, task, surroundings.data_dir)
+    surroundings.console.say(f"continuing {run.path}")
+    if run.config["threads"] != torch.get_num_threads():
+        surroundings.console.say(
+            f"note: begun with {run.config['threads']} threads, now {torch.get_num_threads()}; the result may "
+            "differ in the last digits"
+        )
+    return data
+
+
+def as_path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)

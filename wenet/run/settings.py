@@ -1,0 +1,141 @@
+"""Settings of a search or of training: presets, a TOML file and flags, each overriding the one before."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from wenet.tasks import TASKS
+from wenet_kernels import WenetError, check_choice
+
+WINDOWS = ("fixed", "darts", "merity")  # how long the windows of a search are
+
+
+# Of parameters, by the precision of the products.
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+
+
+def option(default: Any, text: str, **limits: Any) -> Any:
+    """A setting with its help text; `limits` may hold metavar, choices, at_least, above and below."""
+    return field(default=default, metadata={"help": text, **limits})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings that check themselves; the fields of a subclass are flags, keys of a TOML file and arguments.
+
+    Raises:
+        WenetError: a value of the wrong type or outside its range.
+    """
+
+    dataset: str = option("sotu", "sotu, ptb, wikitext-2, or a folder with train/valid/test text")
+    task: str = option("language", "what is learned, language being the paper's")
+    preset: str = option("paper", "paper or quick; the default is paper with a GPU, quick without")
+    max_vocabulary: int | None = option(
+        None, "keep the N most frequent words and read all others as <unk>", metavar="N", at_least=4
+    )
+    backend: str = option("auto", "auto, or a name that this machine has ready")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = option(
+        "auto",
+        "of products: auto (bf16 on a GPU that has it, else fp32), fp32, tf32 or bf16; or fp64, of everything",
+        choices=("auto", *DTYPES),
+    )
+
+    def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):
+            _check(setting, getattr(self, setting.name))
+        check_choice("--task", self.task, TASKS)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def activation_names(self) -> tuple[str, ...]:
+        """Activations that these settings allow."""
+        return ()
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+# Settings that are gone, for want of a measured benefit (docs/search-quality.md). Runs that began with the value here
+# are what they were; no other value can be had. The last commit that had them is named.
+REMOVED: dict[str, Any] = {"seed_parameters": "fresh", "mix_temperature": 1.0, "mix_norm": "none"}
+
+
+LAST_WITH_REMOVED = "d4c45fd"
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def overridden(config_class: type[Config], *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The layers as one, each setting from the last layer that has it."""
+    known = [option.name for option in dataclasses.fields(config_class)]
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            if name in REMOVED:
+                _check_removed(name, value)
+                continue
+            check_choice("setting", name, known)
+            values[name] = value
+    return values
+
+
+def _check_removed(name: str, value: Any) -> None:
+    if value != REMOVED[name]:
+        raise WenetError(
+            f"{flag(name)} was removed and is {REMOVED[name]!r} for good, not {value!r}; "
+            f"the last commit that has it is {LAST_WITH_REMOVED}"
+        )
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Settings from a TOML file, named as the flags are, with hyphens or underscores.
+
+    Raises:
+        WenetError: no such file, or no TOML.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WenetError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise WenetError(f"{path} is not valid TOML: {error}") from None
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def value_type(option: dataclasses.Field[Any]) -> type[int] | type[float] | type[str]:
+    """The type of a setting, from its annotation; None is allowed besides where the annotation says so."""
+    return {"int": int, "float": float, "str": str}[str(option.type).removesuffix(" | None")]
+
+
+def _check(option: dataclasses.Field[Any], value: Any) -> None:
+    name, limits = flag(option.name), option.metadata
+    if value is None and str(option.type).endswith("None"):
+        return
+    kind = value_type(option)
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        raise WenetError(f"{name} must be {'a number' if kind is float else kind.__name__}, not {value!r}")
+    if "choices" in limits:
+        check_choice(name, value, limits["choices"])
+    if isinstance(value, float) and not math.isfinite(value):
+        raise WenetError(f"{name} must be finite, not {value}")
+    if "at_least" in limits and value < limits["at_least"]:
+        raise WenetError(f"{name} must be at least {limits['at_least']}, not {value}")
+    if "above" in limits and value <= limits["above"]:
+        raise WenetError(f"{name} must be above {limits['above']}, not {value}")
+    if "below" in limits and value >= limits["below"]:
+        raise WenetError(f"{name} must be below {limits['below']}, not {value}")

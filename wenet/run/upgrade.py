@@ -1,0 +1,22 @@
+"""Settings of runs that were begun under names of before, in those of today."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RENAMED = {"seeds": "keep", "init_seeds": "initial_cells"}  # settings
+ADDED = {"task": "language"}  # settings that runs of before did without, as those runs were
+
+
+def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `config.json` of a run holds, whichever version began it."""
+    found = dict(config)
+    if isinstance(found.get("settings"), dict):
+        settings = {RENAMED.get(name, name): value for name, value in found["settings"].items()}
+        found["settings"] = {**ADDED, **settings}
+    if found.get("kind") == "independent training":
+        found["kind"] = "standalone training"
+        if not found.get("shared_embedding"):
+            found.pop("shared_embedding", None)
+    return found

@@ -1,0 +1,1 @@
+"""Searching: strategies, and what measures their results."""

@@ -1,0 +1,232 @@
+"""What a search result is worth: cells of the search trained standalone, and how well the search had ranked them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from wenet.cells import Genotype
+from wenet.run import Session, duration, figure
+from wenet.searching.settings import SearchConfig
+from wenet.searching.strategy import RECORDS, Record, Strategy, strategy_of
+from wenet.tasks import Metric
+from wenet.training.standalone import Outcome, train_standalone, training_windows
+
+FOLDER, RESULT = "audit", "audit.json"
+CONFIDENCE, RESAMPLES = 0.95, 2000
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A cell as the search left it.
+
+    Attributes:
+        score: what its strategy ranked it by.
+        kept: whether it was among the K kept at the end.
+    """
+
+    genotype: Genotype
+    score: float
+    round: int
+    rounds_kept: int
+    kept: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "genotype": str(self.genotype),
+            "score": self.score,
+            "round": self.round,
+            "rounds_kept": self.rounds_kept,
+            "kept": self.kept,
+        }
+
+
+def run_audit(session: Session[SearchConfig]) -> dict[str, Any]:
+    """Audit a finished search; returns what `audit.json` holds.
+
+    Raises:
+        WenetError: as in `train_standalone`; an audit of other settings was begun in this folder.
+        Stopped: the same call goes on from there.
+    """
+    config, folder, metric = session.config, session.folder, session.task.metric
+    records = folder.records(RECORDS)
+    ranking = final_ranking(records, config.keep, strategy_of(config))
+    chosen = choose(ranking, config.audit, config.seed)
+    windows = training_windows(session, config.audit_epochs)
+    session.console.say(
+        f"audit: {len(chosen)} cells standalone for {config.audit_epochs:g} epochs, {windows:,} windows"
+    )
+    training = train_standalone(
+        session, folder.path / FOLDER, [cell.genotype for cell in chosen], windows, config.seed, "audit"
+    )
+    searched = records[-1]["seconds_so_far"]
+    result = {
+        "cells": len(chosen),
+        "epochs": config.audit_epochs,
+        "windows": windows,
+        "network_windows": training.network_windows,
+        "seconds": training.seconds,
+        "search_seconds": searched,
+        "total_seconds": round(searched + training.seconds, 3),
+        "peak_memory_bytes": training.peak_memory,
+        **verdict(chosen, training.outcomes, metric, config.seed),
+        "seniority": seniority(records, config.keep),
+        "networks": [
+            {**cell.to_dict(), **outcome.to_dict(metric)}
+            for cell, outcome in zip(chosen, training.outcomes, strict=True)
+        ],
+    }
+    folder.write_json(RESULT, result)
+    return result
+
+
+def begun_audit(folder: Path) -> tuple[int, float] | None:
+    """Cells and epochs of the audit that was begun on a run, if any."""
+    try:
+        begun = next(folder.glob(f"{FOLDER}*/config.json"))  # of several ranks each has a folder
+        settings = json.loads(begun.read_text(encoding="utf-8"))["settings"]
+        return settings["audit"], settings["audit_epochs"]
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return None
+
+
+def final_ranking(records: Sequence[Record], keep: int, strategy: type[Strategy]) -> list[Ranked]:
+    """Every cell that a search has seen with its last score, the best first."""
+    ranked = {}
+    for record in records:
+        for place, network in enumerate(record["networks"]):
+            ranked[network["genotype"]] = Ranked(
+                Genotype.from_text(network["genotype"]),
+                strategy.score(record, place),
+                record["round"],
+                network["rounds_kept"],
+                kept=record is records[-1] and place < keep,
+            )
+    return sorted(ranked.values(), key=lambda cell: -cell.score)
+
+
+def choose(ranking: Sequence[Ranked], count: int, seed: int) -> list[Ranked]:
+    """The kept, and rejected cells from the whole range of scores: one at random out of each of equal strata."""
+    kept = [cell for cell in ranking if cell.kept]
+    rejected = [cell for cell in ranking if not cell.kept]
+    strata = min(count - len(kept), len(rejected))
+    generator = random.Random(seed)
+    bounds = [len(rejected) * i // strata for i in range(strata + 1)] if strata else [0]
+    return kept + [rejected[generator.randrange(low, high)] for low, high in pairwise(bounds)]
+
+
+def verdict(cells: Sequence[Ranked], outcomes: Sequence[Outcome], metric: Metric, seed: int) -> dict[str, Any]:
+    """How the ranking of the search agrees with standalone quality.
+
+    The correlations are of score with quality: 1 is full agreement, 0 is chance. A cell that diverged counts as worse
+    than all that did not. The kept are compared with the rejected by a one-sided Mann-Whitney test.
+    """
+    from scipy import stats  # takes a second to import
+
+    scores = [cell.score for cell in cells]
+    quality = [-metric.order(outcome.value) for outcome in outcomes]
+    kept = [o.value for c, o in zip(cells, outcomes, strict=True) if c.kept]
+    rejected = [o.value for c, o in zip(cells, outcomes, strict=True) if not c.kept]
+    better = "less" if metric.lower_is_better else "greater"
+    test = stats.mannwhitneyu(kept, rejected, alternative=better) if kept and rejected else None
+    return {
+        "confidence": CONFIDENCE,
+        "spearman": correlation(stats.spearmanr, scores, quality, seed),
+        "kendall": correlation(stats.kendalltau, scores, quality, seed),
+        "kept": summary(kept),
+        "rejected": summary(rejected),
+        "kept_better_p": None if test is None else float(test.pvalue),
+    }
+
+
+def correlation(
+    measure: Callable[..., Any], first: Sequence[float], second: Sequence[float], seed: int
+) -> dict[str, float | None]:
+    """A rank correlation with its two-sided p and the bootstrap interval over cells; None where it is undefined."""
+    from scipy import stats
+
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return {"value": None, "low": None, "high": None, "p": None}
+    found = measure(first, second)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few cells a resample may hold the same one throughout
+        interval = stats.bootstrap(
+            (first, second),
+            lambda x, y: measure(x, y).statistic,
+            n_resamples=RESAMPLES,
+            paired=True,
+            vectorized=False,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=seed,
+        ).confidence_interval
+    values = {"value": found.statistic, "low": interval.low, "high": interval.high, "p": found.pvalue}
+    return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Number, mean and standard deviation over the cells that did not diverge, and how many did."""
+    finite = [value for value in values if math.isfinite(value)]
+    return {
+        "cells": len(values),
+        "diverged": len(values) - len(finite),
+        "mean": statistics.fmean(finite) if finite else None,
+        "sd": statistics.stdev(finite) if len(finite) > 1 else None,
+    }
+
+
+def seniority(records: Sequence[Record], keep: int) -> dict[str, Any]:
+    """Whether rank follows how long a cell has been kept.
+
+    The share of kept cells that are kept again a round, beside what chance would give, and in the last round the
+    correlation of place, the first being the highest, with the number of rounds kept. Needs no training.
+    """
+    from scipy import stats
+
+    later = [record["networks"] for record in records[1:]]
+    again = [sum(network["rounds_kept"] > 0 for network in networks[:keep]) for networks in later]
+    there = [sum(network["rounds_kept"] > 0 for network in networks) for networks in later]
+    kept = [network["rounds_kept"] for network in records[-1]["networks"]]
+    found = stats.spearmanr(range(len(kept), 0, -1), kept) if len(set(kept)) > 1 else None
+    return {
+        "kept_again": sum(again) / sum(there) if later else None,
+        "by_chance": statistics.fmean(min(1, keep / len(networks)) for networks in later) if later else None,
+        "spearman": None if found is None else {"value": float(found.statistic), "p": float(found.pvalue)},
+    }
+
+
+def describe_audit(audit: dict[str, Any], metric: Metric) -> list[str]:
+    """The verdict in lines for a person."""
+    kept, rejected, p = audit["kept"], audit["rejected"], audit["kept_better_p"]
+    again = audit["seniority"]["kept_again"]
+    lines = [
+        f"audit     {audit['cells']} cells trained standalone for {audit['epochs']:g} epochs, "
+        f"{duration(audit['seconds'])} more",
+        f"          agreement of score and {metric.name}, 1 in full and 0 by chance: "
+        f"Kendall's tau {_correlation(audit['kendall'])}, Spearman's rho {_correlation(audit['spearman'])}",
+        f"          kept {_summary(kept)}, rejected {_summary(rejected)}: kept better at p = {figure(p)}",
+    ]
+    if again is not None:
+        lines.append(
+            f"          {again:.0%} of the kept cells were kept again a round later; chance would keep "
+            f"{audit['seniority']['by_chance']:.0%}"
+        )
+    return lines
+
+
+def _correlation(found: dict[str, float | None]) -> str:
+    interval = f"{figure(found['low'])} to {figure(found['high'])}"
+    return f"{figure(found['value'])} ({CONFIDENCE:.0%} interval {interval}, p = {figure(found['p'])})"
+
+
+def _summary(found: dict[str, Any]) -> str:
+    diverged = f", {found['diverged']} diverged" if found["diverged"] else ""
+    return f"{figure(found['mean'], 1, 'diverged')} ± {figure(found['sd'], 1)} ({found['cells']} cells{diverged})"

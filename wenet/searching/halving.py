@@ -1,0 +1,181 @@
+"""The baseline of every search: random cells under successive halving (Jamieson and Talwalkar 2016)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wenet.cells import Genotype
+from wenet.run import Session, duration, figure
+from wenet.searching.settings import SearchConfig
+from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
+from wenet.tasks import Metric
+from wenet.training.memory import standalone_memory
+from wenet.training.standalone import Outcome, StandaloneResult, train_standalone, training_windows
+from wenet_kernels import WenetError
+
+FOLDER = "rungs"
+
+
+@dataclass(frozen=True)
+class HalvingBest(Best):
+    """The best cell of the last rung.
+
+    Attributes:
+        value: the metric on the validation part after standalone training; None where all diverged.
+        windows: that it was trained on in the last rung.
+    """
+
+    value: float | None
+    windows: int
+
+    @classmethod
+    def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
+        values[metric.key] = values.pop("value")
+        return values
+
+    @classmethod
+    def _from_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
+        return {**values, "value": values[metric.key]}
+
+    def how_it_won(self, metric: Metric) -> str:
+        value = figure(self.value, metric.places, "diverged")
+        return (
+            f"best of {self.networks_searched:,} networks by successive halving: validation {metric.name} "
+            f"{value} standalone"
+        )
+
+    def sentences(self, metric: Metric) -> Iterator[str]:
+        yield (
+            f"Of {self.networks_searched:,} random cells this one is left after successive halving: of the last that "
+            f"were trained standalone it has the best validation {metric.name}, "
+            f"{figure(self.value, metric.places, 'diverged')}."
+        )
+
+    def is_ranked_by_chance(self) -> bool:
+        return False
+
+
+class Halving(Strategy):
+    """Successive halving over the pool that a search with the same settings would search.
+
+    The budget is that of the search, in windows of training times networks, in equal parts over the rungs. A rung
+    trains its cells from new weights, at most `batch` of them at once, and the better half on the validation part goes
+    on to the next, where each is trained for twice as long.
+    """
+
+    best_type = HalvingBest
+    stage = "rung"
+    figures = ("rungs",)
+    note = "random: as many network-steps, which take longer standalone than in one mixture"
+
+    def __init__(self, session: Session[SearchConfig]) -> None:
+        super().__init__(session)
+        self.config, self.folder, self.metric = session.config, session.folder, session.task.metric
+        self.rungs = rungs(self.config)
+        self.budget = network_rounds(self.config) * training_windows(session, self.config.epochs_per_round)
+
+    def run(self) -> HalvingBest:
+        """All rungs, from where they were left."""
+        self.folder.truncate_records(RECORDS, 0)  # finished trainings are read again, so records are written again
+        cells = draw_pool(self.config)
+        results: list[StandaloneResult] = []
+        for rung in range(len(self.rungs)):
+            results += self._train_rung(rung, cells)
+            outcomes = [outcome for result in results[-self._groups(cells) :] for outcome in result.outcomes]
+            ranked = sorted(outcomes, key=lambda outcome: self.metric.order(outcome.value))
+            self._record(rung, ranked, results)
+            cells = [outcome.genotype for outcome in ranked[: -(-len(ranked) // 2)]]
+        best = self._best(results)
+        self.folder.write_json("best.json", best.to_dict(self.metric))
+        return best
+
+    def _groups(self, cells: Sequence[Genotype]) -> int:
+        return -(-len(cells) // self.config.batch)
+
+    def _windows(self, rung: int) -> int:
+        return max(1, self.budget // (len(self.rungs) * self.rungs[rung]))
+
+    def _train_rung(self, rung: int, cells: Sequence[Genotype]) -> list[StandaloneResult]:
+        groups = self._groups(cells)
+        return [
+            train_standalone(
+                self.session,
+                self.folder.path / FOLDER / f"{rung + 1}-{group + 1}",
+                cells[group * self.config.batch : (group + 1) * self.config.batch],
+                self._windows(rung),
+                self.config.seed + rung,
+                f"rung {rung + 1}/{len(self.rungs)}, group {group + 1}/{groups}",
+            )
+            for group in range(groups)
+        ]
+
+    def _record(self, rung: int, ranked: Sequence[Outcome], results: Sequence[StandaloneResult]) -> None:
+        windows, best = self._windows(rung), ranked[0]
+        losses = [outcome.train_loss for outcome in ranked if outcome.train_loss is not None]
+        seconds = round(sum(result.seconds for result in results), 3)
+        record = {
+            "round": rung + 1,
+            "windows": windows,
+            "tokens": windows * self.config.bptt * self.config.data_batch,  # of each network, the last window in full
+            "train_loss": sum(losses) / len(losses) if losses else None,
+            f"valid_{self.metric.key}": best.value if math.isfinite(best.value) else None,
+            "seconds_so_far": seconds,
+            "peak_memory_bytes": max(result.peak_memory for result in results),
+            "networks": [{**outcome.to_dict(self.metric), "rounds_kept": rung} for outcome in ranked],
+        }
+        self.folder.append_record(RECORDS, record)
+        self.session.console.say(
+            f"rung {rung + 1}/{len(self.rungs)} done after {duration(seconds)}: {len(ranked)} cells, "
+            f"{windows:,} windows, best validation {self.metric.name} {best.value:.{self.metric.places}f}: "
+            f"{best.genotype}"
+        )
+
+    def _best(self, results: Sequence[StandaloneResult]) -> HalvingBest:
+        last = self.folder.records(RECORDS)[-1]
+        winner = last["networks"][0]
+        return HalvingBest(
+            genotype=Genotype.from_text(winner["genotype"]),
+            value=winner[self.metric.key],
+            windows=last["windows"],
+            rounds_kept=winner["rounds_kept"],
+            rounds=len(self.rungs),
+            rounds_planned=len(self.rungs),
+            networks_searched=self.config.pool,
+            network_windows=sum(result.network_windows for result in results),
+            seconds=last["seconds_so_far"],
+            peak_memory_bytes=last["peak_memory_bytes"],
+        )
+
+    @classmethod
+    def check(cls, config: SearchConfig, processes: int = 1) -> None:
+        if config.initial_cells is not None:
+            raise WenetError("--initial-cells is for --strategy wenet; the baseline draws its cells at random")
+
+    @classmethod
+    def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
+        return standalone_memory(config, data, min(config.batch, config.pool), processes)
+
+    @classmethod
+    def stages(cls, config: SearchConfig) -> int:
+        return len(rungs(config))
+
+    @classmethod
+    def score(cls, record: Record, place: int) -> float:
+        """The rungs that it has reached, and its place in the last."""
+        return float(record["round"] - place / len(record["networks"]))
+
+
+def rungs(config: SearchConfig) -> list[int]:
+    """Cells of each rung, halved until two are left, or one where the pool is no more."""
+    counts = [config.pool]
+    while counts[-1] > 2:
+        counts.append(-(-counts[-1] // 2))
+    return counts
+
+
+def network_rounds(config: SearchConfig) -> int:
+    """Networks that a search trains, counted once for each round."""
+    return config.pool + min(config.keep, config.batch) * (config.rounds - 1)

@@ -1,0 +1,450 @@
+"""Algorithm 2: train batches of different networks together, and keep those that the mixture leans on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wenet.cells import Genotype
+from wenet.data import mean_window, window_length
+from wenet.data.windows import LONGER_AT_MOST
+from wenet.nn import DividedDagRNN, LanguageModel, WeightedDagRNN
+from wenet.parallel import ALONE, Ranks, clip_gradients
+from wenet.run import Session, duration, figure
+from wenet.run.machine import peak_memory
+from wenet.run.settings import DTYPES
+from wenet.searching.settings import SearchConfig
+from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
+from wenet.tasks import Metric, Task
+from wenet.training.memory import network_weights, recurrence_bytes
+from wenet.training.trainer import ModelTrainer, Progress, restore_random, restore_training
+from wenet_kernels import WenetError
+
+CURVE_POINTS = 20  # of the training loss, in the record of a round
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network of a round, and after the round its share of the mixture.
+
+    Attributes:
+        rounds_kept: how often it has been kept.
+        held_out_loss: of its own output on the validation part, where networks are ranked by that.
+    """
+
+    genotype: Genotype
+    rounds_kept: int = 0
+    weight: float = math.nan
+    held_out_loss: float | None = None
+
+    @property
+    def score(self) -> float:
+        """Networks of a round are ranked by it, the highest first."""
+        return self.weight if self.held_out_loss is None else -self.held_out_loss
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "genotype": str(self.genotype)}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Candidate:
+        return cls(**{**value, "genotype": Genotype.from_text(value["genotype"])})
+
+
+@dataclass
+class SearchProgress(Progress):
+    """How far a search has come."""
+
+    round: int = 0  # rounds finished
+    step: int = 0  # of the text, where the next window begins; a round of part of an epoch goes on from the last one
+    losses: list[float] = field(default_factory=list)  # of each window of this round
+    tokens: int = 0  # trained on in this round
+    kept: list[Candidate] = field(default_factory=list)  # from the last round, best first
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "kept": [candidate.to_dict() for candidate in self.kept]}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> SearchProgress:
+        given = dict(value)
+        kept = given.pop("seeds", None) or given.pop("kept", [])  # "seeds" in checkpoints of old
+        given.pop("kept", None)
+        return cls(**given, kept=[Candidate.from_dict(candidate) for candidate in kept])
+
+
+@dataclass(frozen=True)
+class MixtureBest(Best):
+    """The network that the last mixture leans on most, or that has the lowest loss by its own output.
+
+    Attributes:
+        weight, uniform_weight: its share of the last mixture, and that of each network were all alike.
+        held_out_loss: what it was ranked by, if not by its weight.
+        mixture_value: the metric of the whole last mixture on the validation part; None where it is not finite.
+    """
+
+    weight: float
+    uniform_weight: float
+    held_out_loss: float | None
+    mixture_value: float | None
+
+    @classmethod
+    def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
+        values[f"mixture_valid_{metric.key}"] = values.pop("mixture_value")
+        return values
+
+    @classmethod
+    def _from_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
+        return {**values, "mixture_value": values.get(f"mixture_valid_{metric.key}")}
+
+    def how_it_won(self, metric: Metric) -> str:
+        searched = f"best of {self.networks_searched:,} networks"
+        if self.held_out_loss is not None:
+            searched += f": validation loss {self.held_out_loss:.3f} of its own output"
+        return (
+            f"{searched}: weight {self.weight:.4f} in the last mixture, where equal weights would be "
+            f"{self.uniform_weight:.4f}; {self._how_long_kept()}"
+        )
+
+    def _how_long_kept(self) -> str:
+        earlier = self.rounds_kept - 1
+        if self.rounds == 1:
+            return "of one round"
+        return f"kept from {earlier} earlier round{'s' * (earlier > 1)}" if earlier else "new in the last round"
+
+    def lines(self, metric: Metric) -> list[str]:
+        value = figure(self.mixture_value, metric.places, "not finite")
+        return [f"mixture   validation {metric.name} {value}, of all networks of the last round together"]
+
+    def sentences(self, metric: Metric) -> Iterator[str]:
+        share = f"{self.weight / self.uniform_weight:.2f} times an equal share of {self.uniform_weight:.4f}"
+        if self.held_out_loss is None:
+            how = f"has the largest weight in the last mixture, {self.weight:.4f}: {share}"
+        else:
+            loss = f"{self.held_out_loss:.3f} nats per token"
+            weight = f"its weight in the last mixture is {share}"
+            how = f"has the lowest loss by its own output on held-out text, {loss}; {weight}"
+        yield f"Of {self.networks_searched:,} random cells this one {how}. {self._how_long_kept_in_a_sentence()}"
+        reached = f"has no finite validation {metric.name}"
+        if self.mixture_value is not None:
+            reached = f"reaches a validation {metric.name} of {self.mixture_value:.{metric.places}f}"
+        yield f"The mixture of the last round {reached}. That is of all its networks together, not of the cell."
+
+    def _how_long_kept_in_a_sentence(self) -> str:
+        if self.rounds == 1:
+            return "There was one round."
+        earlier = self.rounds_kept - 1
+        if earlier == 0:
+            return "It was new in the last round."
+        return f"It was kept from {earlier} earlier round{'s' * (earlier > 1)}."
+
+
+class Mixture(Strategy, ModelTrainer):
+    """One search by Algorithm 2; a stage of training is a round.
+
+    Args:
+        session: the test part of its data is not touched. Its processes divide the networks of every round.
+    """
+
+    best_type = MixtureBest
+    figures = ("weights", "trajectories", "learning")
+    records = RECORDS
+    config: SearchConfig
+    progress: SearchProgress
+
+    def __init__(self, session: Session[SearchConfig]) -> None:
+        ModelTrainer.__init__(self, session)
+        config = self.config
+        self.train_streams = self.task.streams(session.data, "train", config.data_batch).to(self.device)  # [steps, M]
+        self.valid_streams = self.task.streams(session.data, "valid", config.valid_rows).to(self.device)
+        windows = self._windows_per_pass()
+        self.windows_per_round = max(1, round(config.epochs_per_round * windows))
+        self.progress = SearchProgress(0.0, kept=[Candidate(cell) for cell in config.initial_cells_given])
+        self.checkpoint: dict[str, Tensor] = {}  # that the search goes on from
+        self.valid_key = f"valid_{self.task.metric.key}"
+
+    def _windows_per_pass(self) -> int:
+        mean = mean_window(self.config.bptt, self.config.windows)
+        return math.ceil(self.task.steps_per_pass(self.train_streams) / mean)
+
+    def run(self) -> MixtureBest:
+        """Algorithm 2, from the last checkpoint where there is one."""
+        self.train(self.config.seed)
+        return self._best()
+
+    def prepare(self) -> None:
+        self.pool = draw_pool(self.config)
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.checkpoint = tensors
+
+    def read_progress(self, value: dict[str, Any]) -> SearchProgress:
+        if "cursor" in value:  # the number of the next window, in checkpoints of old runs
+            value = {**value, "step": value["cursor"] * self.config.bptt}
+            del value["cursor"]
+        return SearchProgress.from_dict(value)
+
+    def finished(self) -> bool:
+        return self.progress.round >= self.config.rounds
+
+    def begin_stage(self) -> None:
+        """A new model of new cells and kept ones; where a checkpoint was written in this round, as it was then."""
+        first = self.progress.round * self.config.batch
+        new = [Candidate(genotype) for genotype in self.pool[first : first + self.config.batch]]
+        self.candidates = new + self.progress.kept
+        genotypes = [candidate.genotype for candidate in self.candidates]
+        self.model = build_mixture(self.config, genotypes, self.task, self.session.data, self.ranks).to(self.device)
+        self.optimizer = build_optimizer(self.config, self.model)
+        self.h = None
+        if self.progress.losses:
+            restore_training(self.model, self.optimizer, self.checkpoint)
+            restore_random(self.checkpoint, self.device)  # again: building the model drew from the generators
+            self.h = self.checkpoint["h"].to(self.device)
+
+    def stage_done(self) -> bool:
+        return len(self.progress.losses) >= self.windows_per_round
+
+    def next_window(self) -> tuple[Tensor, Tensor]:
+        length = window_length(self.config.bptt, self.config.windows)
+        if self.progress.step == 0:
+            self.h = None  # each pass over the text starts from a state of zero
+        return self.task.window(self.train_streams, self.progress.step, length)
+
+    def step(self, inputs: Tensor, targets: Tensor) -> float:
+        """Line 8: train parameters and mixing weights together on the training part.
+
+        Where windows are drawn their rates are in proportion to their length, as in the bases.
+        """
+        loss = self.differentiate(inputs, targets)
+        if self.config.windows != "fixed":
+            for group, rate in zip(self.optimizer.param_groups, (self.config.lr, self.config.mix_lr), strict=True):
+                group["lr"] = rate * len(inputs) / self.config.bptt
+        self.optimizer.step()
+        return loss
+
+    def count(self, inputs: Tensor, loss: float) -> None:
+        progress, tokens = self.progress, inputs.numel()
+        progress.losses.append(loss)
+        progress.tokens += tokens
+        progress.step = (progress.step + len(inputs)) % self.task.steps_per_pass(self.train_streams)
+        recent = progress.losses[-20:]
+        label = f"round {progress.round + 1}/{self.config.rounds}"
+        self.console.advance(label, tokens, f"loss {sum(recent) / len(recent):.3f}")
+        self.curves.window(self.units_done(), loss, tokens, self._largest_weight)
+
+    def clip_gradients(self) -> Tensor:
+        if not isinstance(self.model.rnn, DividedDagRNN):
+            return super().clip_gradients()
+        divided = self.model.rnn.divided_parameters()
+        shared = [p for p in self.model.parameters() if all(p is not own for own in divided)]
+        return clip_gradients(shared, divided, self.config.clip, self.ranks)
+
+    def end_stage(self) -> None:
+        """Line 9: keep the K networks of the largest weights, or of another score; record them all."""
+        weights = mixing_weights(self.model)
+        self.check_finite("sum of the mixing weights", torch.tensor(sum(weights)))
+        valid, losses = self._validate(), self._own_losses()
+        measured = [
+            replace(candidate, weight=weight, held_out_loss=loss)
+            for candidate, weight, loss in zip(self.candidates, weights, losses, strict=True)
+        ]
+        # A stable order: of two equal scores the earlier candidate comes first, in every run.
+        ranked = sorted(measured, key=lambda candidate: -candidate.score)
+        seconds = self.lap()
+        record = self._record(ranked, valid)
+        self.folder.append_record(RECORDS, record)
+        self._say_round(record)
+        self._plot_round(record)
+        kept = [replace(c, rounds_kept=c.rounds_kept + 1) for c in ranked[: self.config.keep]]
+        self.progress = SearchProgress(seconds, self.progress.round + 1, self.progress.step, kept=kept)
+        self.folder.write_json("best.json", self._best().to_dict(self.task.metric))
+        self.save({})
+
+    def _validate(self) -> float | None:
+        """The metric of the mixture; None where it is not finite, which the ranking need not mind."""
+        measured = self.task.measure(self.model, self.valid_streams, self.config.bptt, self.stop_if_asked)
+        if math.isfinite(measured.metric):
+            return float(measured.metric)
+        name = self.task.metric.name
+        self.console.say(f"round {self.progress.round + 1}: validation {name} of the mixture is not finite; going on")
+        return None
+
+    def _own_losses(self) -> Sequence[float | None]:
+        """Of each network's own output; None where the weights rank, as they do where a loss is not finite."""
+        unranked = [None] * len(self.candidates)
+        if self.config.score == "weight":
+            return unranked
+        losses = self.task.measure(self.model, self.valid_streams, self.config.bptt, self.stop_if_asked, True).loss
+        if bool(losses.isfinite().all()):
+            found: list[float] = losses.tolist()
+            return found
+        self.console.say(f"round {self.progress.round + 1}: held-out losses are not all finite; the weights rank")
+        return unranked
+
+    def _record(self, ranked: Sequence[Candidate], valid: float | None) -> Record:
+        losses = self.progress.losses
+        return {
+            "round": self.progress.round + 1,
+            "windows": len(losses),
+            "tokens": self.progress.tokens,
+            "train_loss": sum(losses) / len(losses),
+            "train_loss_curve": _means(losses, CURVE_POINTS),
+            self.valid_key: valid,
+            "uniform_weight": 1 / len(ranked),
+            "seconds_so_far": round(self.progress.seconds, 3),
+            "peak_memory_bytes": peak_memory(self.device),
+            "networks": [candidate.to_dict() for candidate in ranked],
+        }
+
+    def recorded(self) -> int:
+        return self.progress.round
+
+    def _best(self) -> MixtureBest:
+        """The winner so far."""
+        records = self.folder.records(RECORDS)
+        winner, last = self.progress.kept[0], records[-1]
+        return MixtureBest(
+            genotype=winner.genotype,
+            weight=winner.weight,
+            uniform_weight=last["uniform_weight"],
+            held_out_loss=winner.held_out_loss,
+            rounds_kept=winner.rounds_kept,
+            rounds=self.progress.round,
+            rounds_planned=self.config.rounds,
+            networks_searched=min(self.progress.round * self.config.batch, self.config.pool),
+            network_windows=sum(record["windows"] * len(record["networks"]) for record in records),
+            mixture_value=last[self.valid_key],
+            seconds=last["seconds_so_far"],
+            peak_memory_bytes=max(record["peak_memory_bytes"] for record in records),
+        )
+
+    def units_in_all(self) -> int:
+        return self.config.rounds * self.windows_per_round
+
+    def units_done(self) -> int:
+        return self.progress.round * self.windows_per_round + len(self.progress.losses)
+
+    def position(self) -> str:
+        window = min(len(self.progress.losses) + 1, self.windows_per_round)
+        return f"round {self.progress.round + 1}, window {window}"
+
+    def _largest_weight(self) -> dict[str, float]:
+        weights = mixing_weights(self.model)
+        return {"weights/largest over equal share": max(weights) * len(weights)}
+
+    def _plot_round(self, record: Record) -> None:
+        shares = [network["weight"] / record["uniform_weight"] for network in record["networks"]]
+        curves = {
+            "weights/largest over equal share": max(shares),
+            "weights/smallest kept over equal share": min(shares[: self.config.keep]),
+        }
+        if record[self.valid_key] is not None:
+            curves[f"validation/{self.task.metric.name} of the mixture"] = record[self.valid_key]
+        self.curves.values(self.units_done(), curves)
+        self.curves.histogram(self.units_done(), "weights/over equal share", shares)
+
+    def _say_round(self, record: Record) -> None:
+        best, metric = record["networks"][0], self.task.metric
+        self.console.say(
+            f"round {record['round']}/{self.config.rounds} done after {duration(record['seconds_so_far'])}: "
+            f"training loss {record['train_loss']:.3f}, validation {metric.name} of the mixture "
+            f"{figure(record[self.valid_key], metric.places, 'not finite')}, best weight {best['weight']:.4f} (uniform "
+            f"{record['uniform_weight']:.4f}): {best['genotype']}"
+        )
+
+    @classmethod
+    def check(cls, config: SearchConfig, processes: int = 1) -> None:
+        if processes == 1:
+            return
+        for flag, given in (
+            ("--score held-out", config.score == "held-out"),
+            ("--cell-weights shared", config.cell_weights == "shared"),
+        ):
+            if given:
+                raise WenetError(f"networks cannot be divided over ranks with {flag}; leave it out, or torchrun")
+        if config.fewest_networks < processes:
+            raise WenetError(
+                f"a round of {config.fewest_networks} networks cannot be divided over {processes} ranks; start fewer"
+            )
+
+    @classmethod
+    def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
+        """Parameters with their gradients and Adam's two moments, and what backward needs."""
+        longest = config.bptt + (LONGER_AT_MOST if config.windows == "merity" else 0)
+        positions, vocabulary = longest * config.data_batch, len(data.vocabulary)
+        networks = -(-config.networks // processes)
+        parameters = networks * network_weights(config) + vocabulary * (config.hidden + 1)
+        logits = 3 * positions * vocabulary
+        recurrence = networks * positions * recurrence_bytes(config, config.nodes)
+        return DTYPES[config.precision].itemsize * (4 * parameters + logits) + recurrence
+
+    @classmethod
+    def stages(cls, config: SearchConfig) -> int:
+        return config.rounds
+
+    @classmethod
+    def score(cls, record: Record, place: int) -> float:
+        """Its weight in units of an equal share, so that rounds of different sizes compare; where networks were ranked
+        by their validation loss, how far that was below the mean of the round."""
+        networks = record["networks"]
+        loss = networks[place].get("held_out_loss")
+        if loss is None:
+            return float(networks[place]["weight"] / record["uniform_weight"])
+        return float(sum(network["held_out_loss"] for network in networks) / len(networks) - loss)
+
+    @classmethod
+    def columns(cls, record: Record, network: Record) -> dict[str, str]:
+        weight = network["weight"]
+        return {"weight": f"{weight:.4f}", "equal shares": f"{weight / record['uniform_weight']:.2f}"}
+
+
+def build_mixture(
+    config: SearchConfig, genotypes: Sequence[Genotype], task: Task, data: Any, ranks: Ranks = ALONE
+) -> LanguageModel:
+    """The weighted networks within the task's model (Figure 3); each of several processes has some of the networks."""
+    options: dict[str, Any] = {
+        "form": config.form,
+        "norm": None if config.norm == "none" else config.norm,
+        "dropout_x": config.dropout_x,
+        "dropout_h": config.dropout_h,
+        "backend": config.backend,
+        "precision": config.precision,
+        "mix_dropout": config.mix_dropout,
+        "shared_weights": config.cell_weights == "shared",
+    }
+    if ranks.alone:
+        layer = WeightedDagRNN(config.hidden, config.hidden, genotypes, **options)
+    else:
+        layer = DividedDagRNN(config.hidden, config.hidden, genotypes, ranks, **options)
+    model = task.model(layer, config, data)
+    assert isinstance(model, LanguageModel)
+    return model.to(DTYPES[config.precision])
+
+
+def build_optimizer(config: SearchConfig, model: LanguageModel) -> torch.optim.Adam:
+    """Adam over parameters and mixing weights together, each at its own rate."""
+    mixing = [parameter for name, parameter in model.named_parameters() if name == "rnn.mix_logits"]
+    others = [parameter for name, parameter in model.named_parameters() if name != "rnn.mix_logits"]
+    groups = [
+        {"params": others, "lr": config.lr, "weight_decay": config.weight_decay},
+        {"params": mixing, "lr": config.mix_lr, "weight_decay": 0.0},
+    ]
+    return torch.optim.Adam(groups, fused=True)
+
+
+def mixing_weights(model: LanguageModel) -> list[float]:
+    """Every network's share of the mixture."""
+    assert isinstance(model.rnn, WeightedDagRNN)
+    weights = model.rnn.mixing_weights()
+    assert weights is not None
+    return weights.tolist()
+
+
+def _means(values: Sequence[float], points: int) -> list[float]:
+    """The values averaged into at most so many stretches of equal length."""
+    stretch = math.ceil(len(values) / points)
+    return [sum(part) / len(part) for part in (values[i : i + stretch] for i in range(0, len(values), stretch))]

@@ -1,0 +1,164 @@
+"""Several searches: their winners ranked by standalone training, and what they have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from wenet.cells import Genotype
+from wenet.run import duration, figure, wait_until
+from wenet.searching.audit import RESULT as AUDIT
+from wenet.searching.audit import run_audit
+from wenet.searching.settings import SearchConfig
+from wenet.searching.strategy import RECORDS, Best, Record, Strategy, read_best, strategy_of
+from wenet.tasks import Metric
+from wenet.training.memory import standalone_memory
+from wenet.training.standalone import train_standalone, training_windows
+
+
+@dataclass(frozen=True)
+class RepeatedBest(Best):
+    """The best of several searches' winners.
+
+    Attributes:
+        value: the metric on the validation part after standalone training; None where all diverged.
+        windows: of that training.
+        ranking_seconds: that it took.
+        runs: the winners' outcomes, the best first.
+        overlap: of the cells that two searches kept, where all went through one pool.
+        own: what `best.json` of the search that found it says.
+    """
+
+    value: float | None
+    windows: int
+    ranking_seconds: float
+    runs: list[dict[str, Any]]
+    overlap: dict[str, float] | None
+    own: dict[str, Any]
+
+    @classmethod
+    def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
+        values[metric.key] = values.pop("value")
+        return {**values.pop("own"), **values}
+
+    @classmethod
+    def _from_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
+        return {**values, "value": values[metric.key], "own": values}
+
+    def how_it_won(self, metric: Metric) -> str:
+        runs = f"first of the winners of {len(self.runs)} runs after standalone training"
+        return f"best of {self.networks_searched:,} networks: {runs}"
+
+    def lines(self, metric: Metric) -> list[str]:
+        cost = duration(self.ranking_seconds)
+        lines = [f"runs      winners by standalone validation {metric.name}, {cost} of the cost:"]
+        for run in self.runs:
+            value = figure(run[metric.key], metric.places, "diverged")
+            lines.append(f"          run {run['run']}: {value}  {run['genotype']}")
+        if self.overlap is not None:
+            share, by_chance = self.overlap["share"], self.overlap["by_chance"]
+            lines.append(f"          kept by two runs alike {share:.0%}, by chance {by_chance:.0%}")
+        return lines
+
+    def sentences(self, metric: Metric) -> Iterator[str]:
+        yield (
+            f"Of {self.networks_searched:,} random cells, searched in {len(self.runs)} runs, this one won: the winners "
+            f"of all runs were trained standalone, and it has the best validation {metric.name}, "
+            f"{figure(self.value, metric.places, 'diverged')}."
+        )
+
+    def is_ranked_by_chance(self) -> bool:
+        return False
+
+
+class Repeated(Strategy):
+    """Searches of different seeds, each a run folder of its own that a stopped run goes on in; then their ranking.
+
+    The ranking trains the winners of all runs at once, and keeps the best on the validation part (paper, section 4.1).
+    Of several processes each takes some of the searches, alone.
+    """
+
+    best_type = RepeatedBest
+    stage = "run"
+
+    def run(self) -> RepeatedBest:
+        session, config = self.session, self.session.config
+        folders = [session.folder.path / f"run-{number + 1}" for number in range(config.runs)]
+        for number in range(session.ranks.rank, config.runs, session.ranks.count):
+            session.console.say(f"run {number + 1}/{config.runs}")
+            with session.part(folders[number], runs=1, seed=config.seed + number) as own:
+                strategy_of(own.config)(own).run()
+                if config.audit:
+                    run_audit(own)
+        wait_until(lambda: all(self._is_finished(path) for path in folders), session.interrupt, session.folder.path)
+        return self._rank([session.folder.read_json(f"{folder.name}/best.json") for folder in folders])
+
+    def _is_finished(self, folder: Path) -> bool:
+        """Whether a run that another process may be working on has come to its end."""
+        config = self.session.config
+        if not (folder / "best.json").exists() or (config.audit and not (folder / AUDIT).exists()):
+            return False
+        value = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+        return read_best(value, replace(config, runs=1), self.session.task.metric).finished
+
+    def _rank(self, bests: Sequence[dict[str, Any]]) -> RepeatedBest:
+        """Of what `best.json` of each run holds; `seconds` count the runs and the ranking."""
+        session, config, metric = self.session, self.session.config, self.session.task.metric
+        windows = training_windows(session, config.audit_epochs)
+        winners = [Genotype.from_dict(best["genotype"]) for best in bests]
+        training = train_standalone(session, session.folder.path / "ranking", winners, windows, config.seed, "ranking")
+        order = sorted(range(len(winners)), key=lambda number: metric.order(training.outcomes[number].value))
+        first = bests[order[0]]
+        best = RepeatedBest(
+            genotype=winners[order[0]],
+            value=training.outcomes[order[0]].to_dict(metric)[metric.key],
+            windows=windows,
+            rounds_kept=first["rounds_kept"],
+            rounds=first["rounds"],
+            rounds_planned=first["rounds_planned"],
+            networks_searched=sum(best["networks_searched"] for best in bests),
+            network_windows=sum(best["network_windows"] for best in bests) + training.network_windows,
+            seconds=round(sum(best["seconds"] for best in bests) + training.seconds, 3),
+            ranking_seconds=training.seconds,
+            peak_memory_bytes=max(training.peak_memory, *(best["peak_memory_bytes"] for best in bests)),
+            runs=[{"run": number + 1, **training.outcomes[number].to_dict(metric)} for number in order],
+            overlap=None if config.pool_seed is None else overlap(self._kept(), config.pool),
+            own=first,
+        )
+        session.folder.write_json("best.json", best.to_dict(metric))
+        return best
+
+    def _kept(self) -> list[list[str]]:
+        """The K cells that each run kept at its end."""
+        kept = []
+        for number in range(self.session.config.runs):
+            last = self.session.folder.records(f"run-{number + 1}/{RECORDS}")[-1]
+            kept.append([network["genotype"] for network in last["networks"][: self.session.config.keep]])
+        return kept
+
+    @classmethod
+    def check(cls, config: SearchConfig, processes: int = 1) -> None:
+        strategy_of(replace(config, runs=1)).check(config)  # each search is the work of one process
+
+    @classmethod
+    def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
+        one = strategy_of(replace(config, runs=1)).memory(config, data, 1)
+        return max(one, standalone_memory(config, data, config.runs, processes))
+
+    @classmethod
+    def stages(cls, config: SearchConfig) -> int:
+        return config.runs
+
+    @classmethod
+    def score(cls, record: Record, place: int) -> float:
+        raise NotImplementedError("several runs have no records of their own")
+
+
+def overlap(kept: Sequence[Sequence[str]], pool: int) -> dict[str, float]:
+    """Mean share of the kept cells that two searches of one pool have in common, and what chance would give."""
+    shares = [len(set(a) & set(b)) / min(len(a), len(b)) for a, b in combinations(kept, 2)]
+    return {"share": sum(shares) / len(shares), "by_chance": max(len(cells) for cells in kept) / pool}

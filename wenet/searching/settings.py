@@ -1,0 +1,193 @@
+"""Settings of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wenet.cells.genotype import Genotype
+from wenet.cells.published import load_genotypes
+from wenet.cells.space import check_activations
+from wenet.data import WINDOWS
+from wenet.run.settings import Config, option, overridden
+from wenet_kernels import ACTIVATIONS, FORMS, WenetError, check_choice
+
+# By name, where each is: a module and its class. `repeated` is what --runs asks for.
+STRATEGIES = {
+    "wenet": "wenet.searching.mixture:Mixture",
+    "random": "wenet.searching.halving:Halving",
+    "repeated": "wenet.searching.repeated:Repeated",
+}
+
+
+@dataclass(frozen=True)
+class SearchConfig(Config):
+    """Everything that decides the result of a search. The defaults are the paper's (section 4.1) where it states them.
+
+    Raises:
+        WenetError: a value outside its range.
+    """
+
+    pool: int = option(10_000, "networks to search in all", metavar="T", at_least=1)
+    batch: int = option(100, "new networks a round", metavar="B", at_least=1)
+    keep: int = option(20, "networks kept from one round for the next", metavar="K", at_least=1)
+    epochs_per_round: float = option(2.0, "passes over the training text a round", metavar="F", above=0)
+    hidden: int = option(200, "size of embedding and hidden state", metavar="H", at_least=1)
+    nodes: int = option(8, "nodes of a cell", metavar="L", at_least=1)
+    activations: str = option(",".join(ACTIVATIONS), "that the nodes are drawn from", metavar="NAME,NAME...")
+    initial_cells: str | None = option(
+        None, "known cells, a line each or a JSON list, that compete in the first round", metavar="FILE"
+    )
+    form: str = option("highway", "highway (every node gated) or plain (eqs. 1-3 as printed)", choices=FORMS)
+    norm: str = option("batch", "batch (normalise every node) or none", choices=("batch", "none"))
+    # Not in the paper. Adam's customary rate; for the mixing weights the one of DARTS's architecture weights.
+    lr: float = option(1e-3, "Adam's learning rate of the parameters", metavar="RATE", above=0)
+    mix_lr: float = option(3e-3, "Adam's learning rate of the mixing weights", metavar="RATE", above=0)
+    weight_decay: float = option(5e-7, "L2 penalty on the parameters", metavar="W", at_least=0)
+    clip: float = option(0.25, "largest global norm of a gradient", metavar="NORM", above=0)
+    data_batch: int = option(20, "text streams side by side in training", metavar="M", at_least=1)
+    eval_batch: int = option(
+        10, "text streams side by side in validation; with --norm batch --data-batch", metavar="M", at_least=1
+    )
+    bptt: int = option(35, "time steps of a training window", metavar="STEPS", at_least=1)
+    dropout_embedding: float = option(0.2, "on embedded words, locked over time", metavar="P", at_least=0, below=1)
+    dropout_x: float = option(0.75, "on the cell's input, locked over time", metavar="P", at_least=0, below=1)
+    dropout_h: float = option(0.25, "on every hidden product's input, locked", metavar="P", at_least=0, below=1)
+    dropout_output: float = option(0.75, "on the output, locked over time", metavar="P", at_least=0, below=1)
+    # The paper: "identical to those in" Merity et al. and Yang et al., who agree: 2, 1, 0.1, windows drawn.
+    # Here they are those of the search code of DARTS, on which the paper's is built: 0, 0.001, 0 and windows of --bptt
+    # steps. With Adam, whose rates the paper leaves open, neither was measured against the other.
+    activation_reg: float = option(0.0, "penalty on the mean square of the output", metavar="W", at_least=0)
+    temporal_activation_reg: float = option(1e-3, "penalty on the output's change a step", metavar="W", at_least=0)
+    dropout_word: float = option(0.0, "on whole words of the vocabulary", metavar="P", at_least=0, below=1)
+    windows: str = option(
+        "fixed",
+        "length of a search's windows: fixed (--bptt), darts (one in twenty is half as long) or merity (drawn around "
+        "these); the rates go with it",
+        choices=WINDOWS,
+    )
+    # Departures from the paper, none of them by default.
+    cell_weights: str = option(
+        "own",
+        "own (of every network) or shared (all networks have the same weights for the node of the same number)",
+        choices=("own", "shared"),
+    )
+    score: str = option(
+        "weight",
+        "what ranks the networks of a round: weight (in the mixture) or held-out (validation loss of its own output)",
+        choices=("weight", "held-out"),
+    )
+    mix_dropout: float = option(0.0, "on whole networks of the mixture", metavar="P", at_least=0, below=1)
+    init_range: float = option(0.04, "weights start as U(-R, R)", metavar="R", above=0)
+    strategy: str = option(
+        "wenet", "wenet, or random: successive halving of standalone training at the same number of network-steps"
+    )
+    runs: int = option(1, "separate searches, their winners ranked by standalone training", metavar="R", at_least=1)
+    audit: int = option(
+        0,
+        "train N of the cells standalone after the search, the kept and some of the rejected; also with --resume",
+        metavar="N",
+        at_least=0,
+    )
+    audit_epochs: float = option(1.0, "passes over the training text of a standalone training", metavar="F", above=0)
+    # Standalone cells are not normalised, and learn best at a lower rate than a batch of normalised ones.
+    standalone_lr: float | None = option(
+        None, "Adam's learning rate of standalone training; by default that of --lr", metavar="RATE", above=0
+    )
+    seed: int = option(1, "of the pool, the initial weights and the dropouts", at_least=0)
+    pool_seed: int | None = option(None, "of the pool alone, where it is to differ from --seed", at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_activations(self.activations.split(","))
+        check_choice("--strategy", self.strategy, [name for name in STRATEGIES if name != "repeated"])
+        if self.initial_cells is not None:
+            # The cells in place of the file: the file may be gone when the run goes on.
+            object.__setattr__(self, "initial_cells", "; ".join(map(str, self._checked_cells(self.initial_cells))))
+        if self.norm == "batch" and self.data_batch < 2:
+            raise WenetError("--data-batch must be at least 2 with --norm batch, which compares the rows of a batch")
+        if self.norm == "batch" and self.form == "plain":
+            # At h = 0 eq. (1) gives s_0 = 0 for any input; what activations then make of that is alike in all rows.
+            raise WenetError(
+                "--form plain needs --norm none: its state starts at zero, and normalised over a batch it stays there"
+            )
+        if 0 < self.audit < self.keep + 2:
+            raise WenetError(f"--audit must be at least {self.keep + 2}: the --keep kept and two rejected cells")
+
+    def _checked_cells(self, source: str) -> list[Genotype]:
+        cells = load_genotypes(source)
+        if len(cells) > self.keep:
+            raise WenetError(f"--initial-cells has {len(cells)} cells, more than the {self.keep} that --keep allows")
+        for number, cell in enumerate(cells, start=1):
+            if cell.nodes != self.nodes:
+                raise WenetError(f"--initial-cells, cell {number}: {cell.nodes} nodes, but --nodes is {self.nodes}")
+            if cell in cells[: number - 1]:
+                raise WenetError(f"--initial-cells, cell {number}: {cell} comes twice")
+        return cells
+
+    @property
+    def initial_cells_given(self) -> list[Genotype]:
+        """The cells that compete in the first round besides new ones."""
+        return [] if self.initial_cells is None else load_genotypes(self.initial_cells)
+
+    @property
+    def activation_names(self) -> tuple[str, ...]:
+        initial = (name for genotype in self.initial_cells_given for name in genotype.activations)
+        return tuple(dict.fromkeys([*self.activations.split(","), *initial]))
+
+    @property
+    def rounds(self) -> int:
+        return -(-self.pool // self.batch)
+
+    @property
+    def valid_rows(self) -> int:
+        """Text streams side by side in the validation of a mixture: as many as in training where it is normalised over
+        them, for the statistics of another number of rows would be others."""
+        return self.data_batch if self.norm == "batch" else self.eval_batch
+
+    @property
+    def networks(self) -> int:
+        """The most networks that train together."""
+        return min(self.batch, self.pool) + (self.keep if self.rounds > 1 else len(self.initial_cells_given))
+
+    @property
+    def fewest_networks(self) -> int:
+        """The fewest that train together: in the first round nothing is kept yet, in the last few new ones."""
+        if self.rounds == 1:
+            return self.pool
+        return min(self.batch, self.pool - (self.rounds - 1) * self.batch + min(self.keep, self.batch))
+
+
+# What `quick` changes: a search of some minutes on two processor cores.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "quick": {
+        "pool": 80,
+        "batch": 16,
+        "keep": 4,
+        "epochs_per_round": 0.4,
+        "hidden": 64,
+        "eval_batch": 64,
+        # A round is a fifth of the paper's. With its dropouts and a rate of 3e-3 hardly anything was learned in one.
+        "lr": 2e-2,
+        "mix_lr": 1e-2,
+        "init_range": 0.1,
+        "dropout_embedding": 0.1,
+        "dropout_x": 0.2,
+        "dropout_h": 0.1,
+        "dropout_output": 0.2,
+        "audit_epochs": 0.25,
+        "standalone_lr": 1e-2,
+    },
+}
+
+
+def resolve_config(preset: str, *layers: Mapping[str, Any]) -> SearchConfig:
+    """Settings of a search: a preset, overridden by each layer in turn.
+
+    Raises:
+        WenetError: an unknown preset or setting, or a value of the wrong type or outside its range.
+    """
+    check_choice("preset", preset, PRESETS)
+    return SearchConfig(**{**overridden(SearchConfig, PRESETS[preset], *layers), "preset": preset})

@@ -1,0 +1,143 @@
+"""A search as a run: what it checks, says and takes, and what it comes to."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wenet.cells import Genotype
+from wenet.parallel import Ranks
+from wenet.run import Session, Work, duration, size
+from wenet.run.machine import resolve_machine
+from wenet.searching.audit import describe_audit, run_audit
+from wenet.searching.estimate import estimate_search, estimate_search_memory
+from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
+from wenet.searching.strategy import Best, strategy_of
+from wenet.tasks import Metric
+from wenet_kernels import WenetError
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found on a text.
+
+    Attributes:
+        best: how the cell was found.
+        folder: of the run.
+        audit: what `audit.json` holds, where there is one.
+    """
+
+    dataset: str
+    genotype: Genotype
+    best: Best
+    folder: Path
+    metric: Metric
+    audit: dict[str, Any] | None = None
+
+
+class SearchWork(Work[SearchConfig]):
+    """What a session must know of a search."""
+
+    kind = "search"
+    noun = "a search"
+
+    def resolve(self, preset: str, *layers: Mapping[str, Any]) -> SearchConfig:
+        config = resolve_config(preset, *layers)
+        strategy_of(config).check(config)
+        return config
+
+    def streams(self, config: SearchConfig) -> dict[str, int]:
+        return {"train": config.data_batch, "valid": max(config.valid_rows, config.eval_batch)}
+
+    def check_ranks(self, config: SearchConfig, ranks: Ranks) -> None:
+        strategy_of(config).check(config, ranks.count)
+
+    def memory(self, config: SearchConfig, cell: Genotype | None, data: Any, ranks: Ranks) -> int:
+        return estimate_search_memory(config, data, ranks.count)
+
+    def memory_flags(self, config: SearchConfig) -> str:
+        return ("--audit, " if config.audit else "") + "--batch, " + super().memory_flags(config)
+
+    @staticmethod
+    def divided_dimension(name: str, dimensions: int) -> int | None:
+        """All that has a leading n but the mixing weights, by which it is told from them and from the moments of the
+        embedding: it has three dimensions or more."""
+        return 0 if dimensions >= 3 and name.startswith(("model.", "optimizer.")) else None
+
+    def announce(self, session: Session[SearchConfig], given: Mapping[str, Any]) -> None:
+        """What each preset would take here."""
+        config, say, ranks = session.config, session.console.say, session.ranks
+        if not ranks.alone:
+            divided = f"{config.runs} runs" if config.runs > 1 else f"the networks, at most {config.networks}"
+            memory = size(self.memory(config, None, session.data, ranks))
+            say(f"ranks     {ranks.count}, which divide {divided}: about {memory} each")
+            return  # how long it will take depends on what is between them
+        for preset in PRESETS:
+            chosen = preset == config.preset
+            try:
+                candidate = config if chosen else resolve_machine(self.resolve(preset, given))
+            except WenetError:
+                continue  # the settings given fit the preset of this run alone
+            say(_preset_line(preset, candidate, session) + ("   <- this run" if chosen else ""))
+        note = strategy_of(config).note
+        if note:
+            say(f"strategy  {note}")
+        if config.runs > 1:
+            say(f"runs      {config.runs}, each of them as above")
+        if config.audit:
+            say(f"audit     {config.audit} cells standalone for {config.audit_epochs:g} epochs, on top of that time")
+
+
+SEARCH = SearchWork()
+
+
+def run_search(session: Session[SearchConfig]) -> SearchResult:
+    """The search of a session by its strategy, and the audit where one is asked for."""
+    config = session.config
+    best = strategy_of(config)(session).run()
+    audit = run_audit(session) if config.audit and config.runs == 1 else None
+    return SearchResult(config.dataset, best.genotype, best, session.folder.path, session.task.metric, audit)
+
+
+def _preset_line(preset: str, config: SearchConfig, session: Session[SearchConfig]) -> str:
+    expected = estimate_search(config, session.task, session.data)
+    return (
+        f"{preset:<9} {config.pool:,} networks, {config.batch} new + {config.keep} kept a round, {config.rounds} "
+        f"rounds of {config.epochs_per_round:g} epochs, hidden {config.hidden}: about {duration(expected.seconds)}, "
+        f"{size(expected.memory)}"
+    )
+
+
+def describe_search(result: SearchResult) -> str:
+    """The winner as a person wants it: drawn, beside what chance would give, with its cost and what to do next."""
+    best, folder = result.best, result.folder
+    return "\n".join(
+        [
+            "",
+            best.how_it_won(result.metric),
+            "",
+            result.genotype.draw(),
+            "",
+            f"cell      {result.genotype}",
+            f"cost      {duration(best.seconds)}, peak memory {size(best.peak_memory_bytes)}",
+            *best.lines(result.metric),
+            *_how_good_the_ranking_is(result),
+            f"report    {folder}/report.html",
+            f"files     {folder}/best.json (the cell), config.json (settings), and of every search search.jsonl",
+            "next      " + shlex.join(["wenet-train", result.dataset, "--cell", str(folder), "--preset", "quick"]),
+        ]
+    )
+
+
+def _how_good_the_ranking_is(result: SearchResult) -> list[str]:
+    if result.audit:
+        return describe_audit(result.audit, result.metric)
+    if result.best.is_ranked_by_chance():
+        return [
+            "caution   one search: whether the cell beats a random one was not measured; "
+            f"measure it with wenet-search --resume {result.folder} --audit 24"
+        ]
+    return []

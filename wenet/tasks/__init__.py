@@ -1,0 +1,17 @@
+"""What a network learns: data, the model around a recurrent layer, the loss, and the metric."""
+
+from typing import Any
+
+from wenet.tasks.language import LanguageModelling
+from wenet.tasks.task import Metric, Task
+
+# By name, as `task` among the settings names it. To add one, write a class with the members of `Task` and name it here.
+TASKS: dict[str, type[Task]] = {"language": LanguageModelling}
+
+
+def task_of(config: Any) -> Task:
+    """The task that the settings of a run name."""
+    return TASKS[config.task]()
+
+
+__all__ = ["TASKS", "LanguageModelling", "Metric", "Task", "task_of"]

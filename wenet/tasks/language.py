@@ -1,0 +1,133 @@
+"""Language modelling: predict the next token of a text, measured in perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wenet.data import Corpus, batchify, load_corpus, window, window_at, windows_per_pass
+from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM, StandaloneLanguageModels, WeightedDagRNN
+from wenet.tasks.task import Measurement, Metric
+from wenet_kernels import LostRanks, WenetError
+
+Predictor = LanguageModel | StandaloneLanguageModels
+
+
+class LanguageModelling:
+    """The task of the paper: words in streams side by side, a tied embedding and decoder, cross-entropy."""
+
+    metric = Metric("perplexity", "perplexity")
+    window = staticmethod(window_at)
+
+    def load(self, config: Any, data_dir: Path | None) -> Corpus:
+        """The text that the settings name.
+
+        Raises:
+            WenetError: as in `load_corpus`.
+        """
+        return load_corpus(config.dataset, data_dir, config.max_vocabulary)
+
+    def streams(self, data: Corpus, part: str, rows: int) -> Tensor:
+        """A part of the text as `rows` streams side by side, `[steps, rows]`."""
+        return batchify(getattr(data, part), rows)
+
+    def steps_per_pass(self, streams: Tensor) -> int:
+        """Tokens of each stream that are predicted: all but the first."""
+        return len(streams) - 1
+
+    def model(self, layer: DagRNN | WeightedDagRNN | StackedLSTM, config: Any, data: Corpus) -> LanguageModel:
+        """A language model around a layer, its dropouts and initial range those of the settings."""
+        mixture = None
+        if getattr(config, "softmax", "tied") == "mos":
+            mixture = MixtureOfSoftmaxes(layer.hidden_size, layer.input_size, config.experts, config.dropout_latent)
+        return LanguageModel(
+            len(data.vocabulary),
+            layer,
+            dropout_embedding=config.dropout_embedding,
+            dropout_output=config.dropout_output,
+            init_range=config.init_range,
+            dropout_word=config.dropout_word,
+            mixture=mixture,
+        )
+
+    def standalone_models(self, layer: WeightedDagRNN, config: Any, data: Corpus) -> StandaloneLanguageModels:
+        """A language model for every network of a layer with independent coupling."""
+        return StandaloneLanguageModels(
+            len(data.vocabulary),
+            layer,
+            config.dropout_embedding,
+            config.dropout_output,
+            config.init_range,
+            config.dropout_word,
+        )
+
+    def measure(
+        self,
+        model: Predictor,
+        streams: Tensor,
+        steps: int,
+        between: Callable[[], None] = lambda: None,
+        of_networks: bool = False,
+    ) -> Measurement:
+        """Cross-entropy and perplexity of streams `[steps, M]`."""
+        nats = mean_cross_entropy(model, streams, steps, between, of_networks)
+        return Measurement(nats, _exponential(nats))
+
+
+def perplexity(model: LanguageModel, streams: Tensor, steps: int, between: Callable[[], None] = lambda: None) -> float:
+    """exp of the mean cross-entropy over every predicted token of streams `[time, M]`, without dropout; infinite
+    where it overflows, or the model does."""
+    return exponential(float(mean_cross_entropy(model, streams, steps, between)))
+
+
+@torch.no_grad()
+def mean_cross_entropy(
+    model: Predictor, streams: Tensor, steps: int, between: Callable[[], None], of_networks: bool = False
+) -> Tensor:
+    """Nats per predicted token of streams `[time, M]`, without dropout; `[n]` of standalone models, and of a mixture
+    where each network is to be measured by its own output.
+
+    The mean is over predicted tokens: dividing by the rows of the stream, one more than are predicted, would read a
+    little too low. `between` is called after every window and may raise. NaN where the model's state overflows on the
+    way, which the operator then refuses.
+    """
+    total, h = torch.zeros((), dtype=torch.float64), None
+    model.eval()
+    try:
+        for index in range(windows_per_pass(streams, steps)):
+            tokens, targets = window(streams, steps, index)
+            try:
+                cross_entropy, h = _losses(model, tokens, targets, h, of_networks)
+            except LostRanks:
+                raise
+            except WenetError:  # of a model and a text that fit one another, all that can be refused is NaN
+                return total + math.nan
+            total = total + cross_entropy.double().cpu() * targets.numel()
+            between()
+    finally:
+        model.train()
+    return total / streams[1:].numel()
+
+
+def _losses(
+    model: Predictor, tokens: Tensor, targets: Tensor, h: Tensor | None, of_networks: bool
+) -> tuple[Tensor, Tensor]:
+    if of_networks:
+        assert isinstance(model, LanguageModel)
+        return model.network_losses(tokens, targets, h)
+    _, cross_entropy, h = model.loss(tokens, targets, h)
+    return cross_entropy, h
+
+
+def exponential(cross_entropy: float) -> float:
+    """The perplexity of a mean cross-entropy; infinite where a float overflows."""
+    return math.exp(cross_entropy) if cross_entropy < 700 else math.inf
+
+
+def _exponential(nats: Tensor) -> Tensor:
+    return torch.tensor([exponential(value) for value in nats.flatten().tolist()], dtype=torch.float64).view(nats.shape)

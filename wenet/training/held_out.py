@@ -1,0 +1,138 @@
+"""A trained model on validation and test text."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from wenet.data import batchify, encode_held_out
+from wenet.data.corpus import UNKNOWN
+from wenet.nn import LanguageModel
+from wenet.run import Console, RunFolder, counted, duration
+from wenet.run.machine import resolve_machine
+from wenet.run.session import as_path, stored_config, stored_data
+from wenet.tasks import task_of
+from wenet.tasks.language import perplexity
+from wenet.training.adaptive import Cache, Dynamic, cache_perplexity, dynamic_perplexity, statistics_stream
+from wenet.training.nt_asgd import trained_model
+from wenet.training.settings import TrainConfig
+from wenet.training.work import TRAIN
+from wenet_kernels import LostRanks, WenetError, check_choice
+
+RECORDS = "eval.jsonl"
+SETTINGS = ("eval_batch", "test_batch", "backend", "device", "precision")  # of the run that an evaluation may change
+
+
+def evaluate(
+    folder: str | Path,
+    dataset: str | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    cache: Cache | None = None,
+    dynamic: Dynamic | None = None,
+    console: Console | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Perplexity of the best weights of a training run on the validation and the test part of a text.
+
+    Args:
+        folder: of the run; what is found is added to its `eval.jsonl` too.
+        dataset: the run's own text by default; another is read with the run's vocabulary.
+        data_dir, console: as in `train`.
+        cache, dynamic: adapt to the text while reading it, in one way or the other.
+        settings: eval_batch, test_batch, backend, device, precision; the run's own by default, but backend and device
+            what this machine has, and for dynamic evaluation one stream of text.
+
+    Returns:
+        For each part the perplexity, the tokens predicted (all but the first of each stream, and but the few that do
+        not fill a row), how many of them are `<unk>`, and the seconds taken.
+
+    Raises:
+        WenetError: no trained model there, an unusable text or setting.
+
+    Examples:
+        >>> import wenet
+        >>> measured = wenet.evaluate("runs/trained")
+        >>> measured["test"]["perplexity"] < 100
+        True
+    """
+    console = console or Console(silent=True)
+    if cache and dynamic:
+        raise WenetError("the cache and dynamic evaluation are not combined; ask for one of them")
+    for name in settings:
+        check_choice("setting", name, SETTINGS)
+    with closing(RunFolder.open(Path(folder))) as run:
+        stored = stored_config(run, TRAIN)
+        task = task_of(stored)
+        genotype = TRAIN.stored_cell(run.config)
+        config = resolve_machine(replace(stored, **{"backend": "auto", "device": "auto", **settings}), genotype)
+        corpus = stored_data(run, stored, task, data_dir)
+        held_out = {"valid": corpus.valid, "test": corpus.test}
+        if dataset is not None:
+            held_out = encode_held_out(dataset, as_path(data_dir), corpus.vocabulary)
+        _, tensors = run.load_best()
+        model = trained_model(config, genotype, task, corpus, tensors).to(config.device)
+        measure = _measure(model, config, corpus.train, cache, dynamic)
+        record: dict[str, Any] = {
+            "dataset": dataset or stored.dataset,
+            "precision": config.precision,
+            "cache": cache and asdict(cache),
+            "dynamic": dynamic and asdict(dynamic),
+        }
+        mend = "lower --dynamic-lr" if dynamic else "measure it with --precision fp32 or fp64, or train it anew"
+        unknown = corpus.vocabulary.index(UNKNOWN) if UNKNOWN in corpus.vocabulary else None
+        for part, setting in (("valid", "eval_batch"), ("test", "test_batch")):
+            rows = settings.get(setting, 1) if dynamic else getattr(config, setting)
+            stream = batchify(held_out[part], rows).to(config.device)
+            record[part] = _score(measure, part, stream, unknown, mend)
+            console.say(_describe(part, record[part], rows))
+        run.append_record(RECORDS, record)
+    return record
+
+
+def _measure(
+    model: LanguageModel, config: TrainConfig, train: Tensor, cache: Cache | None, dynamic: Dynamic | None
+) -> Callable[[Tensor], float]:
+    """Perplexity of a stream in the way asked for."""
+    if cache is not None:
+        return lambda stream: cache_perplexity(model, stream, config.bptt, cache)
+    if dynamic is not None:
+        train_stream = statistics_stream(train, dynamic.segment).to(config.device)
+        return lambda stream: dynamic_perplexity(model, train_stream, stream, dynamic)
+    return lambda stream: perplexity(model, stream, config.bptt)
+
+
+def _score(
+    measure: Callable[[Tensor], float], part: str, stream: Tensor, unknown: int | None, mend: str
+) -> dict[str, Any]:
+    started = time.monotonic()
+    try:
+        value = measure(stream)
+    except LostRanks:
+        raise
+    except WenetError:  # of a model and a text that fit one another, all that can be refused is NaN
+        value = math.nan
+    if not math.isfinite(value):
+        raise WenetError(f"the model's perplexity on the {part} text is not finite; {mend}")
+    predicted = stream[1:]
+    return {
+        "perplexity": value,
+        "tokens_predicted": predicted.numel(),
+        "unknown_tokens": 0 if unknown is None else int((predicted == unknown).sum()),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _describe(part: str, score: dict[str, Any], rows: int) -> str:
+    return (
+        f"{part:<6} perplexity {score['perplexity']:.2f} over {score['tokens_predicted']:,} predicted tokens "
+        f"({score['unknown_tokens']:,} of them <unk>), {counted(rows, 'stream')} side by side, "
+        f"{duration(score['seconds'])}"
+    )

@@ -1,0 +1,181 @@
+"""Settings of the training of one cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wenet.run.settings import Config, option, overridden
+from wenet_kernels import FORMS, check_choice
+
+LSTMS = ("lstm", "lstm-skip")  # what can be trained though it is no cell of the search space
+
+
+SOFTMAXES = ("tied", "mos")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """Everything that decides the result of training one cell. The defaults are the paper's (section 4.2).
+
+    What the paper leaves out is as in the code of DARTS, on which it builds.
+
+    Raises:
+        WenetError: a value outside its range.
+    """
+
+    cell: str = option(
+        "darts-v2", "published name, lstm, lstm-skip, random:SEED, JSON file, run folder, or text such as 'tanh0 relu1'"
+    )
+    hidden: int = option(850, "size of the hidden state", metavar="H", at_least=1)
+    embedding: int | None = option(
+        None, "size of an embedded word; by default that of the hidden state", metavar="D", at_least=1
+    )
+    layers: int = option(3, "layers of an lstm", metavar="N", at_least=1)
+    last_hidden: int | None = option(
+        None, "size of the last layer of an lstm; by default that of the embedding", metavar="H", at_least=1
+    )
+    softmax: str = option("tied", "tied (one, with the embedding's weights) or mos (a mixture)", choices=SOFTMAXES)
+    experts: int = option(15, "softmaxes of a mixture", metavar="K", at_least=1)
+    dropout_latent: float = option(
+        0.29, "on the context of every expert of a mixture, locked", metavar="P", at_least=0, below=1
+    )
+    form: str = option("highway", "highway (every node gated) or plain (eqs. 1-3 as printed)", choices=FORMS)
+    epochs: int = option(1600, "passes over the training text", metavar="N", at_least=1)
+    lr: float = option(20.0, "learning rate of a window of --bptt steps; in proportion for others", above=0)
+    nonmonotone: int = option(
+        5, "average the weights once validation is worse than the best of all but the last N", metavar="N", at_least=1
+    )
+    weight_decay: float = option(8e-7, "L2 penalty on the parameters", metavar="W", at_least=0)
+    clip: float = option(0.25, "largest global norm of a gradient", metavar="NORM", above=0)
+    data_batch: int = option(64, "text streams side by side in training", metavar="M", at_least=1)
+    eval_batch: int = option(10, "text streams side by side in validation", metavar="M", at_least=1)
+    test_batch: int = option(1, "text streams side by side in the test at the end", metavar="M", at_least=1)
+    bptt: int = option(35, "usual time steps of a training window; their number varies", metavar="STEPS", at_least=1)
+    dropout_word: float = option(0.1, "on whole words of the vocabulary", metavar="P", at_least=0, below=1)
+    dropout_embedding: float = option(0.2, "on embedded words, locked over time", metavar="P", at_least=0, below=1)
+    dropout_x: float = option(
+        0.75,
+        "on the cell's input, or between the layers of an lstm, locked over time",
+        metavar="P",
+        at_least=0,
+        below=1,
+    )
+    dropout_h: float = option(
+        0.25,
+        "on every hidden product's input, locked; on the hidden weights of an lstm",
+        metavar="P",
+        at_least=0,
+        below=1,
+    )
+    dropout_output: float = option(0.75, "on the output, locked over time", metavar="P", at_least=0, below=1)
+    activation_reg: float = option(0.0, "penalty on the mean square of the output", metavar="W", at_least=0)
+    temporal_activation_reg: float = option(1e-3, "penalty on the output's change a step", metavar="W", at_least=0)
+    init_range: float = option(0.04, "weights start as U(-R, R)", metavar="R", above=0)
+    on_nan: str = option(
+        "stop", "where training diverges: stop, or rollback to the best epoch so far", choices=("stop", "rollback")
+    )
+    seed: int = option(1, "of the initial weights, the window lengths and the dropouts", at_least=0)
+
+
+TRAIN_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},  # completed below
+    # Some minutes on two processor cores. A small model that sees the text a few times needs little regularisation.
+    "quick": {
+        "hidden": 128,
+        "epochs": 5,
+        "data_batch": 20,
+        "eval_batch": 64,
+        "test_batch": 64,
+        "dropout_word": 0.0,
+        "dropout_embedding": 0.1,
+        "dropout_x": 0.1,
+        "dropout_h": 0.1,
+        "dropout_output": 0.2,
+    },
+}
+
+
+# What the preset `paper` changes for a text (section 4.3), and for architectures that have settings of their own:
+# Merity et al. 2017 for an LSTM, Yang et al. 2018 for one with a mixture of softmaxes. Melis et al. 2018 tuned theirs
+# by a search of its own; here it takes the settings of the LSTM, at the published number of parameters.
+PAPER_WIKITEXT_2: dict[str, Any] = {"hidden": 700, "dropout_h": 0.15, "weight_decay": 5e-7}
+
+
+PAPER_RHN: dict[str, Any] = {"hidden": 830}
+
+
+PAPER_LSTM: dict[str, Any] = {
+    "hidden": 1150,
+    "embedding": 400,
+    "epochs": 500,
+    "lr": 30.0,
+    "weight_decay": 1.2e-6,
+    "data_batch": 20,
+    "bptt": 70,
+    "dropout_embedding": 0.4,
+    "dropout_x": 0.25,
+    "dropout_h": 0.5,
+    "dropout_output": 0.4,
+    "activation_reg": 2.0,
+    "temporal_activation_reg": 1.0,
+    "init_range": 0.1,
+}
+
+
+PAPER_LSTM_WIKITEXT_2: dict[str, Any] = {"epochs": 750, "data_batch": 80, "dropout_x": 0.2, "dropout_embedding": 0.65}
+
+
+PAPER_LSTM_SKIP: dict[str, Any] = {"hidden": 720, "embedding": 720, "layers": 4}
+
+
+PAPER_LSTM_SKIP_WIKITEXT_2: dict[str, Any] = {"hidden": 490, "embedding": 490}
+
+
+PAPER_LSTM_MOS: dict[str, Any] = {
+    "hidden": 960,
+    "embedding": 280,
+    "last_hidden": 620,
+    "epochs": 1000,
+    "lr": 20.0,
+    "data_batch": 12,
+    "dropout_x": 0.225,
+}
+
+
+PAPER_LSTM_MOS_WIKITEXT_2: dict[str, Any] = {
+    "hidden": 1150,
+    "embedding": 300,
+    "last_hidden": 650,
+    "lr": 15.0,
+    "data_batch": 15,
+    "dropout_x": 0.2,
+    "dropout_embedding": 0.55,
+}
+
+
+def _paper_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the preset `paper` is for the text and architecture asked for."""
+    cell = given.get("cell", TrainConfig.cell)
+    wikitext = given.get("dataset", TrainConfig.dataset) == "wikitext-2"
+    if cell not in LSTMS:
+        return {**(PAPER_WIKITEXT_2 if wikitext else {}), **(PAPER_RHN if cell == "rhn" else {})}
+    settings = {**PAPER_LSTM, **(PAPER_LSTM_WIKITEXT_2 if wikitext else {})}
+    if cell == "lstm-skip":
+        settings |= {**PAPER_LSTM_SKIP, **(PAPER_LSTM_SKIP_WIKITEXT_2 if wikitext else {})}
+    elif given.get("softmax") == "mos":
+        settings |= {**PAPER_LSTM_MOS, **(PAPER_LSTM_MOS_WIKITEXT_2 if wikitext else {})}
+    return settings
+
+
+def resolve_train_config(preset: str, *layers: Mapping[str, Any]) -> TrainConfig:
+    """Settings of training: a preset, which depends on text and architecture, overridden by each layer in turn.
+
+    Raises:
+        WenetError: an unknown preset or setting, or a value of the wrong type or outside its range.
+    """
+    check_choice("preset", preset, TRAIN_PRESETS)
+    given = overridden(TrainConfig, *layers)
+    base = _paper_settings(given) if preset == "paper" else TRAIN_PRESETS[preset]
+    return TrainConfig(**{**base, **given, "preset": preset})

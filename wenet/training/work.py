@@ -1,0 +1,114 @@
+"""The training of one cell as a run: what it checks, says and takes, and what it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wenet.cells import Genotype, load_genotype
+from wenet.parallel import Ranks
+from wenet.run import Session, Work, counted, duration, size
+from wenet.tasks import task_of
+from wenet.training.estimate import estimate_training, estimate_training_memory
+from wenet.training.nt_asgd import EvaluationTraining
+from wenet.training.settings import LSTMS, TrainConfig, resolve_train_config
+from wenet_kernels import WenetError
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training came to: the metric on both held-out parts, what `best.json` says, and the run folder."""
+
+    valid_perplexity: float
+    test_perplexity: float
+    best: dict[str, Any]
+    folder: Path
+
+
+class TrainWork(Work[TrainConfig]):
+    """What a session must know of a training."""
+
+    kind = "train"
+    noun = "training"
+
+    def resolve(self, preset: str, *layers: Mapping[str, Any]) -> TrainConfig:
+        return resolve_train_config(preset, *layers)
+
+    def cell(self, config: TrainConfig) -> Genotype | None:
+        return None if config.cell in LSTMS else load_genotype(config.cell, besides=LSTMS)
+
+    def streams(self, config: TrainConfig) -> dict[str, int]:
+        return {"train": config.data_batch, "valid": config.eval_batch, "test": config.test_batch}
+
+    def check_ranks(self, config: TrainConfig, ranks: Ranks) -> None:
+        if config.data_batch < ranks.count:
+            raise WenetError(
+                f"--data-batch {config.data_batch} cannot be divided over {ranks.count} ranks; start fewer"
+            )
+
+    def memory(self, config: TrainConfig, cell: Genotype | None, data: Any, ranks: Ranks) -> int:
+        own = replace(config, data_batch=-(-config.data_batch // ranks.count))
+        return estimate_training_memory(own, cell, task_of(config), data)
+
+    def stored(self, cell: Genotype | None) -> dict[str, Any]:
+        """The cell itself: the file that it was read from may change."""
+        return {"genotype": cell and cell.to_dict()}
+
+    def stored_cell(self, stored: Mapping[str, Any]) -> Genotype | None:
+        return None if stored["genotype"] is None else Genotype.from_dict(stored["genotype"])
+
+    @staticmethod
+    def divided_dimension(name: str, dimensions: int) -> int | None:
+        """The rows of the state `[1, M, H]`."""
+        return 1 if name == "h" else None
+
+    def announce(self, session: Session[TrainConfig], given: Mapping[str, Any]) -> None:
+        """The cell, and what its training will take."""
+        config, say, ranks = session.config, session.console.say, session.ranks
+        genotype = session.cell
+        same = genotype is None or str(genotype) == config.cell
+        say(f"cell      {config.cell}" + ("" if same else f": {genotype}"))
+        if not ranks.alone:
+            memory = size(self.memory(config, genotype, session.data, ranks))
+            say(f"ranks     {ranks.count}, which divide batches of {config.data_batch}: about {memory} each")
+            return  # how long it will take depends on what is between them
+        expected = estimate_training(config, genotype, session.task, session.data)
+        say(
+            f"{config.preset:<9} {counted(config.epochs, 'epoch')}, hidden {config.hidden}, batch {config.data_batch}: "
+            f"about {duration(expected.seconds)}, {size(expected.memory)}"
+        )
+
+
+TRAIN = TrainWork()
+
+
+def run_training(session: Session[TrainConfig]) -> TrainResult:
+    """The training of a session."""
+    best = EvaluationTraining(session).run()
+    key = session.task.metric.key
+    return TrainResult(best[f"valid_{key}"], best[f"test_{key}"], best, session.folder.path)
+
+
+def describe_training(result: TrainResult) -> str:
+    """Perplexities, which weights they are of, and what to do next."""
+    best, folder = result.best, result.folder
+    averaged = "never averaged" if best["averaging_from"] is None else f"averaged from epoch {best['averaging_from']}"
+    lines = [
+        "",
+        f"perplexity  valid {result.valid_perplexity:.2f}, test {result.test_perplexity:.2f}",
+        f"weights     of epoch {best['epoch']} of {best['epochs']}, the best in validation; {averaged}; "
+        f"{best['parameters']:,} parameters",
+        f"cost        {duration(best['seconds'])}, peak memory {size(best['peak_memory_bytes'])}",
+    ]
+    if best["rollbacks"]:
+        lines.append(f"caution     training diverged {counted(best['rollbacks'], 'time')} and went back each time")
+    return "\n".join(
+        [
+            *lines,
+            f"report      {folder}/report.html",
+            f"files       {folder}/best.json (the result), train.jsonl (every epoch), config.json (settings)",
+            f"next        wenet-eval {folder}",
+        ]
+    )
