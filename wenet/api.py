@@ -8,10 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import torch
-
 from wenet.cells import Genotype
 from wenet.run import Session, Surroundings
+from wenet.run.machine import default_preset
 from wenet.searching.audit import begun_audit
 from wenet.searching.settings import SearchConfig
 from wenet.searching.tournament import hold_tournament
@@ -210,7 +209,7 @@ def _settings(
     if dataset is not None:
         given["dataset"] = dataset
     preset_in_file = given.pop("preset", None)
-    return preset or preset_in_file or ("paper" if torch.cuda.is_available() else "quick"), given
+    return preset or preset_in_file or default_preset(), given
 
 
 def _only_surroundings(options: dict[str, Any]) -> Surroundings:

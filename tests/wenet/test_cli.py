@@ -1,16 +1,19 @@
+import dataclasses
 import json
 import re
 
 import pytest
+import torch
 
 from wenet.cells.genotype import Genotype
 from wenet.cli.cell import main as cell_main
 from wenet.cli.rank import main as rank_main
 from wenet.cli.search import main as search_main
 from wenet.cli.train import main as train_main
+from wenet.run.settings import Group, flag
 from wenet.searching.mixture import Mixture
 from wenet.searching.settings import SearchConfig, resolve_config
-from wenet.training.settings import resolve_train_config
+from wenet.training.settings import LearningConfig, TrainConfig, resolve_train_config
 from wenet_kernels import WenetError
 
 from .helpers import TINY, write_text
@@ -143,6 +146,63 @@ def test_an_allocation_that_fails(text, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Mixture, "step", exhausted)
     message = fails(capsys, text, *TINY, "--out", tmp_path / "run")
     assert re.search(r"out of memory: about \S+ [GM]B are needed; lower --batch", message)
+
+
+def helped(main, *arguments) -> None:
+    """Ask for `--help` after these."""
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--help"])
+    assert end.value.code == 0
+
+
+def test_help_groups_its_flags(capsys):
+    helped(search_main)
+    groups = dict(re.findall(r"^(\w[^\n]+):\n(.*?)(?=\n\n|\Z)", capsys.readouterr().out, re.MULTILINE | re.DOTALL))
+    assert list(groups) == list(Group)
+    flags = {heading: re.findall(r"^  (--[a-z-]+|dataset)", text, re.MULTILINE) for heading, text in groups.items()}
+    assert flags[Group.FIRST][:2] == ["dataset", "--preset"]
+    assert len(flags[Group.FIRST]) <= 13
+    assert flags[Group.MACHINE] == ["--backend", "--device", "--precision"]
+    shown = [name for group in flags.values() for name in group]
+    assert len(set(shown)) == len(shown)
+    assert {flag(option.name) for option in dataclasses.fields(SearchConfig)} <= {*shown, "--dataset"}
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "default"),
+    [
+        (search_main, ["--preset", "paper"], "hidden state (default: 200)"),
+        (search_main, ["--preset", "quick"], "hidden state (default: 64)"),
+        (search_main, ["--preset", "quick", "--hidden", "32"], "hidden state (default: 32)"),
+        (train_main, ["--preset", "paper"], "hidden state (default: 850)"),
+        (train_main, ["wikitext-2", "--preset", "paper"], "hidden state (default: 700)"),
+        (train_main, ["--preset", "paper", "--cell", "lstm"], "hidden state (default: 1150)"),
+    ],
+)
+def test_help_shows_the_defaults_in_force(capsys, main, arguments, default):
+    helped(main, *arguments)
+    assert default in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_shows_the_preset_of_this_machine(capsys, monkeypatch):
+    for gpu, preset in ((False, "quick"), (True, "paper")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        helped(search_main)
+        assert f"those of --preset {preset};" in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_of_an_unknown_preset(capsys):
+    assert search_main(["--preset", "quikc", "--help"]) == 2
+    assert "did you mean 'quick'?" in capsys.readouterr().err
+
+
+def test_search_and_training_declare_what_they_share_once():
+    """Fields of both are the same but where the training has other words or another default."""
+    own = set(SearchConfig.__annotations__) & set(TrainConfig.__annotations__)
+    assert own <= set(LearningConfig.__dataclass_fields__)
+    for name in LearningConfig.__dataclass_fields__:
+        found = [dict(config.__dataclass_fields__[name].metadata) for config in (SearchConfig, TrainConfig)]
+        assert {**found[0], "help": ""} == {**found[1], "help": ""}
 
 
 def test_presets():

@@ -7,13 +7,14 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from wenet.parallel import joined
 from wenet.run import Config, Console, Stopped, Surroundings, flag
-from wenet.run.settings import read_config_file, value_type
+from wenet.run.machine import default_preset
+from wenet.run.settings import Group, read_config_file, value_type
 from wenet_kernels import LostRanks, WenetError, check_choice
 
 Result = TypeVar("Result")
@@ -28,10 +29,9 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Names the flag that a misspelled one was meant to be; also within an action, whose flags it alone knows."""
         found, rest = super().parse_known_args(args, namespace)
-        flags = re.findall(r"--[\w-]+", self.format_usage())
         for word in rest:
             if word.startswith("--"):
-                check_choice("flag", word.partition("=")[0], flags)
+                check_choice("flag", word.partition("=")[0], re.findall(r"--[a-z-]+", self.format_help()))
         return found, rest
 
 
@@ -93,13 +93,49 @@ def begin_or_resume(
         return console, resume(folder, **common)
 
 
-def run_parser(command: str, description: str, config_class: type[Config], at_end_of: str) -> Parser:
-    """Flags of a resumable run, and one for every field of its settings."""
-    parser = Parser(prog=command, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+def run_parser(command: str, description: str, resolve: Callable[..., Config], at_end_of: str) -> Parser:
+    """Flags of a resumable run, and one for every setting; the help shows the defaults of the preset in force."""
+
+    class Help(argparse.Action):
+        """Shows what the flags before it would leave to their defaults."""
+
+        def __call__(self, parser: Any, namespace: argparse.Namespace, *_: Any) -> None:
+            _grouped_parser(command, description, _in_force(resolve, vars(namespace)), at_end_of).print_help()
+            parser.exit()
+
+    parser = _grouped_parser(command, description, resolve(default_preset()), at_end_of)
+    parser.add_argument("-h", "--help", action=Help, nargs=0)
+    return parser
+
+
+def _in_force(resolve: Callable[..., Config], given: Mapping[str, Any]) -> Config:
+    """The settings that a command would use with these flags."""
+    settings = {**(read_config_file(given["config"]) if "config" in given else {}), **given}
+    known = {option.name for option in dataclasses.fields(resolve("paper"))}
+    preset = settings.pop("preset", None) or default_preset()
+    return resolve(preset, {name: value for name, value in settings.items() if name in known})
+
+
+def _grouped_parser(command: str, description: str, defaults: Config, at_end_of: str) -> Parser:
+    parser = Parser(
+        prog=command,
+        usage="%(prog)s [dataset] [flags]",
+        description=f"{description} Defaults are those of --preset {defaults.preset}; name another before --help.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    groups = {group: parser.add_argument_group(group) for group in Group}
+    for option in dataclasses.fields(defaults):
+        add_setting(groups[option.metadata["group"]], option, getattr(defaults, option.name))
+    _add_run_flags(groups[Group.FIRST], groups[Group.RUN], command, at_end_of)
+    return parser
+
+
+def _add_run_flags(first: argparse._ArgumentGroup, run: argparse._ArgumentGroup, command: str, at_end_of: str) -> None:
     folder = f"runs/{command.removeprefix('wenet-')}-TEXT-TIME"
-    run = parser.add_argument_group("the run")
-    run.add_argument("--out", type=Path, metavar="DIR", help=f"new run folder (default: {folder})")
-    run.add_argument("--resume", type=Path, metavar="DIR", default=None, help="continue the run in this folder")
+    first.add_argument("--out", type=Path, metavar="DIR", help=f"new run folder (default: {folder})")
+    first.add_argument("--resume", type=Path, metavar="DIR", default=None, help="continue the run in this folder")
     run.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings; flags override it")
     run.add_argument(
         "--data-dir", type=Path, metavar="DIR", default=None, help="look for ptb and wikitext-2 here first"
@@ -115,23 +151,21 @@ def run_parser(command: str, description: str, config_class: type[Config], at_en
         "--tensorboard", action="store_true", default=False, help="write curves for TensorBoard into the run folder"
     )
     run.add_argument("--quiet", action="store_true", default=False, help="plain lines instead of a progress bar")
-    settings = parser.add_argument_group("settings (defaults are those of the preset paper)")
-    for option in dataclasses.fields(config_class):
-        add_setting(settings, option)
-    return parser
 
 
-def add_setting(group: argparse._ActionsContainer, option: dataclasses.Field[Any]) -> None:
+def add_setting(group: argparse._ActionsContainer, option: dataclasses.Field[Any], default: Any) -> None:
+    """A flag for a setting, with the default that its help names."""
+    shown = "" if default is None or option.name == "preset" else f" (default: {default})"
+    text = option.metadata["help"].replace("%", "%%") + shown
     if option.name == "dataset":
-        group.add_argument("dataset", nargs="?", help=f"{option.metadata['help']} (default: {option.default})")
+        group.add_argument("dataset", nargs="?", help=text)
         return
-    default = "" if option.default is None or option.name == "preset" else f" (default: {option.default})"
     choices = option.metadata.get("choices")
     group.add_argument(
         flag(option.name),
         type=value_type(option),
         metavar=one_of(choices) if choices else option.metadata.get("metavar"),
-        help=option.metadata["help"].replace("%", "%%") + default,
+        help=text,
     )
 
 

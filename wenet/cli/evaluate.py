@@ -35,7 +35,7 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
     )
     for option in dataclasses.fields(TrainConfig):
         if option.name in SETTINGS:
-            add_setting(parser, option)
+            add_setting(parser, option, option.default)
     adaptive = parser.add_argument_group("adapting to the text while reading it, which the paper does not")
     adaptive.add_argument(
         "--cache", type=_count, metavar="N", default=None, help="neural cache of the last N states (500, 2000 ...)"

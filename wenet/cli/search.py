@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from wenet.api import resume_search, search
 from wenet.cli.common import begin_or_resume, reporting, run_parser
-from wenet.searching.settings import SearchConfig
+from wenet.searching.settings import resolve_config
 from wenet.searching.work import describe_search
 
 
@@ -19,7 +19,7 @@ def _search(arguments: Sequence[str] | None) -> None:
     parser = run_parser(
         "wenet-search",
         "Find a recurrent cell for a text: many random cells compete inside one language model.",
-        SearchConfig,
+        resolve_config,
         at_end_of="round",
     )
     console, result = begin_or_resume(parser, arguments, search, resume_search, resumed_with=("audit", "audit_epochs"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from wenet.api import resume_train, train
 from wenet.cli.common import begin_or_resume, reporting, run_parser
-from wenet.training.settings import TrainConfig
+from wenet.training.settings import resolve_train_config
 from wenet.training.work import describe_training
 
 
@@ -17,7 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(arguments: Sequence[str] | None) -> None:
     parser = run_parser(
-        "wenet-train", "Train one recurrent cell as a language model, and test it.", TrainConfig, at_end_of="epoch"
+        "wenet-train",
+        "Train one recurrent cell as a language model, and test it.",
+        resolve_train_config,
+        at_end_of="epoch",
     )
     console, result = begin_or_resume(parser, arguments, train, resume_train)
     console.say(describe_training(result))

@@ -30,6 +30,11 @@ def resolve_machine(config: AnyConfig, cell: Genotype | None = None) -> AnyConfi
     return replace(config, device=str(device), backend=backend, precision=precision)
 
 
+def default_preset() -> str:
+    """The preset that a run on this machine starts from where none is named."""
+    return "paper" if torch.cuda.is_available() else "quick"
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

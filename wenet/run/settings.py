@@ -7,6 +7,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,9 +23,23 @@ WINDOWS = ("fixed", "darts", "merity")  # how long the windows of a search are
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
-def option(default: Any, text: str, **limits: Any) -> Any:
+class Group(StrEnum):
+    """Where a setting stands in `--help`, in this order."""
+
+    FIRST = "what most runs set"
+    MODEL = "text and model"
+    CELLS = "the space of cells"
+    MIXTURE = "the mixture, and what takes its place"
+    STANDALONE = "standalone training and audit"
+    OPTIMISATION = "optimisation"
+    REGULARISATION = "regularisation"
+    MACHINE = "machine"
+    RUN = "the run"
+
+
+def option(default: Any, text: str, group: Group, **limits: Any) -> Any:
     """A setting with its help text; `limits` may hold metavar, choices, at_least, above and below."""
-    return field(default=default, metadata={"help": text, **limits})
+    return field(default=default, metadata={"help": text, "group": group, **limits})
 
 
 @dataclass(frozen=True)
@@ -35,17 +50,18 @@ class Config:
         WenetError: a value of the wrong type or outside its range.
     """
 
-    dataset: str = option("sotu", "sotu, ptb, wikitext-2, or a folder with train/valid/test text")
-    task: str = option("language", "what is learned, language being the paper's")
-    preset: str = option("paper", "paper or quick; the default is paper with a GPU, quick without")
+    dataset: str = option("sotu", "sotu, ptb, wikitext-2, or a folder with train/valid/test text", Group.FIRST)
+    task: str = option("language", "what is learned, language being the paper's", Group.MODEL)
+    preset: str = option("paper", "paper or quick; by default paper with a GPU, quick without", Group.FIRST)
     max_vocabulary: int | None = option(
-        None, "keep the N most frequent words and read all others as <unk>", metavar="N", at_least=4
+        None, "keep the N most frequent words and read all others as <unk>", Group.MODEL, metavar="N", at_least=4
     )
-    backend: str = option("auto", "auto, or a name that this machine has ready")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    backend: str = option("auto", "auto, or a name that this machine has ready", Group.MACHINE)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", Group.MACHINE)
     precision: str = option(
         "auto",
         "of products: auto (bf16 on a GPU that has it, else fp32), fp32, tf32 or bf16; or fp64, of everything",
+        Group.MACHINE,
         choices=("auto", *DTYPES),
     )
 

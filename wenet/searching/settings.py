@@ -10,8 +10,9 @@ from wenet.cells.genotype import Genotype
 from wenet.cells.published import load_genotypes
 from wenet.cells.space import check_activations
 from wenet.data import WINDOWS
-from wenet.run.settings import Config, option, overridden
-from wenet_kernels import ACTIVATIONS, FORMS, WenetError, check_choice
+from wenet.run.settings import Group, option, overridden
+from wenet.training.settings import LearningConfig, inherited
+from wenet_kernels import ACTIVATIONS, WenetError, check_choice
 
 # By name, where each is: a module and its class. `repeated` is what --runs asks for.
 STRATEGIES = {
@@ -22,81 +23,85 @@ STRATEGIES = {
 
 
 @dataclass(frozen=True)
-class SearchConfig(Config):
+class SearchConfig(LearningConfig):
     """Everything that decides the result of a search. The defaults are the paper's (section 4.1) where it states them.
 
     Raises:
         WenetError: a value outside its range.
     """
 
-    pool: int = option(10_000, "networks to search in all", metavar="T", at_least=1)
-    batch: int = option(100, "new networks a round", metavar="B", at_least=1)
-    keep: int = option(20, "networks kept from one round for the next", metavar="K", at_least=1)
-    epochs_per_round: float = option(2.0, "passes over the training text a round", metavar="F", above=0)
-    hidden: int = option(200, "size of embedding and hidden state", metavar="H", at_least=1)
-    nodes: int = option(8, "nodes of a cell", metavar="L", at_least=1)
-    activations: str = option(",".join(ACTIVATIONS), "that the nodes are drawn from", metavar="NAME,NAME...")
+    pool: int = option(10_000, "networks to search in all", Group.FIRST, metavar="T", at_least=1)
+    batch: int = option(100, "new networks a round", Group.FIRST, metavar="B", at_least=1)
+    keep: int = option(20, "networks kept from one round for the next", Group.FIRST, metavar="K", at_least=1)
+    epochs_per_round: float = option(2.0, "passes over the training text a round", Group.FIRST, metavar="F", above=0)
+    nodes: int = option(8, "nodes of a cell", Group.FIRST, metavar="L", at_least=1)
+    runs: int = option(
+        1, "separate searches, their winners ranked by standalone training", Group.FIRST, metavar="R", at_least=1
+    )
+    audit: int = option(
+        0,
+        "train N of the cells standalone after the search, the kept and some of the rejected; also with --resume",
+        Group.FIRST,
+        metavar="N",
+        at_least=0,
+    )
+    activations: str = option(
+        ",".join(ACTIVATIONS), "that the nodes are drawn from", Group.CELLS, metavar="NAME,NAME..."
+    )
     initial_cells: str | None = option(
-        None, "known cells, a line each or a JSON list, that compete in the first round", metavar="FILE"
+        None, "known cells, a line each or a JSON list, that compete in the first round", Group.CELLS, metavar="FILE"
     )
-    form: str = option("highway", "highway (every node gated) or plain (eqs. 1-3 as printed)", choices=FORMS)
-    norm: str = option("batch", "batch (normalise every node) or none", choices=("batch", "none"))
-    # Not in the paper. Adam's customary rate; for the mixing weights the one of DARTS's architecture weights.
-    lr: float = option(1e-3, "Adam's learning rate of the parameters", metavar="RATE", above=0)
-    mix_lr: float = option(3e-3, "Adam's learning rate of the mixing weights", metavar="RATE", above=0)
-    weight_decay: float = option(5e-7, "L2 penalty on the parameters", metavar="W", at_least=0)
-    clip: float = option(0.25, "largest global norm of a gradient", metavar="NORM", above=0)
-    data_batch: int = option(20, "text streams side by side in training", metavar="M", at_least=1)
-    eval_batch: int = option(
-        10, "text streams side by side in validation; with --norm batch --data-batch", metavar="M", at_least=1
+    pool_seed: int | None = option(
+        None, "of the pool alone, where it is to differ from --seed", Group.CELLS, at_least=0
     )
-    bptt: int = option(35, "time steps of a training window", metavar="STEPS", at_least=1)
-    dropout_embedding: float = option(0.2, "on embedded words, locked over time", metavar="P", at_least=0, below=1)
-    dropout_x: float = option(0.75, "on the cell's input, locked over time", metavar="P", at_least=0, below=1)
-    dropout_h: float = option(0.25, "on every hidden product's input, locked", metavar="P", at_least=0, below=1)
-    dropout_output: float = option(0.75, "on the output, locked over time", metavar="P", at_least=0, below=1)
-    # The paper: "identical to those in" Merity et al. and Yang et al., who agree: 2, 1, 0.1, windows drawn.
-    # Here they are those of the search code of DARTS, on which the paper's is built: 0, 0.001, 0 and windows of --bptt
-    # steps. With Adam, whose rates the paper leaves open, neither was measured against the other.
-    activation_reg: float = option(0.0, "penalty on the mean square of the output", metavar="W", at_least=0)
-    temporal_activation_reg: float = option(1e-3, "penalty on the output's change a step", metavar="W", at_least=0)
-    dropout_word: float = option(0.0, "on whole words of the vocabulary", metavar="P", at_least=0, below=1)
+    norm: str = option("batch", "batch (normalise every node) or none", Group.MIXTURE, choices=("batch", "none"))
+    # Not in the paper: the rate of DARTS's architecture weights.
+    mix_lr: float = option(3e-3, "Adam's learning rate of the mixing weights", Group.MIXTURE, metavar="RATE", above=0)
+    eval_batch: int = inherited(
+        "eval_batch", 10, "text streams side by side in validation; with --norm batch --data-batch"
+    )
+    # The paper: "identical to those in" Merity et al. and Yang et al., who agree: penalties of 2 and 1, word dropout of
+    # 0.1, windows drawn. Here they are those of the search code of DARTS, on which the paper's is built: 0, 0.001, 0
+    # and windows of --bptt steps. With Adam, whose rates the paper leaves open, neither was measured against the other.
     windows: str = option(
         "fixed",
         "length of a search's windows: fixed (--bptt), darts (one in twenty is half as long) or merity (drawn around "
         "these); the rates go with it",
+        Group.OPTIMISATION,
         choices=WINDOWS,
     )
     # Departures from the paper, none of them by default.
     cell_weights: str = option(
         "own",
         "own (of every network) or shared (all networks have the same weights for the node of the same number)",
+        Group.MIXTURE,
         choices=("own", "shared"),
     )
     score: str = option(
         "weight",
         "what ranks the networks of a round: weight (in the mixture) or held-out (validation loss of its own output)",
+        Group.MIXTURE,
         choices=("weight", "held-out"),
     )
-    mix_dropout: float = option(0.0, "on whole networks of the mixture", metavar="P", at_least=0, below=1)
-    init_range: float = option(0.04, "weights start as U(-R, R)", metavar="R", above=0)
+    mix_dropout: float = option(
+        0.0, "on whole networks of the mixture", Group.MIXTURE, metavar="P", at_least=0, below=1
+    )
     strategy: str = option(
-        "wenet", "wenet, or random: successive halving of standalone training at the same number of network-steps"
+        "wenet",
+        "wenet, or random: successive halving of standalone training at the same number of network-steps",
+        Group.MIXTURE,
     )
-    runs: int = option(1, "separate searches, their winners ranked by standalone training", metavar="R", at_least=1)
-    audit: int = option(
-        0,
-        "train N of the cells standalone after the search, the kept and some of the rejected; also with --resume",
-        metavar="N",
-        at_least=0,
+    audit_epochs: float = option(
+        1.0, "passes over the training text of a standalone training", Group.STANDALONE, metavar="F", above=0
     )
-    audit_epochs: float = option(1.0, "passes over the training text of a standalone training", metavar="F", above=0)
     # Standalone cells are not normalised, and learn best at a lower rate than a batch of normalised ones.
     standalone_lr: float | None = option(
-        None, "Adam's learning rate of standalone training; by default that of --lr", metavar="RATE", above=0
+        None,
+        "Adam's learning rate of standalone training; by default that of --lr",
+        Group.STANDALONE,
+        metavar="RATE",
+        above=0,
     )
-    seed: int = option(1, "of the pool, the initial weights and the dropouts", at_least=0)
-    pool_seed: int | None = option(None, "of the pool alone, where it is to differ from --seed", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

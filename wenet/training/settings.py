@@ -1,12 +1,12 @@
-"""Settings of the training of one cell."""
+"""Settings of training: those that a search has too, and those of one cell."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from wenet.run.settings import Config, option, overridden
+from wenet.run.settings import Config, Group, option, overridden
 from wenet_kernels import FORMS, check_choice
 
 LSTMS = ("lstm", "lstm-skip")  # what can be trained though it is no cell of the search space
@@ -15,8 +15,50 @@ LSTMS = ("lstm", "lstm-skip")  # what can be trained though it is no cell of the
 SOFTMAXES = ("tied", "mos")
 
 
+def _dropout(default: float, text: str) -> Any:
+    return option(default, text, Group.REGULARISATION, metavar="P", at_least=0, below=1)
+
+
 @dataclass(frozen=True)
-class TrainConfig(Config):
+class LearningConfig(Config):
+    """What a search and the training of one cell both set; the defaults are those of a search."""
+
+    hidden: int = option(200, "size of embedding and hidden state", Group.FIRST, metavar="H", at_least=1)
+    form: str = option(
+        "highway", "highway (every node gated) or plain (eqs. 1-3 as printed)", Group.MODEL, choices=FORMS
+    )
+    # Adam's customary rate, which the paper leaves open.
+    lr: float = option(1e-3, "Adam's learning rate of the parameters", Group.OPTIMISATION, metavar="RATE", above=0)
+    clip: float = option(0.25, "largest global norm of a gradient", Group.OPTIMISATION, metavar="NORM", above=0)
+    data_batch: int = option(20, "text streams side by side in training", Group.OPTIMISATION, metavar="M", at_least=1)
+    eval_batch: int = option(10, "text streams side by side in validation", Group.OPTIMISATION, metavar="M", at_least=1)
+    bptt: int = option(35, "time steps of a training window", Group.OPTIMISATION, metavar="STEPS", at_least=1)
+    init_range: float = option(0.04, "weights start as U(-R, R)", Group.OPTIMISATION, metavar="R", above=0)
+    weight_decay: float = option(5e-7, "L2 penalty on the parameters", Group.REGULARISATION, metavar="W", at_least=0)
+    dropout_word: float = _dropout(0.0, "on whole words of the vocabulary")
+    dropout_embedding: float = _dropout(0.2, "on embedded words, locked over time")
+    dropout_x: float = _dropout(0.75, "on the cell's input, locked over time")
+    dropout_h: float = _dropout(0.25, "on every hidden product's input, locked")
+    dropout_output: float = _dropout(0.75, "on the output, locked over time")
+    activation_reg: float = option(
+        0.0, "penalty on the mean square of the output", Group.REGULARISATION, metavar="W", at_least=0
+    )
+    temporal_activation_reg: float = option(
+        1e-3, "penalty on the output's change a step", Group.REGULARISATION, metavar="W", at_least=0
+    )
+    seed: int = option(
+        1, "of all that is drawn: cells, initial weights, window lengths, dropouts", Group.FIRST, at_least=0
+    )
+
+
+def inherited(name: str, default: Any, text: str | None = None) -> Any:
+    """A setting of `LearningConfig` with another default, or other words."""
+    metadata = LearningConfig.__dataclass_fields__[name].metadata
+    return field(default=default, metadata=metadata if text is None else {**metadata, "help": text})
+
+
+@dataclass(frozen=True)
+class TrainConfig(LearningConfig):
     """Everything that decides the result of training one cell. The defaults are the paper's (section 4.2).
 
     What the paper leaves out is as in the code of DARTS, on which it builds.
@@ -26,57 +68,55 @@ class TrainConfig(Config):
     """
 
     cell: str = option(
-        "darts-v2", "published name, lstm, lstm-skip, random:SEED, JSON file, run folder, or text such as 'tanh0 relu1'"
+        "darts-v2",
+        "published name, lstm, lstm-skip, random:SEED, JSON file, run folder, or text such as 'tanh0 relu1'",
+        Group.FIRST,
     )
-    hidden: int = option(850, "size of the hidden state", metavar="H", at_least=1)
+    hidden: int = inherited("hidden", 850, "size of the hidden state")
+    epochs: int = option(1600, "passes over the training text", Group.FIRST, metavar="N", at_least=1)
+    softmax: str = option(
+        "tied", "tied (one, with the embedding's weights) or mos (a mixture)", Group.FIRST, choices=SOFTMAXES
+    )
     embedding: int | None = option(
-        None, "size of an embedded word; by default that of the hidden state", metavar="D", at_least=1
+        None, "size of an embedded word; by default that of the hidden state", Group.MODEL, metavar="D", at_least=1
     )
-    layers: int = option(3, "layers of an lstm", metavar="N", at_least=1)
+    layers: int = option(3, "layers of an lstm", Group.MODEL, metavar="N", at_least=1)
     last_hidden: int | None = option(
-        None, "size of the last layer of an lstm; by default that of the embedding", metavar="H", at_least=1
+        None,
+        "size of the last layer of an lstm; by default that of the embedding",
+        Group.MODEL,
+        metavar="H",
+        at_least=1,
     )
-    softmax: str = option("tied", "tied (one, with the embedding's weights) or mos (a mixture)", choices=SOFTMAXES)
-    experts: int = option(15, "softmaxes of a mixture", metavar="K", at_least=1)
-    dropout_latent: float = option(
-        0.29, "on the context of every expert of a mixture, locked", metavar="P", at_least=0, below=1
-    )
-    form: str = option("highway", "highway (every node gated) or plain (eqs. 1-3 as printed)", choices=FORMS)
-    epochs: int = option(1600, "passes over the training text", metavar="N", at_least=1)
-    lr: float = option(20.0, "learning rate of a window of --bptt steps; in proportion for others", above=0)
+    experts: int = option(15, "softmaxes of a mixture", Group.MODEL, metavar="K", at_least=1)
+    lr: float = inherited("lr", 20.0, "learning rate of a window of --bptt steps; in proportion for others")
     nonmonotone: int = option(
-        5, "average the weights once validation is worse than the best of all but the last N", metavar="N", at_least=1
+        5,
+        "average the weights once validation is worse than the best of all but the last N",
+        Group.OPTIMISATION,
+        metavar="N",
+        at_least=1,
     )
-    weight_decay: float = option(8e-7, "L2 penalty on the parameters", metavar="W", at_least=0)
-    clip: float = option(0.25, "largest global norm of a gradient", metavar="NORM", above=0)
-    data_batch: int = option(64, "text streams side by side in training", metavar="M", at_least=1)
-    eval_batch: int = option(10, "text streams side by side in validation", metavar="M", at_least=1)
-    test_batch: int = option(1, "text streams side by side in the test at the end", metavar="M", at_least=1)
-    bptt: int = option(35, "usual time steps of a training window; their number varies", metavar="STEPS", at_least=1)
-    dropout_word: float = option(0.1, "on whole words of the vocabulary", metavar="P", at_least=0, below=1)
-    dropout_embedding: float = option(0.2, "on embedded words, locked over time", metavar="P", at_least=0, below=1)
-    dropout_x: float = option(
-        0.75,
-        "on the cell's input, or between the layers of an lstm, locked over time",
-        metavar="P",
-        at_least=0,
-        below=1,
+    data_batch: int = inherited("data_batch", 64)
+    test_batch: int = option(
+        1, "text streams side by side in the test at the end", Group.OPTIMISATION, metavar="M", at_least=1
     )
-    dropout_h: float = option(
-        0.25,
-        "on every hidden product's input, locked; on the hidden weights of an lstm",
-        metavar="P",
-        at_least=0,
-        below=1,
-    )
-    dropout_output: float = option(0.75, "on the output, locked over time", metavar="P", at_least=0, below=1)
-    activation_reg: float = option(0.0, "penalty on the mean square of the output", metavar="W", at_least=0)
-    temporal_activation_reg: float = option(1e-3, "penalty on the output's change a step", metavar="W", at_least=0)
-    init_range: float = option(0.04, "weights start as U(-R, R)", metavar="R", above=0)
+    bptt: int = inherited("bptt", 35, "usual time steps of a training window; their number varies")
     on_nan: str = option(
-        "stop", "where training diverges: stop, or rollback to the best epoch so far", choices=("stop", "rollback")
+        "stop",
+        "where training diverges: stop, or rollback to the best epoch so far",
+        Group.OPTIMISATION,
+        choices=("stop", "rollback"),
     )
-    seed: int = option(1, "of the initial weights, the window lengths and the dropouts", at_least=0)
+    weight_decay: float = inherited("weight_decay", 8e-7)
+    dropout_word: float = inherited("dropout_word", 0.1)
+    dropout_x: float = inherited(
+        "dropout_x", 0.75, "on the cell's input, or between the layers of an lstm, locked over time"
+    )
+    dropout_h: float = inherited(
+        "dropout_h", 0.25, "on every hidden product's input, locked; on the hidden weights of an lstm"
+    )
+    dropout_latent: float = _dropout(0.29, "on the context of every expert of a mixture, locked")
 
 
 TRAIN_PRESETS: dict[str, dict[str, Any]] = {
