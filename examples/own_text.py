@@ -35,7 +35,7 @@ def main() -> None:
             epochs=options.epochs,
             out=options.out / name,
         )
-        print(f"{name}: perplexity {trained.valid_perplexity:.1f} valid, {trained.test_perplexity:.1f} test")
+        print(f"{name}: perplexity {trained.valid:.1f} valid, {trained.test:.1f} test")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ MODULES = [
     "wenet.nn.language",
     "wenet.nn.rnn",
     "wenet.nn.weighted",
+    "wenet.results",
     "wenet.training.held_out",
     "wenet_kernels.activations",
     "wenet_kernels.cells",
@@ -28,7 +29,7 @@ MODULES = [
 ]
 PUBLIC = [
     *(getattr(wenet, name) for name in wenet.__all__ if inspect.isfunction(getattr(wenet, name))),
-    *(wenet.Genotype, load_genotype),
+    *(wenet.Genotype, wenet.SearchResult, wenet.TrainResult, load_genotype),
     *(wenet.nn.DagRNN, wenet.nn.WeightedDagRNN, wenet.nn.LanguageModel),
     *(wenet_kernels.dag_rnn, wenet_kernels.CellBatch, wenet_kernels.backends),
 ]

@@ -4,9 +4,8 @@ from wenet import genotypes, nn
 from wenet.api import rank_cells, resume_search, resume_train, search, train
 from wenet.cells import Genotype, random_genotypes
 from wenet.exporting.formats import export
-from wenet.searching.work import SearchResult
+from wenet.results import SearchResult, TrainResult, load
 from wenet.training.held_out import evaluate
-from wenet.training.work import TrainResult
 from wenet.version import VERSION
 from wenet_kernels import WenetError, register_activation
 
@@ -20,6 +19,7 @@ __all__ = [
     "evaluate",
     "export",
     "genotypes",
+    "load",
     "nn",
     "random_genotypes",
     "rank_cells",

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from wenet.cells import Genotype
+from wenet.results import SearchResult, TrainResult
 from wenet.run import Session, Surroundings
 from wenet.run.machine import default_preset
 from wenet.searching.audit import begun_audit
 from wenet.searching.settings import SearchConfig
 from wenet.searching.tournament import hold_tournament
-from wenet.searching.work import SEARCH, SearchResult, run_search
+from wenet.searching.work import SEARCH, run_search
 from wenet.training.settings import TrainConfig
-from wenet.training.work import TRAIN, TrainResult, run_training
+from wenet.training.work import TRAIN, run_training
 from wenet_kernels import WenetError
 
 P = ParamSpec("P")
@@ -72,9 +73,9 @@ def search(
     surroundings = Surroundings.taken_from(options)
     chosen, given = _settings(dataset, preset, config_file, options)
     with Session.begin(SEARCH, chosen, given, surroundings) as session:
-        result = run_search(session)
+        outcome = run_search(session)
         _write_report(session)
-        return result
+        return SearchResult(**vars(outcome))
 
 
 @takes(Surroundings)
@@ -103,9 +104,9 @@ def resume_search(
     if audit is None:
         audit, audit_epochs = begun_audit(Path(folder)) or (None, audit_epochs)
     with Session.resume(SEARCH, folder, surroundings, audit=audit, audit_epochs=audit_epochs) as session:
-        result = run_search(session)
+        outcome = run_search(session)
         _write_report(session)
-        return result
+        return SearchResult(**vars(outcome))
 
 
 @takes(Surroundings, TrainConfig)
@@ -134,7 +135,7 @@ def train(
     Examples:
         >>> import wenet
         >>> trained = wenet.train("my-text", cell="tanh0 relu1", preset="quick", hidden=8, epochs=1)
-        >>> trained.test_perplexity < 100
+        >>> trained.test < 100
         True
     """
     surroundings = Surroundings.taken_from(options)
@@ -142,9 +143,9 @@ def train(
         options["cell"] = str(cell)
     chosen, given = _settings(dataset, preset, config_file, options)
     with Session.begin(TRAIN, chosen, given, surroundings) as session:
-        result = run_training(session)
+        outcome = run_training(session)
         _write_report(session)
-        return result
+        return TrainResult(**vars(outcome))
 
 
 @takes(Surroundings)
@@ -165,9 +166,9 @@ def resume_train(folder: str | Path, **options: Any) -> TrainResult:
         1
     """
     with Session.resume(TRAIN, folder, _only_surroundings(options)) as session:
-        result = run_training(session)
+        outcome = run_training(session)
         _write_report(session)
-        return result
+        return TrainResult(**vars(outcome))
 
 
 @takes(Surroundings)

@@ -22,6 +22,7 @@ FLOORS = (
     "searching",
     "report",
     "exporting",
+    "results",
     "api",
     "cli",
 )

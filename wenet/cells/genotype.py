@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -99,6 +100,10 @@ class Genotype:
         except json.JSONDecodeError as error:
             raise WenetError(f"the cell is not valid JSON: {error}") from None
         return cls.from_dict(value)
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the drawing, and the one line under it."""
+        return f"<pre>{html.escape(self.draw())}</pre><code>{html.escape(str(self))}</code>"
 
     def children(self, node: int) -> list[int]:
         """The nodes that read this one."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from wenet.api import resume_search, search
 from wenet.cli.common import begin_or_resume, reporting, run_parser
 from wenet.searching.settings import resolve_config
-from wenet.searching.work import describe_search
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,4 +22,4 @@ def _search(arguments: Sequence[str] | None) -> None:
         at_end_of="round",
     )
     console, result = begin_or_resume(parser, arguments, search, resume_search, resumed_with=("audit", "audit_epochs"))
-    console.say(describe_search(result))
+    console.say(f"\n{result}")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from wenet.api import resume_train, train
 from wenet.cli.common import begin_or_resume, reporting, run_parser
 from wenet.training.settings import resolve_train_config
-from wenet.training.work import describe_training
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,4 +22,4 @@ def _train(arguments: Sequence[str] | None) -> None:
         at_end_of="epoch",
     )
     console, result = begin_or_resume(parser, arguments, train, resume_train)
-    console.say(describe_training(result))
+    console.say(f"\n{result}")

@@ -16,7 +16,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Drawing
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from wenet_kernels import WenetError
@@ -65,6 +65,16 @@ DOTS_PER_INCH = 160
 NO_METADATA = dict.fromkeys(["Date", "Creator", "Format", "Type"])
 
 
+class Drawing(Figure):
+    """A figure that a notebook shows even where pyplot was never imported."""
+
+    def _repr_png_(self) -> bytes:
+        stream = io.BytesIO()
+        with styled():
+            self.savefig(stream, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+        return stream.getvalue()
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure of a report.
@@ -103,10 +113,7 @@ class Picture:
         return f"{head}<style>{dark_theme()}</style><desc{body}".encode()
 
     def png_file(self) -> bytes:
-        stream = io.BytesIO()
-        with styled():
-            self.drawing.savefig(stream, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-        return stream.getvalue()
+        return self.drawing._repr_png_()
 
     def csv_file(self) -> bytes:
         stream = io.StringIO(newline="")

@@ -20,8 +20,8 @@ from wenet.tasks import Metric
 from wenet_kernels import WenetError
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchOutcome:
     """What a search found on a text.
 
     Attributes:
@@ -36,6 +36,12 @@ class SearchResult:
     folder: Path
     metric: Metric
     audit: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        return describe_search(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.folder}: {self.genotype}>"
 
 
 class SearchWork(Work[SearchConfig]):
@@ -94,12 +100,12 @@ class SearchWork(Work[SearchConfig]):
 SEARCH = SearchWork()
 
 
-def run_search(session: Session[SearchConfig]) -> SearchResult:
+def run_search(session: Session[SearchConfig]) -> SearchOutcome:
     """The search of a session by its strategy, and the audit where one is asked for."""
     config = session.config
     best = strategy_of(config)(session).run()
     audit = run_audit(session) if config.audit and config.runs == 1 else None
-    return SearchResult(config.dataset, best.genotype, best, session.folder.path, session.task.metric, audit)
+    return SearchOutcome(config.dataset, best.genotype, best, session.folder.path, session.task.metric, audit)
 
 
 def _preset_line(preset: str, config: SearchConfig, session: Session[SearchConfig]) -> str:
@@ -111,12 +117,12 @@ def _preset_line(preset: str, config: SearchConfig, session: Session[SearchConfi
     )
 
 
-def describe_search(result: SearchResult) -> str:
+def describe_search(result: SearchOutcome) -> str:
     """The winner as a person wants it: drawn, beside what chance would give, with its cost and what to do next."""
     best, folder = result.best, result.folder
     return "\n".join(
         [
-            "",
+            *_how_far(best),
             best.how_it_won(result.metric),
             "",
             result.genotype.draw(),
@@ -132,7 +138,11 @@ def describe_search(result: SearchResult) -> str:
     )
 
 
-def _how_good_the_ranking_is(result: SearchResult) -> list[str]:
+def _how_far(best: Best) -> list[str]:
+    return [] if best.finished else [f"not finished: {best.rounds} of {best.rounds_planned} rounds done"]
+
+
+def _how_good_the_ranking_is(result: SearchOutcome) -> list[str]:
     if result.audit:
         return describe_audit(result.audit, result.metric)
     if result.best.is_ranked_by_chance():

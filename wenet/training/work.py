@@ -5,26 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from wenet.cells import Genotype, load_genotype
 from wenet.parallel import Ranks
-from wenet.run import Session, Work, counted, duration, size
-from wenet.tasks import task_of
+from wenet.run import Session, Work, counted, duration, figure, size
+from wenet.tasks import Metric, task_of
 from wenet.training.estimate import estimate_training, estimate_training_memory
 from wenet.training.nt_asgd import EvaluationTraining
 from wenet.training.settings import LSTMS, TrainConfig, resolve_train_config
 from wenet_kernels import WenetError
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass(frozen=True, repr=False)
+class TrainOutcome:
     """What training came to: the metric on both held-out parts, what `best.json` says, and the run folder."""
 
-    valid_perplexity: float
-    test_perplexity: float
+    valid: float
+    test: float | None  # None before the end
     best: dict[str, Any]
     folder: Path
+    metric: Metric
+
+    @classmethod
+    def of(cls, best: dict[str, Any], folder: Path, metric: Metric) -> Self:
+        """From what `best.json` holds."""
+        return cls(best[f"valid_{metric.key}"], best[f"test_{metric.key}"], best, folder, metric)
+
+    def __str__(self) -> str:
+        return describe_training(self)
+
+    def __repr__(self) -> str:
+        values = f"{self.metric.name} valid {figure(self.valid)}, test {figure(self.test)}"
+        return f"<{type(self).__name__} {self.folder}: {values}>"
 
 
 class TrainWork(Work[TrainConfig]):
@@ -84,20 +97,17 @@ class TrainWork(Work[TrainConfig]):
 TRAIN = TrainWork()
 
 
-def run_training(session: Session[TrainConfig]) -> TrainResult:
+def run_training(session: Session[TrainConfig]) -> TrainOutcome:
     """The training of a session."""
-    best = EvaluationTraining(session).run()
-    key = session.task.metric.key
-    return TrainResult(best[f"valid_{key}"], best[f"test_{key}"], best, session.folder.path)
+    return TrainOutcome.of(EvaluationTraining(session).run(), session.folder.path, session.task.metric)
 
 
-def describe_training(result: TrainResult) -> str:
-    """Perplexities, which weights they are of, and what to do next."""
+def describe_training(result: TrainOutcome) -> str:
+    """The metric, which weights they are of, and what to do next."""
     best, folder = result.best, result.folder
     averaged = "never averaged" if best["averaging_from"] is None else f"averaged from epoch {best['averaging_from']}"
     lines = [
-        "",
-        f"perplexity  valid {result.valid_perplexity:.2f}, test {result.test_perplexity:.2f}",
+        f"{result.metric.name:<11} valid {result.valid:.2f}, test {figure(result.test, missing='not yet measured')}",
         f"weights     of epoch {best['epoch']} of {best['epochs']}, the best in validation; {averaged}; "
         f"{best['parameters']:,} parameters",
         f"cost        {duration(best['seconds'])}, peak memory {size(best['peak_memory_bytes'])}",

@@ -1,0 +1,244 @@
+"""What a search or a training comes to, for programs and notebooks.
+
+The outcome comes from the floor that did the work; here it gets what needs the report. Tables, figures and models are
+read from the run folder when they are asked for, so a run that `load` opens has all that a new one has.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wenet.cells import Genotype
+from wenet.nn import DagRNN, LanguageModel
+from wenet.report import words
+from wenet.report.run import Run, read_run
+from wenet.run import RunFolder
+from wenet.run.machine import resolve_machine
+from wenet.run.session import stored_config, stored_data
+from wenet.searching.audit import final_ranking
+from wenet.searching.work import SearchOutcome
+from wenet.tasks import task_of
+from wenet.training.nt_asgd import trained_model
+from wenet.training.work import TRAIN, TrainOutcome
+from wenet_kernels import WenetError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 10  # rows of a table where all of it would be too long
+
+
+class Table(list[dict[str, Any]]):
+    """Rows of equal keys; `pandas.DataFrame(table)` takes it as it is.
+
+    Example:
+        >>> Table([{"rank": 1, "cell": "tanh0"}, {"rank": 2, "cell": "relu0"}])
+        rank  cell
+        1     tanh0
+        2     relu0
+    """
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(name for row in self for name in row))
+
+    def __repr__(self) -> str:
+        cells = [self.columns, *self._written()]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+        return "\n".join(lines + self._left_out())
+
+    def _repr_html_(self) -> str:
+        head = _row("th", self.columns)
+        body = "".join(_row("td", line) for line in self._written())
+        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>" + "".join(map(escape, self._left_out()))
+
+    def _written(self) -> list[list[str]]:
+        return [[_figure_in_table(row.get(name)) for name in self.columns] for row in self[:SHOWN]]
+
+    def _left_out(self) -> list[str]:
+        return [f"... {len(self) - SHOWN:,} more"] if len(self) > SHOWN else []
+
+
+def _row(tag: str, texts: Iterable[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>"
+
+
+def _figure_in_table(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class Shown:
+    """What both kinds of result have besides their outcome, read from the folder."""
+
+    folder: Path
+
+    @property
+    def run(self) -> Run:
+        """The run as its files tell it now."""
+        return read_run(self.folder)
+
+    @property
+    def finished(self) -> bool:
+        return self.run.finished
+
+    @property
+    def table(self) -> Table:
+        raise NotImplementedError
+
+    def layer(self, input_size: int, hidden_size: int, **options: Any) -> DagRNN:
+        """A recurrent layer of the cell with fresh weights, called like `torch.nn.RNN`.
+
+        Args:
+            input_size, hidden_size, options: as in `wenet.nn.DagRNN`; the form is by default that of the run.
+
+        Raises:
+            WenetError: as in `DagRNN`; the run trained an LSTM.
+        """
+        run = self.run
+        if run.genotype is None:
+            raise WenetError(f"{self.folder} trained an {run.settings['cell']}, which has no cell; use torch.nn.LSTM")
+        return DagRNN(input_size, hidden_size, run.genotype, **{"form": run.settings["form"], **options})
+
+    def plot_cell(self) -> Figure:
+        """The cell as a picture."""
+        return self._drawing("cell")
+
+    def plot_learning(self) -> Figure:
+        """Training loss and the metric on the validation part, round by round or epoch by epoch."""
+        return self._drawing("learning")
+
+    def _drawing(self, name: str) -> Figure:
+        from wenet.report.write import pictures_of  # matplotlib takes a second to import
+
+        pictures = {picture.name: picture for picture in pictures_of(self.run)}
+        if name not in pictures:
+            raise WenetError(f"{self.folder} has no figure {name!r}; it has {', '.join(pictures) or 'none yet'}")
+        return pictures[name].drawing
+
+    def _repr_html_(self) -> str:
+        """For a notebook: what was found, the cell, and the first rows of the table."""
+        run = self.run
+        paragraphs = "".join(f"<p>{escape(text)}</p>" for text in words.summary(run))
+        picture = "" if run.genotype is None else _cell_image(run.genotype)
+        head = f"<b>{escape(words.title(run))}</b> ({words.status(run)})"
+        return f"<div>{head}{paragraphs}{picture}{self.table._repr_html_()}</div>"
+
+
+def _cell_image(genotype: Genotype) -> str:
+    from wenet.report.cells import cell_picture
+
+    picture = cell_picture(genotype, "The cell")
+    data = base64.b64encode(picture.svg_file()).decode()
+    return f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(picture.description)}">'
+
+
+@dataclass(frozen=True, repr=False)
+class SearchResult(Shown, SearchOutcome):
+    """What a search found.
+
+    Attributes:
+        dataset: the text searched on.
+        genotype: the best cell.
+        best: how it was found.
+        folder: of the run.
+        metric: what the task measures.
+        audit: what `audit.json` holds, where there is one.
+
+    Example:
+        >>> import wenet
+        >>> found = wenet.load("runs/found")
+        >>> found.layer(16, 32).hidden_size
+        32
+    """
+
+    @property
+    def table(self) -> Table:
+        """Every cell by its last score, the best first, with its value by itself where an audit measured it; of several
+        runs, their winners."""
+        run, key = self.run, self.metric.key
+        if run.best.get("runs"):
+            return Table(run.best["runs"])
+        audited = {cell["genotype"]: cell[key] for cell in (run.audit or {}).get("networks", [])}
+        ranking = final_ranking(run.records, run.settings["keep"], run.strategy)
+        rows = ({"rank": rank, **cell.to_dict()} for rank, cell in enumerate(ranking, start=1))
+        return Table({**row, **({key: audited.get(row["genotype"])} if audited else {})} for row in rows)
+
+    def plot_weights(self) -> Figure:
+        """The sorted weights of the last round (the paper's Figure 4)."""
+        return self._drawing("weights")
+
+    def plot_trajectories(self) -> Figure:
+        """Weights of the cells that were kept, round by round."""
+        return self._drawing("trajectories")
+
+    def plot_rungs(self) -> Figure:
+        """Cells of every rung of successive halving."""
+        return self._drawing("rungs")
+
+    def plot_audit(self) -> Figure:
+        """Scores of the search beside standalone training."""
+        return self._drawing("audit")
+
+
+@dataclass(frozen=True, repr=False)
+class TrainResult(Shown, TrainOutcome):
+    """What training came to.
+
+    Attributes:
+        valid, test: the metric on both held-out parts, that of the test None before the end.
+        best: what `best.json` says.
+        folder: of the run.
+        metric: what the task measures.
+
+    Example:
+        >>> import torch, wenet
+        >>> trained = wenet.load("runs/trained")
+        >>> scores, h = trained.model(torch.zeros(5, 1, dtype=torch.long))  # [T, M, V] of the words that follow
+    """
+
+    @property
+    def table(self) -> Table:
+        """The epochs."""
+        return Table(self.run.records)
+
+    @property
+    def model(self) -> LanguageModel:
+        """The trained model with its best weights, on this machine's device and ready for evaluation.
+
+        Raises:
+            WenetError: a process is at work in the folder, or the text has gone or changed.
+        """
+        with closing(RunFolder.open(self.folder)) as run:
+            stored, genotype = stored_config(run, TRAIN), TRAIN.stored_cell(run.config)
+            task = task_of(stored)
+            data = stored_data(run, stored, task, None)
+            _, tensors = run.load_best()
+        config = resolve_machine(replace(stored, backend="auto", device="auto"), genotype)
+        return trained_model(config, genotype, task, data, tensors).to(config.device).eval()
+
+
+def load(folder: str | Path) -> SearchResult | TrainResult:
+    """The result of a search or a training, finished or not, from its folder, which stays as it is.
+
+    Raises:
+        WenetError: no run folder, one that cannot be read, or none of its rounds or epochs is finished.
+
+    Example:
+        >>> import wenet
+        >>> wenet.load("runs/found").best.networks_searched
+        4
+    """
+    run = read_run(Path(folder))
+    if not run.best:
+        raise WenetError(f"{folder} has no result yet: {words.status(run)}")
+    if run.kind == "train":
+        return TrainResult.of(run.best, run.path, run.metric)
+    assert run.winner is not None
+    return SearchResult(run.settings["dataset"], run.winner.genotype, run.winner, run.path, run.metric, run.audit)
