@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from wenet.cells import Genotype
+from wenet.report.run import read_run
 from wenet.results import SearchResult, TrainResult
 from wenet.run import Session, Surroundings
 from wenet.run.machine import default_preset
 from wenet.searching.audit import begun_audit
-from wenet.searching.settings import SearchConfig
+from wenet.searching.settings import PRESETS, resolve_config
 from wenet.searching.tournament import hold_tournament
 from wenet.searching.work import SEARCH, run_search
-from wenet.training.settings import TrainConfig
+from wenet.training.settings import LSTMS, SOFTMAXES, TRAIN_PRESETS, resolve_train_config
 from wenet.training.work import TRAIN, run_training
 from wenet_kernels import WenetError
 
@@ -24,17 +25,33 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
-def takes(*sources: type) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
-    """Shows the fields of dataclasses as named arguments of a function, so that `help` and completion know them."""
+class Elsewhere:
+    """Stands in a signature for a default that is decided elsewhere."""
+
+    def __init__(self, by: str) -> None:
+        self.by = by
+
+    def __repr__(self) -> str:
+        return f"<{self.by}>"
+
+
+def takes(*examples: Any) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
+    """Shows the fields of dataclasses as named arguments of a function, so that `help` and completion know them.
+
+    Args:
+        examples: of the dataclasses. The default shown is the value that all examples of a class have.
+    """
 
     def decorate(function: Callable[P, Result]) -> Callable[P, Result]:
         signature = inspect.signature(function)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        taken = {parameter.name for parameter in own}
-        named = {field.name: field for source in sources for field in fields(source) if field.name not in taken}
+        named = {field.name: (field, type(example)) for example in examples for field in fields(example)}
         more = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=field.type)
-            for name, field in named.items()
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=_default(field, kind, examples), annotation=field.type
+            )
+            for name, (field, kind) in named.items()
+            if name not in {parameter.name for parameter in own}
         ]
         function.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
         return function
@@ -42,7 +59,24 @@ def takes(*sources: type) -> Callable[[Callable[P, Result]], Callable[P, Result]
     return decorate
 
 
-@takes(Surroundings, SearchConfig)
+def _default(field: Field[Any], kind: type, examples: Sequence[Any]) -> Any:
+    if field.default is MISSING:
+        return Elsewhere("silent")  # a console
+    values = {getattr(example, field.name) for example in examples if type(example) is kind}
+    return values.pop() if len(values) == 1 else Elsewhere("by preset")
+
+
+SEARCHES = [resolve_config(preset) for preset in PRESETS]
+TRAININGS = [  # the preset depends on cell and text
+    resolve_train_config(preset, {"cell": cell, "dataset": dataset, "softmax": softmax})
+    for preset in TRAIN_PRESETS
+    for cell in ("darts-v2", "rhn", *LSTMS)
+    for dataset in ("ptb", "wikitext-2")
+    for softmax in SOFTMAXES
+]
+
+
+@takes(Surroundings(), *SEARCHES)
 def search(
     dataset: str | None = None,
     *,
@@ -78,7 +112,7 @@ def search(
         return SearchResult(**vars(outcome))
 
 
-@takes(Surroundings)
+@takes(Surroundings())
 def resume_search(
     folder: str | Path, *, audit: int | None = None, audit_epochs: float | None = None, **options: Any
 ) -> SearchResult:
@@ -109,7 +143,7 @@ def resume_search(
         return SearchResult(**vars(outcome))
 
 
-@takes(Surroundings, TrainConfig)
+@takes(Surroundings(), *TRAININGS)
 def train(
     dataset: str | None = None,
     *,
@@ -123,7 +157,7 @@ def train(
     Args:
         dataset, preset, config_file: as in `search`.
         cell: a genotype, a published name, "lstm" or "lstm-skip", "random:SEED", a JSON file, a run folder, or text
-            such as "tanh0 relu1".
+            such as "tanh0 relu1". Of a run folder the text is the default dataset, too.
         options: any field of `Surroundings` and of `TrainConfig`. Several processes divide the rows of every data
             batch among them.
 
@@ -142,13 +176,14 @@ def train(
     if cell is not None:
         options["cell"] = str(cell)
     chosen, given = _settings(dataset, preset, config_file, options)
+    given, surroundings = _on_the_text_of_its_run(given, surroundings)
     with Session.begin(TRAIN, chosen, given, surroundings) as session:
         outcome = run_training(session)
         _write_report(session)
         return TrainResult(**vars(outcome))
 
 
-@takes(Surroundings)
+@takes(Surroundings())
 def resume_train(folder: str | Path, **options: Any) -> TrainResult:
     """Continue training bit-exactly from its last checkpoint.
 
@@ -171,7 +206,7 @@ def resume_train(folder: str | Path, **options: Any) -> TrainResult:
         return TrainResult(**vars(outcome))
 
 
-@takes(Surroundings)
+@takes(Surroundings())
 def rank_cells(
     cells: Sequence[str], out: str | Path, *, seeds: int = 3, epochs: float | None = None, **options: Any
 ) -> dict[str, Any]:
@@ -211,6 +246,20 @@ def _settings(
         given["dataset"] = dataset
     preset_in_file = given.pop("preset", None)
     return preset or preset_in_file or default_preset(), given
+
+
+def _on_the_text_of_its_run(given: dict[str, Any], surroundings: Surroundings) -> tuple[dict[str, Any], Surroundings]:
+    """Where the cell is a run's and no text is named, the text is the run's, as the run read it."""
+    folder = Path(given.get("cell", ""))
+    if "dataset" in given or not (folder / "config.json").is_file():
+        return given, surroundings
+    run = read_run(folder)
+    text: dict[str, Any] = {
+        name: run.settings[name] for name in ("task", "dataset", "max_vocabulary") if name in run.settings
+    }
+    surroundings.console.say(f"no text named: {text['dataset']}, that of {folder}")
+    data_dir = surroundings.data_dir or run.config["data_dir"]
+    return {**text, **given}, replace(surroundings, data_dir=data_dir)
 
 
 def _only_surroundings(options: dict[str, Any]) -> Surroundings:

@@ -24,7 +24,7 @@ from wenet.training.adaptive import Cache, Dynamic, cache_perplexity, dynamic_pe
 from wenet.training.nt_asgd import trained_model
 from wenet.training.settings import TrainConfig
 from wenet.training.work import TRAIN
-from wenet_kernels import LostRanks, WenetError, check_choice
+from wenet_kernels import LostRanks, WenetError
 
 RECORDS = "eval.jsonl"
 SETTINGS = ("eval_batch", "test_batch", "backend", "device", "precision")  # of the run that an evaluation may change
@@ -38,7 +38,11 @@ def evaluate(
     cache: Cache | None = None,
     dynamic: Dynamic | None = None,
     console: Console | None = None,
-    **settings: Any,
+    eval_batch: int | None = None,
+    test_batch: int | None = None,
+    backend: str = "auto",
+    device: str = "auto",
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Perplexity of the best weights of a training run on the validation and the test part of a text.
 
@@ -47,8 +51,8 @@ def evaluate(
         dataset: the run's own text by default; another is read with the run's vocabulary.
         data_dir, console: as in `train`.
         cache, dynamic: adapt to the text while reading it, in one way or the other.
-        settings: eval_batch, test_batch, backend, device, precision; the run's own by default, but backend and device
-            what this machine has, and for dynamic evaluation one stream of text.
+        eval_batch, test_batch, precision: the run's own by default, and for dynamic evaluation one stream of text.
+        backend, device: by default what this machine has.
 
     Returns:
         For each part the perplexity, the tokens predicted (all but the first of each stream, and but the few that do
@@ -66,13 +70,15 @@ def evaluate(
     console = console or Console(silent=True)
     if cache and dynamic:
         raise WenetError("the cache and dynamic evaluation are not combined; ask for one of them")
-    for name in settings:
-        check_choice("setting", name, SETTINGS)
+    sizes = {"eval_batch": eval_batch, "test_batch": test_batch}
+    given: dict[str, Any] = {
+        name: value for name, value in {**sizes, "precision": precision}.items() if value is not None
+    }
     with closing(RunFolder.open(Path(folder))) as run:
         stored = stored_config(run, TRAIN)
         task = task_of(stored)
         genotype = TRAIN.stored_cell(run.config)
-        config = resolve_machine(replace(stored, **{"backend": "auto", "device": "auto", **settings}), genotype)
+        config = resolve_machine(replace(stored, backend=backend, device=device, **given), genotype)
         corpus = stored_data(run, stored, task, data_dir)
         held_out = {"valid": corpus.valid, "test": corpus.test}
         if dataset is not None:
@@ -89,7 +95,7 @@ def evaluate(
         mend = "lower --dynamic-lr" if dynamic else "measure it with --precision fp32 or fp64, or train it anew"
         unknown = corpus.vocabulary.index(UNKNOWN) if UNKNOWN in corpus.vocabulary else None
         for part, setting in (("valid", "eval_batch"), ("test", "test_batch")):
-            rows = settings.get(setting, 1) if dynamic else getattr(config, setting)
+            rows = given.get(setting, 1) if dynamic else getattr(config, setting)
             stream = batchify(held_out[part], rows).to(config.device)
             record[part] = _score(measure, part, stream, unknown, mend)
             console.say(_describe(part, record[part], rows))
