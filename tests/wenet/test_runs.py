@@ -153,6 +153,7 @@ def test_ranking_refuses(text, tmp_path, capsys):
         ([str(run), "relu0 relu0 relu0", "--seeds", "1"], "--seeds must be at least 2"),
         ([str(run), "relu0"], "same number of nodes"),
         (["darts-v2", "relu0"], "no run folder darts-v2"),
+        ([str(run), "lstm"], f"wenet-train TEXT --cell lstm, and wenet-train TEXT --cell {run}"),
     ):
         capsys.readouterr()
         assert rank_main([*arguments, "--out", str(tmp_path / "out")]) == 2

@@ -17,6 +17,7 @@ from wenet.searching.audit import summary
 from wenet.searching.settings import SearchConfig
 from wenet.searching.work import SEARCH
 from wenet.tasks import Metric, task_of
+from wenet.training.settings import LSTMS
 from wenet.training.standalone import StandaloneResult, train_standalone, training_windows
 from wenet_kernels import WenetError
 
@@ -31,6 +32,11 @@ def hold_tournament(
         raise WenetError("name at least two different cells, the first of them the folder of a search")
     if seeds < 2:
         raise WenetError(f"--seeds must be at least 2, not {seeds}")
+    for cell in set(cells) & set(LSTMS):
+        raise WenetError(
+            f"{cell} is no cell, and only cells are ranked; to compare them train both: "
+            f"wenet-train TEXT --cell {cell}, and wenet-train TEXT --cell {cells[0]}"
+        )
     genotypes = {cell: load_genotype(cell) for cell in cells}
     with closing(RunFolder.open(Path(cells[0]))) as first:
         stored = stored_config(first, SEARCH)
