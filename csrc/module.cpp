@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cpu/arena.h"
+#include "cpu/check.h"
 #include "cpu/dispatch.h"
 #include "cpu/features.h"
 
@@ -47,6 +48,7 @@ class BetweenSteps {
 // Runs a pass over the steps without Python's lock.
 template <typename Pass>
 void run(Recurrence r, std::optional<py::function> between_steps, Pass pass) {
+  check(r);
   BetweenSteps hook(r, std::move(between_steps));
   {
     py::gil_scoped_release release;
