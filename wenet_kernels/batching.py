@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wenet_kernels import reference
+from wenet_kernels.autocast import without_autocast
 from wenet_kernels.recurrence import Evaluation, Gradients, Recurrence
 
 Call = Callable[..., Any]
@@ -69,7 +70,7 @@ def project_backward(call: Call, size: int, dims: Dims, *arguments: Any) -> Resu
 
 
 def _in_full(function: Callable[..., Any], *tensors: Tensor) -> Any:
-    with torch.autocast(tensors[0].device.type, enabled=False):
+    with without_autocast(tensors[0].device):
         return function(*tensors)
 
 

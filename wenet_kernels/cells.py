@@ -165,9 +165,11 @@ def _rows(text: str, names: tuple[str, ...]) -> _Rows:
 
 @functools.cache
 def _tables(text: str, names: tuple[str, ...], device: torch.device) -> Tables:
-    with torch.inference_mode(False):  # a tensor made in that mode could not be differentiated around later
+    # A tensor made in that mode could not be differentiated around later, nor one of a transform outlive it.
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():
         return _new_tables(text, names, device)
 
 
 def _new_tables(text: str, names: tuple[str, ...], device: torch.device) -> Tables:
-    return Tables(*(torch.tensor(rows, dtype=torch.int32, device=device) for rows in _rows(text, names)[:3]))
+    # Made here and moved: on the device meta torch.tensor detaches in place, which transforms forbid.
+    return Tables(*(torch.tensor(rows, dtype=torch.int32, device="cpu").to(device) for rows in _rows(text, names)[:3]))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from wenet_kernels.autocast import without_autocast
 from wenet_kernels.errors import WenetError
 
 LIBRARY = torch.library.Library("wenet_kernels", "DEF")
@@ -132,10 +133,22 @@ def _function(operator: type[Operator], overload: Any) -> Any:
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Outputs, Any]:
+            if info.batch_size == 0:
+                return _of_no_calls(operator, in_dims, arguments)
             return operator.batched(overload, info.batch_size, in_dims, *arguments)
 
     Function.__name__ = Function.__qualname__ = operator.__name__
     return Function
+
+
+def _of_no_calls(operator: type[Operator], dims: Sequence[int | None], arguments: Sequence[Any]) -> tuple[Outputs, Any]:
+    """What vmap has of an empty batch, shaped as for a call that could have been in it; for example the derivatives of
+    no outputs."""
+    one = [x if dim is None else x.movedim(dim, 0).sum(0) for x, dim in zip(arguments, dims, strict=True)]
+    outputs = operator.fake(*one)
+    if isinstance(outputs, Tensor):
+        return outputs.new_empty(0, *outputs.shape), 0
+    return tuple(output.new_empty(0, *output.shape) for output in outputs), (0,) * len(outputs)
 
 
 def _restored(ctx: Any) -> tuple[list[Any], Sequence[Tensor]]:
@@ -176,7 +189,7 @@ def _pulled_back(
 ) -> Sequence[Tensor]:
     """The derivatives of the variables, given those of the outputs."""
     function, variables = _formula_of(operator, arguments)
-    with torch.autocast(variables[0].device.type, enabled=False):
+    with without_autocast(variables[0].device):
         outputs, pull_back = vjp(function, *variables)
         found: Sequence[Tensor] = pull_back(_with_zeros(grads, outputs))
     return found
@@ -189,7 +202,7 @@ def _pushed_forward(
     derivative pushes them forward; so no forward mode is needed inside of forward mode, where there is none."""
     function, variables = _formula_of(operator, arguments)
     given = _with_zeros([tangents[position] for position in _given(operator, arguments)], variables)
-    with torch.autocast(variables[0].device.type, enabled=False):
+    with without_autocast(variables[0].device):
         outputs, pull_back = vjp(function, *variables)
         _, push_forward = vjp(pull_back, tuple(torch.zeros_like(output) for output in outputs))
         found = push_forward(given)[0]

@@ -181,6 +181,23 @@ WHICH = [(0, 1, 2, 3, 4, 5), (2, 3, 4), (0, 1), (0,), (3,), (0, 2), (5,)]
 class TestBatches:
     @each_backend
     @each_coupling
+    def test_of_no_calls(self, backend, coupling):
+        tensors = operands(coupling, 0)
+        function = functools.partial(run, backend=backend)
+        assert vmap(function)(*tensors).shape == (0, *run(*operands(coupling), backend=backend).shape)
+        found = vmap(grad(functools.partial(loss, backend=backend), argnums=every(tensors)))(*tensors)
+        assert [x.shape for x in found] == [x.shape for x in tensors]
+
+    @each_backend
+    @each_coupling
+    def test_all_derivatives_of_an_empty_output(self, backend, coupling):
+        tensors = operands(coupling, rows=0)
+        found = jacrev(functools.partial(run, backend=backend), argnums=every(tensors))(*tensors)
+        output = run(*tensors, backend=backend)
+        assert [x.shape for x in found] == [(*output.shape, *x.shape) for x in tensors]
+
+    @each_backend
+    @each_coupling
     @pytest.mark.parametrize("which", WHICH, ids=str)
     def test_values_and_gradients(self, backend, coupling, which):
         tensors, in_dims = batched_some(operands(coupling, SIZE), which)
@@ -429,6 +446,23 @@ for cells, transform in (
     (first,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
     torch.autograd.grad(first.sum(), leaf)
 """
+
+
+@each_coupling
+def test_on_the_device_meta(coupling):
+    """Where tensors have a shape alone, and there is no autocast to switch off."""
+    tensors = [tensor.to("meta") for tensor in operands(coupling)]
+
+    def total(*tensors):
+        return run(*tensors).square().sum()
+
+    for transform in (grad, jvp_of_ones, lambda f: grad(lambda x, *rest: grad(f)(x, *rest).sum())):
+        assert transform(total)(*tensors) is not None
+    assert vmap(grad(total))(*(tensor.to("meta") for tensor in operands(coupling, SIZE))).shape[0] == SIZE
+
+
+def jvp_of_ones(function):
+    return lambda *tensors: jvp(function, tensors, tuple(torch.ones_like(tensor) for tensor in tensors))
 
 
 def test_tables_made_under_a_transform_serve_afterwards():
