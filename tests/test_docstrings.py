@@ -25,6 +25,7 @@ MODULES = [
     "wenet.training.held_out",
     "wenet_kernels.activations",
     "wenet_kernels.cells",
+    "wenet_kernels.backend",
     "wenet_kernels.op",
 ]
 PUBLIC = [

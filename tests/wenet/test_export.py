@@ -321,7 +321,7 @@ def test_files_are_named_like_the_source(run, tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["darts-v7"], "no cell 'darts-v7'"),
-        (["darts-v2", "--format", "gif"], "--format"),
+        (["darts-v2", "--format", "gif"], "unknown format 'gif'"),
         (["darts-v2", "--hidden", "8"], "leave out --hidden"),
         (["darts-v2", "--format", "torch-export"], "give --hidden"),
         (["darts-v2", "--format", "torch-export", "--hidden", "0"], "at least 1"),

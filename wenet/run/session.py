@@ -73,7 +73,8 @@ class Work(ABC, Generic[AnyConfig]):
         """How many rows of each part of the data are read side by side."""
 
     def check_ranks(self, config: AnyConfig, ranks: Ranks) -> None:
-        """Refuse work that several processes cannot share."""
+        """Refuse work that several processes cannot share, GPUs that they would have to share among it."""
+        check_own_device(ranks, torch.device(config.device))
 
     def stored_cell(self, stored: Mapping[str, Any]) -> Genotype | None:
         """The cell of a run that goes on, from its `config.json`."""
@@ -157,7 +158,6 @@ class Session(Generic[AnyConfig]):
         for part, rows in work.streams(config).items():
             task.streams(data, part, rows)  # refuses a part too short for so many
         say_data_and_machine(surroundings.console, config, cell, data)  # before anything that takes a second
-        check_own_device(ranks, torch.device(config.device))
         work.check_ranks(config, ranks)
         flags = work.memory_flags(config)
         check_memory(work.memory(config, cell, data, ranks), config.device, flags, ranks.count_here)
@@ -187,7 +187,6 @@ class Session(Generic[AnyConfig]):
         with _held(work, surroundings.ranks, lambda: RunFolder.open(Path(folder))) as (run, interrupt):
             stored = stored_config(run, work)
             config = replace(stored, **{name: value for name, value in changes.items() if value is not None})
-            check_own_device(surroundings.ranks, torch.device(config.device))
             work.check_ranks(config, surroundings.ranks)
             task = task_of(config)
             data = _take_up(run, config, task, surroundings)

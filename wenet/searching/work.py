@@ -59,6 +59,7 @@ class SearchWork(Work[SearchConfig]):
         return {"train": config.data_batch, "valid": max(config.valid_rows, config.eval_batch)}
 
     def check_ranks(self, config: SearchConfig, ranks: Ranks) -> None:
+        super().check_ranks(config, ranks)
         strategy_of(config).check(config, ranks.count)
 
     def memory(self, config: SearchConfig, cell: Genotype | None, data: Any, ranks: Ranks) -> int:

@@ -56,6 +56,7 @@ class TrainWork(Work[TrainConfig]):
         return {"train": config.data_batch, "valid": config.eval_batch, "test": config.test_batch}
 
     def check_ranks(self, config: TrainConfig, ranks: Ranks) -> None:
+        super().check_ranks(config, ranks)
         if config.data_batch < ranks.count:
             raise WenetError(
                 f"--data-batch {config.data_batch} cannot be divided over {ranks.count} ranks; start fewer"
