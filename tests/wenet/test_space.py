@@ -186,7 +186,7 @@ def test_a_registered_activation_from_search_to_training(text, tmp_path, sine, c
         out=tmp_path / "trained", console=Console(),
     )  # fmt: skip
     assert "cpu: it lacks sine" in capsys.readouterr().out
-    assert evaluate(tmp_path / "trained")["test"]["perplexity"] == trained.test_perplexity
+    assert evaluate(tmp_path / "trained")["test"]["perplexity"] == trained.test
     with pytest.raises(WenetError, match="'sine' is a registered function, which has no source"):
         export(tmp_path / "trained", out=tmp_path / "model.py")
     with pytest.raises(WenetError, match="backend 'cpu' cannot run: it lacks sine"):
