@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests of the native kernels under the address and undefined-behaviour sanitizers, in a build of their own.
+# Runs the tests of the native kernels, and drawn calls of a layer, under the address and undefined-behaviour
+# sanitizers, in a build of their own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,4 +13,6 @@ compiler=${CXX:-g++}
 export LD_PRELOAD="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libubsan.so)"
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 export PYTHONPATH="$build"
-pytest --import-mode=append -q tests/wenet_kernels/test_{cpu,cpu_bf16,project,transforms}.py "$@"
+export WENET_EXAMPLES="${WENET_EXAMPLES:-100}"
+pytest --import-mode=append -q tests/wenet_kernels/test_{cpu,cpu_bf16,project,transforms}.py \
+  tests/wenet/test_like_torch_rnn.py "$@"

@@ -119,3 +119,13 @@ def test_what_is_no_input(layers, wrong):
 def test_what_is_no_state(layers, h0):
     with pytest.raises(WenetError, match="h0"):
         layers[0](x(), h0)
+
+
+@pytest.mark.parametrize("asked", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_autocast_of_a_layer_in_another_half_type(asked, dtype):
+    ours = DagRNN(5, 8, DARTS_V2, num_layers=2, bidirectional=True, dtype=dtype)
+    torchs = torch.nn.RNN(5, 8, num_layers=2, bidirectional=True, dtype=dtype)
+    with torch.autocast("cpu", asked):
+        found, expected = ours(x().to(dtype)), torchs(x().to(dtype))
+    assert [y.dtype for y in found] == [y.dtype for y in expected]
