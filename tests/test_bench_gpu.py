@@ -119,7 +119,7 @@ def test_main_measurements_from_end_to_end(bench):
     sections.measure_card(bench, elements=1 << 12, size=16)
     sections.measure_recurrence(bench, sections.target_pairs(bench, TINY))
     sections.measure_recurrence(bench, sections.other_pairs(bench.choice))
-    small = {"pool": 2, "batch": 2, "seeds": 1, "hidden": 6, "nodes": 2, "bptt": 3, "data_batch": 4}
+    small = {"pool": 2, "batch": 2, "keep": 1, "hidden": 6, "nodes": 2, "bptt": 3, "data_batch": 4}
     sections.measure_search_epoch(bench, "fp32", "quick", dataset="sotu", backend="reference", **small)
     sections.measure_evaluation_epoch(bench, "fp32", size=8, words=20)
     found = bench.report.results

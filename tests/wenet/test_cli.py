@@ -84,7 +84,7 @@ def test_bad_flags(text, tmp_path, capsys, flags, message):
     ("main", "arguments", "message"),
     [
         (search_main, ["--hiden", "64"], "unknown flag '--hiden'; did you mean '--hidden'?"),
-        (search_main, ["--hiden=64"], "unknown flag '--hiden'; did you mean '--hidden'?"),
+        (search_main, ["--hiden=64"], "unknown flag '--hiden=64'; did you mean '--hidden'?"),
         (search_main, ["--form", "higway"], "unknown --form 'higway'; did you mean 'highway'?"),
         (search_main, ["--preset", "quikc"], "unknown preset 'quikc'; did you mean 'quick'?"),
         (search_main, ["--strategy", "randon"], "unknown --strategy 'randon'; did you mean 'random'?"),

@@ -15,7 +15,7 @@ from wenet.parallel import joined
 from wenet.run import Config, Console, Stopped, Surroundings, flag
 from wenet.run.machine import default_preset
 from wenet.run.settings import Group, read_config_file, value_type
-from wenet_kernels import LostRanks, WenetError, check_choice
+from wenet_kernels import LostRanks, WenetError, did_you_mean
 
 Result = TypeVar("Result")
 
@@ -31,7 +31,9 @@ class Parser(argparse.ArgumentParser):
         found, rest = super().parse_known_args(args, namespace)
         for word in rest:
             if word.startswith("--"):
-                check_choice("flag", word.partition("=")[0], re.findall(r"--[a-z-]+", self.format_help()))
+                flags = re.findall(r"--[a-z-]+", self.format_help())
+                meant = did_you_mean(word.partition("=")[0], flags)
+                raise WenetError(f"unknown flag {word!r}; {meant or f'see {self.prog} --help'}")
         return found, rest
 
 
