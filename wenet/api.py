@@ -11,14 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 from wenet.cells import Genotype
 from wenet.report.run import read_run
 from wenet.results import SearchResult, TrainResult
-from wenet.run import Session, Surroundings
-from wenet.run.machine import default_preset
-from wenet.searching.audit import begun_audit
-from wenet.searching.settings import PRESETS, resolve_config
-from wenet.searching.tournament import hold_tournament
-from wenet.searching.work import SEARCH, run_search
-from wenet.training.settings import LSTMS, SOFTMAXES, TRAIN_PRESETS, resolve_train_config
-from wenet.training.work import TRAIN, run_training
+from wenet.run import Session, Surroundings, default_preset
+from wenet.searching import PRESETS, SEARCH, begun_audit, hold_tournament, resolve_config, run_search
+from wenet.training import LSTMS, SOFTMAXES, TRAIN, TRAIN_PRESETS, resolve_train_config, run_training
 from wenet_kernels import WenetError
 
 P = ParamSpec("P")

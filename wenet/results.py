@@ -18,14 +18,10 @@ from wenet.cells import Genotype
 from wenet.nn import DagRNN, LanguageModel
 from wenet.report import words
 from wenet.report.run import Run, read_run
-from wenet.run import RunFolder
-from wenet.run.machine import resolve_machine
-from wenet.run.session import stored_config, stored_data
-from wenet.searching.audit import final_ranking
-from wenet.searching.work import SearchOutcome
+from wenet.run import RunFolder, resolve_machine, stored_config, stored_data
+from wenet.searching import SearchOutcome, final_ranking
 from wenet.tasks import task_of
-from wenet.training.nt_asgd import trained_model
-from wenet.training.work import TRAIN, TrainOutcome
+from wenet.training import TRAIN, TrainOutcome, trained_model
 from wenet_kernels import WenetError
 
 if TYPE_CHECKING:

@@ -1,7 +1,24 @@
 """Cells as data: genotypes, the published ones, the space that random ones are drawn from, and comparison."""
 
+from wenet.cells.comparison import common_structure, describe_common
+from wenet.cells.description import Description
 from wenet.cells.genotype import Genotype
 from wenet.cells.published import PUBLISHED, load_genotype, load_genotypes
+from wenet.cells.source import layer_source, model_source, trained_layer_source, written_step
 from wenet.cells.space import check_activations, random_genotypes
 
-__all__ = ["PUBLISHED", "Genotype", "check_activations", "load_genotype", "load_genotypes", "random_genotypes"]
+__all__ = [
+    "PUBLISHED",
+    "Description",
+    "Genotype",
+    "check_activations",
+    "common_structure",
+    "describe_common",
+    "layer_source",
+    "load_genotype",
+    "load_genotypes",
+    "model_source",
+    "random_genotypes",
+    "trained_layer_source",
+    "written_step",
+]

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wenet.cells import PUBLISHED, load_genotype, random_genotypes
-from wenet.cells.comparison import describe_common
+from wenet.cells import PUBLISHED, describe_common, load_genotype, random_genotypes
 from wenet.cli.common import Parser, one_of, reporting
 from wenet.exporting.formats import SUFFIXES, describe_export, export
 from wenet_kernels import ACTIVATIONS, FORMS

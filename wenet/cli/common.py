@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from wenet.parallel import joined
-from wenet.run import Config, Console, Stopped, Surroundings, flag
-from wenet.run.machine import default_preset
-from wenet.run.settings import Group, read_config_file, value_type
+from wenet.run import Config, Console, Group, Stopped, Surroundings, default_preset, flag, read_config_file, value_type
 from wenet_kernels import LostRanks, WenetError, did_you_mean
 
 Result = TypeVar("Result")

@@ -10,9 +10,7 @@ from typing import Any
 
 from wenet.cli.common import Parser, add_setting, number, reporting
 from wenet.run import Console
-from wenet.training.adaptive import Cache, Dynamic
-from wenet.training.held_out import SETTINGS, evaluate
-from wenet.training.settings import TrainConfig
+from wenet.training import SETTINGS, Cache, Dynamic, TrainConfig, evaluate
 from wenet_kernels import WenetError
 
 

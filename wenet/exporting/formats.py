@@ -18,16 +18,12 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from wenet.cells.genotype import Genotype
-from wenet.cells.published import PUBLISHED, load_genotype
-from wenet.cells.source import layer_source, model_source, trained_layer_source
+from wenet.cells import PUBLISHED, Genotype, layer_source, load_genotype, model_source, trained_layer_source
 from wenet.exporting.saved_layer import is_weight_file, saved_layer
 from wenet.nn import DagRNN, LanguageModel
-from wenet.run.folder import RunFolder, write_tensors
-from wenet.run.session import as_path, stored_config, stored_data
+from wenet.run import RunFolder, as_path, stored_config, stored_data, write_tensors
 from wenet.tasks import task_of
-from wenet.training.nt_asgd import trained_model
-from wenet.training.work import TRAIN
+from wenet.training import TRAIN, trained_model
 from wenet_kernels import FORMS, WenetError, check_choice
 
 SUFFIXES = {"module": ".py", "onnx": ".onnx", "torch-export": ".pt2"}  # by format

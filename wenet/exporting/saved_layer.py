@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from wenet.cells.description import Description
-from wenet.cells.genotype import Genotype
+from wenet.cells import Description, Genotype
 from wenet.nn.rnn import DagRNN
 from wenet_kernels import WenetError
 

@@ -1,14 +1,17 @@
 """Recurrent layers made of searched cells, and the language models around them."""
 
+from wenet.nn.cross_entropy import CHUNK
 from wenet.nn.divided import DividedDagRNN
 from wenet.nn.dropout import draw_rows
 from wenet.nn.language import LanguageModel, StandaloneLanguageModels
 from wenet.nn.lstm import StackedLSTM
 from wenet.nn.rnn import DagRNN
-from wenet.nn.softmaxes import MixtureOfSoftmaxes
+from wenet.nn.softmaxes import MIXTURE_ROWS, MixtureOfSoftmaxes
 from wenet.nn.weighted import WeightedDagRNN
 
 __all__ = [
+    "CHUNK",
+    "MIXTURE_ROWS",
     "DagRNN",
     "DividedDagRNN",
     "LanguageModel",

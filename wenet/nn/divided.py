@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from wenet.cells.genotype import Genotype
 from wenet.nn.weighted import WeightedDagRNN
-from wenet.parallel.gradients import enter_divided
-from wenet.parallel.ranks import Ranks
+from wenet.parallel import Ranks, enter_divided
 
 
 class DividedDagRNN(WeightedDagRNN):

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from wenet.cells.genotype import Genotype
-from wenet.cells.published import load_genotype
+from wenet.cells import Genotype, load_genotype
 from wenet.nn.checks import (
     check_count,
     check_input,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wenet.cells.genotype import Genotype
-from wenet.cells.source import written_step
+from wenet.cells import Genotype, written_step
 from wenet_kernels import WenetError
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from wenet.cells.genotype import Genotype
-from wenet.cells.published import load_genotype
+from wenet.cells import Genotype, load_genotype
 from wenet.nn.checks import (
     check_input,
     check_layer,

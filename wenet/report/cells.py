@@ -9,8 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from wenet.cells.comparison import common_structure
-from wenet.cells.genotype import Genotype
+from wenet.cells import Genotype, common_structure
 from wenet.report.figures import (
     BLUE,
     GREEN,

@@ -9,10 +9,9 @@ from typing import Any
 
 from wenet.cells import Genotype
 from wenet.run.upgrade import upgraded
+from wenet.searching import Best, SearchConfig, Strategy, read_best, resolve_config, strategy_of
 from wenet.searching.audit import RESULT as AUDIT
-from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.searching.strategy import RECORDS as SEARCH_RECORDS
-from wenet.searching.strategy import Best, Strategy, read_best, strategy_of
 from wenet.tasks import TASKS, Metric
 from wenet.training.nt_asgd import RECORDS as TRAIN_RECORDS
 from wenet_kernels import WenetError

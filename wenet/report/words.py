@@ -10,8 +10,7 @@ from typing import Any
 
 from wenet.cells.published import PUBLISHED
 from wenet.report.run import Run
-from wenet.run.console import counted, duration, figure, size
-from wenet.run.settings import Config, flag
+from wenet.run import Config, counted, duration, figure, flag, size
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.tasks import Metric
 from wenet.training.settings import TrainConfig, resolve_train_config

@@ -12,8 +12,7 @@ from wenet.searching.mixture import build_mixture, build_optimizer
 from wenet.searching.settings import SearchConfig
 from wenet.searching.strategy import strategy_of
 from wenet.tasks import Task
-from wenet.training.estimate import Estimate, timed_step
-from wenet.training.memory import INTERPRETER, network_weights, standalone_memory
+from wenet.training import INTERPRETER, Estimate, network_weights, standalone_memory, timed_step
 
 PROBE_STEPS, PROBE_ROWS = 4, 20
 PROBE_WEIGHTS = 5_000_000  # in the networks of the probe: enough to be typical, little enough to take a moment

@@ -12,8 +12,7 @@ from wenet.run import Session, duration, figure
 from wenet.searching.settings import SearchConfig
 from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
 from wenet.tasks import Metric
-from wenet.training.memory import standalone_memory
-from wenet.training.standalone import Outcome, StandaloneResult, train_standalone, training_windows
+from wenet.training import Outcome, StandaloneResult, standalone_memory, train_standalone, training_windows
 from wenet_kernels import WenetError
 
 FOLDER = "rungs"

@@ -11,18 +11,14 @@ import torch
 from torch import Tensor
 
 from wenet.cells import Genotype
-from wenet.data import mean_window, window_length
-from wenet.data.windows import LONGER_AT_MOST
+from wenet.data import LONGER_AT_MOST, mean_window, window_length
 from wenet.nn import DividedDagRNN, LanguageModel, WeightedDagRNN
 from wenet.parallel import ALONE, Ranks, clip_gradients
-from wenet.run import Session, duration, figure
-from wenet.run.machine import peak_memory
-from wenet.run.settings import DTYPES
+from wenet.run import DTYPES, Session, duration, figure, peak_memory
 from wenet.searching.settings import SearchConfig
 from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
 from wenet.tasks import Metric, Task
-from wenet.training.memory import network_weights, recurrence_bytes
-from wenet.training.trainer import ModelTrainer, Progress, restore_random, restore_training
+from wenet.training import ModelTrainer, Progress, network_weights, recurrence_bytes, restore_random, restore_training
 from wenet_kernels import WenetError
 
 CURVE_POINTS = 20  # of the training loss, in the record of a round

@@ -16,8 +16,7 @@ from wenet.searching.audit import run_audit
 from wenet.searching.settings import SearchConfig
 from wenet.searching.strategy import RECORDS, Best, Record, Strategy, read_best, strategy_of
 from wenet.tasks import Metric
-from wenet.training.memory import standalone_memory
-from wenet.training.standalone import train_standalone, training_windows
+from wenet.training import standalone_memory, train_standalone, training_windows
 
 
 @dataclass(frozen=True)

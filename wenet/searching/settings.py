@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wenet.cells.genotype import Genotype
-from wenet.cells.published import load_genotypes
-from wenet.cells.space import check_activations
+from wenet.cells import Genotype, check_activations, load_genotypes
 from wenet.data import WINDOWS
 from wenet.run.settings import Group, option, overridden
 from wenet.training.settings import LearningConfig, inherited

@@ -10,9 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from wenet.cells import Genotype, load_genotype
-from wenet.run import Interrupt, RunFolder, Session, Surroundings, duration, figure
-from wenet.run.machine import pytorch_products_in
-from wenet.run.session import run_settings, stored_config, stored_data
+from wenet.run import (
+    Interrupt,
+    RunFolder,
+    Session,
+    Surroundings,
+    duration,
+    figure,
+    pytorch_products_in,
+    run_settings,
+    stored_config,
+    stored_data,
+)
 from wenet.searching.audit import summary
 from wenet.searching.settings import SearchConfig
 from wenet.searching.work import SEARCH

@@ -10,8 +10,7 @@ from typing import Any
 
 from wenet.cells import Genotype
 from wenet.parallel import Ranks
-from wenet.run import Session, Work, duration, size
-from wenet.run.machine import resolve_machine
+from wenet.run import Session, Work, duration, resolve_machine, size
 from wenet.searching.audit import describe_audit, run_audit
 from wenet.searching.estimate import estimate_search, estimate_search_memory
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config

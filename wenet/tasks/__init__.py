@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from wenet.tasks.language import LanguageModelling
+from wenet.tasks.language import LanguageModelling, perplexity
 from wenet.tasks.task import Metric, Task
 
 # By name, as `task` among the settings names it. To add one, write a class with the members of `Task` and name it here.
@@ -14,4 +14,4 @@ def task_of(config: Any) -> Task:
     return TASKS[config.task]()
 
 
-__all__ = ["TASKS", "LanguageModelling", "Metric", "Task", "task_of"]
+__all__ = ["TASKS", "LanguageModelling", "Metric", "Task", "perplexity", "task_of"]

@@ -1,1 +1,41 @@
 """Training: the one loop, the paper's evaluation of one cell, and standalone training of many cells at once."""
+
+from wenet.training.adaptive import Cache, Dynamic
+from wenet.training.estimate import Estimate, timed_step
+from wenet.training.held_out import SETTINGS, evaluate
+from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes, standalone_memory
+from wenet.training.nt_asgd import trained_model
+from wenet.training.settings import LSTMS, SOFTMAXES, TRAIN_PRESETS, TrainConfig, resolve_train_config
+from wenet.training.standalone import Outcome, StandaloneResult, train_standalone, training_windows
+from wenet.training.trainer import ModelTrainer, Progress, restore_random, restore_training
+from wenet.training.work import TRAIN, TrainOutcome, run_training
+
+__all__ = [
+    "INTERPRETER",
+    "LSTMS",
+    "SETTINGS",
+    "SOFTMAXES",
+    "TRAIN",
+    "TRAIN_PRESETS",
+    "Cache",
+    "Dynamic",
+    "Estimate",
+    "ModelTrainer",
+    "Outcome",
+    "Progress",
+    "StandaloneResult",
+    "TrainConfig",
+    "TrainOutcome",
+    "evaluate",
+    "network_weights",
+    "recurrence_bytes",
+    "resolve_train_config",
+    "restore_random",
+    "restore_training",
+    "run_training",
+    "standalone_memory",
+    "timed_step",
+    "train_standalone",
+    "trained_model",
+    "training_windows",
+]

@@ -11,8 +11,7 @@ import torch
 
 from wenet.cells import Genotype
 from wenet.data.windows import LONGER_AT_MOST
-from wenet.nn.cross_entropy import CHUNK
-from wenet.nn.softmaxes import MIXTURE_ROWS
+from wenet.nn import CHUNK, MIXTURE_ROWS
 from wenet.run.settings import DTYPES
 from wenet.tasks import Task
 from wenet.training.memory import INTERPRETER, recurrence_bytes

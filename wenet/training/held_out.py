@@ -12,14 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from wenet.data import batchify, encode_held_out
-from wenet.data.corpus import UNKNOWN
+from wenet.data import UNKNOWN, batchify, encode_held_out
 from wenet.nn import LanguageModel
-from wenet.run import Console, RunFolder, counted, duration
-from wenet.run.machine import resolve_machine
-from wenet.run.session import as_path, stored_config, stored_data
-from wenet.tasks import task_of
-from wenet.tasks.language import perplexity
+from wenet.run import Console, RunFolder, as_path, counted, duration, resolve_machine, stored_config, stored_data
+from wenet.tasks import perplexity, task_of
 from wenet.training.adaptive import Cache, Dynamic, cache_perplexity, dynamic_perplexity, statistics_stream
 from wenet.training.nt_asgd import trained_model
 from wenet.training.settings import TrainConfig

@@ -14,9 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 from wenet.cells import Genotype
 from wenet.data import window_length
 from wenet.nn import DagRNN, LanguageModel, StackedLSTM, draw_rows
-from wenet.run import Session, duration
-from wenet.run.machine import peak_memory
-from wenet.run.settings import DTYPES
+from wenet.run import DTYPES, Session, duration, peak_memory
 from wenet.tasks import Task
 from wenet.training.settings import TrainConfig
 from wenet.training.trainer import (

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from wenet.cells import Genotype
 from wenet.nn import WeightedDagRNN
-from wenet.run import Session, wait_until
-from wenet.run.machine import peak_memory
-from wenet.run.settings import DTYPES
+from wenet.run import DTYPES, Session, peak_memory, wait_until
 from wenet.tasks import Metric, Task
 from wenet.training.trainer import Progress, Trainer, random_tensors, restore_random, restore_training
 
