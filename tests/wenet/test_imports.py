@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-HEAVY = ("torch._dynamo", "torch.utils.tensorboard", "tensorboard", "scipy.stats", "matplotlib", "onnx", "onnxscript")
+HEAVY = ("torch._dynamo", "torch.utils.tensorboard", "tensorboard", "scipy", "matplotlib", "onnx", "onnxscript")
 
 ONLY_LOOKING = """
 import importlib
@@ -52,7 +52,7 @@ def test_import_of_both_packages():
 
 
 def test_a_heavy_module_would_be_seen():
-    assert loaded_by("import wenet, scipy.stats") == {"scipy.stats"}
+    assert loaded_by("import wenet, scipy.stats") == {"scipy"}
 
 
 def test_commands_that_only_look():

@@ -7,7 +7,6 @@ from functools import cache
 from itertools import zip_longest
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from wenet.cells.genotype import Genotype
 
@@ -80,6 +79,8 @@ def _activation(genotype: Genotype, node: int) -> str:
 
 def _best_pairing(left: list[int], right: list[int], tree: Callable[[int, int], Tree]) -> Tree:
     """The trees below two nodes, each child of the one paired with a child of the other so that most is in common."""
+    from scipy.optimize import linear_sum_assignment  # takes a second to import
+
     sizes = np.array([[len(tree(i, j)) for j in right] for i in left]).reshape(len(left), len(right))
     rows, columns = linear_sum_assignment(sizes, maximize=True)
     return tuple(pair for row, column in zip(rows, columns, strict=True) for pair in tree(left[row], right[column]))
