@@ -19,7 +19,7 @@ from wenet.nn import DagRNN, LanguageModel
 from wenet.report import words
 from wenet.report.run import Run, read_run
 from wenet.run import RunFolder, resolve_machine, stored_config, stored_data
-from wenet.searching import SearchOutcome, final_ranking
+from wenet.searching import NextSteps, SearchOutcome, final_ranking
 from wenet.tasks import task_of
 from wenet.training import TRAIN, TrainOutcome, trained_model
 from wenet_kernels import WenetError
@@ -145,6 +145,8 @@ class SearchResult(Shown, SearchOutcome):
         best: how it was found.
         folder: of the run.
         metric: what the task measures.
+        next_steps: commands to go on with.
+        baseline: what the metric must beat, where the run knows of it.
         audit: what `audit.json` holds, where there is one.
 
     Example:
@@ -192,6 +194,7 @@ class TrainResult(Shown, TrainOutcome):
         best: what `best.json` says.
         folder: of the run.
         metric: what the task measures.
+        baseline: what the metric must beat, where the run knows of it.
 
     Example:
         >>> import torch, wenet
@@ -235,6 +238,9 @@ def load(folder: str | Path) -> SearchResult | TrainResult:
     if not run.best:
         raise WenetError(f"{folder} has no result yet: {words.status(run)}")
     if run.kind == "train":
-        return TrainResult.of(run.best, run.path, run.metric)
+        return TrainResult.of(run.best, run.path, run.metric, run.baseline)
     assert run.winner is not None
-    return SearchResult(run.settings["dataset"], run.winner.genotype, run.winner, run.path, run.metric, run.audit)
+    steps = NextSteps.of(run.search_config, run.path, run.config["data_dir"])
+    return SearchResult(
+        run.settings["dataset"], run.winner.genotype, run.winner, run.path, run.metric, steps, run.baseline, run.audit
+    )

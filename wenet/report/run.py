@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from wenet.cells import Genotype
+from wenet.run.session import stored_baseline
 from wenet.run.upgrade import upgraded
 from wenet.searching import Best, SearchConfig, Strategy, read_best, resolve_config, strategy_of
 from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.strategy import RECORDS as SEARCH_RECORDS
-from wenet.tasks import TASKS, Metric
+from wenet.tasks import TASKS, Baseline, Metric
 from wenet.training.nt_asgd import RECORDS as TRAIN_RECORDS
 from wenet_kernels import WenetError
 
@@ -53,6 +54,11 @@ class Run:
     def metric(self) -> Metric:
         """What the task measures."""
         return TASKS[self.settings["task"]].metric
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """What the metric must beat; unknown of runs of before."""
+        return stored_baseline(self.config)
 
     @property
     def search_config(self) -> SearchConfig:

@@ -12,7 +12,7 @@ from wenet.cells.published import PUBLISHED
 from wenet.report.run import Run
 from wenet.run import Config, counted, duration, figure, flag, size
 from wenet.searching.settings import SearchConfig, resolve_config
-from wenet.tasks import Metric
+from wenet.tasks import Metric, failure_to_learn
 from wenet.training.settings import TrainConfig, resolve_train_config
 
 Row = tuple[str, ...]
@@ -92,6 +92,9 @@ def _spread(group: dict[str, Any]) -> str:
 
 def _search_caveats(run: Run) -> Iterator[str]:
     settings, winner = run.settings, run.winner
+    failure = winner and winner.failure_to_learn(run.metric, run.baseline)
+    if failure:
+        yield _as_sentence(failure)
     if not run.finished:
         yield f"The search has not ended; all of this is of the {run.strategy.stage}s so far."
     if winner is not None and winner.is_ranked_by_chance():
@@ -109,6 +112,10 @@ def _search_caveats(run: Run) -> Iterator[str]:
     if settings["runs"] == 1:
         yield "This is one search with one seed. Another seed draws other cells, and may rank the same ones otherwise."
     yield from _about_preset(run, "a first look: the paper searches 10,000 cells, each of hidden size 200")
+
+
+def _as_sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _is_ranked_by_weight(run: Run) -> bool:
@@ -137,7 +144,10 @@ def _training_summary(run: Run) -> Iterator[str]:
 
 
 def _training_caveats(run: Run) -> Iterator[str]:
-    best = run.best
+    best, value = run.best, run.best.get(f"valid_{run.metric.key}")
+    failure = failure_to_learn("the model", value, run.metric, run.baseline) if best else None
+    if failure:
+        yield _as_sentence(failure)
     if not run.finished:
         yield "Training has not ended, and the test text has not been looked at."
     if best and best["epoch"] == best["epochs"]:

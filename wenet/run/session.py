@@ -21,7 +21,7 @@ from wenet.run.interrupt import Interrupt, Stopped
 from wenet.run.machine import check_memory, explaining_out_of_memory, pytorch_products_in, resolve_machine
 from wenet.run.settings import AnyConfig, Config
 from wenet.run.shared_folder import SharedFolder
-from wenet.tasks import Task, task_of
+from wenet.tasks import Baseline, Task, task_of
 from wenet.version import VERSION
 from wenet_kernels import WenetError, backends, native_status
 
@@ -134,6 +134,11 @@ class Session(Generic[AnyConfig]):
     def device(self) -> torch.device:
         return torch.device(self.config.device)
 
+    @property
+    def baseline(self) -> Baseline | None:
+        """What the work must beat, where the run knows of it."""
+        return stored_baseline(self.folder.config)
+
     @classmethod
     @contextmanager
     def begin(
@@ -162,7 +167,12 @@ class Session(Generic[AnyConfig]):
         flags = work.memory_flags(config)
         check_memory(work.memory(config, cell, data, ranks), config.device, flags, ranks.count_here)
         folder = as_path(surroundings.out) or _default_folder(work.kind, data.name)
-        stored = {**run_settings(work.kind, config, data, surroundings.data_dir), **work.stored(cell)}
+        baseline = task.baseline(data)
+        stored = {
+            **run_settings(work.kind, config, data, surroundings.data_dir),
+            "baseline": baseline and baseline._asdict(),
+            **work.stored(cell),
+        }
         ranks.check_same(stored)
         with _held(work, ranks, lambda: RunFolder.create(folder, stored)) as (run, interrupt):
             session = cls(config, cell, task, data, run, interrupt, surroundings)
@@ -208,7 +218,9 @@ class Session(Generic[AnyConfig]):
         """
         config = replace(self.config, **settings) if settings else self.config
         if stored is None:
-            stored = run_settings(self.folder.config["kind"], config, self.data, self.folder.config["data_dir"])
+            whole = self.folder.config
+            stored = run_settings(whole["kind"], config, self.data, whole["data_dir"])
+            stored |= {name: whole[name] for name in ("baseline",) if name in whole}  # runs of before have none
         with closing(RunFolder.open_or_create(folder, stored)) as run:
             surroundings = replace(self.surroundings, ranks=ALONE) if alone else self.surroundings
             yield replace(self, config=config, folder=run, surroundings=surroundings)
@@ -292,6 +304,12 @@ def stored_config(run: RunFolder, work: Work[AnyConfig]) -> AnyConfig:
         raise WenetError(
             f"{run.path / 'config.json'} is not of {work.noun} by this version{reason}; start a new run"
         ) from None
+
+
+def stored_baseline(stored: Mapping[str, Any]) -> Baseline | None:
+    """What `config.json` of a run says that its model must beat; runs of before say nothing."""
+    found = stored.get("baseline")
+    return None if found is None else Baseline(**found)
 
 
 def stored_data(run: RunFolder, config: AnyConfig, task: Task, data_dir: str | Path | None) -> Any:

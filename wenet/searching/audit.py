@@ -88,6 +88,11 @@ def run_audit(session: Session[SearchConfig]) -> dict[str, Any]:
     return result
 
 
+def usual_audit(keep: int) -> int:
+    """How many cells to audit where K were kept: these, and enough rejected ones to compare them with."""
+    return max(24, keep + 12)
+
+
 def begun_audit(folder: Path) -> tuple[int, float] | None:
     """Cells and epochs of the audit that was begun on a run, if any."""
     try:

@@ -53,6 +53,9 @@ class HalvingBest(Best):
             f"{figure(self.value, metric.places, 'diverged')}."
         )
 
+    def reached(self) -> tuple[str, float | None]:
+        return "the best cell of the last rung", self.value
+
     def is_ranked_by_chance(self) -> bool:
         return False
 

@@ -112,6 +112,9 @@ class MixtureBest(Best):
             return "of one round"
         return f"kept from {earlier} earlier round{'s' * (earlier > 1)}" if earlier else "new in the last round"
 
+    def reached(self) -> tuple[str, float | None]:
+        return "the mixture of the last round", self.mixture_value
+
     def lines(self, metric: Metric) -> list[str]:
         value = figure(self.mixture_value, metric.places, "not finite")
         return [f"mixture   validation {metric.name} {value}, of all networks of the last round together"]

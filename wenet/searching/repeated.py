@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from wenet.cells import Genotype
 from wenet.run import duration, figure, wait_until
@@ -38,6 +38,7 @@ class RepeatedBest(Best):
     runs: list[dict[str, Any]]
     overlap: dict[str, float] | None
     own: dict[str, Any]
+    more_training: ClassVar[str] = "--audit-epochs"
 
     @classmethod
     def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
@@ -69,6 +70,9 @@ class RepeatedBest(Best):
             f"of all runs were trained standalone, and it has the best validation {metric.name}, "
             f"{figure(self.value, metric.places, 'diverged')}."
         )
+
+    def reached(self) -> tuple[str, float | None]:
+        return "the best of the winners", self.value
 
     def is_ranked_by_chance(self) -> bool:
         return False

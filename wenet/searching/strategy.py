@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from wenet.cells import Genotype, random_genotypes
 from wenet.run import Session
 from wenet.searching.settings import STRATEGIES, SearchConfig
-from wenet.tasks import Metric
+from wenet.tasks import Baseline, Metric, failure_to_learn
 
 RECORDS = "search.jsonl"
 Record = dict[str, Any]
@@ -36,6 +36,7 @@ class Best:
     network_windows: int
     seconds: float
     peak_memory_bytes: int
+    more_training: ClassVar[str] = "--epochs-per-round"  # the flag for it
 
     @property
     def finished(self) -> bool:
@@ -72,6 +73,19 @@ class Best:
     def sentences(self, metric: Metric) -> Iterator[str]:
         """For the report: what was found, a paragraph each."""
         yield f"Of {self.networks_searched:,} random cells this one won."
+
+    def reached(self) -> tuple[str, float | None] | None:
+        """What was trained last, in words, and the metric that it reached, None where that is not finite; None where
+        nothing was trained."""
+        return None
+
+    def failure_to_learn(self, metric: Metric, baseline: Baseline | None) -> str | None:
+        """What to say where what was trained does not beat the baseline, and so cannot tell good cells from bad."""
+        reached = self.reached()
+        failure = reached and failure_to_learn(*reached, metric, baseline)
+        if not failure:
+            return None
+        return f"{failure}. The ranking of the cells means nothing yet: raise {self.more_training} or change --lr"
 
     def is_ranked_by_chance(self) -> bool:
         """Whether nothing yet shows that the ranking beats chance."""

@@ -4,19 +4,66 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from wenet.cells import Genotype
 from wenet.parallel import Ranks
 from wenet.run import Session, Work, duration, resolve_machine, size
-from wenet.searching.audit import describe_audit, run_audit
+from wenet.searching.audit import describe_audit, run_audit, usual_audit
 from wenet.searching.estimate import estimate_search, estimate_search_memory
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
 from wenet.searching.strategy import Best, strategy_of
-from wenet.tasks import Metric
+from wenet.tasks import Baseline, Metric
+from wenet.training.estimate import estimate_standalone, estimate_training
+from wenet.training.settings import resolve_train_config
 from wenet_kernels import WenetError
+
+FOLLOWING_PRESET = "quick"  # of the training that is proposed after a search
+
+
+@dataclass(frozen=True)
+class NextSteps:
+    """The commands that a search can be followed by, and about how many seconds each takes on this machine.
+
+    Attributes:
+        audit, train: the commands.
+        audit_seconds, train_seconds: None where nobody has estimated them.
+    """
+
+    audit: str
+    train: str
+    audit_seconds: float | None = None
+    train_seconds: float | None = None
+
+    @classmethod
+    def of(cls, config: SearchConfig, folder: Path, data_dir: str | None) -> NextSteps:
+        """The commands alone."""
+        audit = ["wenet-search", "--resume", str(folder), "--audit", str(usual_audit(config.keep))]
+        train = ["wenet-train", config.dataset, "--cell", str(folder), "--preset", FOLLOWING_PRESET]
+        if config.max_vocabulary is not None:
+            train += ["--max-vocabulary", str(config.max_vocabulary)]
+        if data_dir is not None:
+            train += ["--data-dir", data_dir]
+        return cls(shlex.join(audit), shlex.join(train))
+
+    @classmethod
+    def of_session(cls, session: Session[SearchConfig]) -> NextSteps:
+        return cls.of(session.config, session.folder.path, session.folder.config["data_dir"])
+
+    @classmethod
+    def estimated(cls, session: Session[SearchConfig], genotype: Genotype) -> NextSteps:
+        """With the time of each, which takes a second to estimate."""
+        config, task, data = session.config, session.task, session.data
+        cells = min(usual_audit(config.keep), config.pool)
+        shared = {name: getattr(config, name) for name in ("task", "dataset", "max_vocabulary", "device", "backend")}
+        training = resolve_machine(resolve_train_config(FOLLOWING_PRESET, shared, {"cell": str(genotype)}), genotype)
+        return replace(
+            cls.of_session(session),
+            audit_seconds=estimate_standalone(config, cells, config.audit_epochs, task, data),
+            train_seconds=estimate_training(training, genotype, task, data).seconds,
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,6 +73,7 @@ class SearchOutcome:
     Attributes:
         best: how the cell was found.
         folder: of the run.
+        baseline: what the metric must beat, where the run knows of it.
         audit: what `audit.json` holds, where there is one.
     """
 
@@ -34,6 +82,8 @@ class SearchOutcome:
     best: Best
     folder: Path
     metric: Metric
+    next_steps: NextSteps
+    baseline: Baseline | None = None
     audit: dict[str, Any] | None = None
 
     def __str__(self) -> str:
@@ -105,7 +155,11 @@ def run_search(session: Session[SearchConfig]) -> SearchOutcome:
     config = session.config
     best = strategy_of(config)(session).run()
     audit = run_audit(session) if config.audit and config.runs == 1 else None
-    return SearchOutcome(config.dataset, best.genotype, best, session.folder.path, session.task.metric, audit)
+    folder, watched = session.folder.path, session.ranks.alone and not session.console.silent
+    steps = NextSteps.estimated(session, best.genotype) if watched else NextSteps.of_session(session)
+    return SearchOutcome(
+        config.dataset, best.genotype, best, folder, session.task.metric, steps, session.baseline, audit
+    )
 
 
 def _preset_line(preset: str, config: SearchConfig, session: Session[SearchConfig]) -> str:
@@ -133,7 +187,7 @@ def describe_search(result: SearchOutcome) -> str:
             *_how_good_the_ranking_is(result),
             f"report    {folder}/report.html",
             f"files     {folder}/best.json (the cell), config.json (settings), and of every search search.jsonl",
-            "next      " + shlex.join(["wenet-train", result.dataset, "--cell", str(folder), "--preset", "quick"]),
+            "next      " + _with_time(result.next_steps.train, result.next_steps.train_seconds),
         ]
     )
 
@@ -142,12 +196,18 @@ def _how_far(best: Best) -> list[str]:
     return [] if best.finished else [f"not finished: {best.rounds} of {best.rounds_planned} rounds done"]
 
 
+def _with_time(command: str, seconds: float | None) -> str:
+    return command if seconds is None else f"{command}   # about {duration(seconds)}"
+
+
 def _how_good_the_ranking_is(result: SearchOutcome) -> list[str]:
+    failure = result.best.failure_to_learn(result.metric, result.baseline)
+    caution = [] if failure is None else [f"caution   {failure}"]
     if result.audit:
-        return describe_audit(result.audit, result.metric)
-    if result.best.is_ranked_by_chance():
+        return caution + describe_audit(result.audit, result.metric)
+    if failure is None and result.best.is_ranked_by_chance():
         return [
-            "caution   one search: whether the cell beats a random one was not measured; "
-            f"measure it with wenet-search --resume {result.folder} --audit 24"
+            "caution   this is one search, and nothing shows yet that its cell beats a random one; measure it with",
+            f"          {_with_time(result.next_steps.audit, result.next_steps.audit_seconds)}",
         ]
-    return []
+    return caution

@@ -3,7 +3,7 @@
 from typing import Any
 
 from wenet.tasks.language import LanguageModelling, perplexity
-from wenet.tasks.task import Metric, Task
+from wenet.tasks.task import Baseline, Metric, Task, failure_to_learn
 
 # By name, as `task` among the settings names it. To add one, write a class with the members of `Task` and name it here.
 TASKS: dict[str, type[Task]] = {"language": LanguageModelling}
@@ -14,4 +14,13 @@ def task_of(config: Any) -> Task:
     return TASKS[config.task]()
 
 
-__all__ = ["TASKS", "LanguageModelling", "Metric", "Task", "perplexity", "task_of"]
+__all__ = [
+    "TASKS",
+    "Baseline",
+    "LanguageModelling",
+    "Metric",
+    "Task",
+    "failure_to_learn",
+    "perplexity",
+    "task_of",
+]

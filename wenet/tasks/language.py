@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wenet.data import Corpus, batchify, load_corpus, window, window_at, windows_per_pass
 from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM, StandaloneLanguageModels, WeightedDagRNN
-from wenet.tasks.task import Measurement, Metric
+from wenet.tasks.task import Baseline, Measurement, Metric
 from wenet_kernels import LostRanks, WenetError
 
 Predictor = LanguageModel | StandaloneLanguageModels
@@ -31,6 +31,10 @@ class LanguageModelling:
             WenetError: as in `load_corpus`.
         """
         return load_corpus(config.dataset, data_dir, config.max_vocabulary)
+
+    def baseline(self, data: Corpus) -> Baseline:
+        """What word frequencies alone give."""
+        return Baseline("word frequencies", unigram_perplexity(data))
 
     def streams(self, data: Corpus, part: str, rows: int) -> Tensor:
         """A part of the text as `rows` streams side by side, `[steps, rows]`."""
@@ -77,6 +81,16 @@ class LanguageModelling:
         """Cross-entropy and perplexity of streams `[steps, M]`."""
         nats = mean_cross_entropy(model, streams, steps, between, of_networks)
         return Measurement(nats, _exponential(nats))
+
+
+def unigram_perplexity(data: Corpus) -> float:
+    """The validation perplexity of predicting every word by its frequency in the training part, whatever came before.
+
+    Each word counts once more than it occurs, for `<unk>` may be in the validation part alone.
+    """
+    counts = torch.bincount(data.train, minlength=len(data.vocabulary)).double() + 1  # [V]
+    nats = -(counts / counts.sum()).log()[data.valid].mean()
+    return round(exponential(float(nats)), 3)
 
 
 def perplexity(model: LanguageModel, streams: Tensor, steps: int, between: Callable[[], None] = lambda: None) -> float:

@@ -36,6 +36,34 @@ class Metric:
         """A number that is lower where the value is better."""
         return value if self.lower_is_better else -value
 
+    def beats(self, value: float | None, baseline: float) -> bool:
+        """Whether a value is better than a baseline; one that is not finite is not."""
+        return value is not None and math.isfinite(value) and self.order(value) < self.order(baseline)
+
+
+class Baseline(NamedTuple):
+    """What the metric is of a prediction without a model, which a model that has learned must beat."""
+
+    name: str  # in words, such as "word frequencies"
+    value: float
+
+
+def failure_to_learn(what: str, value: float | None, metric: Metric, baseline: Baseline | None) -> str | None:
+    """What to say where a model does not beat the baseline.
+
+    Args:
+        what: the model in words.
+        value: the metric that it reached on the validation part; None where that is not finite.
+        baseline: None where it is unknown, and nothing is said.
+    """
+    if baseline is None or metric.beats(value, baseline.value):
+        return None
+    reached = "not finite" if value is None else f"{value:.{metric.places}f}"
+    return (
+        f"{what} has not learned: its validation {metric.name} is {reached}, where {baseline.name} alone would give "
+        f"{baseline.value:.{metric.places}f}"
+    )
+
 
 class Measurement(NamedTuple):
     """Of a model on a part of the data; `[n]` each of standalone models, or of a mixture's networks each."""
@@ -68,6 +96,8 @@ class Task(Protocol):
     metric: Metric
 
     def load(self, config: Any, data_dir: Path | None) -> Any: ...
+
+    def baseline(self, data: Any) -> Baseline | None: ...  # on the validation part; None where there is none
 
     def streams(self, data: Any, part: str, rows: int) -> Tensor: ...  # examples side by side; refuses too many rows
 

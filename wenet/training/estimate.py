@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 
-from wenet.cells import Genotype
+from wenet.cells import Genotype, random_genotypes
 from wenet.data.windows import LONGER_AT_MOST
 from wenet.nn import CHUNK, MIXTURE_ROWS
 from wenet.run.settings import DTYPES
 from wenet.tasks import Task
-from wenet.training.memory import INTERPRETER, recurrence_bytes
+from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes
 from wenet.training.nt_asgd import build_model
 from wenet.training.settings import TrainConfig
+from wenet.training.standalone import build_standalone
 
 PROBE_STEPS = (2, 10)
+PROBE_WEIGHTS = 1_500_000  # of the standalone models in a probe, which must take no more than a moment
 
 
 @dataclass(frozen=True)
@@ -53,24 +55,44 @@ def estimate_training_memory(config: TrainConfig, genotype: Genotype | None, tas
     return INTERPRETER + number * (3 * parameters + logits) + recurrence
 
 
+def estimate_standalone(config: Any, networks: int, epochs: float, task: Task, data: Any) -> float:
+    """Seconds that the standalone training of many cells takes, from that of a few."""
+    own = network_weights(config) + len(data.vocabulary) * (config.hidden + 1)
+    probed = min(networks, max(2, PROBE_WEIGHTS // own))
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = build_standalone(config, random_genotypes(probed, config.nodes, seed=0), task, data).to(config.device)
+        per_window, per_step = _step_costs(model, torch.optim.Adam(model.parameters(), 1e-6, fused=True), config, data)
+    steps = epochs * len(data.train) / config.data_batch
+    return networks / probed * (steps / config.bptt * per_window + (steps + _validation_steps(config, data)) * per_step)
+
+
 def _seconds_per_epoch(config: TrainConfig, genotype: Genotype | None, task: Task, data: Any) -> float:
-    """From windows of two lengths, as one part of a step's cost grows with the window and another does not."""
-    vocabulary = len(data.vocabulary)
     with torch.random.fork_rng():  # the probe must not change what the training draws
         torch.manual_seed(config.seed)
         model = build_model(config, genotype, task, data).to(config.device)
         optimizer = torch.optim.SGD(model.parameters(), 1e-6, weight_decay=config.weight_decay, fused=True)
-        short, long = (
-            min(timed_step(model, optimizer, tokens) for _ in range(2))
-            for tokens in (
-                torch.randint(vocabulary, (steps + 1, config.data_batch), device=config.device) for steps in PROBE_STEPS
-            )
-        )
-    per_step = max(0.0, long - short) / (PROBE_STEPS[1] - PROBE_STEPS[0])
-    per_window = max(0.0, short - PROBE_STEPS[0] * per_step)
+        per_window, per_step = _step_costs(model, optimizer, config, data)
     steps = len(data.train) / config.data_batch
-    validated = len(data.valid) / 3 / config.data_batch  # validation costs a third, for want of backward
-    return steps / config.bptt * per_window + (steps + validated) * per_step
+    return steps / config.bptt * per_window + (steps + _validation_steps(config, data)) * per_step
+
+
+def _validation_steps(config: Any, data: Any) -> float:
+    """Training steps that cost what validation does: a third of its own, for want of backward."""
+    return len(data.valid) / 3 / config.data_batch
+
+
+def _step_costs(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Any, data: Any
+) -> tuple[float, float]:
+    """Seconds of a training step by the window and by the time step: from windows of two lengths, as one part of the
+    cost grows with the window and another does not. The first is run twice, to warm up."""
+    few, many = PROBE_STEPS
+    tokens = torch.randint(len(data.vocabulary), (many + 1, config.data_batch), device=config.device)
+    short = min(timed_step(model, optimizer, tokens[: few + 1]) for _ in range(2))
+    long = timed_step(model, optimizer, tokens)
+    per_step = max(0.0, long - short) / (many - few)
+    return max(0.0, short - few * per_step), per_step
 
 
 def timed_step(

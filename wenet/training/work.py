@@ -10,7 +10,7 @@ from typing import Any, Self
 from wenet.cells import Genotype, load_genotype
 from wenet.parallel import Ranks
 from wenet.run import Session, Work, counted, duration, figure, size
-from wenet.tasks import Metric, task_of
+from wenet.tasks import Baseline, Metric, failure_to_learn, task_of
 from wenet.training.estimate import estimate_training, estimate_training_memory
 from wenet.training.nt_asgd import EvaluationTraining
 from wenet.training.settings import LSTMS, TrainConfig, resolve_train_config
@@ -26,11 +26,12 @@ class TrainOutcome:
     best: dict[str, Any]
     folder: Path
     metric: Metric
+    baseline: Baseline | None = None
 
     @classmethod
-    def of(cls, best: dict[str, Any], folder: Path, metric: Metric) -> Self:
+    def of(cls, best: dict[str, Any], folder: Path, metric: Metric, baseline: Baseline | None) -> Self:
         """From what `best.json` holds."""
-        return cls(best[f"valid_{metric.key}"], best[f"test_{metric.key}"], best, folder, metric)
+        return cls(best[f"valid_{metric.key}"], best[f"test_{metric.key}"], best, folder, metric, baseline)
 
     def __str__(self) -> str:
         return describe_training(self)
@@ -100,7 +101,8 @@ TRAIN = TrainWork()
 
 def run_training(session: Session[TrainConfig]) -> TrainOutcome:
     """The training of a session."""
-    return TrainOutcome.of(EvaluationTraining(session).run(), session.folder.path, session.task.metric)
+    best = EvaluationTraining(session).run()
+    return TrainOutcome.of(best, session.folder.path, session.task.metric, session.baseline)
 
 
 def describe_training(result: TrainOutcome) -> str:
@@ -113,6 +115,9 @@ def describe_training(result: TrainOutcome) -> str:
         f"{best['parameters']:,} parameters",
         f"cost        {duration(best['seconds'])}, peak memory {size(best['peak_memory_bytes'])}",
     ]
+    failure = failure_to_learn("the model", result.valid, result.metric, result.baseline)
+    if failure is not None:
+        lines.append(f"caution     {failure}: raise --epochs or change --lr")
     if best["rollbacks"]:
         lines.append(f"caution     training diverged {counted(best['rollbacks'], 'time')} and went back each time")
     return "\n".join(

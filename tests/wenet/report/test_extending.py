@@ -18,7 +18,7 @@ from wenet.cli.train import main as train_main
 from wenet.data import Corpus
 from wenet.searching.settings import STRATEGIES
 from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
-from wenet.tasks import TASKS, LanguageModelling, Metric
+from wenet.tasks import TASKS, Baseline, LanguageModelling, Metric
 from wenet.tasks.task import Measurement
 
 from ..helpers import TINY, fails, results
@@ -74,6 +74,9 @@ class Symbols(LanguageModelling):
             parts[part] = (torch.arange(length) + noise.cumsum(0)) % SYMBOLS
         fingerprint = hashlib.sha256(str([part.tolist() for part in parts.values()]).encode()).hexdigest()
         return Corpus("symbols", **parts, vocabulary=tuple("abcdef"), fingerprint=fingerprint)
+
+    def baseline(self, data: Corpus) -> Baseline:
+        return Baseline("the commonest symbol", float(torch.bincount(data.valid).max() / len(data.valid)))
 
     @torch.no_grad()
     def measure(self, model, streams, steps, between=lambda: None, of_networks=False) -> Measurement:
