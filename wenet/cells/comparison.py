@@ -70,7 +70,9 @@ def _nodes(tree: Tree) -> int:
 
 def _how_they_begin(a: Genotype, b: Genotype) -> str:
     same = same_beginning(a, b)
-    return f"beginning   nodes 1-{same} are the same" if same else "beginning   node 1 differs"
+    if same == 0:
+        return "beginning   node 1 differs"
+    return "beginning   " + ("node 1 is the same" if same == 1 else f"nodes 1-{same} are the same")
 
 
 def _activation(genotype: Genotype, node: int) -> str:

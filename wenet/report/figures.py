@@ -115,6 +115,11 @@ class Picture:
     def png_file(self) -> bytes:
         return self.drawing._repr_png_()
 
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """The picture in every form, by the ending of its name."""
+        return {"svg": self.svg_file(), "png": self.png_file(), "csv": self.csv_file()}
+
     def csv_file(self) -> bytes:
         stream = io.StringIO(newline="")
         csv.writer(stream).writerows(self.table)
@@ -161,4 +166,4 @@ def new_drawing(height: float, width: float = WIDTH) -> Drawing:
 
 def mark_whole_numbers(axes: Axes) -> None:
     """Ticks of a horizontal axis that counts."""
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))

@@ -17,6 +17,26 @@ if (rounds) {
   rounds.hidden = false;
   show();
 }
+const copy = async (code) => {
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+    return true;
+  } catch {  // where a page from a file may not: select it, and copy the selection
+    getSelection().selectAllChildren(code);
+    return document.execCommand("copy");
+  }
+};
+for (const code of document.querySelectorAll("code.command")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "copy";
+  button.textContent = "Copy command";
+  button.addEventListener("click", async () => {
+    button.textContent = (await copy(code)) ? "Copied" : "Selected, press Ctrl+C";
+    setTimeout(() => (button.textContent = "Copy command"), 3000);
+  });
+  (code.closest("pre") || code).after(button);
+}
 const reload = document.getElementById("reload");
 if (reload) {
   const kept = "wenet-reload";

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -11,8 +14,11 @@ from wenet.report import words
 from wenet.report.figures import PALETTE, Picture, dark_theme
 from wenet.report.plots import shown_rounds
 from wenet.report.run import Run
+from wenet.run import counted
 
 FIGURES = "figures"  # the folder beside the page that holds them as files
+MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png", "csv": "text/csv"}
+MOST_EMBEDDED = 120_000  # characters of a file within the page
 RELOAD_SECONDS = 15
 Section = tuple[str, str, str]  # id, title, HTML
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -63,7 +69,7 @@ def _resource(name: str) -> str:
 
 def _summary(run: Run, live: bool) -> str:
     paragraphs = "".join(f"<p>{escape(text)}</p>" for text in words.summary(run))
-    cautions = "".join(f"<li>{escape(text)}</li>" for text in words.caveats(run))
+    cautions = "".join(f"<li>{_with_commands(text)}</li>" for text in words.caveats(run))
     cell = "" if run.genotype is None else f'<p class="cell"><code>{escape(str(run.genotype))}</code></p>'
     reload = (
         f'<p><label><input type="checkbox" id="reload" checked data-seconds="{RELOAD_SECONDS}"> '
@@ -72,13 +78,30 @@ def _summary(run: Run, live: bool) -> str:
     return f'{reload if live else ""}{paragraphs}{cell}<h3>Caveats</h3><ul class="caveats">{cautions}</ul>'
 
 
+def _with_commands(text: str) -> str:
+    """A sentence as HTML, what stands between backticks as a command."""
+    return re.sub("`([^`]+)`", r'<code class="command">\1</code>', escape(text))
+
+
 def _figure(picture: Picture, run: Run) -> str:
     controls = _round_control(run) if picture.name == "weights" else ""
-    links = " ".join(f'<a href="{FIGURES}/{picture.name}.{kind}">{kind.upper()}</a>' for kind in ("svg", "png", "csv"))
     return (
         f"{controls}<figure>{picture.svg}<figcaption>{escape(picture.description)} "
-        f'<span class="files">As a file: {links}</span></figcaption></figure>'
+        f'<span class="files">{_downloads(picture)}</span></figcaption></figure>'
     )
+
+
+def _downloads(picture: Picture) -> str:
+    """Links that hold the files themselves, for a page that was mailed has no folder beside it."""
+    encoded = {kind: b64encode(content).decode() for kind, content in picture.files.items()}
+    links = [
+        f'<a download="{picture.name}.{kind}" href="data:{MEDIA_TYPES[kind]};base64,{content}">{kind.upper()}</a>'
+        for kind, content in encoded.items()
+        if len(content) <= MOST_EMBEDDED
+    ]
+    large = [f"{picture.name}.{kind}" for kind, content in encoded.items() if len(content) > MOST_EMBEDDED]
+    downloads = f"Download: {' '.join(links)}" if links else ""
+    return downloads + (f" In the run's folder {FIGURES}: {', '.join(large)}" if large else "")
 
 
 def _round_control(run: Run) -> str:
@@ -86,7 +109,7 @@ def _round_control(run: Run) -> str:
     rounds = [
         {
             "round": record["round"],
-            "text": f"Round {record['round']}: {len(record['networks'])} networks, the largest weight "
+            "text": f"Round {record['round']}: {counted(len(record['networks']), 'network')}, the largest weight "
             f"{max(n['weight'] for n in record['networks']) / record['uniform_weight']:.2f} times an equal share; "
             f"first {record['networks'][0]['genotype']}",
         }
@@ -115,19 +138,20 @@ def _tables(run: Run) -> list[Section]:
 
 
 def _runs(run: Run) -> str:
-    """Their winners in a table, and links to the reports of all."""
-    links = "".join(
-        f'<li><a href="run-{one["run"]}/report.html">report of run {one["run"]}</a></li>' for one in run.best["runs"]
+    """Their winners in a table, and where the reports of all are: no link would outlive the page's being mailed."""
+    where = (
+        "<p>Every run has a report of its own in the folder of this one, such as <code>run-1/report.html</code>.</p>"
     )
-    return _table(words.run_columns(run), words.run_rows(run)) + f"<ul>{links}</ul>"
+    return _table(words.run_columns(run), words.run_rows(run)) + where
 
 
 def _how_to_run_again(run: Run) -> str:
     command = escape(" \\\n    ".join(words.command(run)))
+    again = _with_commands(f"To write this page anew: `{shlex.join(['wenet-report', str(run.path)])}`")
     return (
-        f"<pre tabindex=0><code>{command}</code></pre><p>With the versions above, the same text and "
+        f'<pre tabindex=0><code class="command">{command}</code></pre><p>With the versions above, the same text and '
         "as many threads it gives the same result to the last bit; elsewhere figures differ in the last digits, and a "
-        f"different cell may win. This page is written anew by <code>wenet-report {escape(str(run.path))}</code>.</p>"
+        f"different cell may win.</p><p>{again}</p>"
     )
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from wenet.report.figures import (
     BLUE,
     GREEN,
     GREY,
     INK,
+    MUTED,
     ORANGE,
     PAPER,
     Picture,
@@ -23,7 +24,8 @@ from wenet.report.figures import (
     styled,
 )
 from wenet.report.run import Run
-from wenet.tasks import Metric
+from wenet.run import counted
+from wenet.tasks import Baseline, Metric
 
 Record = dict[str, Any]
 Table = list[list[Any]]
@@ -56,8 +58,9 @@ def weights_picture(run: Run) -> Picture:
     ]
     largest = max(network["weight"] for network in records[-1]["networks"])
     description = (
-        f"Bars of the weights of {len(records[-1]['networks'])} networks in round {records[-1]['round']}, by rank: the "
-        f"largest is {largest:.4f}, an equal share {records[-1]['uniform_weight']:.4f}; the first {keep} are kept."
+        f"Bars of the weights of {counted(len(records[-1]['networks']), 'network')} in round {records[-1]['round']}, "
+        f"by rank: the largest is {largest:.4f}, an equal share {records[-1]['uniform_weight']:.4f}; the first {keep} "
+        "are kept."
     )
     return Picture("weights", "Sorted network weights", description, drawing, table)
 
@@ -114,8 +117,8 @@ def trajectories_picture(run: Run) -> Picture:
     table += [[cell, number, share, cell in last] for cell in kept_once for number, share in paths[cell]]
     begin, end = paths[last[0]][0], paths[last[0]][-1]
     description = (
-        f"A line for each of {len(kept_once)} cells that were kept at least once, a point where it was new at the end. "
-        f"The cell that is first at the end has {end[1]:.2f} times an equal share in round {end[0]}"
+        f"A line for every cell that was kept at least once, {len(kept_once)} in all; a point where it was new at the "
+        f"end. The cell that is first at the end has {end[1]:.2f} times an equal share in round {end[0]}"
         + (f", {begin[1]:.2f} times in round {begin[0]}, its first." if begin != end else ", its first.")
     )
     return Picture("trajectories", "Weights of the cells that were kept", description, drawing, table)
@@ -148,12 +151,15 @@ def search_curves_picture(run: Run) -> Picture:
         above.set(ylabel="training loss\n(nats per token)")
         if valid:
             below.plot(*zip(*valid, strict=True), "o-", color=ORANGE, linewidth=1.5, markersize=4)
+        if run.baseline is not None:
+            _mark_baseline(below, run.baseline, [value for _, value in valid])
         below.set(xlabel="rounds finished", ylabel=f"validation\n{metric.name}", xlim=(0, None))
         mark_whole_numbers(below)
         drawing.align_ylabels()
     table: Table = [["rounds", "train_loss_nats_per_token", key]]
     table += [[rounds, loss, ""] for rounds, loss in losses] + [[number, "", value] for number, value in valid]
-    description = f"Two curves over {len(records)} rounds. " + _from_to(f"Validation {metric.name}", valid, "round")
+    reached = _from_to(f"Validation {metric.name}", valid, "round")
+    description = f"Two curves over {counted(len(records), 'round')}. {reached}{_without_a_model(run)}"
     return Picture("learning", "Learning curves of the mixture", description, drawing, table)
 
 
@@ -189,8 +195,8 @@ def rungs_picture(run: Run) -> Picture:
     ]
     lowest = [(r["round"], r[f"valid_{key}"]) for r in records if r[f"valid_{key}"] is not None]
     description = (
-        f"A point for each cell in each of {len(records)} rungs; from rung to rung half as many are trained twice as "
-        "long. " + _from_to(f"The best {metric.name}", lowest, "rung")
+        f"A point for each cell in each rung, {len(records)} in all; from rung to rung half as many are trained twice "
+        "as long. " + _from_to(f"The best {metric.name}", lowest, "rung")
     )
     return Picture("rungs", "Successive halving", description, drawing, table)
 
@@ -219,15 +225,16 @@ def audit_picture(audit: Record, metric: Metric) -> Picture:
     table: Table = [["genotype", "score", key, "kept", "round"]]
     table += [[c["genotype"], c["score"], c[key], c["kept"], c["round"]] for c in cells]
     description = (
-        f"{len(cells)} cells as points: across the score by which the search ranked them, upwards their "
-        f"{metric.name} after standalone training for {audit['epochs']:g} epochs. Where the search ranks "
+        f"{counted(len(cells), 'cell')} as points: across the score by which the search ranked them, upwards their "
+        f"{metric.name} after standalone training for {counted(audit['epochs'], 'epoch')}. Where the search ranks "
         "well, points fall to the right."
     )
     return Picture("audit", "Score of the search and standalone training", description, drawing, table)
 
 
-def training_curves_picture(records: Sequence[Record], best: Record, metric: Metric) -> Picture:
+def training_curves_picture(run: Run) -> Picture:
     """The metric on training and validation text by epoch, with the begin of averaging, the best epoch, divergences."""
+    records, best, metric = run.records, run.best, run.metric
     key = f"valid_{metric.key}"
     sound = [record for record in records if key in record]
     train = [(record["epoch"], math.exp(min(record["train_loss"], 700))) for record in sound]
@@ -240,6 +247,9 @@ def training_curves_picture(records: Sequence[Record], best: Record, metric: Met
             axes.plot(*zip(*train, strict=True), "o-", color=BLUE, linewidth=1.5, markersize=3)
             axes.plot(*zip(*valid, strict=True), "o-", color=ORANGE, linewidth=1.8, markersize=4)
             axes.set_yscale("log")
+            if run.baseline is not None:
+                axes.axhline(run.baseline.value, color=MUTED, linestyle="-.", linewidth=1.2)
+                marks.append(("-.", MUTED, run.baseline.name))
             _plain_ticks(axes)
             lowest = min(valid, key=lambda point: point[1])
             axes.plot(*lowest, "*", color=ORANGE, markeredgecolor=PAPER, markersize=13)
@@ -258,7 +268,8 @@ def training_curves_picture(records: Sequence[Record], best: Record, metric: Met
     table: Table = [["epoch", f"train_{metric.key}", key, "averaged", "seconds_so_far"]]
     for (epoch, value), record in zip(train, sound, strict=True):
         table.append([epoch, value, record[key], record["averaged"], record["seconds_so_far"]])
-    description = f"Curves over {len(records)} epochs. " + _from_to(f"Validation {metric.name}", valid, "epoch")
+    reached = _from_to(f"Validation {metric.name}", valid, "epoch")
+    description = f"Curves over {counted(len(records), 'epoch')}. {reached}{_without_a_model(run)}"
     return Picture("learning", "Learning curves", description, drawing, table)
 
 
@@ -271,10 +282,39 @@ SEARCH_FIGURES: dict[str, Callable[[Run], Picture]] = {
 }
 
 
+def _mark_baseline(axes: Axes, baseline: Baseline, values: Sequence[float]) -> None:
+    """A line for the metric without a model, on a logarithmic axis where it is far from the values."""
+    axes.axhline(baseline.value, color=MUTED, linestyle="-.", linewidth=1.2)
+    ends = [*values, baseline.value]
+    if min(ends) > 0 and max(ends) > 3 * min(ends):
+        axes.set_yscale("log")
+        _plain_ticks(axes)
+    axes.margins(y=0.2)
+    axes.annotate(
+        f"{baseline.name} {baseline.value:.0f}",
+        (1, baseline.value),
+        (-2, 2),
+        ("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8.5,
+    )
+
+
+def _without_a_model(run: Run) -> str:
+    """For a description: what the line across says."""
+    if run.baseline is None:
+        return ""
+    name, value = run.baseline
+    return f" {name[0].upper()}{name[1:]} alone give {value:.1f}."
+
+
 def _from_to(what: str, points: Sequence[tuple[int, float]], unit: str) -> str:
     if not points:
         return f"{what} was not measured."
     (first, begin), (last, end) = points[0], points[-1]
+    if len(points) == 1:
+        return f"{what} is {end:.1f} after {unit} {last}."
     lowest = min(points, key=lambda point: point[1])
     return (
         f"{what} is {begin:.1f} after {unit} {first} and {end:.1f} after {unit} {last}; it is lowest, {lowest[1]:.1f}, "
@@ -283,8 +323,10 @@ def _from_to(what: str, points: Sequence[tuple[int, float]], unit: str) -> str:
 
 
 def _plain_ticks(axes: Axes) -> None:
-    """Perplexities on a logarithmic axis as people write them."""
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    """Perplexities on a logarithmic axis as people write them; of a short axis at equal distances."""
+    low, high = axes.get_ylim()
+    wide = high > 4 * low
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)) if wide else MaxNLocator(5))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -293,7 +335,7 @@ def _legend(axes: Axes, marks: Sequence[tuple[Any, str, str]], columns: int = 3)
     """Explains markers and lines, each (style, colour, text), above the axes so that nothing is covered."""
     handles = []
     for style, colour, text in marks:
-        is_line = style in ("-", "--", ":")
+        is_line = style in ("-", "--", ":", "-.")
         handles.append(
             Line2D(
                 [], [], linestyle=style if is_line else "", marker="" if is_line else style, color=colour, label=text

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wenet.cells import Genotype
-from wenet.run.session import stored_baseline
+from wenet.run import stored_baseline
 from wenet.run.upgrade import upgraded
 from wenet.searching import Best, SearchConfig, Strategy, read_best, resolve_config, strategy_of
 from wenet.searching.audit import RESULT as AUDIT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 from wenet.cells.published import PUBLISHED
 from wenet.report.run import Run
 from wenet.run import Config, counted, duration, figure, flag, size
-from wenet.searching.settings import SearchConfig, resolve_config
+from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
 from wenet.tasks import Metric, failure_to_learn
-from wenet.training.settings import TrainConfig, resolve_train_config
+from wenet.training import TrainConfig, resolve_train_config
 
 Row = tuple[str, ...]
 UNKNOWN = "-"  # in a table
@@ -22,7 +23,12 @@ CLOSE = 1.05  # ratio of two weights below which the page warns that they are ne
 
 def title(run: Run) -> str:
     text = Path(run.settings["dataset"]).name
-    return f"Search on {text}" if run.kind == "search" else f"Training of {run.settings['cell']} on {text}"
+    return f"Search on {text}" if run.kind == "search" else f"Training of {_short(run.settings['cell'])} on {text}"
+
+
+def _short(cell: str) -> str:
+    """A cell as it was named; of a file or folder the last part."""
+    return Path(cell).name if os.sep in cell else cell
 
 
 def status(run: Run) -> str:
@@ -58,21 +64,16 @@ def _search_summary(run: Run) -> Iterator[str]:
 def _audit_summary(audit: dict[str, Any], metric: Metric) -> Iterator[str]:
     found, kept, rejected = audit["kendall"], audit["kept"], audit["rejected"]
     yield (
-        f"The audit trained {audit['cells']} of the cells standalone for {audit['epochs']:g} epochs. Kendall's tau of "
-        f"score and {metric.name}, 1 in full agreement and 0 by chance, is "
-        f"{_interval(found, audit)}. {_verdict(found)}"
+        f"The audit trained {audit['cells']} of the cells standalone for {counted(audit['epochs'], 'epoch')}. "
+        f"Kendall's tau of score and {metric.name}, 1 in full agreement and 0 by chance, is "
+        f"{correlation_in_words(found, audit['confidence'])}. {_verdict(found)}"
     )
+    p = audit["kept_better_p"]
+    compared = "" if p is None else f"; a one-sided test that the kept are better gives p = {p:.3f}"
     yield (
-        f"The cells that the search kept reach {_spread(kept)}, a sample of those it rejected {_spread(rejected)}; "
-        f"were both alike, the kept would be so much better with p = {figure(audit['kept_better_p'], 3)}."
+        f"The cells that the search kept reach {spread_in_words(kept, metric.places)}, a sample of those it rejected "
+        f"{spread_in_words(rejected, metric.places)}{compared}."
     )
-
-
-def _interval(found: dict[str, Any], audit: dict[str, Any]) -> str:
-    interval = "no interval of so few cells"
-    if found["low"] is not None:
-        interval = f"{audit['confidence']:.0%} interval {found['low']:.2f} to {found['high']:.2f}"
-    return f"{figure(found['value'])} ({interval}, p = {figure(found['p'], 3)})"
 
 
 def _verdict(found: dict[str, Any]) -> str:
@@ -85,11 +86,6 @@ def _verdict(found: dict[str, Any]) -> str:
     return "The search ranks cells worse than chance."
 
 
-def _spread(group: dict[str, Any]) -> str:
-    diverged = f", {group['diverged']} diverged" if group["diverged"] else ""
-    return f"{figure(group['mean'], 1)} ± {figure(group['sd'], 1)} ({group['cells']} cells{diverged})"
-
-
 def _search_caveats(run: Run) -> Iterator[str]:
     settings, winner = run.settings, run.winner
     failure = winner and winner.failure_to_learn(run.metric, run.baseline)
@@ -99,9 +95,10 @@ def _search_caveats(run: Run) -> Iterator[str]:
         yield f"The search has not ended; all of this is of the {run.strategy.stage}s so far."
     if winner is not None and winner.is_ranked_by_chance():
         if run.audit is None:
-            yield f"Whether the cell beats a random one was not measured. {_how_to_measure(run)}"
+            yield f"Whether the cell beats a random one was not measured. Measure it with: `{_audit_command(run)}`"
+        passes = counted(settings["epochs_per_round"], "pass")
         yield (
-            f"Cells were trained together, for {settings['epochs_per_round']:g} passes over the text a round. A weight "
+            f"Cells were trained together, for {passes} over the text a round. A weight "
             "after so short a training may reward learning fast, or being useful beside others, rather than being best "
             "alone."
         )
@@ -122,9 +119,8 @@ def _is_ranked_by_weight(run: Run) -> bool:
     return "weights" in run.strategy.figures and run.settings["score"] == "weight"
 
 
-def _how_to_measure(run: Run) -> str:
-    count = max(24, run.settings["keep"] + 12)
-    return f"Measure it with wenet-search --resume {shlex.quote(str(run.path))} --audit {count}"
+def _audit_command(run: Run) -> str:
+    return shlex.join(["wenet-search", "--resume", str(run.path), "--audit", str(usual_audit(run.settings["keep"]))])
 
 
 def _training_summary(run: Run) -> Iterator[str]:
@@ -168,7 +164,7 @@ def machine_and_cost(run: Run) -> list[Row]:
     """Where it ran, on what, and what it took."""
     settings, config = run.settings, run.config
     rows = [
-        ("device", f"{settings['device']}, {config['threads']} threads"),
+        ("device", f"{settings['device']}, {counted(config['threads'], 'thread')}"),
         ("backend", f"{settings['backend']}, precision {settings['precision']}"),
         *config["versions"].items(),
         ("text", f"{settings['dataset']}, fingerprint {config['corpus']}"),

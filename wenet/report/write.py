@@ -32,8 +32,8 @@ def write_report(folder: Path, live: bool = False) -> Run:
     run = read_run(folder)
     pictures = pictures_of(run)
     for picture in pictures:
-        for kind, content in (("svg", picture.svg_file), ("png", picture.png_file), ("csv", picture.csv_file)):
-            replace_file(folder / FIGURES / f"{picture.name}.{kind}", content())
+        for kind, content in picture.files.items():
+            replace_file(folder / FIGURES / f"{picture.name}.{kind}", content)
     replace_file(folder / PAGE, report_page(run, pictures, live and not run.finished).encode())
     return run
 
@@ -65,7 +65,7 @@ def pictures_of(run: Run) -> list[Picture]:
     if not run.records:
         return pictures
     if run.kind == "train":
-        pictures.append(plots.training_curves_picture(run.records, run.best, run.metric))
+        pictures.append(plots.training_curves_picture(run))
     else:
         pictures += [plots.SEARCH_FIGURES[name](run) for name in run.strategy.figures]
     if run.audit is not None:

@@ -1,10 +1,19 @@
 """What every run has, whatever it does: settings, machine, folder, console, checkpoints, and requests to stop."""
 
-from wenet.run.console import Console, counted, duration, figure, size
+from wenet.run.console import Console, counted, duration, figure, share, size
 from wenet.run.folder import RunFolder, write_tensors
 from wenet.run.interrupt import Interrupt, Stopped, wait_until
 from wenet.run.machine import default_preset, peak_memory, pytorch_products_in, resolve_machine
-from wenet.run.session import Session, Surroundings, Work, as_path, run_settings, stored_config, stored_data
+from wenet.run.session import (
+    Session,
+    Surroundings,
+    Work,
+    as_path,
+    run_settings,
+    stored_baseline,
+    stored_config,
+    stored_data,
+)
 from wenet.run.settings import DTYPES, Config, Group, flag, read_config_file, value_type
 
 __all__ = [
@@ -29,7 +38,9 @@ __all__ = [
     "read_config_file",
     "resolve_machine",
     "run_settings",
+    "share",
     "size",
+    "stored_baseline",
     "stored_config",
     "stored_data",
     "value_type",

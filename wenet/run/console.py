@@ -78,6 +78,16 @@ def figure(value: float | None, places: int = 2, missing: str = "unknown") -> st
     return missing if value is None else f"{value:.{places}f}"
 
 
-def counted(count: int, noun: str) -> str:
-    """A number with its noun, such as "1 window" or "2 windows"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def counted(count: float, noun: str) -> str:
+    """A number with its noun, such as "1 window", "2,000 windows" or "0.4 epochs"."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {noun if count == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
+def share(part: float) -> str:
+    """A share in words, to be followed by "of": "none", "all" or "25%"."""
+    return "none" if part == 0 else "all" if part == 1 else f"{part:.0%}"

@@ -1,23 +1,27 @@
 """Searching: strategies, and what measures their results."""
 
-from wenet.searching.audit import begun_audit, final_ranking
+from wenet.searching.audit import begun_audit, correlation_in_words, final_ranking, spread_in_words, usual_audit
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
 from wenet.searching.strategy import Best, Strategy, read_best, strategy_of
 from wenet.searching.tournament import hold_tournament
-from wenet.searching.work import SEARCH, SearchOutcome, run_search
+from wenet.searching.work import SEARCH, NextSteps, SearchOutcome, run_search
 
 __all__ = [
     "PRESETS",
     "SEARCH",
     "Best",
+    "NextSteps",
     "SearchConfig",
     "SearchOutcome",
     "Strategy",
     "begun_audit",
+    "correlation_in_words",
     "final_ranking",
     "hold_tournament",
     "read_best",
     "resolve_config",
     "run_search",
+    "spread_in_words",
     "strategy_of",
+    "usual_audit",
 ]

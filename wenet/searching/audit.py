@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wenet.cells import Genotype
-from wenet.run import Session, duration, figure
+from wenet.run import Session, counted, duration, share
 from wenet.searching.settings import SearchConfig
 from wenet.searching.strategy import RECORDS, Record, Strategy, strategy_of
 from wenet.tasks import Metric
@@ -62,7 +62,8 @@ def run_audit(session: Session[SearchConfig]) -> dict[str, Any]:
     chosen = choose(ranking, config.audit, config.seed)
     windows = training_windows(session, config.audit_epochs)
     session.console.say(
-        f"audit: {len(chosen)} cells standalone for {config.audit_epochs:g} epochs, {windows:,} windows"
+        f"audit: {counted(len(chosen), 'cell')} standalone for {counted(config.audit_epochs, 'epoch')}, "
+        f"{counted(windows, 'window')}"
     )
     training = train_standalone(
         session, folder.path / FOLDER, [cell.genotype for cell in chosen], windows, config.seed, "audit"
@@ -211,27 +212,42 @@ def seniority(records: Sequence[Record], keep: int) -> dict[str, Any]:
 def describe_audit(audit: dict[str, Any], metric: Metric) -> list[str]:
     """The verdict in lines for a person."""
     kept, rejected, p = audit["kept"], audit["rejected"], audit["kept_better_p"]
-    again = audit["seniority"]["kept_again"]
+    again, places = audit["seniority"]["kept_again"], metric.places
+    compared = "" if p is None else f"; one-sided test that the kept are better: p = {p:.3f}"
     lines = [
-        f"audit     {audit['cells']} cells trained standalone for {audit['epochs']:g} epochs, "
+        f"audit     {counted(audit['cells'], 'cell')} trained standalone for {counted(audit['epochs'], 'epoch')}, "
         f"{duration(audit['seconds'])} more",
         f"          agreement of score and {metric.name}, 1 in full and 0 by chance: "
-        f"Kendall's tau {_correlation(audit['kendall'])}, Spearman's rho {_correlation(audit['spearman'])}",
-        f"          kept {_summary(kept)}, rejected {_summary(rejected)}: kept better at p = {figure(p)}",
+        f"Kendall's tau {correlation_in_words(audit['kendall'], audit['confidence'])}, "
+        f"Spearman's rho {correlation_in_words(audit['spearman'], audit['confidence'])}",
+        f"          kept {spread_in_words(kept, places)}, rejected {spread_in_words(rejected, places)}{compared}",
     ]
     if again is not None:
         lines.append(
-            f"          {again:.0%} of the kept cells were kept again a round later; chance would keep "
+            f"          from round to round {share(again)} of the kept cells were kept again; chance would keep "
             f"{audit['seniority']['by_chance']:.0%}"
         )
     return lines
 
 
-def _correlation(found: dict[str, float | None]) -> str:
-    interval = f"{figure(found['low'])} to {figure(found['high'])}"
-    return f"{figure(found['value'])} ({CONFIDENCE:.0%} interval {interval}, p = {figure(found['p'])})"
+def correlation_in_words(found: dict[str, float | None], confidence: float) -> str:
+    """A correlation with its interval and p, or why there is none."""
+    if found["value"] is None:
+        return "undefined, as all are equal"
+    interval = "too few cells for an interval"
+    if found["low"] is not None and found["high"] is not None:
+        interval = f"{confidence:.0%} interval {found['low']:.2f} to {found['high']:.2f}"
+    p = "" if found["p"] is None else f", p = {found['p']:.3f}"
+    return f"{found['value']:.2f} ({interval}{p})"
 
 
-def _summary(found: dict[str, Any]) -> str:
+def spread_in_words(found: dict[str, Any], places: int) -> str:
+    """Mean and standard deviation of a group of cells, as far as it has them."""
+    if found["cells"] == 0:
+        return "none"
+    cells = counted(found["cells"], "cell")
+    if found["mean"] is None:
+        return f"none that did not diverge ({cells})"
+    spread = "" if found["sd"] is None else f" ± {found['sd']:.{places}f}"
     diverged = f", {found['diverged']} diverged" if found["diverged"] else ""
-    return f"{figure(found['mean'], 1, 'diverged')} ± {figure(found['sd'], 1)} ({found['cells']} cells{diverged})"
+    return f"{found['mean']:.{places}f}{spread} ({cells}{diverged})"

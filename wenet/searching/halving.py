@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wenet.cells import Genotype
-from wenet.run import Session, duration, figure
+from wenet.run import Session, counted, duration, figure
 from wenet.searching.settings import SearchConfig
 from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
 from wenet.tasks import Metric
@@ -42,14 +42,14 @@ class HalvingBest(Best):
     def how_it_won(self, metric: Metric) -> str:
         value = figure(self.value, metric.places, "diverged")
         return (
-            f"best of {self.networks_searched:,} networks by successive halving: validation {metric.name} "
+            f"best of {counted(self.networks_searched, 'network')} by successive halving: validation {metric.name} "
             f"{value} standalone"
         )
 
     def sentences(self, metric: Metric) -> Iterator[str]:
         yield (
-            f"Of {self.networks_searched:,} random cells this one is left after successive halving: of the last that "
-            f"were trained standalone it has the best validation {metric.name}, "
+            f"Of {counted(self.networks_searched, 'random cell')} this one is left after successive halving: of the "
+            f"last that were trained standalone it has the best validation {metric.name}, "
             f"{figure(self.value, metric.places, 'diverged')}."
         )
 
@@ -118,20 +118,22 @@ class Halving(Strategy):
         windows, best = self._windows(rung), ranked[0]
         losses = [outcome.train_loss for outcome in ranked if outcome.train_loss is not None]
         seconds = round(sum(result.seconds for result in results), 3)
+        reached = best.value if math.isfinite(best.value) else None
         record = {
             "round": rung + 1,
             "windows": windows,
             "tokens": windows * self.config.bptt * self.config.data_batch,  # of each network, the last window in full
             "train_loss": sum(losses) / len(losses) if losses else None,
-            f"valid_{self.metric.key}": best.value if math.isfinite(best.value) else None,
+            f"valid_{self.metric.key}": reached,
             "seconds_so_far": seconds,
             "peak_memory_bytes": max(result.peak_memory for result in results),
             "networks": [{**outcome.to_dict(self.metric), "rounds_kept": rung} for outcome in ranked],
         }
         self.folder.append_record(RECORDS, record)
         self.session.console.say(
-            f"rung {rung + 1}/{len(self.rungs)} done after {duration(seconds)}: {len(ranked)} cells, "
-            f"{windows:,} windows, best validation {self.metric.name} {best.value:.{self.metric.places}f}: "
+            f"rung {rung + 1}/{len(self.rungs)} done after {duration(seconds)}: {counted(len(ranked), 'cell')}, "
+            f"{counted(windows, 'window')}, best validation {self.metric.name} "
+            f"{figure(reached, self.metric.places, 'not finite, as all diverged')}: "
             f"{best.genotype}"
         )
 

@@ -14,7 +14,7 @@ from wenet.cells import Genotype
 from wenet.data import LONGER_AT_MOST, mean_window, window_length
 from wenet.nn import DividedDagRNN, LanguageModel, WeightedDagRNN
 from wenet.parallel import ALONE, Ranks, clip_gradients
-from wenet.run import DTYPES, Session, duration, figure, peak_memory
+from wenet.run import DTYPES, Session, counted, duration, figure, peak_memory
 from wenet.searching.settings import SearchConfig
 from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
 from wenet.tasks import Metric, Task
@@ -98,7 +98,7 @@ class MixtureBest(Best):
         return {**values, "mixture_value": values.get(f"mixture_valid_{metric.key}")}
 
     def how_it_won(self, metric: Metric) -> str:
-        searched = f"best of {self.networks_searched:,} networks"
+        searched = f"best of {counted(self.networks_searched, 'network')}"
         if self.held_out_loss is not None:
             searched += f": validation loss {self.held_out_loss:.3f} of its own output"
         return (
@@ -109,8 +109,8 @@ class MixtureBest(Best):
     def _how_long_kept(self) -> str:
         earlier = self.rounds_kept - 1
         if self.rounds == 1:
-            return "of one round"
-        return f"kept from {earlier} earlier round{'s' * (earlier > 1)}" if earlier else "new in the last round"
+            return "there was one round"
+        return f"kept from {counted(earlier, 'earlier round')}" if earlier else "new in the last round"
 
     def reached(self) -> tuple[str, float | None]:
         return "the mixture of the last round", self.mixture_value
@@ -127,7 +127,8 @@ class MixtureBest(Best):
             loss = f"{self.held_out_loss:.3f} nats per token"
             weight = f"its weight in the last mixture is {share}"
             how = f"has the lowest loss by its own output on held-out text, {loss}; {weight}"
-        yield f"Of {self.networks_searched:,} random cells this one {how}. {self._how_long_kept_in_a_sentence()}"
+        cells = counted(self.networks_searched, "random cell")
+        yield f"Of {cells} this one {how}. {self._how_long_kept_in_a_sentence()}"
         reached = f"has no finite validation {metric.name}"
         if self.mixture_value is not None:
             reached = f"reaches a validation {metric.name} of {self.mixture_value:.{metric.places}f}"
@@ -139,7 +140,7 @@ class MixtureBest(Best):
         earlier = self.rounds_kept - 1
         if earlier == 0:
             return "It was new in the last round."
-        return f"It was kept from {earlier} earlier round{'s' * (earlier > 1)}."
+        return f"It was kept from {counted(earlier, 'earlier round')}."
 
 
 class Mixture(Strategy, ModelTrainer):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from wenet.cells import Genotype
-from wenet.run import duration, figure, wait_until
+from wenet.run import counted, duration, figure, share, wait_until
 from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.audit import run_audit
 from wenet.searching.settings import SearchConfig
@@ -51,7 +51,7 @@ class RepeatedBest(Best):
 
     def how_it_won(self, metric: Metric) -> str:
         runs = f"first of the winners of {len(self.runs)} runs after standalone training"
-        return f"best of {self.networks_searched:,} networks: {runs}"
+        return f"best of {counted(self.networks_searched, 'network')}: {runs}"
 
     def lines(self, metric: Metric) -> list[str]:
         cost = duration(self.ranking_seconds)
@@ -60,8 +60,10 @@ class RepeatedBest(Best):
             value = figure(run[metric.key], metric.places, "diverged")
             lines.append(f"          run {run['run']}: {value}  {run['genotype']}")
         if self.overlap is not None:
-            share, by_chance = self.overlap["share"], self.overlap["by_chance"]
-            lines.append(f"          kept by two runs alike {share:.0%}, by chance {by_chance:.0%}")
+            lines.append(
+                f"          of the cells that one run kept, another kept {share(self.overlap['share'])}; chance would "
+                f"keep {self.overlap['by_chance']:.0%}"
+            )
         return lines
 
     def sentences(self, metric: Metric) -> Iterator[str]:

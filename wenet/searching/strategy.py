@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, ClassVar, Self
 
 from wenet.cells import Genotype, random_genotypes
-from wenet.run import Session
+from wenet.run import Session, counted
 from wenet.searching.settings import STRATEGIES, SearchConfig
 from wenet.tasks import Baseline, Metric, failure_to_learn
 
@@ -64,7 +64,7 @@ class Best:
 
     def how_it_won(self, metric: Metric) -> str:
         """For a terminal: what tells the winner from the others."""
-        return f"best of {self.networks_searched:,} networks"
+        return f"best of {counted(self.networks_searched, 'network')}"
 
     def lines(self, metric: Metric) -> list[str]:
         """For a terminal: what else is known of it."""
@@ -72,7 +72,7 @@ class Best:
 
     def sentences(self, metric: Metric) -> Iterator[str]:
         """For the report: what was found, a paragraph each."""
-        yield f"Of {self.networks_searched:,} random cells this one won."
+        yield f"Of {counted(self.networks_searched, 'random cell')} this one won."
 
     def reached(self) -> tuple[str, float | None] | None:
         """What was trained last, in words, and the metric that it reached, None where that is not finite; None where

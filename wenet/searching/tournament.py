@@ -15,6 +15,7 @@ from wenet.run import (
     RunFolder,
     Session,
     Surroundings,
+    counted,
     duration,
     figure,
     pytorch_products_in,
@@ -115,7 +116,7 @@ def _welch(first: Sequence[float], second: Sequence[float]) -> float | None:
 def describe_ranking(result: dict[str, Any], metric: Metric) -> str:
     """A line for each cell, the best first."""
     seeds = len(result["cells"][0]["values"])
-    lines = [f"validation {metric.name} after {result['epochs']:g} epochs, mean over {seeds} seeds"]
+    lines = [f"validation {metric.name} after {counted(result['epochs'], 'epoch')}, mean over {counted(seeds, 'seed')}"]
     for cell in result["cells"]:
         spread = "" if cell["sd"] is None else f" ± {cell['sd']:.{metric.places}f}"
         diverged = f", {cell['diverged']} diverged" if cell["diverged"] else ""

@@ -10,14 +10,13 @@ from typing import Any
 
 from wenet.cells import Genotype
 from wenet.parallel import Ranks
-from wenet.run import Session, Work, duration, resolve_machine, size
+from wenet.run import Session, Work, counted, duration, resolve_machine, size
 from wenet.searching.audit import describe_audit, run_audit, usual_audit
 from wenet.searching.estimate import estimate_search, estimate_search_memory
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
 from wenet.searching.strategy import Best, strategy_of
 from wenet.tasks import Baseline, Metric
-from wenet.training.estimate import estimate_standalone, estimate_training
-from wenet.training.settings import resolve_train_config
+from wenet.training import estimate_standalone, estimate_training, resolve_train_config
 from wenet_kernels import WenetError
 
 FOLLOWING_PRESET = "quick"  # of the training that is proposed after a search
@@ -127,7 +126,9 @@ class SearchWork(Work[SearchConfig]):
         """What each preset would take here."""
         config, say, ranks = session.config, session.console.say, session.ranks
         if not ranks.alone:
-            divided = f"{config.runs} runs" if config.runs > 1 else f"the networks, at most {config.networks}"
+            divided = (
+                f"{config.runs} runs" if config.runs > 1 else f"the networks of a round, at most {config.networks}"
+            )
             memory = size(self.memory(config, None, session.data, ranks))
             say(f"ranks     {ranks.count}, which divide {divided}: about {memory} each")
             return  # how long it will take depends on what is between them
@@ -144,7 +145,8 @@ class SearchWork(Work[SearchConfig]):
         if config.runs > 1:
             say(f"runs      {config.runs}, each of them as above")
         if config.audit:
-            say(f"audit     {config.audit} cells standalone for {config.audit_epochs:g} epochs, on top of that time")
+            epochs = counted(config.audit_epochs, "epoch")
+            say(f"audit     {counted(config.audit, 'cell')} standalone for {epochs}, on top of that time")
 
 
 SEARCH = SearchWork()
@@ -165,9 +167,9 @@ def run_search(session: Session[SearchConfig]) -> SearchOutcome:
 def _preset_line(preset: str, config: SearchConfig, session: Session[SearchConfig]) -> str:
     expected = estimate_search(config, session.task, session.data)
     return (
-        f"{preset:<9} {config.pool:,} networks, {config.batch} new + {config.keep} kept a round, {config.rounds} "
-        f"rounds of {config.epochs_per_round:g} epochs, hidden {config.hidden}: about {duration(expected.seconds)}, "
-        f"{size(expected.memory)}"
+        f"{preset:<9} {counted(config.pool, 'network')}, {config.batch} new + {config.keep} kept a round, "
+        f"{counted(config.rounds, 'round')} of {counted(config.epochs_per_round, 'epoch')}, hidden {config.hidden}: "
+        f"about {duration(expected.seconds)}, {size(expected.memory)}"
     )
 
 
@@ -193,7 +195,7 @@ def describe_search(result: SearchOutcome) -> str:
 
 
 def _how_far(best: Best) -> list[str]:
-    return [] if best.finished else [f"not finished: {best.rounds} of {best.rounds_planned} rounds done"]
+    return [] if best.finished else [f"not finished: {best.rounds} of {counted(best.rounds_planned, 'round')} done"]
 
 
 def _with_time(command: str, seconds: float | None) -> str:

@@ -1,7 +1,7 @@
 """Training: the one loop, the paper's evaluation of one cell, and standalone training of many cells at once."""
 
 from wenet.training.adaptive import Cache, Dynamic
-from wenet.training.estimate import Estimate, timed_step
+from wenet.training.estimate import Estimate, estimate_standalone, estimate_training, timed_step
 from wenet.training.held_out import SETTINGS, evaluate
 from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes, standalone_memory
 from wenet.training.nt_asgd import trained_model
@@ -26,6 +26,8 @@ __all__ = [
     "StandaloneResult",
     "TrainConfig",
     "TrainOutcome",
+    "estimate_standalone",
+    "estimate_training",
     "evaluate",
     "network_weights",
     "recurrence_bytes",

@@ -97,6 +97,32 @@ def test_all_can_be_reached_by_keyboard(look):
     assert {"A ", "INPUT ", "SUMMARY ", "DIV table", "PRE "} <= reached
 
 
+def test_the_first_column_stays_where_a_table_is_wide(look):
+    page = look("search", 400)
+    page.locator("#settings summary").click()
+    table = page.locator("#settings .table")
+    before = table.locator("tbody th").nth(3).bounding_box()
+    table.evaluate("table => table.scrollLeft = 1000")
+    assert table.evaluate("table => table.scrollLeft") > 50
+    assert table.locator("tbody th").nth(3).bounding_box()["x"] == before["x"]
+    cover = table.locator("tbody th").nth(3).evaluate("cell => getComputedStyle(cell).backgroundColor")
+    assert cover == rgb(PALETTE["paper"][0])  # what scrolls under it does not show
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_commands_are_copied(look, browser, allowed):
+    page = look("search")
+    if not allowed:
+        page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page.evaluate("addEventListener('copy', () => (window.copied = getSelection().toString()))")
+    if allowed:
+        page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text }")
+    button = page.locator("#again pre + .copy")
+    button.click()
+    assert button.text_content() == "Copied"
+    assert page.evaluate("window.copied").strip() == page.locator("#again pre").text_content().strip()
+
+
 def rgb(colour: str) -> str:
     """A colour as browsers report it."""
     return f"rgb({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))})"

@@ -1,6 +1,8 @@
 """The report of every kind of run as a file: complete, true to the records, and asking nothing of the network."""
 
+import base64
 import csv
+import html
 import json
 import re
 import shlex
@@ -17,11 +19,20 @@ from wenet.cli.train import main as train_main
 from wenet.report.figures import PALETTE
 from wenet.report.page import report_page
 from wenet.report.run import read_run
-from wenet.report.words import caveats, command, summary
+from wenet.report.words import caveats, command, summary, title
 from wenet.report.write import follow_report, pictures_of, write_report
 
 from ..helpers import TINY, results
-from .runs import add_audit, copy_run, edit_json, make_baseline, make_several, read_records, write_records
+from .runs import (
+    add_audit,
+    copy_run,
+    edit_json,
+    edit_settings,
+    make_baseline,
+    make_several,
+    read_records,
+    write_records,
+)
 
 SEARCH_FIGURES = ["cell", "weights", "trajectories", "learning"]
 
@@ -76,6 +87,67 @@ def test_a_page_asks_nothing_of_the_network(searched, trained):
         ids = re.findall(r'\bid="([^"]*)"', page)
         assert len(ids) == len(set(ids))
         assert {link.removeprefix("#") for link in re.findall(r'href="(#[^"]+)"', page)} <= set(ids)
+
+
+def test_a_page_holds_its_downloads(searched, tmp_path):
+    """Mailed by itself it must still have all that it links to."""
+    page = (searched / "report.html").read_text(encoding="utf-8")
+    links = re.findall(r'<a download="([^"]+)" href="data:[\w/+]+;base64,([^"]+)"', page)
+    assert {name for name, _ in links} == {path.name for path in (searched / "figures").iterdir()}
+    for name, content in links:
+        assert base64.b64decode(content) == (searched / "figures" / name).read_bytes()
+    several = copy_run(searched, tmp_path / "several")
+    make_several(several, searched)
+    for text in (page, page_of(several)):
+        assert all(link.startswith(("#", "data:")) for link in re.findall(r'href="([^"]*)"', text))
+
+
+def test_a_file_too_large_for_the_page_is_named(searched, monkeypatch):
+    run = read_run(searched)
+    monkeypatch.setattr("wenet.report.page.MOST_EMBEDDED", 1_000)
+    page = report_page(run, pictures_of(run))
+    assert 'download="cell.csv"' in page and 'download="weights.png"' not in page
+    assert re.search(r"In the run's folder figures: [^<]*weights\.png", page)
+
+
+def test_word_frequencies_are_on_the_plot(searched, trained, tmp_path):
+    for run in (searched, trained):
+        baseline = json.loads((run / "config.json").read_text())["baseline"]
+        assert baseline["name"] == "word frequencies"
+        learning = next(picture for picture in pictures_of(read_run(run)) if picture.name == "learning")
+        lines = [line.get_ydata() for axes in learning.drawing.axes for line in axes.lines]
+        assert [baseline["value"]] * 2 in [list(line) for line in lines]
+        assert f"Word frequencies alone give {baseline['value']:.1f}." in learning.description
+        assert "word frequencies" in learning.svg
+        old = copy_run(run, tmp_path / run.name)  # of a version that did not record it
+        config = json.loads((old / "config.json").read_text())
+        del config["baseline"]
+        (old / "config.json").write_text(json.dumps(config))
+        assert "word frequencies" not in page_of(old).lower()
+
+
+def test_a_mixture_that_has_not_learned_is_told(searched, tmp_path):
+    run = copy_run(searched, tmp_path / "run")
+    for mixture, told in ((5.0, False), (4148.0, True), (None, True)):
+        edit_json(run / "best.json", mixture_valid_perplexity=mixture)
+        assert any("has not learned" in text for text in caveats(read_run(run))) is told
+    assert "its validation perplexity is not finite, where word frequencies alone would give" in page_of(run)
+
+
+def test_a_title_has_no_path(trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
+    for cell, shown in (("/home/someone/runs/found", "found"), ("tanh0 relu1", "tanh0 relu1"), ("lstm", "lstm")):
+        edit_settings(run, cell=cell, dataset="/home/someone/poems")
+        assert title(read_run(run)) == f"Training of {shown} on poems"
+
+
+def test_commands_are_marked_for_copying(searched):
+    page = (searched / "report.html").read_text(encoding="utf-8")
+    commands = [html.unescape(text) for text in re.findall(r'<code class="command">([^<]*)</code>', page)]
+    first_words = [shlex.split(text)[0] for text in commands]
+    assert first_words == ["wenet-search", "wenet-search", "wenet-report"]
+    assert shlex.split(commands[0])[1:] == ["--resume", str(searched), "--audit", "24"]
+    assert "`" not in page.split("<main>")[1].split("<script>")[0]
 
 
 def test_weights_of_every_round_are_in_the_file(searched):
@@ -133,7 +205,7 @@ def test_several_runs_have_a_report_each_and_one_together(searched, tmp_path):
     make_several(run, searched)
     page = page_of(run)
     assert figures_in(page) == ["cell"]
-    assert "searched in 2 runs" in page and 'href="run-2/report.html"' in page
+    assert "searched in 2 runs" in page and "run-1/report.html" in page
     assert figures_in((run / "run-2" / "report.html").read_text()) == SEARCH_FIGURES
 
 
