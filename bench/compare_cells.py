@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+from wenet.report.cells import save_picture
+from wenet.report.figures import SERIES, Picture, new_drawing, styled
 
 # With an embedding of 200, two LSTM layers of 247 and 200 have the parameters of a cell of 8 gated nodes at 200.
 CELLS = [
@@ -86,17 +87,19 @@ def write_results(out: Path, trained: list[Trained]) -> None:
     """`compare.json`, `table.md` and `curves.svg`."""
     (out / "compare.json").write_text(json.dumps([vars(one) for one in trained], indent=2) + "\n")
     (out / "table.md").write_text("\n".join(table(trained)) + "\n")
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for number, (cell, runs) in enumerate(_by_cell(trained).items()):
-        for one in runs:
-            label = cell if one is runs[0] else None
-            epochs = range(1, len(one.curve) + 1)
-            values = [float("nan") if value is None else value for value in one.curve]
-            axes.plot(epochs, values, color=f"C{number % 10}", label=label)
-    axes.set(xlabel="epoch", ylabel="validation perplexity", yscale="log")
-    axes.legend()
-    figure.savefig(out / "curves.svg")
+    with styled():
+        drawing = new_drawing(5, 8)
+        axes = drawing.subplots()
+        for number, (cell, runs) in enumerate(_by_cell(trained).items()):
+            for one in runs:
+                label = cell if one is runs[0] else None
+                epochs = range(1, len(one.curve) + 1)
+                values = [float("nan") if value is None else value for value in one.curve]
+                axes.plot(epochs, values, color=SERIES[number % len(SERIES)], label=label)
+        axes.set(xlabel="epoch", ylabel="validation perplexity", yscale="log")
+        axes.legend()
+    title = "Validation perplexity by epoch"
+    save_picture(Picture("curves", title, f"{title}, a line for each training.", drawing, []), out / "curves.svg")
 
 
 def table(trained: list[Trained]) -> list[str]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure as Drawing
+from wenet.report.cells import save_picture
+from wenet.report.figures import MUTED, Picture, new_drawing, styled
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "recurrence.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -202,17 +202,17 @@ def _time(seconds: float) -> str:
 
 def draw(run: Run, folder: Path) -> None:
     """The figures that the text shows."""
-    folder.mkdir(parents=True, exist_ok=True)
-    matplotlib.rcParams.update({"svg.hashsalt": "wenet", "svg.fonttype": "none", "font.size": 9})
-    _draw_compared(run, folder / "compared.svg")
-    _draw_sweeps(run, folder / "sweeps.svg")
+    with styled():
+        pictures = [_compared(run), _sweeps(run)]
+    for picture in pictures:
+        save_picture(picture, folder / f"{picture.name}.svg")
 
 
-def _draw_compared(run: Run, path: Path) -> None:
+def _compared(run: Run) -> Picture:
     compared = [f for f in run.figures if f.backward and run.find(f.case["name"], "loop") and f.contestant != "lstm"]
     cases = list(dict.fromkeys(figure.case["name"] for figure in compared))
     contestants = list(dict.fromkeys(figure.contestant for figure in compared))
-    drawing = Drawing(figsize=(8, 3.2), layout="constrained")
+    drawing = new_drawing(3.2, 8)
     axes = drawing.subplots()
     width = 0.8 / max(1, len(contestants))
     for index, contestant in enumerate(contestants):
@@ -221,15 +221,16 @@ def _draw_compared(run: Run, path: Path) -> None:
         title = next(f.title for f in compared if f.contestant == contestant)
         axes.bar([x + index * width for x in range(len(cases))], heights, width, label=title)
     axes.set_xticks([x + 0.4 - width / 2 for x in range(len(cases))], cases)
-    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.axhline(1, color=MUTED, linewidth=0.8)
     axes.set_ylabel("of the dense rate, forward and backward")
     if compared:
         axes.legend(fontsize=7)
-    drawing.savefig(path, metadata={"Date": None})
+    title = "Fraction of the dense rate at every compared shape"
+    return Picture("compared", title, f"{title}, a bar for each contestant.", drawing, [])
 
 
-def _draw_sweeps(run: Run, path: Path) -> None:
-    drawing = Drawing(figsize=(8, 3.2), layout="constrained")
+def _sweeps(run: Run) -> Picture:
+    drawing = new_drawing(3.2, 8)
     by_networks, by_hidden = drawing.subplots(1, 2)
     for backend in run.backends():
         swept = [f for f in run.figures if f.backward and f.contestant == backend]
@@ -242,8 +243,9 @@ def _draw_sweeps(run: Run, path: Path) -> None:
             by_hidden.plot(*zip(*hidden, strict=True), marker="o", label=backend)
     by_networks.set(xlabel="networks", ylabel="ms a network, forward and backward")
     by_hidden.set(xlabel="hidden size", ylabel="of the dense rate")
-    by_hidden.axhline(1, color="grey", linewidth=0.8)
-    drawing.savefig(path, metadata={"Date": None})
+    by_hidden.axhline(1, color=MUTED, linewidth=0.8)
+    title = "Cost over the number of networks, rate over the hidden size"
+    return Picture("sweeps", title, f"{title}, a line for each backend.", drawing, [])
 
 
 def _is_sweep(figure: Figure, prefix: str) -> bool:

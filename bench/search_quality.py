@@ -21,16 +21,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy import stats
 
 from bench.report import insert
 from wenet import resume_search, search
 from wenet.cells.genotype import Genotype
 from wenet.data import Corpus, load_corpus
+from wenet.report.cells import save_picture
+from wenet.report.figures import BLUE, Picture, new_drawing, styled
 from wenet.run import Interrupt, RunFolder, Session, Surroundings
 from wenet.run.console import Console, duration
 from wenet.run.machine import resolve_machine
@@ -432,16 +432,16 @@ def _versions() -> str:
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Place by mean score over searches against standalone perplexity, a panel a setting; filled where a search kept a
     cell."""
-    matplotlib.rcParams.update({"svg.hashsalt": "wenet", "svg.fonttype": "none", "font.size": 9})
     columns = min(3, len(rows))
     lines = -(-len(rows) // columns)
-    drawing = Figure(figsize=(2.7 * columns + 0.4, 2.6 * lines), layout="constrained")
-    for axes, r in zip(drawing.subplots(lines, columns, squeeze=False).flat, rows, strict=False):
-        _draw_setting(axes, r)
-    for axes in list(drawing.axes)[len(rows) :]:
-        axes.remove()
-    path.parent.mkdir(exist_ok=True)
-    drawing.savefig(path, metadata={"Date": None})
+    with styled():
+        drawing = new_drawing(2.6 * lines, 2.7 * columns + 0.4)
+        for axes, r in zip(drawing.subplots(lines, columns, squeeze=False).flat, rows, strict=False):
+            _draw_setting(axes, r)
+        for axes in list(drawing.axes)[len(rows) :]:
+            axes.remove()
+    title = "Place by score of every cell against its standalone perplexity"
+    save_picture(Picture("search-quality", title, f"{title}, a panel for each setting.", drawing, []), path)
 
 
 def _draw_setting(axes: Axes, r: dict[str, Any]) -> None:
@@ -453,8 +453,8 @@ def _draw_setting(axes: Axes, r: dict[str, Any]) -> None:
     edge = median + 5 * (three_quarters - quarter)
     far = perplexities > edge
     for cells, marker in ((~far, "o"), (far, ">")):
-        x, faces = np.minimum(perplexities[cells], edge), np.where(kept[cells], "C0", "none")
-        axes.scatter(x, place[cells], s=14, marker=marker, facecolors=faces, edgecolors="C0")
+        x, faces = np.minimum(perplexities[cells], edge), np.where(kept[cells], BLUE, "none")
+        axes.scatter(x, place[cells], s=14, marker=marker, facecolors=faces, edgecolors=BLUE)
     axes.invert_yaxis()
     axes.set_title(f"{r['setting']}\nτ {r['tau']:.2f}", fontsize=9)
     axes.set_xlabel("standalone perplexity")

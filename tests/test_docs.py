@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from wenet.report.figures import PALETTE
+
 from .wenet.helpers import write_text
 
 ROOT = Path(__file__).parent.parent
+FIGURES = sorted((ROOT / "docs").rglob("*.svg"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # What is marked `ci` is run by .ci/run, what is marked `long` by hand: installing, and measurements of an hour.
 BLOCK = re.compile(r"(?:<!-- (?P<mark>ci|long) -->\n)?^```(?P<language>bash|python)\n(?P<code>.*?)^```$", re.M | re.S)
@@ -107,3 +110,16 @@ def test_site_builds_without_warnings(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.name)
+def test_figures_follow_the_reader_into_the_dark(path):
+    """Their colours are those of the report, each with another in a dark theme."""
+    svg = path.read_text(encoding="utf-8")
+    theme = svg[svg.index("@media (prefers-color-scheme: dark)") : svg.index("</style>")]
+    light = {colours[0] for colours in PALETTE.values()}
+    assert set(re.findall(r"#[0-9a-f]{6}\b", svg.replace(theme, ""))) <= light
+    texts = re.findall(r'<g id="[^"]*text_\d+".*?</g>', svg, re.S)
+    assert texts and all("fill: #" in text for text in texts)  # which are black by default
+    used = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg.replace(theme, "")))
+    assert all(f"fill: {colour}" in theme and f"stroke: {colour}" in theme for colour in used)

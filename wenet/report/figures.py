@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 
 from wenet_kernels import WenetError
@@ -31,10 +32,14 @@ PALETTE = {
     "orange": ("#c4510a", "#f2a33c"),
     "green": ("#0b7a5b", "#3cc99f"),
     "grey": ("#7b8590", "#8a949f"),
+    "purple": ("#94467f", "#d993c4"),
+    "brown": ("#7a5a1e", "#c9a86a"),
 }
-PAPER, INK, MUTED, GRID, BLUE, ORANGE, GREEN, GREY = (light for light, _ in PALETTE.values())
+PAPER, INK, MUTED, GRID, BLUE, ORANGE, GREEN, GREY, PURPLE, BROWN = (light for light, _ in PALETTE.values())
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, BROWN, GREY, INK, MUTED)  # in the order in which lines take them
 
 STYLE = {
+    "axes.prop_cycle": cycler(color=SERIES),
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
     "font.size": 9.5,
