@@ -363,7 +363,10 @@ def _jacrev(layer: nn.Module, arguments: Arguments) -> Tensors:
 
 
 def _jacobian(layer: nn.Module, arguments: Arguments) -> Tensors:
-    """The same by one derivative after another."""
+    """The same by one derivative after another, of which there may be none."""
+    h = arguments.give(layer, arguments.x)[1].detach()
+    if h.numel() == 0:
+        return (h.new_empty(*h.shape, *arguments.x.shape),)
     return (torch.autograd.functional.jacobian(lambda x: arguments.give(layer, x)[1], arguments.x),)
 
 

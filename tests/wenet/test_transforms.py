@@ -129,3 +129,10 @@ def test_autocast_of_a_layer_in_another_half_type(asked, dtype):
     with torch.autocast("cpu", asked):
         found, expected = ours(x().to(dtype)), torchs(x().to(dtype))
     assert [y.dtype for y in found] == [y.dtype for y in expected]
+
+
+def test_autocast_makes_no_numbers_of_integers(layers):
+    tokens = x().int()
+    for sequence in (tokens, torch.nn.utils.rnn.pack_padded_sequence(tokens, torch.tensor([6, 3, 2, 1]))):
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(WenetError, match="the input is torch.int32"):
+            layers[0](sequence)

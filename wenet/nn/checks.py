@@ -43,10 +43,10 @@ def check_count(name: str, value: int) -> None:
 
 
 def check_tensor(name: str, value: object, weight: Tensor) -> None:
-    """Of the type and on the device of a weight, but for what autocast does with types."""
+    """Of the type and on the device of a weight, but for what autocast does with types of floating point."""
     if not isinstance(value, Tensor):
         raise WenetError(f"{name} must be a tensor, not of type {type(value).__name__}")
-    same = value.dtype == weight.dtype or is_autocast(value.device)
+    same = value.dtype == weight.dtype or (value.is_floating_point() and is_autocast(value.device))
     if not same or value.device != weight.device:
         raise WenetError(
             f"{name} is {value.dtype} on {value.device}, but the layer is {weight.dtype} on {weight.device}; "
