@@ -16,7 +16,60 @@ from wenet.nn.weighted import WeightedDagRNN, draw_networks
 from wenet_kernels import WenetError
 
 
-class LanguageModel(nn.Module):
+class _TokenModel(nn.Module):
+    """What one language model and many side by side have in common: dropout around a recurrent layer, and the loss."""
+
+    rnn: DagRNN | WeightedDagRNN | StackedLSTM
+    count = 1  # of networks
+
+    def __init__(self, dropout_embedding: float, dropout_output: float, dropout_word: float) -> None:
+        super().__init__()
+        check_probability("dropout_embedding", dropout_embedding)
+        check_probability("dropout_output", dropout_output)
+        check_probability("dropout_word", dropout_word)
+        self.dropout_embedding, self.dropout_output = dropout_embedding, dropout_output
+        self.dropout_word = dropout_word
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        h0: Tensor | None = None,
+        activation_reg: float = 0.0,
+        temporal_activation_reg: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss that training minimises, the cross-entropy in nats per token within it, and the last state.
+
+        The regularisers are those of Merity et al. 2017. With n standalone models the loss is the sum of their losses,
+        and their cross-entropies are `[n]`.
+
+        Args:
+            tokens, targets: `[T, M]`, the targets one step ahead.
+            h0: `[1, M, d]`, or `[n, M, d]` for standalone models; zeros by default.
+        """
+        raw, h = self._recur(tokens, h0)
+        dropped = locked_dropout(self, raw, self.dropout_output)
+        cross_entropy = self._cross_entropy(dropped, targets)
+        loss = cross_entropy.sum()
+        if activation_reg:
+            loss = loss + self.count * activation_reg * dropped.square().mean()
+        if temporal_activation_reg and len(raw) > 1:
+            loss = loss + self.count * temporal_activation_reg * raw.diff(dim=0).square().mean()
+        return loss, cross_entropy.detach(), h
+
+    def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The layer's output with time in front, and its last state."""
+        embedded = locked_dropout(self, self._embed(tokens), self.dropout_embedding)
+        return self.rnn(embedded, h0)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class LanguageModel(_TokenModel):
     """Next-word prediction: embedding, a recurrent layer, and a decoder that shares the embedding's weights.
 
     Args:
@@ -51,14 +104,9 @@ class LanguageModel(nn.Module):
         dropout_word: float = 0.0,
         mixture: MixtureOfSoftmaxes | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(dropout_embedding, dropout_output, dropout_word)
         if mixture is None:
             check_tied(rnn)
-        check_probability("dropout_embedding", dropout_embedding)
-        check_probability("dropout_output", dropout_output)
-        check_probability("dropout_word", dropout_word)
-        self.dropout_embedding, self.dropout_output = dropout_embedding, dropout_output
-        self.dropout_word = dropout_word
         self.embedding = nn.Embedding(vocabulary_size, rnn.input_size)
         self.rnn = rnn
         self.mixture = mixture
@@ -70,28 +118,6 @@ class LanguageModel(nn.Module):
         """Logits `[T, M, V]`, or log-probabilities with a mixture, of what follows tokens `[T, M]`, and the state."""
         output, h = self._recur(tokens, h0)
         return self._decode(locked_dropout(self, output, self.dropout_output)), h
-
-    def loss(
-        self,
-        tokens: Tensor,
-        targets: Tensor,
-        h0: Tensor | None = None,
-        activation_reg: float = 0.0,
-        temporal_activation_reg: float = 0.0,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What training minimises, the cross-entropy in nats per token within it, and the last state `[1, M, d]`.
-
-        The regularisers are those of Merity et al. 2017.
-
-        Args:
-            tokens, targets: `[T, M]`, the targets one step ahead.
-            h0: `[1, M, d]`; zeros by default.
-        """
-        raw, h = self._recur(tokens, h0)
-        dropped = locked_dropout(self, raw, self.dropout_output)
-        cross_entropy = self._cross_entropy(dropped, targets)
-        loss = _regularised(cross_entropy, raw, dropped, activation_reg, temporal_activation_reg)
-        return loss, cross_entropy.detach(), h
 
     @torch.no_grad()
     def network_losses(self, tokens: Tensor, targets: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -114,10 +140,6 @@ class LanguageModel(nn.Module):
         """`[T, M, V]` of the words that follow, from the recurrent layer's output `[T, M, H]`."""
         return functional.log_softmax(self._decode(features), -1)
 
-    def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-        embedded = locked_dropout(self, self._embed(tokens), self.dropout_embedding)  # [T, M, d]
-        return self.rnn(embedded, h0)
-
     def _embed(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(tokens)
         return word_dropout(self, embedded, tokens, self.embedding.num_embeddings, self.dropout_word)
@@ -135,7 +157,7 @@ class LanguageModel(nn.Module):
         return functional.linear(features, self.embedding.weight, self.decoder_bias)
 
 
-class StandaloneLanguageModels(nn.Module):
+class StandaloneLanguageModels(_TokenModel):
     """`n` standalone language models that differ in their cells, each with a tied decoder, evaluated at once.
 
     All read the same text with the same dropout masks, so that they differ in nothing but cells and initial weights.
@@ -160,57 +182,27 @@ class StandaloneLanguageModels(nn.Module):
         init_range: float = 0.04,
         dropout_word: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(dropout_embedding, dropout_output, dropout_word)
         if rnn.coupling != "independent":
             raise WenetError("standalone language models need a layer with coupling='independent'")
         check_tied(rnn)
-        check_probability("dropout_embedding", dropout_embedding)
-        check_probability("dropout_output", dropout_output)
-        check_probability("dropout_word", dropout_word)
-        self.dropout_embedding, self.dropout_output = dropout_embedding, dropout_output
-        self.dropout_word = dropout_word
         self.rnn = rnn
-        count = rnn.cells.count
-        self.embedding = nn.Parameter(torch.empty(count, vocabulary_size, rnn.input_size))
-        self.decoder_bias = nn.Parameter(torch.zeros(count, vocabulary_size))
+        self.count = rnn.cells.count
+        self.embedding = nn.Parameter(torch.empty(self.count, vocabulary_size, rnn.input_size))
+        self.decoder_bias = nn.Parameter(torch.zeros(self.count, vocabulary_size))
         draw_networks(self.embedding, init_range, rnn.among)
         rnn.reset_parameters(init_range)
-
-    @property
-    def count(self) -> int:
-        return self.rnn.cells.count
 
     def largest_weights(self) -> Tensor:
         """The largest absolute value among each network's parameters, `[n]`."""
         norm = torch.linalg.vector_norm
         return torch.stack([norm(p.detach().flatten(1), torch.inf, dim=1) for p in self.parameters()]).amax(0)
 
-    def loss(
-        self,
-        tokens: Tensor,
-        targets: Tensor,
-        h0: Tensor | None = None,
-        activation_reg: float = 0.0,
-        temporal_activation_reg: float = 0.0,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The sum over networks of what each one's training minimises, their cross-entropies `[n]` in nats per token,
-        and the last states `[n, M, d]`. The regularisers are those of `LanguageModel.loss`.
-
-        A state that is not finite, as its network's cross-entropy then is neither, is handed on as zero: the operator
-        would refuse it, and with it the networks that are sound.
-
-        Args:
-            tokens, targets: `[T, M]`, the targets one step ahead.
-            h0: `[n, M, d]`; zeros by default.
-        """
-        embedded = locked_dropout(self, self._embed(tokens), self.dropout_embedding)  # [n, T, M, d]
-        raw, h = self.rnn(embedded, h0)  # [T, n, M, d]
-        dropped = locked_dropout(self, raw, self.dropout_output)
-        features = dropped.transpose(0, 1).flatten(1, 2)  # [n, T*M, d]
-        cross_entropy = self._cross_entropy(features, targets.flatten())
-        regularisers = (self.count * weight for weight in (activation_reg, temporal_activation_reg))
-        loss = _regularised(cross_entropy.sum(), raw, dropped, *regularisers)
-        return loss, cross_entropy.detach(), h.nan_to_num(0.0, 0.0, 0.0)
+    def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A state that is not finite is handed on as zero: the operator would refuse it, and the sound networks with
+        it. Its network's cross-entropy is not finite either, so the fault is seen."""
+        output, h = super()._recur(tokens, h0)
+        return output, h.nan_to_num(0.0, 0.0, 0.0)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """`[n, T, M, d]`."""
@@ -221,21 +213,9 @@ class StandaloneLanguageModels(nn.Module):
 
     def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
         """Of every network, `[n]`, one after the other: a product with a whole vocabulary fills the processor alone."""
-        operands = zip(features.unbind(), self.embedding.unbind(), self.decoder_bias.unbind(), strict=True)
-        return torch.stack([decoder_cross_entropy(*each, targets) for each in operands])
-
-
-def _regularised(
-    cross_entropy: Tensor, raw: Tensor, dropped: Tensor, activation_reg: float, temporal_activation_reg: float
-) -> Tensor:
-    """The cross-entropy and the regularisers of Merity et al. 2017: mean square of the dropped output, and of the raw
-    output's change from one step to the next; both outputs have time in front."""
-    loss = cross_entropy
-    if activation_reg:
-        loss = loss + activation_reg * dropped.square().mean()
-    if temporal_activation_reg and len(raw) > 1:
-        loss = loss + temporal_activation_reg * raw.diff(dim=0).square().mean()
-    return loss
+        each = features.transpose(0, 1).flatten(1, 2).unbind()  # n of [T*M, d]
+        operands = zip(each, self.embedding.unbind(), self.decoder_bias.unbind(), strict=True)
+        return torch.stack([decoder_cross_entropy(*network, targets.flatten()) for network in operands])
 
 
 def check_tied(rnn: DagRNN | WeightedDagRNN | StackedLSTM) -> None:
