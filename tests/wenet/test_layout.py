@@ -12,6 +12,7 @@ ROOT = Path(wenet.__file__).parent
 # From the ground up; a folder imports from those below it, and from itself.
 FLOORS = (
     "version",
+    "files",
     "cells",
     "parallel",
     "data",

@@ -243,3 +243,15 @@ def test_out_that_cannot_be_written(text, tmp_path):
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(WenetError, match=r"--out"):
             search(str(text), out=out, pool=2)
+
+
+def test_what_a_killed_write_left_is_in_nobodys_way(stopped, text, tmp_path):
+    """Neither of a run that had not yet begun, nor of one that goes on; a report that is being written stays."""
+    unborn = tmp_path / "unborn"
+    unborn.mkdir()
+    (unborn / ".config.json.1.partial").write_text('{"half')
+    assert search_main([str(text), *TINY, "--out", str(unborn)]) == 0
+    for name in (".best.json.1.partial", ".search.jsonl.1.partial", ".report.html.1.partial"):
+        (stopped / name).write_text("half")
+    resume_search(stopped)
+    assert [path.name for path in stopped.glob("*.partial")] == [".report.html.1.partial"]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
+from wenet.files import written_whole
 from wenet_kernels import WenetError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
@@ -181,14 +182,10 @@ def _member(packed: bytes, name: str) -> bytes:
 
 def store(path: Path, content: bytes) -> None:
     """Write a file of the cache at once or not at all; a cache that cannot be written only costs time later."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
+        with written_whole(path) as partial:
+            partial.write_bytes(content)
 
 
 def _read(path: Path) -> bytes:

@@ -6,20 +6,10 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 from torch import Tensor, nn
 
-from wenet_kernels import FORMS, PRECISIONS, WenetError, check_choice
+from wenet_kernels import WenetError
 from wenet_kernels.autocast import is_autocast
 
 FORMER_BUFFERS = ("running_mean", "running_var", "running_scale")  # in checkpoints of older runs; no longer used
-
-
-def check_layer(layer: Any) -> None:
-    """Refuse sizes, options and probabilities that no layer of cells has."""
-    check_count("input_size", layer.input_size)
-    check_count("hidden_size", layer.hidden_size)
-    check_choice("form", layer.form, FORMS)
-    check_choice("precision", layer.precision, PRECISIONS)
-    check_probability("dropout_x", layer.dropout_x)
-    check_probability("dropout_h", layer.dropout_h)
 
 
 def check_probability(name: str, value: float, below_one: bool = True) -> None:
@@ -60,11 +50,6 @@ def check_state(h0: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
     check_tensor("h0", h0, weight)
     if h0.shape != shape:
         raise WenetError(f"h0 must have shape {list(shape)}, not {list(h0.shape)}")
-
-
-def refuse_script(layer: nn.Module) -> None:
-    """What torch.jit.script calls first."""
-    raise WenetError(f"torch.jit.script cannot read a {type(layer).__name__}; use torch.jit.trace, or torch.export")
 
 
 def leave_former_buffers(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""What layers of cells have in common: a state dict that says whose weights it holds."""
+"""What layers of cells have in common: sizes and options, and a state dict that says whose weights it holds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from wenet.cells.description import Description
+from wenet.nn.checks import check_count, check_probability
+from wenet_kernels import FORMS, PRECISIONS, WenetError, check_choice
 
 
 class LayerOfCells(nn.Module):
@@ -16,8 +18,36 @@ class LayerOfCells(nn.Module):
     a state dict without it, of an earlier version, is taken as it is.
     """
 
-    form: str
     described_cells: str  # as text, with semicolons between them
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        form: str,
+        dropout_x: float,
+        dropout_h: float,
+        backend: str,
+        precision: str,
+    ) -> None:
+        super().__init__()
+        check_count("input_size", input_size)
+        check_count("hidden_size", hidden_size)
+        check_choice("form", form, FORMS)
+        check_choice("precision", precision, PRECISIONS)
+        check_probability("dropout_x", dropout_x)
+        check_probability("dropout_h", dropout_h)
+        self.input_size, self.hidden_size, self.form = input_size, hidden_size, form
+        self.dropout_x, self.dropout_h, self.backend, self.precision = dropout_x, dropout_h, backend, precision
+
+    @property
+    def width(self) -> int:
+        """G: a product gives the gate beside the value in the highway form, the value alone in the plain one."""
+        return 2 * self.hidden_size if self.form == "highway" else self.hidden_size
+
+    def __prepare_scriptable__(self) -> None:
+        """What torch.jit.script calls first."""
+        raise WenetError(f"torch.jit.script cannot read a {type(self).__name__}; use torch.jit.trace, or torch.export")
 
     def get_extra_state(self) -> Tensor:
         return Description(self.described_cells, self.form).to_tensor()

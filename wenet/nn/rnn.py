@@ -15,11 +15,9 @@ from wenet.cells import Genotype, load_genotype
 from wenet.nn.checks import (
     check_count,
     check_input,
-    check_layer,
     check_probability,
     check_state,
     check_tensor,
-    refuse_script,
 )
 from wenet.nn.described import LayerOfCells
 from wenet.nn.dropout import draw_mask, locked_dropout
@@ -92,14 +90,11 @@ class DagRNN(LayerOfCells):
         nonlinearity: None = None,
         proj_size: Literal[0] = 0,
     ) -> None:
-        super().__init__()
         _refuse_options_of_others(nonlinearity, proj_size)
-        self.input_size, self.hidden_size = input_size, hidden_size
-        self.genotype, self.form, self.backend = load_genotype(genotype), form, backend
-        self.dropout_x, self.dropout_h, self.precision = dropout_x, dropout_h, precision
+        super().__init__(input_size, hidden_size, form, dropout_x, dropout_h, backend, precision)
+        self.genotype = load_genotype(genotype)
         self.num_layers, self.batch_first, self.dropout = num_layers, batch_first, dropout
         self.bias, self.bidirectional = bias, bidirectional
-        check_layer(self)
         check_count("num_layers", num_layers)
         check_probability("dropout", dropout, below_one=False)
         self.described_cells = str(self.genotype)
@@ -119,13 +114,12 @@ class DagRNN(LayerOfCells):
     def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Of a layer's parameters in one direction."""
         hidden, below = self.hidden_size, self.hidden_size * self.directions if layer else self.input_size
-        width = 2 * hidden if self.form == "highway" else hidden
         weights = {
-            "weight_input": (below, width),
-            "weight_hidden": (hidden, width),
-            "weight_nodes": (self.genotype.nodes, hidden, width),
+            "weight_input": (below, self.width),
+            "weight_hidden": (hidden, self.width),
+            "weight_nodes": (self.genotype.nodes, hidden, self.width),
         }
-        return {**weights, "bias_input": (width,), "bias_hidden": (width,)} if self.bias else weights
+        return {**weights, "bias_input": (self.width,), "bias_hidden": (self.width,)} if self.bias else weights
 
     def reset_parameters(self, bound: float | None = None) -> None:
         """U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.RNN`."""
@@ -161,9 +155,6 @@ class DagRNN(LayerOfCells):
         with warnings.catch_warnings():  # of checks, which see the sizes of the example; the trace itself takes others
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             return self._evaluate(x, h0)
-
-    def __prepare_scriptable__(self) -> None:
-        refuse_script(self)
 
     def _evaluate(self, x: Tensor | PackedSequence, h0: Tensor | None) -> tuple[Tensor | PackedSequence, Tensor]:
         if isinstance(x, PackedSequence):

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from wenet.cells import Genotype, load_genotype
 from wenet.nn.checks import (
     check_input,
-    check_layer,
     check_probability,
     check_state,
     check_tensor,
     leave_former_buffers,
-    refuse_script,
 )
 from wenet.nn.described import LayerOfCells
 from wenet.nn.dropout import draw_mask, locked_dropout
@@ -73,12 +71,9 @@ class WeightedDagRNN(LayerOfCells):
         shared_weights: bool = False,
         among: tuple[int, slice] | None = None,
     ) -> None:
-        super().__init__()
-        self.input_size, self.hidden_size, self.among = input_size, hidden_size, among
-        self.form, self.coupling, self.backend = form, coupling, backend
+        super().__init__(input_size, hidden_size, form, dropout_x, dropout_h, backend, precision)
+        self.coupling, self.among = coupling, among
         self.norm: Norm = "batch" if norm == "batch" else None
-        self.dropout_x, self.dropout_h, self.precision = dropout_x, dropout_h, precision
-        check_layer(self)
         check_choice("coupling", coupling, COUPLINGS)
         check_choice("norm", norm or "none", ("batch", "none"))
         check_probability("mix_dropout", mix_dropout)
@@ -89,11 +84,10 @@ class WeightedDagRNN(LayerOfCells):
         self.described_cells = "; ".join(map(str, cells))
         self.cells = CellBatch.from_genotypes(cells)
         count, nodes = self.cells.count, self.cells.nodes
-        width = 2 * hidden_size if form == "highway" else hidden_size
         sets = 1 if shared_weights else count
-        self.weight_input = nn.Parameter(torch.empty(sets, input_size, width))
-        self.weight_hidden = nn.Parameter(torch.empty(sets, hidden_size, width))
-        self.weight_nodes = nn.Parameter(torch.empty(sets, nodes, hidden_size, width))
+        self.weight_input = nn.Parameter(torch.empty(sets, input_size, self.width))
+        self.weight_hidden = nn.Parameter(torch.empty(sets, hidden_size, self.width))
+        self.weight_nodes = nn.Parameter(torch.empty(sets, nodes, hidden_size, self.width))
         self.mix_logits = nn.Parameter(torch.zeros(count)) if coupling == "weighted" else None
         self.register_load_state_dict_pre_hook(leave_former_buffers)
         self.reset_parameters()
@@ -105,9 +99,6 @@ class WeightedDagRNN(LayerOfCells):
             draw_networks(parameter, bound, self.among)
         if self.mix_logits is not None:
             nn.init.zeros_(self.mix_logits)
-
-    def __prepare_scriptable__(self) -> None:
-        refuse_script(self)
 
     def mixing_weights(self) -> Tensor | None:
         """`softmax(mix_logits)`, `[n]`; None with independent coupling."""

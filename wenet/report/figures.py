@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import html
 import io
-import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 
+from wenet.files import written_whole
 from wenet_kernels import WenetError
 
 # Told apart by readers of any colour vision (after Okabe and Ito), on paper of either theme: light, dark.
@@ -144,14 +144,11 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         WenetError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
+        with written_whole(path) as partial:
+            partial.write_bytes(content)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise WenetError(f"cannot write {path}: {error.strerror or error}") from None
 
 

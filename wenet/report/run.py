@@ -10,7 +10,7 @@ from typing import Any
 from wenet.cells import Genotype
 from wenet.run import stored_baseline
 from wenet.run.upgrade import upgraded
-from wenet.searching import Best, SearchConfig, Strategy, read_best, resolve_config, strategy_of
+from wenet.searching import Best, SearchConfig, Strategy, is_finished, read_best, resolve_config, strategy_of
 from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.strategy import RECORDS as SEARCH_RECORDS
 from wenet.tasks import TASKS, Baseline, Metric
@@ -80,9 +80,7 @@ class Run:
     def finished(self) -> bool:
         if self.kind == "train":
             return self.best.get(f"test_{self.metric.key}") is not None
-        done = self.winner is not None and self.winner.finished
-        audited = self.audit is not None or not self.settings.get("audit") or self.settings["runs"] > 1
-        return done and audited
+        return is_finished(self.winner, self.audit is not None, self.search_config)
 
 
 def read_run(path: Path) -> Run:

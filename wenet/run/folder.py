@@ -15,13 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from wenet.files import PARTIAL, written_whole
 from wenet.run.upgrade import upgraded
 from wenet_kernels import WenetError
 
 KEPT_CHECKPOINTS = 2
 
 # What a run that was killed before its settings were written may have left; a new run may take such a folder over.
-_UNBORN = (".lock", "checkpoint", "config.json.partial")
+_UNBORN = (".lock", "checkpoint")
 
 
 class RunFolder:
@@ -49,7 +50,7 @@ class RunFolder:
             raise WenetError(f"{path} is a file; name another folder with --out")
         if (path / "config.json").exists():
             raise WenetError(f"{path} holds a run already; continue it with --resume {path} or name another --out")
-        if path.is_dir() and any(entry.name not in _UNBORN for entry in path.iterdir()):
+        if path.is_dir() and any(entry.name not in _UNBORN and entry.suffix != PARTIAL for entry in path.iterdir()):
             raise WenetError(f"{path} is not empty; name another folder with --out")
         try:
             (path / "checkpoint").mkdir(parents=True, exist_ok=True)
@@ -188,16 +189,15 @@ class RunFolder:
             path.unlink()
 
     def _sweep(self) -> None:
-        """Remove what a write that did not finish has left, ours or the library's."""
-        for path in set((self.path / "checkpoint").iterdir()) - {*self.checkpoints(), self._best}:
+        """Remove what a write that did not finish has left, ours or the library's; a report may be being written."""
+        left = set((self.path / "checkpoint").iterdir()) - {*self.checkpoints(), self._best}
+        for path in (*left, *self.path.glob(f".*.json*{PARTIAL}")):
             path.unlink()
 
     def _write_tensors(self, path: Path, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        partial = path.with_suffix(".partial")
         metadata = {"progress": json.dumps(progress), "config": self._config_hash()}
-        with _reporting_full_disk(path, self._sweep):
+        with _reporting_full_disk(path, self._sweep), written_whole(path) as partial:
             write_tensors(partial, tensors, metadata)
-            _move_into_place(partial, path)
 
     def _read_tensors(self, path: Path, mend: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         try:
@@ -216,10 +216,8 @@ class RunFolder:
 
     def _write_text(self, name: str, text: str) -> None:
         path = self.path / name
-        partial = path.with_name(name + ".partial")
-        with _reporting_full_disk(path, lambda: partial.unlink(missing_ok=True)):
+        with _reporting_full_disk(path), written_whole(path) as partial:
             partial.write_text(text, encoding="utf-8")
-            _move_into_place(partial, path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -239,18 +237,6 @@ def _reporting_full_disk(path: Path, tidy: Callable[[], object] = lambda: None) 
         tidy()
         reason = getattr(error, "strerror", None) or error
         raise WenetError(f"cannot write {path}: {reason}; make room, then go on with --resume") from None
-
-
-def _move_into_place(partial: Path, path: Path) -> None:
-    """Rename only after the contents are on disk, so that a name always stands for a whole file."""
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _lock(path: Path) -> FileLock:

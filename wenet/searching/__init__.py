@@ -2,7 +2,7 @@
 
 from wenet.searching.audit import begun_audit, correlation_in_words, final_ranking, spread_in_words, usual_audit
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
-from wenet.searching.strategy import Best, Strategy, read_best, strategy_of
+from wenet.searching.strategy import Best, Strategy, is_finished, read_best, strategy_of
 from wenet.searching.tournament import hold_tournament
 from wenet.searching.work import SEARCH, NextSteps, SearchOutcome, run_search
 
@@ -18,6 +18,7 @@ __all__ = [
     "correlation_in_words",
     "final_ranking",
     "hold_tournament",
+    "is_finished",
     "read_best",
     "resolve_config",
     "run_search",

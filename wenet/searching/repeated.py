@@ -14,7 +14,7 @@ from wenet.run import counted, duration, figure, share, wait_until
 from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.audit import run_audit
 from wenet.searching.settings import SearchConfig
-from wenet.searching.strategy import RECORDS, Best, Record, Strategy, read_best, strategy_of
+from wenet.searching.strategy import RECORDS, Best, Record, Strategy, is_finished, read_best, strategy_of
 from wenet.tasks import Metric
 from wenet.training import standalone_memory, train_standalone, training_windows
 
@@ -104,11 +104,11 @@ class Repeated(Strategy):
 
     def _is_finished(self, folder: Path) -> bool:
         """Whether a run that another process may be working on has come to its end."""
-        config = self.session.config
-        if not (folder / "best.json").exists() or (config.audit and not (folder / AUDIT).exists()):
+        if not (folder / "best.json").exists():
             return False
+        config = replace(self.session.config, runs=1)
         value = json.loads((folder / "best.json").read_text(encoding="utf-8"))
-        return read_best(value, replace(config, runs=1), self.session.task.metric).finished
+        return is_finished(read_best(value, config, self.session.task.metric), (folder / AUDIT).exists(), config)
 
     def _rank(self, bests: Sequence[dict[str, Any]]) -> RepeatedBest:
         """Of what `best.json` of each run holds; `seconds` count the runs and the ranking."""

@@ -156,6 +156,11 @@ def read_best(value: dict[str, Any], config: SearchConfig, metric: Metric) -> Be
     return strategy_of(config).best_type.from_dict(value, metric)
 
 
+def is_finished(best: Best | None, audited: bool, config: SearchConfig) -> bool:
+    """Whether a search has done all rounds, and its audit where one was asked for; repeated runs have one each."""
+    return best is not None and best.finished and (audited or not config.audit or config.runs > 1)
+
+
 def draw_pool(config: SearchConfig) -> list[Genotype]:
     """The random cells that a search goes through, in order."""
     seed = config.seed if config.pool_seed is None else config.pool_seed
