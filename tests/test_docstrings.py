@@ -27,12 +27,17 @@ MODULES = [
     "wenet_kernels.cells",
     "wenet_kernels.backend",
     "wenet_kernels.op",
+    "wenet_kernels.programs.batch",
+    "wenet_kernels.programs.canonical",
+    "wenet_kernels.programs.op",
+    "wenet_kernels.programs.program",
 ]
 PUBLIC = [
     *(getattr(wenet, name) for name in wenet.__all__ if inspect.isfunction(getattr(wenet, name))),
     *(wenet.Genotype, wenet.SearchResult, wenet.TrainResult, load_genotype),
     *(wenet.nn.DagRNN, wenet.nn.WeightedDagRNN, wenet.nn.LanguageModel),
     *(wenet_kernels.dag_rnn, wenet_kernels.CellBatch, wenet_kernels.backends),
+    *(wenet_kernels.cell_rnn, wenet_kernels.Program, wenet_kernels.ProgramBatch),
 ]
 
 

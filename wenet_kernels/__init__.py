@@ -6,6 +6,7 @@ from wenet_kernels.cells import CellBatch
 from wenet_kernels.errors import WenetError, check_choice, did_you_mean
 from wenet_kernels.native import native_status
 from wenet_kernels.op import Norm, dag_rnn, project
+from wenet_kernels.programs import Program, ProgramBatch, cell_rnn
 from wenet_kernels.ranks import LostRanks, sum_over_ranks
 from wenet_kernels.recurrence import COUPLINGS, FORMS, PRECISIONS
 
@@ -17,9 +18,12 @@ __all__ = [
     "CellBatch",
     "LostRanks",
     "Norm",
+    "Program",
+    "ProgramBatch",
     "WenetError",
     "activation_names",
     "backends",
+    "cell_rnn",
     "check_choice",
     "dag_rnn",
     "did_you_mean",

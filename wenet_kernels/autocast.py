@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 
 def is_autocast(device: torch.device) -> bool:
@@ -14,3 +15,15 @@ def is_autocast(device: torch.device) -> bool:
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Within, no operator casts."""
     return torch.autocast(device.type, enabled=False) if is_autocast(device) else nullcontext()
+
+
+def autocast_type(operand: Tensor) -> torch.dtype | None:
+    """What autocast asks for of operands such as this one; None where it asks for nothing."""
+    kind = operand.device.type
+    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind) or operand.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def in_fp32(operand: Tensor) -> Tensor:
+    return operand if operand.dtype == torch.float64 else operand.float()

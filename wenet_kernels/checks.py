@@ -60,8 +60,8 @@ def _check_options(r: Recurrence) -> None:
 def check_evaluation(r: Recurrence, evaluation: Evaluation, shapes: Sequence[Shape], grad_output: Tensor) -> None:
     """Raise `WenetError` unless `evaluation` may be what forward left behind, and `grad_output` belongs to it."""
     for name, found, shape in zip(evaluation._fields, evaluation, shapes, strict=True):
-        _check_like(name, found, shape, r.pre)
-    _check_like("grad_output", grad_output, shapes[0], r.pre)
+        check_like(name, found, shape, r.pre)
+    check_like("grad_output", grad_output, shapes[0], r.pre)
 
 
 def check_projection(x: Tensor, weight: Tensor) -> None:
@@ -74,13 +74,14 @@ def check_projection(x: Tensor, weight: Tensor) -> None:
 def check_projection_gradient(grad_output: Tensor, x: Tensor, weight: Tensor) -> None:
     """Raise `WenetError` unless `grad_output` belongs to the product of these operands."""
     check_projection(x, weight)
-    _check_like("grad_output", grad_output, (weight.shape[0], x.shape[0], weight.shape[2]), x)
+    check_like("grad_output", grad_output, (weight.shape[0], x.shape[0], weight.shape[2]), x)
 
 
-def _check_like(name: str, operand: Tensor, shape: Shape, other: Tensor) -> None:
+def check_like(name: str, operand: Tensor, shape: Shape, other: Tensor, other_name: str = "the operands") -> None:
+    """Raise `WenetError` unless an operand has a shape, and the type and device of another."""
     if operand.shape != shape:
         raise WenetError(f"{name} must have shape {list(shape)}, not {list(operand.shape)}")
-    _check_kind(name, operand, "the operands", other)
+    _check_kind(name, operand, other_name, other)
 
 
 def _check_kind(name: str, operand: Tensor, other_name: str, other: Tensor) -> None:
@@ -91,28 +92,28 @@ def _check_kind(name: str, operand: Tensor, other_name: str, other: Tensor) -> N
 
 def check_finite(r: Recurrence, output: Tensor) -> None:
     """Name the operand that brought NaN into the output; only on the CPU, where looking costs no synchronisation."""
-    if output.device.type != "cpu" or _is_finite(output):
+    if output.device.type != "cpu" or is_finite(output):
         return
     for name in ("pre", "h0", "weight_hidden", "weight_nodes", "mix", "mask_h", "running_mean", "running_var"):
         operand = getattr(r, name)
         if operand is not None:
-            _check_nan(name, operand)
+            check_nan(name, operand)
 
 
 def check_finite_projection(x: Tensor, weight: Tensor, output: Tensor) -> None:
     """As `check_finite`. NaN in a row of `x` fills the row in the output, and NaN in a column of a weight the column,
     so that one column and one row are looked at for all."""
-    if output.device.type != "cpu" or output.numel() == 0 or (_is_finite(output[0, :, 0]) and _is_finite(output[:, 0])):
+    if output.device.type != "cpu" or output.numel() == 0 or (is_finite(output[0, :, 0]) and is_finite(output[:, 0])):
         return
-    _check_nan("x", x)
-    _check_nan("weight_input", weight)
+    check_nan("x", x)
+    check_nan("weight_input", weight)
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Whether a number that is not finite can be ruled out: a sum has it too, and costs one pass."""
     return math.isfinite(tensor.sum().item())
 
 
-def _check_nan(name: str, operand: Tensor) -> None:
+def check_nan(name: str, operand: Tensor) -> None:
     if bool(torch.isnan(operand).any()):
         raise WenetError(f"{name} holds NaN; find where it comes from, for example an input or a diverged update")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from wenet_kernels import operators
+from wenet_kernels.autocast import autocast_type, in_fp32
 from wenet_kernels.cells import CellBatch
 from wenet_kernels.errors import WenetError, check_choice
 from wenet_kernels.recurrence import COUPLINGS
@@ -41,8 +42,8 @@ def project(x: Tensor, weight_input: Tensor, *, backend: str = "auto") -> Tensor
         _check_tensor(name, operand)
     if x.dim() != 3 or weight_input.dim() != 3:
         raise WenetError(f"x {list(x.shape)} must be [T, M, I] and weight_input {list(weight_input.shape)} [n, I, G]")
-    if _autocast_type(x) is not None:
-        x, weight_input = _in_fp32(x), _in_fp32(weight_input)
+    if autocast_type(x) is not None:
+        x, weight_input = in_fp32(x), in_fp32(weight_input)
     product = operators.project(x.flatten(0, 1), weight_input, backend)
     return product.unflatten(1, x.shape[:2]).transpose(0, 1)
 
@@ -118,28 +119,16 @@ def dag_rnn(
         if operand is not None:
             _check_tensor(name, operand)
         tensors.append(operand)
-    autocast_type = _autocast_type(pre)
-    if autocast_type is not None:
-        tensors = [None if tensor is None else _in_fp32(tensor) for tensor in tensors]
-        precision = AUTOCAST_PRECISIONS[autocast_type] if precision in ("full", "fp32") else precision
+    wanted = autocast_type(pre)
+    if wanted is not None:
+        tensors = [None if tensor is None else in_fp32(tensor) for tensor in tensors]
+        precision = AUTOCAST_PRECISIONS[wanted] if precision in ("full", "fp32") else precision
     output, _, mean, var = operators.dag_rnn(*tensors, cells.text, form, mode, precision, all_ranks, False, backend)
-    if autocast_type is not None:
-        output = output.to(autocast_type)
+    if wanted is not None:
+        output = output.to(wanted)
     return (output, (mean.detach(), var.detach())) if mode == "batch" else output
 
 
 def _check_tensor(name: str, operand: object) -> None:
     if not isinstance(operand, Tensor):
         raise WenetError(f"{name} must be a tensor, not a {type(operand).__name__}")
-
-
-def _autocast_type(operand: Tensor) -> torch.dtype | None:
-    """What autocast asks for of operands such as this one; None where it asks for nothing."""
-    kind = operand.device.type
-    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind) or operand.dtype == torch.float64:
-        return None
-    return torch.get_autocast_dtype(kind)
-
-
-def _in_fp32(operand: Tensor) -> Tensor:
-    return operand if operand.dtype == torch.float64 else operand.float()

@@ -1,0 +1,24 @@
+"""Recurrent cells as programs: what they are, as text and as tables, and how they are run."""
+
+from wenet_kernels.programs.batch import ProgramBatch
+from wenet_kernels.programs.builder import Builder, Term
+from wenet_kernels.programs.canonical import canonical
+from wenet_kernels.programs.instructions import LEARNED, PRODUCTS, STATES, TERNARY, UNARY, Instruction, X
+from wenet_kernels.programs.op import cell_rnn
+from wenet_kernels.programs.program import Program
+
+__all__ = [
+    "LEARNED",
+    "PRODUCTS",
+    "STATES",
+    "TERNARY",
+    "UNARY",
+    "Builder",
+    "Instruction",
+    "Program",
+    "ProgramBatch",
+    "Term",
+    "X",
+    "canonical",
+    "cell_rnn",
+]

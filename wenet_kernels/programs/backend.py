@@ -1,0 +1,85 @@
+"""What can run programs, and which of it does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from wenet_kernels.errors import WenetError, check_choice
+from wenet_kernels.programs import reference
+from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
+from wenet_kernels.registration import vjp
+
+
+class Backend(Protocol):
+    """What a backend provides."""
+
+    def obstacle(self, kind: str, dtype: torch.dtype) -> str: ...  # why it cannot run on a kind of device; or empty
+    def kept_shape(self, r: ProgramRun) -> tuple[int, ...]: ...  # of `ProgramEvaluation.kept`
+    def forward(self, r: ProgramRun, keep: bool) -> ProgramEvaluation: ...
+    def backward(
+        self, r: ProgramRun, evaluation: ProgramEvaluation, grad_output: Tensor, grad_apart: Tensor | None
+    ) -> ProgramGradients: ...
+
+
+class Reference:
+    """PyTorch's own operators, and its derivatives of them."""
+
+    def obstacle(self, kind: str, dtype: torch.dtype) -> str:
+        return "" if dtype.is_floating_point else f"it has no products of {dtype}"
+
+    def kept_shape(self, r: ProgramRun) -> tuple[int, ...]:
+        return (0,)
+
+    def forward(self, r: ProgramRun, keep: bool) -> ProgramEvaluation:
+        output, apart = reference.forward(r)
+        return ProgramEvaluation(output, apart, output.new_empty(0))
+
+    def backward(
+        self, r: ProgramRun, evaluation: ProgramEvaluation, grad_output: Tensor, grad_apart: Tensor | None
+    ) -> ProgramGradients:
+        return pulled_back(r.values(), grad_output, grad_apart)
+
+
+BACKENDS: dict[str, Backend] = {"reference": Reference()}
+OTHERS = ("cpu", "triton")  # which run other cells, but not these
+PREFERENCE: dict[str, tuple[str, ...]] = {}  # by device, best first
+
+
+def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The name of the backend that runs programs on a device; "auto" as in `wenet_kernels.resolve_backend`.
+
+    Raises:
+        WenetError: one that is named is unknown or cannot, with the reason; nothing replaces it.
+    """
+    name = os.environ.get("WENET_BACKEND", "auto") if backend == "auto" else backend
+    check_choice("backend", name, ["auto", *BACKENDS, *OTHERS])
+    if name in OTHERS:
+        raise WenetError(f"backend {name!r} cannot run: it runs no cells that are programs yet")
+    reasons = {}
+    for candidate in PREFERENCE.get(device.type, ("reference",)) if name == "auto" else (name,):
+        reasons[candidate] = BACKENDS[candidate].obstacle(device.type, dtype)
+        if not reasons[candidate]:
+            return candidate
+    raise WenetError("; ".join(f"backend {each!r} cannot run: {reason}" for each, reason in reasons.items()))
+
+
+def pulled_back(operands: Sequence[object], grad_output: Tensor, grad_apart: Tensor | None) -> ProgramGradients:
+    """The derivatives of all operands by functions that PyTorch can differentiate again."""
+    variables = [operand for operand in operands[: len(ProgramGradients._fields)] if operand is not None]
+    given = [position for position in range(len(ProgramGradients._fields)) if operands[position] is not None]
+
+    def outputs(*variables: Tensor) -> tuple[Tensor, ...]:
+        filled = list(operands)
+        for position, variable in zip(given, variables, strict=True):
+            filled[position] = variable
+        output, apart = reference.forward(ProgramRun(*filled))  # type: ignore[arg-type]
+        return (output,) if grad_apart is None else (output, apart)
+
+    _, pull_back = vjp(outputs, *variables)
+    found = pull_back((grad_output,) if grad_apart is None else (grad_output, grad_apart))
+    return ProgramGradients(*found, *[grad_output.new_empty(0)] * (len(ProgramGradients._fields) - len(found)))

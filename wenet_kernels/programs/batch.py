@@ -1,0 +1,160 @@
+"""Several programs as integer tables: what every backend reads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wenet_kernels.errors import WenetError
+from wenet_kernels.programs.instructions import LEARNED, OPERANDS, PRODUCTS, X
+from wenet_kernels.programs.program import Program
+
+# The codes of operations in tables. What products and learned vectors differ in is in their operands.
+PRODUCT, VECTOR = 0, 1
+ELEMENTWISE = tuple(name for name in OPERANDS if name not in LEARNED)  # codes from 2 on
+CODES = {**dict.fromkeys(PRODUCTS, PRODUCT), **dict.fromkeys(LEARNED, VECTOR)} | {
+    name: code for code, name in enumerate(ELEMENTWISE, start=2)
+}
+NONE = -1
+
+
+class Tables(NamedTuple):
+    """Programs as numbers. Values count anew in every program, tensors through all of them."""
+
+    # [N, 5] int32: a code and four operands, NONE where there is none.
+    # PRODUCT: value, weight, column of the projected input, vector that is its bias. VECTOR: vector.
+    # Others: up to three values; behind them the place of a constant.
+    instructions: Tensor
+    first: Tensor  # [n + 1] int32, where the instructions of each program begin, and where the last ends
+    results: Tensor  # [n, S + 1] int32, the new states and the output
+    constants: Tensor  # [K] float64
+
+
+class ProgramBatch:
+    """`n` programs that carry equally many states.
+
+    A value: it holds a text, from which tables are made once.
+
+    Args:
+        text: the programs as `str` writes them, separated by semicolons.
+
+    Attributes:
+        text: as given.
+        programs: each of them.
+        count: n.
+        states: carried by each, S.
+        of_input, weights, vectors: of all programs together, how many products read the input, how many read values,
+            and how many vectors are learned: biases, vectors, and scalars, which come as vectors too.
+        puts_out_h: whether the output of every program is its new h.
+
+    Raises:
+        WenetError: no program, an invalid one, or programs that carry different numbers of states.
+
+    Examples:
+        >>> from wenet_kernels import ProgramBatch
+        >>> batch = ProgramBatch("h | tanh(linear(x, h)); h | relu(linear(x) + h)")
+        >>> batch.count, batch.of_input, batch.weights, batch.vectors
+        (2, 2, 1, 2)
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.programs = _programs(text)
+        self.count, self.states = len(self.programs), self.programs[0].states
+        self.of_input = sum(program.of_input for program in self.programs)
+        self.weights = sum(program.of_values for program in self.programs)
+        self.vectors = sum(program.biases + len(program.learned) for program in self.programs)
+        self.puts_out_h = all(program.output == program.results[0] for program in self.programs)
+
+    @classmethod
+    def of(cls, programs: Iterable[Program]) -> ProgramBatch:
+        """The batch of these.
+
+        Raises:
+            WenetError: as the class.
+        """
+        return cls("; ".join(map(str, programs)))
+
+    @property
+    def apart(self) -> int:
+        """States, and where some program puts out something else, outputs, beside the new h: R."""
+        return self.states - self.puts_out_h
+
+    def tables(self) -> Tables:
+        """The programs as numbers, on the CPU; the same tensors at every call."""
+        return _tables(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ProgramBatch) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"ProgramBatch({self.text!r})"
+
+
+@functools.cache
+def _programs(text: str) -> tuple[Program, ...]:
+    if not text.strip():
+        raise WenetError("a batch of programs needs at least one")
+    programs = tuple(Program.from_text(each.strip()) for each in text.split(";"))
+    states = {program.states for program in programs}
+    if len(states) > 1:
+        raise WenetError(f"programs of one batch need to carry equally many states, these carry {sorted(states)}")
+    return programs
+
+
+@functools.cache
+def _tables(text: str) -> Tables:
+    programs = _programs(text)
+    counter = _Counter()
+    rows = [row for program in programs for row in counter.rows(program)]
+    first = [0]
+    for program in programs:
+        first.append(first[-1] + len(program.instructions))
+    results = [[*program.results, program.output] for program in programs]
+    # A tensor made in inference mode could not be differentiated around later, nor one of a transform outlive it.
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():
+        integers = [torch.tensor(table, dtype=torch.int32, device="cpu") for table in (rows, first, results)]
+        constants = torch.tensor(counter.constants, dtype=torch.float64, device="cpu")
+        return Tables(integers[0], integers[1], integers[2], constants)
+
+
+class _Counter:
+    """Gives every product and learned vector its place among the tensors of all programs."""
+
+    def __init__(self) -> None:
+        self.weights = self.inputs = self.vectors = 0
+        self.constants: list[float] = []
+
+    def rows(self, program: Program) -> list[list[int]]:
+        return [self._row(*instruction) for instruction in program.instructions]
+
+    def _row(self, name: str, operands: tuple[int, ...], number: float | None) -> list[int]:
+        code = CODES[name]
+        if code == PRODUCT:
+            values = [operand for operand in operands if operand != X]
+            return [
+                code,
+                values[0] if values else NONE,
+                self._next("weights") if values else NONE,
+                self._next("inputs") if X in operands else NONE,
+                self._next("vectors") if name == "linear" else NONE,
+            ]
+        if code == VECTOR:
+            return [code, self._next("vectors"), NONE, NONE, NONE]
+        row = [code, *operands]
+        if number is not None:
+            row.append(len(self.constants))
+            self.constants.append(number)
+        return row + [NONE] * (5 - len(row))
+
+    def _next(self, kind: str) -> int:
+        place: int = getattr(self, kind)
+        setattr(self, kind, place + 1)
+        return place
