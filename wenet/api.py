@@ -209,7 +209,7 @@ def rank_cells(
 
     Args:
         cells: run folders, names, files or texts of cells, as `load_genotype` takes them; the first is a search, from
-            which the text and all settings are taken.
+            which the text and all settings are taken. "lstm" is one LSTM layer whose model has as many parameters.
         out: folder for `ranking.json` and the trainings.
         seeds: trainings of each cell, at least 2.
         epochs: passes over the training text; by default the search's `audit_epochs`.

@@ -8,7 +8,7 @@ from wenet import Genotype, WenetError, random_genotypes
 from wenet.cells.published import DARTS_V1, DARTS_V2, NAONET, load_genotype
 from wenet.nn.dropout import locked_dropout
 from wenet.nn.language import LanguageModel, StandaloneLanguageModels
-from wenet.nn.lstm import StackedLSTM
+from wenet.nn.lstm import StackedLSTM, StandaloneLSTM
 from wenet.nn.rnn import DagRNN
 from wenet.nn.softmaxes import MixtureOfSoftmaxes
 from wenet.nn.weighted import WeightedDagRNN
@@ -456,3 +456,31 @@ def test_layers_take_the_precisions_of_the_commands(precision, dtype):
         named, usual = named.to(dtype), copy.deepcopy(named).to(dtype)
         usual.precision = "full"
         assert torch.equal(named(x)[0], usual(x)[0]) and named(x)[0].count_nonzero() > 0
+
+
+def test_a_standalone_lstm_is_torch_lstm():
+    ours, torchs = StandaloneLSTM(5).double(), torch.nn.LSTM(5, 5).double()
+    assert all(p.abs().max() <= 5**-0.5 and p.std() > 0.1 for p in ours.parameters())
+    with torch.no_grad():
+        for own, parameter in zip(ours.parameters(), torchs.parameters(), strict=True):
+            own[0].copy_(parameter)
+    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    expected, (h, c) = torchs(x)
+    first, state = ours(x[None, :2])
+    second, last = ours(x[None, 2:], state)
+    torch.testing.assert_close(torch.cat([first, second]).squeeze(1), expected)
+    torch.testing.assert_close(last, torch.cat([h, c], -1))
+
+
+def test_dropout_of_a_standalone_lstm():
+    """On the input one draw for all steps, on the hidden weights one for each call; none in evaluation."""
+    torch.manual_seed(0)
+    x = torch.ones(1, 4, 1, 64)
+    for options in ({"dropout_x": 0.5}, {"dropout_h": 0.5}):
+        lstm = StandaloneLSTM(64, **options)
+        assert not torch.equal(lstm(x)[0], lstm(x)[0])
+        lstm(x)[0].square().sum().backward()
+        weight = lstm.weight_input if "dropout_x" in options else lstm.weight_hidden
+        assert 0.3 < (weight.grad == 0).float().mean() < 0.7
+        lstm.eval()
+        assert torch.equal(lstm(x)[0], lstm(x)[0])

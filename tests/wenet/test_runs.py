@@ -1,6 +1,7 @@
 """The random baseline, several runs, and the comparison of cells."""
 
 import json
+import re
 import signal
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from wenet import random_genotypes, resume_search
 from wenet.cli.rank import main as rank_main
 from wenet.cli.search import main as search_main
+from wenet.data import load_corpus
 from wenet.searching.halving import network_rounds, rungs
 from wenet.searching.repeated import overlap
 from wenet.searching.settings import resolve_config
@@ -145,6 +147,33 @@ def test_ranking_of_cells(text, tmp_path, capsys, stop_at):
     assert len(set(first["values"])) == 2
 
 
+def test_ranking_with_an_lstm(text, tmp_path, capsys, stop_at):
+    """It has as many parameters as a cell, or a few more, and changes nothing for the cells; stopped, it goes on."""
+    run, out = tmp_path / "run", tmp_path / "ranking"
+    assert search_main([str(text), *TINY, "--out", str(run)]) == 0
+    options = ["--seeds", "2", "--epochs", "0.5", "--out"]
+    assert rank_main([str(run), "relu0 relu0 relu0", *options, str(tmp_path / "without")]) == 0
+    command = [str(run), "lstm", "relu0 relu0 relu0", *options, str(out)]
+    stop_at(9)
+    assert rank_main(command) == 128 + signal.SIGTERM
+    assert rank_main(command) == 0
+    said = capsys.readouterr().out
+    size = int(re.search(r"lstm: one layer of size (\d+)", said)[1])
+    words, hidden, nodes = len(load_corpus(str(text)).vocabulary), 8, 3
+    wanted = words * (hidden + 1) + 4 * hidden**2 + 2 * nodes * hidden**2
+    assert _lstm_parameters(words, size - 1) < wanted <= _lstm_parameters(words, size)
+    found, without = (
+        {cell["name"]: cell["values"] for cell in json.loads((folder / "ranking.json").read_text())["cells"]}
+        for folder in (out, tmp_path / "without")
+    )
+    assert {name: values for name, values in found.items() if name != "lstm"} == without
+    assert len(set(found["lstm"])) == 2 and "lstm, differs from" in said.replace("  lstm", "lstm")
+
+
+def _lstm_parameters(words: int, size: int) -> int:
+    return words * (size + 1) + 8 * size**2 + 8 * size
+
+
 def test_ranking_refuses(text, tmp_path, capsys):
     run = tmp_path / "run"
     assert search_main([str(text), *TINY, "--out", str(run)]) == 0
@@ -153,7 +182,8 @@ def test_ranking_refuses(text, tmp_path, capsys):
         ([str(run), "relu0 relu0 relu0", "--seeds", "1"], "--seeds must be at least 2"),
         ([str(run), "relu0"], "same number of nodes"),
         (["darts-v2", "relu0"], "no run folder darts-v2"),
-        ([str(run), "lstm"], f"wenet-train TEXT --cell lstm, and wenet-train TEXT --cell {run}"),
+        (["lstm", str(run)], "lstm cannot come first"),
+        ([str(run), "lstn"], "did you mean 'lstm'?"),
     ):
         capsys.readouterr()
         assert rank_main([*arguments, "--out", str(tmp_path / "out")]) == 2

@@ -24,7 +24,7 @@ def _rank(arguments: Sequence[str] | None) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "cells", nargs="+", metavar="CELL", help="folders of searches, or cells; the first must be a search"
+        "cells", nargs="+", metavar="CELL", help="folders of searches, cells, or lstm; the first must be a search"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the results")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings a cell (default: %(default)s)")

@@ -4,7 +4,7 @@ from wenet.nn.cross_entropy import CHUNK
 from wenet.nn.divided import DividedDagRNN
 from wenet.nn.dropout import draw_rows
 from wenet.nn.language import LanguageModel, StandaloneLanguageModels
-from wenet.nn.lstm import StackedLSTM
+from wenet.nn.lstm import StackedLSTM, StandaloneLSTM
 from wenet.nn.rnn import DagRNN
 from wenet.nn.softmaxes import MIXTURE_ROWS, MixtureOfSoftmaxes
 from wenet.nn.weighted import WeightedDagRNN
@@ -17,6 +17,7 @@ __all__ = [
     "LanguageModel",
     "MixtureOfSoftmaxes",
     "StackedLSTM",
+    "StandaloneLSTM",
     "StandaloneLanguageModels",
     "WeightedDagRNN",
     "draw_rows",

@@ -9,7 +9,7 @@ from torch.nn import functional
 from wenet.nn.checks import check_probability
 from wenet.nn.cross_entropy import decoder_cross_entropy
 from wenet.nn.dropout import locked_dropout, word_dropout
-from wenet.nn.lstm import StackedLSTM
+from wenet.nn.lstm import StackedLSTM, StandaloneLSTM
 from wenet.nn.rnn import DagRNN
 from wenet.nn.softmaxes import MixtureOfSoftmaxes
 from wenet.nn.weighted import WeightedDagRNN, draw_networks
@@ -19,7 +19,7 @@ from wenet_kernels import WenetError
 class _TokenModel(nn.Module):
     """What one language model and many side by side have in common: dropout around a recurrent layer, and the loss."""
 
-    rnn: DagRNN | WeightedDagRNN | StackedLSTM
+    rnn: DagRNN | WeightedDagRNN | StackedLSTM | StandaloneLSTM
     count = 1  # of networks
 
     def __init__(self, dropout_embedding: float, dropout_output: float, dropout_word: float) -> None:
@@ -164,7 +164,7 @@ class StandaloneLanguageModels(_TokenModel):
 
     Args:
         vocabulary_size: V.
-        rnn: independent `WeightedDagRNN` whose input and hidden size are both d.
+        rnn: independent `WeightedDagRNN` whose input and hidden size are both d, or a `StandaloneLSTM`.
         dropout_embedding, dropout_output, init_range, dropout_word: as in `LanguageModel`.
 
     Parameters: embedding `[n, V, d]`; decoder_bias `[n, V]`; those of `rnn`; each has a leading n.
@@ -176,7 +176,7 @@ class StandaloneLanguageModels(_TokenModel):
     def __init__(
         self,
         vocabulary_size: int,
-        rnn: WeightedDagRNN,
+        rnn: WeightedDagRNN | StandaloneLSTM,
         dropout_embedding: float = 0.0,
         dropout_output: float = 0.0,
         init_range: float = 0.04,
@@ -187,7 +187,7 @@ class StandaloneLanguageModels(_TokenModel):
             raise WenetError("standalone language models need a layer with coupling='independent'")
         check_tied(rnn)
         self.rnn = rnn
-        self.count = rnn.cells.count
+        self.count = rnn.count
         self.embedding = nn.Parameter(torch.empty(self.count, vocabulary_size, rnn.input_size))
         self.decoder_bias = nn.Parameter(torch.zeros(self.count, vocabulary_size))
         draw_networks(self.embedding, init_range, rnn.among)
@@ -218,6 +218,6 @@ class StandaloneLanguageModels(_TokenModel):
         return torch.stack([decoder_cross_entropy(*network, targets.flatten()) for network in operands])
 
 
-def check_tied(rnn: DagRNN | WeightedDagRNN | StackedLSTM) -> None:
+def check_tied(rnn: DagRNN | WeightedDagRNN | StackedLSTM | StandaloneLSTM) -> None:
     if rnn.input_size != rnn.hidden_size:
         raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")

@@ -1,4 +1,4 @@
-"""Stacked LSTM layers as language models use them."""
+"""LSTM layers as language models use them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wenet.nn.checks import check_probability
+from wenet.nn.checks import check_count, check_probability
 from wenet.nn.dropout import locked_dropout
 from wenet_kernels import WenetError
 
@@ -82,5 +82,60 @@ class StackedLSTM(nn.Module):
         assert isinstance(layer, nn.LSTM)
         [[from_input, from_hidden, *biases]] = layer.all_weights
         weights = [from_input, functional.dropout(from_hidden, self.dropout_h, self.training), *biases]
-        # Nothing is dropped within, so "training" only lets gradients be had in evaluation too.
-        return torch.lstm(x, (h.contiguous(), c.contiguous()), weights, True, 1, 0.0, True, False, False)
+        return _run(x, h, c, weights)
+
+
+class StandaloneLSTM(nn.Module):
+    """One LSTM layer, called like a `WeightedDagRNN` with independent coupling and a single network.
+
+    Args:
+        size: features of the input, the state and the output, H.
+        dropout_x: on the input, one draw per call, shared over time.
+        dropout_h: on the weights between hidden states, one draw per call.
+
+    Parameters: weight_input, weight_hidden `[1, 4H, H]`; bias_input, bias_hidden `[1, 4H]`. The state is `[1, M, 2H]`,
+    h and c.
+
+    Raises:
+        WenetError: a size below 1, a probability outside 0..1.
+    """
+
+    coupling, count, among = "independent", 1, None
+
+    def __init__(self, size: int, dropout_x: float = 0.0, dropout_h: float = 0.0) -> None:
+        super().__init__()
+        check_count("size", size)
+        check_probability("dropout_x", dropout_x)
+        check_probability("dropout_h", dropout_h)
+        self.input_size = self.hidden_size = size
+        self.dropout_x, self.dropout_h = dropout_x, dropout_h
+        self.weight_input, self.weight_hidden = (nn.Parameter(torch.empty(1, 4 * size, size)) for _ in range(2))
+        self.bias_input, self.bias_hidden = (nn.Parameter(torch.empty(1, 4 * size)) for _ in range(2))
+        self.reset_parameters()
+
+    def reset_parameters(self, bound: float | None = None) -> None:
+        """As `torch.nn.LSTM` does, whatever the bound of the embedding around it."""
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
+
+    def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run over a sequence.
+
+        Args:
+            x: `[1, T, M, H]`.
+            h0: `[1, M, 2H]`; zeros by default.
+
+        Returns:
+            output `[T, 1, M, H]` and the last state `[1, M, 2H]`.
+        """
+        masked = locked_dropout(self, x, self.dropout_x)[0]
+        h, c = (x.new_zeros(1, x.shape[2], 2 * self.hidden_size) if h0 is None else h0).chunk(2, -1)
+        hidden = functional.dropout(self.weight_hidden[0], self.dropout_h, self.training)
+        weights = [self.weight_input[0], hidden, self.bias_input[0], self.bias_hidden[0]]
+        output, h, c = _run(masked, h, c, weights)
+        return output.unsqueeze(1), torch.cat([h, c], -1)
+
+
+def _run(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    # Nothing is dropped within, so "training" only lets gradients be had in evaluation too.
+    return torch.lstm(x, (h.contiguous(), c.contiguous()), weights, True, 1, 0.0, True, False, False)

@@ -92,6 +92,11 @@ class WeightedDagRNN(LayerOfCells):
         self.register_load_state_dict_pre_hook(leave_former_buffers)
         self.reset_parameters()
 
+    @property
+    def count(self) -> int:
+        """Of networks, n."""
+        return self.cells.count
+
     def reset_parameters(self, bound: float | None = None) -> None:
         """Weights U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.RNN`; equal mixing weights."""
         bound = self.hidden_size**-0.5 if bound is None else bound

@@ -89,7 +89,8 @@ class Halving(Strategy):
             outcomes = [outcome for result in results[-self._groups(cells) :] for outcome in result.outcomes]
             ranked = sorted(outcomes, key=lambda outcome: self.metric.order(outcome.value))
             self._record(rung, ranked, results)
-            cells = [outcome.genotype for outcome in ranked[: -(-len(ranked) // 2)]]
+            better = ranked[: -(-len(ranked) // 2)]
+            cells = [outcome.genotype for outcome in better if outcome.genotype is not None]
         best = self._best(results)
         self.folder.write_json("best.json", best.to_dict(self.metric))
         return best

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 from wenet.cells import Genotype
-from wenet.nn import WeightedDagRNN
+from wenet.nn import StandaloneLSTM, WeightedDagRNN
 from wenet.run import DTYPES, Session, peak_memory, wait_until
 from wenet.tasks import Metric, Task
 from wenet.training.trainer import Progress, Trainer, random_tensors, restore_random, restore_training
 
 RECORDS, RESULT = "train.jsonl", "result.json"
+LSTM = "lstm"  # in files, where a cell has its text
 CURVE_POINTS = 20  # records of a training, at equal distances
 LARGEST_WEIGHT = 1e15  # of a network that still trains: the product of two beyond it may overflow
 
@@ -28,12 +30,13 @@ class Outcome:
     """What the training of one network came to.
 
     Attributes:
+        genotype: its cell; None of an LSTM.
         value: the task's metric on the validation part; the worst there is, infinite, where training diverged.
         train_loss: over the last twentieth of the training.
         diverged_at: the window in which training diverged.
     """
 
-    genotype: Genotype
+    genotype: Genotype | None
     value: float
     train_loss: float | None
     diverged_at: int | None
@@ -41,7 +44,7 @@ class Outcome:
     def to_dict(self, metric: Metric) -> dict[str, Any]:
         """For a file, where the metric goes by its own key."""
         return {
-            "genotype": str(self.genotype),
+            "genotype": genotype_text(self.genotype),
             metric.key: self.value if math.isfinite(self.value) else None,
             "train_loss": self.train_loss,
             "diverged_at": self.diverged_at,
@@ -50,7 +53,8 @@ class Outcome:
     @classmethod
     def from_dict(cls, value: dict[str, Any], metric: Metric) -> Outcome:
         measured = metric.worst if value[metric.key] is None else value[metric.key]
-        return cls(Genotype.from_text(value["genotype"]), measured, value["train_loss"], value["diverged_at"])
+        genotype = None if value["genotype"] == LSTM else Genotype.from_text(value["genotype"])
+        return cls(genotype, measured, value["train_loss"], value["diverged_at"])
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class StandaloneProgress(Progress):
 
 
 def train_standalone(
-    session: Session[Any], path: Path, genotypes: Sequence[Genotype], windows: int, seed: int, label: str
+    session: Session[Any], path: Path, genotypes: Sequence[Genotype | None], windows: int, seed: int, label: str
 ) -> StandaloneResult:
     """Train a standalone model of every cell, all at once; a training begun before goes on, a finished one is read.
 
@@ -125,7 +129,7 @@ def train_standalone(
 def _train_some(
     session: Session[Any],
     path: Path,
-    genotypes: Sequence[Genotype],
+    genotypes: Sequence[Genotype | None],
     windows: int,
     seed: int,
     label: str,
@@ -136,7 +140,7 @@ def _train_some(
         "kind": "standalone training",
         "settings": session.config.to_dict(),
         "corpus": session.data.fingerprint,
-        "genotypes": [str(genotype) for genotype in genotypes],
+        "genotypes": [genotype_text(genotype) for genotype in genotypes],
         "windows": windows,
         "seed": seed,
     }
@@ -161,7 +165,7 @@ class StandaloneTraining(Trainer):
     Args:
         session: its settings decide sizes, rates, dropouts and batches. Nothing is normalised, as in the paper's
             evaluation (section 4.2).
-        genotypes: one network for each.
+        genotypes: one network for each; or None alone, for an LSTM.
         windows: to train on; the text starts again where it ends.
         seed: of the initial weights and the dropouts.
         label: names the training on the console.
@@ -174,7 +178,7 @@ class StandaloneTraining(Trainer):
     def __init__(
         self,
         session: Session[Any],
-        genotypes: Sequence[Genotype],
+        genotypes: Sequence[Genotype | None],
         windows: int,
         seed: int,
         label: str,
@@ -288,7 +292,7 @@ class StandaloneTraining(Trainer):
             self.progress.diverged_at[network] = self.progress.windows
             self.console.say(
                 f"{self.label}: network {first + network + 1} of {total} diverged in window "
-                f"{self.progress.windows + 1} and is frozen, the others go on: {self.genotypes[network]}"
+                f"{self.progress.windows + 1} and is frozen, the others go on: {genotype_text(self.genotypes[network])}"
             )
 
     def _record(self) -> None:
@@ -339,19 +343,41 @@ def training_windows(session: Session[Any], passes: float) -> int:
 
 
 def build_standalone(
-    config: Any, genotypes: Sequence[Genotype], task: Task, data: Any, among: tuple[int, slice] | None = None
+    config: Any, genotypes: Sequence[Genotype | None], task: Task, data: Any, among: tuple[int, slice] | None = None
 ) -> Any:
     """Standalone models of the settings' sizes, without normalisation."""
-    layer = WeightedDagRNN(
-        config.hidden,
-        config.hidden,
-        genotypes,
-        form=config.form,
-        coupling="independent",
-        dropout_x=config.dropout_x,
-        dropout_h=config.dropout_h,
-        backend=config.backend,
-        precision=config.precision,
-        among=among,
-    )
+    cells = [genotype for genotype in genotypes if genotype is not None]
+    layer: WeightedDagRNN | StandaloneLSTM
+    if not cells:
+        layer = StandaloneLSTM(config.hidden, config.dropout_x, config.dropout_h)
+    else:
+        layer = WeightedDagRNN(
+            config.hidden,
+            config.hidden,
+            cells,
+            form=config.form,
+            coupling="independent",
+            dropout_x=config.dropout_x,
+            dropout_h=config.dropout_h,
+            backend=config.backend,
+            precision=config.precision,
+            among=among,
+        )
     return task.standalone_models(layer, config, data).to(DTYPES[config.precision])
+
+
+def size_of_lstm(config: Any, genotypes: Sequence[Genotype], task: Task, data: Any) -> int:
+    """The hidden size of an LSTM whose model has as many parameters as a cell's, or a few more."""
+
+    def parameters(own: Any, genotype: Genotype | None) -> int:
+        return sum(p.numel() for p in build_standalone(own, [genotype], task, data).parameters())
+
+    sizes = range(1, 16 * config.hidden)
+    with torch.device("meta"):
+        wanted = parameters(config, genotypes[0])
+        return sizes[bisect_left(sizes, wanted, key=lambda size: parameters(replace(config, hidden=size), None))]
+
+
+def genotype_text(genotype: Genotype | None) -> str:
+    """For a file or a message; None stands for an LSTM."""
+    return LSTM if genotype is None else str(genotype)
