@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from wenet.cells import Genotype
 from wenet.report.run import read_run
 from wenet.results import SearchResult, TrainResult
-from wenet.run import Session, Surroundings, default_preset
+from wenet.run import TEXT_SETTINGS, Session, Surroundings, default_preset
 from wenet.searching import PRESETS, SEARCH, begun_audit, hold_tournament, resolve_config, run_search
 from wenet.training import LSTMS, SOFTMAXES, TRAIN, TRAIN_PRESETS, resolve_train_config, run_training
 from wenet_kernels import WenetError
@@ -152,7 +152,7 @@ def train(
     Args:
         dataset, preset, config_file: as in `search`.
         cell: a genotype, a published name, "lstm" or "lstm-skip", "random:SEED", a JSON file, a run folder, or text
-            such as "tanh0 relu1". Of a run folder the text is the default dataset, too.
+            such as "tanh0 relu1". Of a run folder text and level are the defaults here, too.
         options: any field of `Surroundings` and of `TrainConfig`. Several processes divide the rows of every data
             batch among them.
 
@@ -244,15 +244,18 @@ def _settings(
 
 
 def _on_the_text_of_its_run(given: dict[str, Any], surroundings: Surroundings) -> tuple[dict[str, Any], Surroundings]:
-    """Where the cell is a run's and no text is named, the text is the run's, as the run read it."""
+    """Where the cell is a run's and no text is named, the text is the run's, as the run read it; another text is read
+    by words or characters as the run's was."""
     folder = Path(given.get("cell", ""))
-    if "dataset" in given or not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file():
         return given, surroundings
     run = read_run(folder)
-    text: dict[str, Any] = {
-        name: run.settings[name] for name in ("task", "dataset", "max_vocabulary") if name in run.settings
-    }
-    surroundings.console.say(f"no text named: {text['dataset']}, that of {folder}")
+    level = run.settings["level"]
+    if "dataset" in given:
+        return {"level": level, **given}, surroundings
+    text: dict[str, Any] = {name: run.settings[name] for name in TEXT_SETTINGS if name in run.settings}
+    how = " by characters" if level == "characters" else ""
+    surroundings.console.say(f"no text named: {text['dataset']}{how}, that of {folder}")
     data_dir = surroundings.data_dir or run.config["data_dir"]
     return {**text, **given}, replace(surroundings, data_dir=data_dir)
 

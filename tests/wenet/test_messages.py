@@ -12,7 +12,6 @@ from wenet.run.console import counted, share
 from wenet.searching.audit import correlation_in_words, describe_audit, spread_in_words
 from wenet.searching.mixture import MixtureBest
 from wenet.tasks import Baseline, LanguageModelling, Metric, failure_to_learn
-from wenet.tasks.language import unigram_perplexity
 
 from .helpers import TINY, write_text
 
@@ -72,7 +71,7 @@ def test_word_frequencies_by_hand():
     train, valid = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 1, 3])
     corpus = Corpus("toy", train, valid, valid, ("a", "b", "c", "d"), "")
     expected = math.exp(-(math.log(4 / 10) + math.log(3 / 10) + math.log(1 / 10)) / 3)  # each counts once more
-    assert unigram_perplexity(corpus) == pytest.approx(expected, abs=1e-3)
+    assert LanguageModelling().baseline(corpus).value == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize(("value", "told"), [(80.0, False), (100.0, True), (4148.0, True), (None, True)])

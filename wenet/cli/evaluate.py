@@ -1,4 +1,4 @@
-"""`wenet-eval`: perplexity of a trained model."""
+"""`wenet-eval`: a trained model on held-out text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(arguments: Sequence[str] | None) -> None:
     parser = Parser(
         prog="wenet-eval",
-        description="Perplexity of a trained model on the validation and test part of a text.",
+        description="Perplexity, or bits per character, of a trained model on the validation and test part of a text.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

@@ -23,9 +23,10 @@ def window(streams: Tensor, steps: int, index: int) -> tuple[Tensor, Tensor]:
 
 
 def window_at(streams: Tensor, start: int, steps: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of the window that begins at step `start`, `[T, M]` each, T <= steps."""
+    """Inputs and targets of the window that begins at step `start`, `[T, M]` int64 each, T <= steps."""
     stop = min(start + steps, len(streams) - 1)
-    return streams[start:stop], streams[start + 1 : stop + 1]
+    read = streams[start : stop + 1].long()  # streams of characters are kept in less memory
+    return read[:-1], read[1:]
 
 
 def window_length(steps: int, kind: str = "merity") -> int:

@@ -36,7 +36,7 @@ class Trained:
     model: LanguageModel
     layer: DagRNN  # the recurrent layer in it
     vocabulary: tuple[str, ...]
-    perplexity: dict[str, float]  # of its weights, by the part of the text
+    metric: dict[str, float]  # of its weights, by names such as "valid_perplexity"
 
 
 def export(
@@ -216,9 +216,8 @@ def _trained(folder: Path, data_dir: str | Path | None) -> Trained:
         best = run.read_json("best.json")
     model = trained_model(config, genotype, task, corpus, tensors)
     assert isinstance(model.rnn, DagRNN)
-    parts = ("valid", "test")
-    perplexity = {part: best[f"{part}_perplexity"] for part in parts if best[f"{part}_perplexity"] is not None}
-    return Trained(model, model.rnn, tuple(vocabulary), perplexity)
+    names = [f"{part}_{task.metric.key}" for part in ("valid", "test")]
+    return Trained(model, model.rnn, vocabulary, {name: best[name] for name in names if best[name] is not None})
 
 
 def _export_run(trained: Trained, format: str, path: Path) -> list[Path]:
@@ -229,7 +228,7 @@ def _export_run(trained: Trained, format: str, path: Path) -> list[Path]:
     text = "\n".join(trained.vocabulary) + "\n"
     if words.exists() and words.read_text(encoding="utf-8") != text:
         _check_new(words)
-    description = _description(trained.layer, len(trained.vocabulary), trained.perplexity)
+    description = _description(trained.layer, len(trained.vocabulary), trained.metric)
     with _reporting_failed_write(path):
         if format == "module":
             path.write_text(_model_code(trained), encoding="utf-8")
@@ -248,12 +247,11 @@ def _model_code(trained: Trained) -> str:
 
 
 def _description(
-    layer: DagRNN, vocabulary_size: int | None = None, perplexity: dict[str, float] | None = None
+    layer: DagRNN, vocabulary_size: int | None = None, metric: dict[str, float] | None = None
 ) -> dict[str, str]:
     """What a file says of itself."""
     sizes = {"input_size": layer.input_size, "hidden_size": layer.hidden_size, "vocabulary_size": vocabulary_size}
-    scores = {f"{part}_perplexity": value for part, value in (perplexity or {}).items()}
-    described = {"cell": layer.genotype, "form": layer.form, **sizes, **scores}
+    described = {"cell": layer.genotype, "form": layer.form, **sizes, **(metric or {})}
     usual = {"num_layers": 1, "bias": False, "bidirectional": False}
     described |= {name: getattr(layer, name) for name, value in usual.items() if getattr(layer, name) != value}
     return {name: str(value) for name, value in described.items() if value is not None}

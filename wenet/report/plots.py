@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -152,13 +151,13 @@ def search_curves_picture(run: Run) -> Picture:
         if valid:
             below.plot(*zip(*valid, strict=True), "o-", color=ORANGE, linewidth=1.5, markersize=4)
         if run.baseline is not None:
-            _mark_baseline(below, run.baseline, [value for _, value in valid])
+            _mark_baseline(below, run.baseline, [value for _, value in valid], metric)
         below.set(xlabel="rounds finished", ylabel=f"validation\n{metric.name}", xlim=(0, None))
         mark_whole_numbers(below)
         drawing.align_ylabels()
     table: Table = [["rounds", "train_loss_nats_per_token", key]]
     table += [[rounds, loss, ""] for rounds, loss in losses] + [[number, "", value] for number, value in valid]
-    reached = _from_to(f"Validation {metric.name}", valid, "round")
+    reached = _from_to("Validation", metric, valid, "round")
     description = f"Two curves over {counted(len(records), 'round')}. {reached}{_without_a_model(run)}"
     return Picture("learning", "Learning curves of the mixture", description, drawing, table)
 
@@ -196,7 +195,7 @@ def rungs_picture(run: Run) -> Picture:
     lowest = [(r["round"], r[f"valid_{key}"]) for r in records if r[f"valid_{key}"] is not None]
     description = (
         f"A point for each cell in each rung, {len(records)} in all; from rung to rung half as many are trained twice "
-        "as long. " + _from_to(f"The best {metric.name}", lowest, "rung")
+        "as long. " + _from_to("The best", metric, lowest, "rung")
     )
     return Picture("rungs", "Successive halving", description, drawing, table)
 
@@ -237,7 +236,8 @@ def training_curves_picture(run: Run) -> Picture:
     records, best, metric = run.records, run.best, run.metric
     key = f"valid_{metric.key}"
     sound = [record for record in records if key in record]
-    train = [(record["epoch"], math.exp(min(record["train_loss"], 700))) for record in sound]
+    in_metric = run.task.in_metric
+    train = [(record["epoch"], in_metric(min(record["train_loss"], 699.0))) for record in sound]
     valid = [(record["epoch"], record[key]) for record in sound]
     marks = [("-", BLUE, "training, with dropout"), ("-", ORANGE, "validation")]
     with styled():
@@ -268,7 +268,7 @@ def training_curves_picture(run: Run) -> Picture:
     table: Table = [["epoch", f"train_{metric.key}", key, "averaged", "seconds_so_far"]]
     for (epoch, value), record in zip(train, sound, strict=True):
         table.append([epoch, value, record[key], record["averaged"], record["seconds_so_far"]])
-    reached = _from_to(f"Validation {metric.name}", valid, "epoch")
+    reached = _from_to("Validation", metric, valid, "epoch")
     description = f"Curves over {counted(len(records), 'epoch')}. {reached}{_without_a_model(run)}"
     return Picture("learning", "Learning curves", description, drawing, table)
 
@@ -282,7 +282,7 @@ SEARCH_FIGURES: dict[str, Callable[[Run], Picture]] = {
 }
 
 
-def _mark_baseline(axes: Axes, baseline: Baseline, values: Sequence[float]) -> None:
+def _mark_baseline(axes: Axes, baseline: Baseline, values: Sequence[float], metric: Metric) -> None:
     """A line for the metric without a model, on a logarithmic axis where it is far from the values."""
     axes.axhline(baseline.value, color=MUTED, linestyle="-.", linewidth=1.2)
     ends = [*values, baseline.value]
@@ -291,7 +291,7 @@ def _mark_baseline(axes: Axes, baseline: Baseline, values: Sequence[float]) -> N
         _plain_ticks(axes)
     axes.margins(y=0.2)
     axes.annotate(
-        f"{baseline.name} {baseline.value:.0f}",
+        f"{baseline.name} {baseline.value:.{metric.places - 1}f}",
         (1, baseline.value),
         (-2, 2),
         ("axes fraction", "data"),
@@ -306,19 +306,21 @@ def _without_a_model(run: Run) -> str:
     if run.baseline is None:
         return ""
     name, value = run.baseline
-    return f" {name[0].upper()}{name[1:]} alone give {value:.1f}."
+    return f" {name[0].upper()}{name[1:]} alone give {value:.{run.metric.places}f}."
 
 
-def _from_to(what: str, points: Sequence[tuple[int, float]], unit: str) -> str:
+def _from_to(which: str, metric: Metric, points: Sequence[tuple[int, float]], unit: str) -> str:
+    """Where the metric began, where it ended, and its lowest."""
+    what, places = f"{which} {metric.name}", metric.places
     if not points:
         return f"{what} was not measured."
     (first, begin), (last, end) = points[0], points[-1]
     if len(points) == 1:
-        return f"{what} is {end:.1f} after {unit} {last}."
+        return f"{what} is {end:.{places}f} after {unit} {last}."
     lowest = min(points, key=lambda point: point[1])
     return (
-        f"{what} is {begin:.1f} after {unit} {first} and {end:.1f} after {unit} {last}; it is lowest, {lowest[1]:.1f}, "
-        f"after {unit} {lowest[0]}."
+        f"{what} is {begin:.{places}f} after {unit} {first} and {end:.{places}f} after {unit} {last}; it is lowest, "
+        f"{lowest[1]:.{places}f}, after {unit} {lowest[0]}."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from wenet.cells import Genotype
@@ -13,7 +14,7 @@ from wenet.run.upgrade import upgraded
 from wenet.searching import Best, SearchConfig, Strategy, is_finished, read_best, resolve_config, strategy_of
 from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.strategy import RECORDS as SEARCH_RECORDS
-from wenet.tasks import TASKS, Baseline, Metric
+from wenet.tasks import Baseline, Metric, Task, task_of
 from wenet.training.nt_asgd import RECORDS as TRAIN_RECORDS
 from wenet_kernels import WenetError
 
@@ -51,9 +52,13 @@ class Run:
         return None if stored is None else Genotype.from_dict(stored)
 
     @property
+    def task(self) -> Task:
+        return task_of(SimpleNamespace(**self.settings))
+
+    @property
     def metric(self) -> Metric:
         """What the task measures."""
-        return TASKS[self.settings["task"]].metric
+        return self.task.metric
 
     @property
     def baseline(self) -> Baseline | None:

@@ -125,12 +125,13 @@ def _audit_command(run: Run) -> str:
 
 def _training_summary(run: Run) -> Iterator[str]:
     best, metric = run.best, run.metric
-    valid = f"{best[f'valid_{metric.key}']:.2f} on the validation text"
+    places = metric.final_places
+    valid = f"{best[f'valid_{metric.key}']:.{places}f} on the validation text"
     test = best[f"test_{metric.key}"]
     if test is None:
         yield f"So far the {metric.name} is {valid}, after epoch {best['epoch']}."
     else:
-        yield f"The {metric.name} is {test:.2f} on the test text and {valid}."
+        yield f"The {metric.name} is {test:.{places}f} on the test text and {valid}."
     averaging = best["averaging_from"]
     averaged = "weights were never averaged" if averaging is None else f"weights are averaged from epoch {averaging} on"
     yield (
@@ -253,7 +254,7 @@ def epoch_rows(run: Run) -> list[Row]:
         (
             str(record["epoch"]),
             f"{record['train_loss']:.3f}",
-            f"{record[key]:.2f}" if key in record else "diverged",
+            f"{record[key]:.{run.metric.final_places}f}" if key in record else "diverged",
             "averaged" if record.get("averaged") else "as trained",
             duration(record["seconds_so_far"]),
         )

@@ -14,10 +14,11 @@ from wenet.run.session import (
     stored_config,
     stored_data,
 )
-from wenet.run.settings import DTYPES, Config, Group, flag, read_config_file, value_type
+from wenet.run.settings import DTYPES, TEXT_SETTINGS, Config, Group, flag, read_config_file, value_type
 
 __all__ = [
     "DTYPES",
+    "TEXT_SETTINGS",
     "Config",
     "Console",
     "Group",

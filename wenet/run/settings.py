@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from wenet.data import LEVELS
 from wenet.tasks import TASKS
 from wenet_kernels import WenetError, check_choice
 
@@ -21,6 +22,9 @@ WINDOWS = ("fixed", "darts", "merity")  # how long the windows of a search are
 
 # Of parameters, by the precision of the products.
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+
+
+TEXT_SETTINGS = ("task", "dataset", "level", "max_vocabulary")  # what is read, and how
 
 
 class Group(StrEnum):
@@ -53,8 +57,13 @@ class Config:
     dataset: str = option("sotu", "sotu, ptb, wikitext-2, or a folder with train/valid/test text", Group.FIRST)
     task: str = option("language", "what is learned, language being the paper's", Group.MODEL)
     preset: str = option("paper", "paper or quick; by default paper with a GPU, quick without", Group.FIRST)
+    level: str = option("words", "words or characters: what a text is read in", Group.FIRST, choices=LEVELS)
     max_vocabulary: int | None = option(
-        None, "keep the N most frequent words and read all others as <unk>", Group.MODEL, metavar="N", at_least=4
+        None,
+        "keep the N most frequent words or characters, read all others as <unk>",
+        Group.MODEL,
+        metavar="N",
+        at_least=4,
     )
     backend: str = option("auto", "auto, or a name that this machine has ready", Group.MACHINE)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", Group.MACHINE)

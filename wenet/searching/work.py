@@ -10,7 +10,7 @@ from typing import Any
 
 from wenet.cells import Genotype
 from wenet.parallel import Ranks
-from wenet.run import Session, Work, counted, duration, resolve_machine, size
+from wenet.run import TEXT_SETTINGS, Session, Work, counted, duration, resolve_machine, size
 from wenet.searching.audit import describe_audit, run_audit, usual_audit
 from wenet.searching.estimate import estimate_search, estimate_search_memory
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
@@ -41,6 +41,8 @@ class NextSteps:
         """The commands alone."""
         audit = ["wenet-search", "--resume", str(folder), "--audit", str(usual_audit(config.keep))]
         train = ["wenet-train", config.dataset, "--cell", str(folder), "--preset", FOLLOWING_PRESET]
+        if config.level != resolve_train_config(FOLLOWING_PRESET).level:
+            train += ["--level", config.level]
         if config.max_vocabulary is not None:
             train += ["--max-vocabulary", str(config.max_vocabulary)]
         if data_dir is not None:
@@ -56,7 +58,7 @@ class NextSteps:
         """With the time of each, which takes a second to estimate."""
         config, task, data = session.config, session.task, session.data
         cells = min(usual_audit(config.keep), config.pool)
-        shared = {name: getattr(config, name) for name in ("task", "dataset", "max_vocabulary", "device", "backend")}
+        shared = {name: getattr(config, name) for name in (*TEXT_SETTINGS, "device", "backend")}
         training = resolve_machine(resolve_train_config(FOLLOWING_PRESET, shared, {"cell": str(genotype)}), genotype)
         return replace(
             cls.of_session(session),

@@ -1,4 +1,4 @@
-"""Language modelling: predict the next token of a text, measured in perplexity."""
+"""Language modelling: predict the next word of a text, measured in perplexity, or its next character, in bits."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class LanguageModelling:
     """The task of the paper: words in streams side by side, a tied embedding and decoder, cross-entropy."""
 
     metric = Metric("perplexity", "perplexity")
+    unit = "word"
     window = staticmethod(window_at)
 
     def load(self, config: Any, data_dir: Path | None) -> Corpus:
@@ -30,11 +31,15 @@ class LanguageModelling:
         Raises:
             WenetError: as in `load_corpus`.
         """
-        return load_corpus(config.dataset, data_dir, config.max_vocabulary)
+        return load_corpus(config.dataset, data_dir, config.max_vocabulary, config.level)
 
     def baseline(self, data: Corpus) -> Baseline:
-        """What word frequencies alone give."""
-        return Baseline("word frequencies", unigram_perplexity(data))
+        """What the frequencies of words alone give."""
+        return Baseline(f"{self.unit} frequencies", round(self.in_metric(unigram_cross_entropy(data)), 3))
+
+    def in_metric(self, nats: float) -> float:
+        """What a mean cross-entropy is in the metric; infinite where a float overflows."""
+        return exponential(nats)
 
     def streams(self, data: Corpus, part: str, rows: int) -> Tensor:
         """A part of the text as `rows` streams side by side, `[steps, rows]`."""
@@ -78,19 +83,35 @@ class LanguageModelling:
         between: Callable[[], None] = lambda: None,
         of_networks: bool = False,
     ) -> Measurement:
-        """Cross-entropy and perplexity of streams `[steps, M]`."""
+        """Cross-entropy and metric of streams `[steps, M]`."""
         nats = mean_cross_entropy(model, streams, steps, between, of_networks)
-        return Measurement(nats, _exponential(nats))
+        values = [self.in_metric(value) for value in nats.flatten().tolist()]
+        return Measurement(nats, torch.tensor(values, dtype=torch.float64).view(nats.shape))
 
 
-def unigram_perplexity(data: Corpus) -> float:
-    """The validation perplexity of predicting every word by its frequency in the training part, whatever came before.
+class CharacterModelling(LanguageModelling):
+    """The same of characters."""
 
-    Each word counts once more than it occurs, for `<unk>` may be in the validation part alone.
+    metric = Metric("bits per character", "bits_per_character", places=3)
+    unit = "character"
+
+    def in_metric(self, nats: float) -> float:
+        return nats / math.log(2)
+
+
+def log_frequencies(data: Corpus) -> Tensor:
+    """Of every unit in the training part, `[V]` float64.
+
+    Each counts once more than it occurs, for `<unk>` may be in the validation part alone.
     """
-    counts = torch.bincount(data.train, minlength=len(data.vocabulary)).double() + 1  # [V]
-    nats = -(counts / counts.sum()).log()[data.valid].mean()
-    return round(exponential(float(nats)), 3)
+    counts = torch.bincount(data.train, minlength=len(data.vocabulary)).double() + 1
+    return (counts / counts.sum()).log()
+
+
+def unigram_cross_entropy(data: Corpus) -> float:
+    """Nats per unit of the validation part, each predicted by its frequency alone, whatever came before."""
+    occurrences = torch.bincount(data.valid, minlength=len(data.vocabulary)).double()
+    return -float(occurrences @ log_frequencies(data)) / len(data.valid)
 
 
 def perplexity(model: LanguageModel, streams: Tensor, steps: int, between: Callable[[], None] = lambda: None) -> float:
@@ -141,7 +162,3 @@ def _losses(
 def exponential(cross_entropy: float) -> float:
     """The perplexity of a mean cross-entropy; infinite where a float overflows."""
     return math.exp(cross_entropy) if cross_entropy < 700 else math.inf
-
-
-def _exponential(nats: Tensor) -> Tensor:
-    return torch.tensor([exponential(value) for value in nats.flatten().tolist()], dtype=torch.float64).view(nats.shape)

@@ -28,6 +28,11 @@ class Metric:
     places: int = 1
 
     @property
+    def final_places(self) -> int:
+        """Decimal places of what was trained to the end."""
+        return max(2, self.places)
+
+    @property
     def worst(self) -> float:
         """Of a model whose training diverged."""
         return math.inf if self.lower_is_better else -math.inf
@@ -98,6 +103,8 @@ class Task(Protocol):
     def load(self, config: Any, data_dir: Path | None) -> Any: ...
 
     def baseline(self, data: Any) -> Baseline | None: ...  # on the validation part; None where there is none
+
+    def in_metric(self, nats: float) -> float: ...  # of a mean loss, for curves of training beside validation
 
     def streams(self, data: Any, part: str, rows: int) -> Tensor: ...  # examples side by side; refuses too many rows
 

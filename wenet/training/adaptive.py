@@ -10,7 +10,6 @@ from torch import Tensor
 
 from wenet.data import batchify, window, windows_per_pass
 from wenet.nn import LanguageModel
-from wenet.tasks.language import exponential
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ STATISTICS_ROWS = 100  # text streams side by side that gradients are measured o
 
 
 @torch.no_grad()
-def cache_perplexity(model: LanguageModel, stream: Tensor, bptt: int, cache: Cache) -> float:
-    """Perplexity of a stream `[steps, M]` where a cache for each row adds to what the model predicts."""
+def cache_cross_entropy(model: LanguageModel, stream: Tensor, bptt: int, cache: Cache) -> float:
+    """Nats per token of a stream `[steps, M]` where a cache for each row adds to what the model predicts."""
     model.eval()
     total, h = 0.0, None
     states = words = None
@@ -65,7 +64,7 @@ def cache_perplexity(model: LanguageModel, stream: Tensor, bptt: int, cache: Cac
         log_cache = _log_cache(raw, states, words, targets, cache)
         mixed = torch.logaddexp(log_vocabulary + math.log1p(-cache.share), log_cache + math.log(cache.share))
         total -= float(torch.where(log_cache.isnan(), log_vocabulary, mixed).sum())
-    return exponential(total / stream[1:].numel())
+    return total / stream[1:].numel()
 
 
 def _log_cache(raw: Tensor, states: Tensor, words: Tensor, targets: Tensor, cache: Cache) -> Tensor:
@@ -81,9 +80,9 @@ def _log_cache(raw: Tensor, states: Tensor, words: Tensor, targets: Tensor, cach
     return log_hits.masked_fill(beyond.all(-1), math.nan)
 
 
-def dynamic_perplexity(model: LanguageModel, train_stream: Tensor, stream: Tensor, dynamic: Dynamic) -> float:
-    """Perplexity of a stream `[steps, M]` from weights that follow it; afterwards, and after an error, the weights are
-    as before.
+def dynamic_cross_entropy(model: LanguageModel, train_stream: Tensor, stream: Tensor, dynamic: Dynamic) -> float:
+    """Nats per token of a stream `[steps, M]` from weights that follow it; afterwards, and after an error, the weights
+    are as before.
 
     Args:
         train_stream: `[steps, STATISTICS_ROWS]` of the training text. Other numbers of rows there or in `stream` scale
@@ -110,7 +109,7 @@ def dynamic_perplexity(model: LanguageModel, train_stream: Tensor, stream: Tenso
         with torch.no_grad():
             for parameter, origin in zip(parameters, trained, strict=True):
                 parameter.copy_(origin)
-    return exponential(total / stream[1:].numel())
+    return total / stream[1:].numel()
 
 
 def statistics_stream(tokens: Tensor, segment: int) -> Tensor:

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from wenet.data import UNKNOWN, batchify, encode_held_out
+from wenet.data import UNKNOWN, batchify, encode_held_out, units_of
 from wenet.nn import LanguageModel
 from wenet.run import Console, RunFolder, as_path, counted, duration, resolve_machine, stored_config, stored_data
-from wenet.tasks import perplexity, task_of
-from wenet.training.adaptive import Cache, Dynamic, cache_perplexity, dynamic_perplexity, statistics_stream
+from wenet.tasks import Metric, Task, task_of
+from wenet.training.adaptive import Cache, Dynamic, cache_cross_entropy, dynamic_cross_entropy, statistics_stream
 from wenet.training.nt_asgd import trained_model
 from wenet.training.settings import TrainConfig
 from wenet.training.work import TRAIN
@@ -40,19 +40,21 @@ def evaluate(
     device: str = "auto",
     precision: str | None = None,
 ) -> dict[str, Any]:
-    """Perplexity of the best weights of a training run on the validation and the test part of a text.
+    """The best weights of a training run on the validation and the test part of a text: perplexity, or of a run by
+    characters bits per character.
 
     Args:
         folder: of the run; what is found is added to its `eval.jsonl` too.
-        dataset: the run's own text by default; another is read with the run's vocabulary.
+        dataset: the run's own text by default; another is read with the run's vocabulary, by words or characters as
+            the run's.
         data_dir, console: as in `train`.
         cache, dynamic: adapt to the text while reading it, in one way or the other.
         eval_batch, test_batch, precision: the run's own by default, and for dynamic evaluation one stream of text.
         backend, device: by default what this machine has.
 
     Returns:
-        For each part the perplexity, the tokens predicted (all but the first of each stream, and but the few that do
-        not fill a row), how many of them are `<unk>`, and the seconds taken.
+        For each part the metric under its key, the tokens predicted (all but the first of each stream, and but the few
+        that do not fill a row), how many of them are `<unk>`, and the seconds taken.
 
     Raises:
         WenetError: no trained model there, an unusable text or setting.
@@ -78,10 +80,11 @@ def evaluate(
         corpus = stored_data(run, stored, task, data_dir)
         held_out = {"valid": corpus.valid, "test": corpus.test}
         if dataset is not None:
-            held_out = encode_held_out(dataset, as_path(data_dir), corpus.vocabulary)
+            units = units_of(stored.level, stored.dataset)
+            held_out = encode_held_out(dataset, as_path(data_dir), corpus.vocabulary, units)
         _, tensors = run.load_best()
         model = trained_model(config, genotype, task, corpus, tensors).to(config.device)
-        measure = _measure(model, config, corpus.train, cache, dynamic)
+        measure = _measure(model, config, task, corpus.train, cache, dynamic)
         record: dict[str, Any] = {
             "dataset": dataset or stored.dataset,
             "precision": config.precision,
@@ -93,26 +96,26 @@ def evaluate(
         for part, setting in (("valid", "eval_batch"), ("test", "test_batch")):
             rows = given.get(setting, 1) if dynamic else getattr(config, setting)
             stream = batchify(held_out[part], rows).to(config.device)
-            record[part] = _score(measure, part, stream, unknown, mend)
-            console.say(_describe(part, record[part], rows))
+            record[part] = _score(measure, part, stream, unknown, mend, task.metric)
+            console.say(_describe(part, record[part], rows, task.metric))
         run.append_record(RECORDS, record)
     return record
 
 
 def _measure(
-    model: LanguageModel, config: TrainConfig, train: Tensor, cache: Cache | None, dynamic: Dynamic | None
+    model: LanguageModel, config: TrainConfig, task: Task, train: Tensor, cache: Cache | None, dynamic: Dynamic | None
 ) -> Callable[[Tensor], float]:
-    """Perplexity of a stream in the way asked for."""
+    """The metric of a stream in the way asked for."""
     if cache is not None:
-        return lambda stream: cache_perplexity(model, stream, config.bptt, cache)
+        return lambda stream: task.in_metric(cache_cross_entropy(model, stream, config.bptt, cache))
     if dynamic is not None:
         train_stream = statistics_stream(train, dynamic.segment).to(config.device)
-        return lambda stream: dynamic_perplexity(model, train_stream, stream, dynamic)
-    return lambda stream: perplexity(model, stream, config.bptt)
+        return lambda stream: task.in_metric(dynamic_cross_entropy(model, train_stream, stream, dynamic))
+    return lambda stream: float(task.measure(model, stream, config.bptt, lambda: None).metric)
 
 
 def _score(
-    measure: Callable[[Tensor], float], part: str, stream: Tensor, unknown: int | None, mend: str
+    measure: Callable[[Tensor], float], part: str, stream: Tensor, unknown: int | None, mend: str, metric: Metric
 ) -> dict[str, Any]:
     started = time.monotonic()
     try:
@@ -122,19 +125,20 @@ def _score(
     except WenetError:  # of a model and a text that fit one another, all that can be refused is NaN
         value = math.nan
     if not math.isfinite(value):
-        raise WenetError(f"the model's perplexity on the {part} text is not finite; {mend}")
+        raise WenetError(f"the model's {metric.name} on the {part} text is not finite; {mend}")
     predicted = stream[1:]
     return {
-        "perplexity": value,
+        metric.key: value,
         "tokens_predicted": predicted.numel(),
         "unknown_tokens": 0 if unknown is None else int((predicted == unknown).sum()),
         "seconds": round(time.monotonic() - started, 3),
     }
 
 
-def _describe(part: str, score: dict[str, Any], rows: int) -> str:
+def _describe(part: str, score: dict[str, Any], rows: int, metric: Metric) -> str:
+    reached = f"{metric.name} {score[metric.key]:.{metric.final_places}f}"
     return (
-        f"{part:<6} perplexity {score['perplexity']:.2f} over {score['tokens_predicted']:,} predicted tokens "
+        f"{part:<6} {reached} over {score['tokens_predicted']:,} predicted tokens "
         f"({score['unknown_tokens']:,} of them <unk>), {counted(rows, 'stream')} side by side, "
         f"{duration(score['seconds'])}"
     )

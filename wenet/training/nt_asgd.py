@@ -277,9 +277,10 @@ class EvaluationTraining(ModelTrainer):
 
     def _say_epoch(self, record: dict[str, Any]) -> None:
         metric = self.task.metric
+        reached = f"{metric.name} {record[self.valid_key]:.{metric.final_places}f}"
         self.console.say(
             f"epoch {record['epoch']}/{self.config.epochs} done after {duration(record['seconds_so_far'])}: "
-            f"training loss {record['train_loss']:.3f}, validation {metric.name} {record[self.valid_key]:.2f}"
+            f"training loss {record['train_loss']:.3f}, validation {reached}"
             + (" of averaged weights" if record["averaged"] else "")
             + (", the best so far" if self.progress.best_epoch == record["epoch"] else "")
         )

@@ -37,7 +37,8 @@ class TrainOutcome:
         return describe_training(self)
 
     def __repr__(self) -> str:
-        values = f"{self.metric.name} valid {figure(self.valid)}, test {figure(self.test)}"
+        places = self.metric.final_places
+        values = f"{self.metric.name} valid {figure(self.valid, places)}, test {figure(self.test, places)}"
         return f"<{type(self).__name__} {self.folder}: {values}>"
 
 
@@ -107,15 +108,15 @@ def run_training(session: Session[TrainConfig]) -> TrainOutcome:
 
 def describe_training(result: TrainOutcome) -> str:
     """The metric, which weights they are of, and what to do next."""
-    best, folder = result.best, result.folder
+    best, folder, metric, places = result.best, result.folder, result.metric, result.metric.final_places
     averaged = "never averaged" if best["averaging_from"] is None else f"averaged from epoch {best['averaging_from']}"
     lines = [
-        f"{result.metric.name:<11} valid {result.valid:.2f}, test {figure(result.test, missing='not yet measured')}",
+        f"{metric.name:<11} valid {result.valid:.{places}f}, test {figure(result.test, places, 'not yet measured')}",
         f"weights     of epoch {best['epoch']} of {best['epochs']}, the best in validation; {averaged}; "
         f"{best['parameters']:,} parameters",
         f"cost        {duration(best['seconds'])}, peak memory {size(best['peak_memory_bytes'])}",
     ]
-    failure = failure_to_learn("the model", result.valid, result.metric, result.baseline)
+    failure = failure_to_learn("the model", result.valid, metric, result.baseline)
     if failure is not None:
         lines.append(f"caution     {failure}: raise --epochs or change --lr")
     if best["rollbacks"]:
