@@ -197,3 +197,13 @@ def test_strict_export_says_why_not():
     model = drawn("highway")
     with pytest.raises(Exception, match="cannot be exported with strict=True"):
         torch.export.export(model, arguments(model, 3, 2, False), strict=True)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_state_of_any_strides_is_exported(rows):
+    model = drawn("highway")
+    x, h0 = torch.randn(3, rows, 5), torch.randn(1, 8, 2 * rows)[:, :, ::2].transpose(1, 2)
+    assert not h0.is_contiguous()
+    graph = torch.export.export(model, (x, h0), dynamic_shapes={"x": {0: Dim.DYNAMIC}, "h0": None}).module()
+    for found, expected in zip(graph(x, h0), model(x, h0), strict=True):
+        torch.testing.assert_close(found, expected, **TOLERANCE)

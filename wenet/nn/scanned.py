@@ -30,5 +30,6 @@ def scanned(
         h = step(x, h, weight_hidden, weight_nodes)
         return h, h.clone()  # what is carried on and what is put out must not share memory
 
-    output: Tensor = scan(advance, h0, pre)[1]
+    start = h0.clone(memory_format=torch.contiguous_format)  # laid out as what is carried on, which scan requires
+    output: Tensor = scan(advance, start, pre)[1]
     return output
