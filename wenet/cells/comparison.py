@@ -15,16 +15,15 @@ Tree = tuple[tuple[int, int], ...]  # pairs of nodes of two cells
 
 
 def common_structure(a: Genotype, b: Genotype) -> dict[int, int]:
-    """The largest tree that is in both cells: which node of `b` each of its nodes in `a` is.
+    """Find the largest tree that both cells contain: a map from its nodes in `a` to its nodes in `b`.
 
-    Two nodes are the same if they have the same activation and read the same node of the tree; its topmost node, the
-    init node or any other, need have the activation in common alone. Of trees of one size that nearest to the init
-    node is taken.
+    Two nodes match if they have the same activation and read matching nodes. The topmost node, which may be the init
+    node, only needs the same activation. Among trees of equal size, the one nearest to the init node wins.
     """
 
     @cache
     def below(i: int, j: int) -> Tree:
-        """The largest tree whose topmost node is i in `a` and j in `b`, as pairs of nodes."""
+        """The largest common tree with i of `a` and j of `b` at the top, as pairs of nodes."""
         return ((i, j), *_best_pairing(a.children(i), b.children(j), tree))
 
     def tree(i: int, j: int) -> Tree:
@@ -35,7 +34,7 @@ def common_structure(a: Genotype, b: Genotype) -> dict[int, int]:
 
 
 def same_beginning(a: Genotype, b: Genotype) -> int:
-    """How many of the first nodes have the same activation and ancestor in both."""
+    """Count the leading nodes that have the same activation and ancestor in both cells."""
     same = 0
     for one, other in zip(a.recurrent, b.recurrent, strict=False):
         if one != other:
@@ -45,7 +44,7 @@ def same_beginning(a: Genotype, b: Genotype) -> int:
 
 
 def describe_common(first: str, a: Genotype, second: str, b: Genotype) -> str:
-    """Both cells drawn side by side; behind a node of the common tree stands which node of the other cell it is."""
+    """Draw both cells side by side; `= N` behind a node names its match in the other cell."""
     common = common_structure(a, b)
     left = [first, "", *a.draw({i: f"  = {j}" for i, j in common.items()}).splitlines()]
     right = [second, "", *b.draw({j: f"  = {i}" for i, j in common.items()}).splitlines()]
@@ -60,11 +59,11 @@ def _size_of(tree: Tree) -> str:
         return "common      nothing"
     top, other_top = tree[0]
     where = "below the init node" if top == 0 else f"from node {top} on the left and {other_top} on the right"
-    return f"common      {size} node{'s' * (size > 1)} {where}; = N names a node's equal in the other cell"
+    return f"common      {size} node{'s' * (size > 1)} {where}; = N names the same node in the other cell"
 
 
 def _nodes(tree: Tree) -> int:
-    """Of a tree, without the init node, which is in every cell."""
+    """Count a tree's nodes, but not the init node, which every cell has."""
     return sum(1 for i, _ in tree if i > 0)
 
 
@@ -80,7 +79,7 @@ def _activation(genotype: Genotype, node: int) -> str:
 
 
 def _best_pairing(left: list[int], right: list[int], tree: Callable[[int, int], Tree]) -> Tree:
-    """The trees below two nodes, each child of the one paired with a child of the other so that most is in common."""
+    """Pair the children of two nodes so that the trees below them have as much as possible in common."""
     from scipy.optimize import linear_sum_assignment  # takes a second to import
 
     sizes = np.array([[len(tree(i, j)) for j in right] for i in left]).reshape(len(left), len(right))

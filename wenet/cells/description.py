@@ -1,4 +1,4 @@
-"""What a file of weights says of them: the cells, the form, and how the numbers lie in their tensors."""
+"""A label for a file of weights: the cells, their form, and the layout of the tensors."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from wenet_kernels import WenetError
 
-LAYOUT = 1  # counts up when a tensor of the same shape comes to mean something else
+LAYOUT = 1  # increased when tensors keep their shape but change their meaning
 
 
 @dataclass(frozen=True)
 class Description:
-    """Of the weights of a layer.
+    """The label of one layer's weights.
 
     Args:
-        cells: as text, with semicolons between them.
-        form: of the cells.
-        layout: of the tensors.
+        cells: as text, separated by semicolons.
+        form: the form of the cells, "highway" or "plain".
+        layout: the version of the tensors' layout.
     """
 
     cells: str
@@ -31,15 +31,15 @@ class Description:
         return json.dumps(asdict(self))
 
     def to_tensor(self) -> Tensor:
-        """As bytes, in memory even where a model is made on the device "meta"."""
+        """Encode as bytes, on the CPU even where the model is on the device "meta"."""
         return torch.tensor(list(self.to_json().encode()), dtype=torch.uint8, device="cpu")
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> Description:
-        """Read what `to_tensor` wrote, also where all of a state dict was given another type.
+        """Read what `to_tensor` wrote, even if the whole state dict was converted to another type.
 
         Raises:
-            WenetError: it is something else, or of a layout that this version does not know.
+            WenetError: the bytes are no description, or name a layout that this version does not know.
         """
         try:
             description = cls(**json.loads(bytes(tensor.to(torch.uint8).tolist())))
@@ -50,7 +50,7 @@ class Description:
         return description
 
     def check_same(self, found: Description, layer: str) -> None:
-        """Raise `WenetError` unless weights found are for the layer that this describes, with the first difference."""
+        """Raise `WenetError`, naming the first difference, if the weights found belong to a different layer."""
         here, there = self.cells.split("; "), found.cells.split("; ")
         if found.form != self.form:
             raise WenetError(f"the weights of {layer} are of form {found.form!r}, but the layer is {self.form!r}")

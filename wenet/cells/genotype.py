@@ -1,4 +1,4 @@
-"""A cell as data: which node reads which, through which activation. Paper section 3.1 and Algorithm 1."""
+"""A cell as data: each node's ancestor and activation (paper section 3.1 and Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Genotype:
 
     @property
     def activations(self) -> tuple[str, ...]:
-        """Of the nodes 1..L."""
+        """The activations of nodes 1..L, in order."""
         return tuple(activation for activation, _ in self.recurrent)
 
     def __str__(self) -> str:
-        """One line, such as "tanh0 relu1 relu1"; nodes are named only where not all of them are averaged."""
+        """One line, such as "tanh0 relu1 relu1"; `mean` and numbers follow if only some nodes are averaged."""
         return cell_text(self.recurrent, self.concat)
 
     @classmethod
@@ -60,7 +60,7 @@ class Genotype:
         """Read what `str` writes.
 
         Raises:
-            WenetError: the text is no cell.
+            WenetError: the text describes no valid cell.
         """
         return cls(*read_cell(text))
 
@@ -93,7 +93,7 @@ class Genotype:
         """Read what `to_json` writes.
 
         Raises:
-            WenetError: no JSON, or no valid cell in it.
+            WenetError: the text is not JSON, or holds no valid cell.
         """
         try:
             value = json.loads(text)
@@ -102,7 +102,7 @@ class Genotype:
         return cls.from_dict(value)
 
     def _repr_html_(self) -> str:
-        """For a notebook: the drawing, and the one line under it."""
+        """A drawing for notebooks, with the cell's one-line text below."""
         return f"<pre>{html.escape(self.draw())}</pre><code>{html.escape(str(self))}</code>"
 
     def children(self, node: int) -> list[int]:
@@ -110,10 +110,10 @@ class Genotype:
         return [i for i, (_, ancestor) in enumerate(self.recurrent, start=1) if ancestor == node]
 
     def draw(self, notes: Mapping[int, str] | None = None) -> str:
-        """The cell as a tree of text; every node reads one ancestor, so a tree is the whole picture.
+        """Draw the cell as a tree of text. Every node reads one ancestor, so a tree shows the whole cell.
 
         Args:
-            notes: what to write behind nodes.
+            notes: remarks to write behind nodes, by node.
         """
         notes = notes or {}
         lines = [f"0 init (x, h){notes.get(0, '')}"]

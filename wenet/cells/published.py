@@ -16,14 +16,14 @@ from wenet_kernels import WenetError, activation_names, did_you_mean
 # Liu et al., DARTS: Differentiable Architecture Search, 2019: first and second order.
 DARTS_V1 = Genotype.from_text("relu0 relu1 tanh2 relu3 relu4 identity1 relu5 relu1")
 DARTS_V2 = Genotype.from_text("sigmoid0 relu1 relu1 identity1 tanh2 sigmoid5 tanh3 relu5")
-# Pham et al., Efficient Neural Architecture Search via Parameter Sharing, 2018: as DARTS lists it, and as its authors'
-# later release for language models has it.
+# Pham et al., Efficient Neural Architecture Search via Parameter Sharing, 2018: the cell as listed by DARTS, and
+# the one in the authors' later release for language models.
 ENAS = Genotype.from_text("tanh0 tanh1 relu1 tanh3 tanh3 relu3 relu4 relu7 relu8 relu8 relu8 mean 2,5,6,9,10,11")
 ENAS_LM = Genotype.from_text("sigmoid0 tanh1 relu2 sigmoid2 tanh4 tanh5 sigmoid3 sigmoid6")
 # Luo et al., Neural Architecture Optimization, 2018: without and with weight sharing.
 NAONET = Genotype.from_text("relu0 relu0 relu1 tanh3 relu4 relu4 relu5 relu1 relu7 relu1 identity1")
 NAONET_WS = Genotype.from_text("relu0 relu1 sigmoid2 sigmoid1 relu4 relu4 relu4 relu7 sigmoid8 tanh1 relu4")
-# Zilly et al., Recurrent Highway Networks, 2017: ten layers a step, gates coupled; here without its biases.
+# Zilly et al., Recurrent Highway Networks, 2017: ten layers a step, gates coupled; here without biases.
 RHN = Genotype([("tanh", layer) for layer in range(9)], concat=[9])
 
 PUBLISHED: dict[str, tuple[Genotype, str]] = {
@@ -36,20 +36,20 @@ PUBLISHED: dict[str, tuple[Genotype, str]] = {
     "rhn": (RHN, "Zilly et al. 2017, ten layers a step"),
 }
 
-CELLS = r"[a-z]+\d+[a-z\d, ;]*"  # what only several cells as text, with ";" between them, look like
-RANDOM_NODES = 8  # of a cell asked for as "random:SEED", as many as the searched cells of the paper have
+CELLS = r"[a-z]+\d+[a-z\d, ;]*"  # cells as text, separated by ";"
+RANDOM_NODES = 8  # of a "random:SEED" cell, as in the paper's search
 
 
 def load_genotype(source: Genotype | str | Path, besides: Sequence[str] = ()) -> Genotype:
-    """A cell by published name, "random:SEED" (8 nodes), JSON file, run folder, or text such as "tanh0 relu1".
+    """Load a cell by published name, "random:SEED" (8 nodes), JSON file, run folder, or text such as "tanh0 relu1".
 
-    A `Genotype` is given back as it is.
+    A `Genotype` is returned unchanged.
 
     Args:
-        besides: names that the caller takes for something else, and may have been meant.
+        besides: further names that the caller accepts, for the "did you mean" of the error.
 
     Raises:
-        WenetError: nothing of the kind is there, or it holds no valid cell.
+        WenetError: the source does not exist, or holds no valid cell.
 
     Examples:
         >>> from wenet.genotypes import load_genotype
@@ -97,14 +97,14 @@ def _read_genotype(path: Path) -> Genotype:
 
 
 def load_genotypes(source: str) -> list[Genotype]:
-    """Cells from a file, or from text with ";" between them.
+    """Load cells from a file, or from text separated by ";".
 
-    A file has a cell a line, each in JSON or as in `load_genotype`; or it is a JSON list of them.
+    A file has one cell per line, in JSON or in any form that `load_genotype` takes, or is one JSON list of cells.
 
     Raises:
-        WenetError: no cells there, or something that is no cell, with its place.
+        WenetError: there are no cells, or an entry is no cell; the message gives its place.
     """
-    is_file = os.path.isfile(source)  # also where the text of many cells is too long for a name
+    is_file = os.path.isfile(source)  # unlike Path.is_file, no error for text too long to be a file name
     if not is_file and not re.fullmatch(CELLS, source):
         raise WenetError(f"no file of cells {source!r}")
     try:
@@ -123,7 +123,7 @@ def load_genotypes(source: str) -> list[Genotype]:
 
 
 def _entries(text: str) -> list[Any]:
-    """Of a file of cells: what may be one, as text or as read from JSON."""
+    """The entries of a file of cells, as text or as parsed JSON."""
     if text.lstrip().startswith("["):
         return list(json.loads(text))
     lines = [line.strip() for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""A cell as Python source that needs PyTorch alone: every node a line, named as in the paper's equations."""
+"""A cell as Python source that needs only PyTorch: one line per node, named as in the paper's equations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wenet_kernels import WenetError
 from wenet_kernels.activations import REGISTERED, registered_among
 
 LAYER = Template('''\
-"""A recurrent cell in the form $form, written by WeNet. It needs PyTorch alone.
+"""A recurrent cell in the form $form, written by WeNet. It needs only PyTorch.
 
 $genotype
 
@@ -27,7 +27,7 @@ from __future__ import annotations
 ${imports}import torch
 from torch import Tensor, nn
 
-WEIGHTS = '$weights'  # what a state dict says of its weights
+WEIGHTS = '$weights'  # the label that a state dict of this cell carries
 
 
 class $name(nn.Module):
@@ -46,7 +46,7 @@ ${biases}        for parameter in self.parameters():
             nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
 
     def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input `[T, M, I]` and state `[1, M, H]`, by default zero, to output `[T, M, H]` and the last state.
+        """Input `[T, M, I]` and state `[1, M, H]`, zero by default, give output `[T, M, H]` and the last state.
 
         With `batch_first`, input and output are `[M, T, I]` and `[M, T, H]`.
         """
@@ -61,9 +61,9 @@ ${biases}        for parameter in self.parameters():
         return output, h.unsqueeze(0)
 
     def step(self, x: Tensor, h: Tensor, W: tuple[Tensor, ...]) -> Tensor:
-        """One time step: the input times its weights `[M, $columns]` and the state `[M, H]`, to the next state.
+        """One time step: the projected input `[M, $columns]` and the state `[M, H]` give the next state.
 
-        W holds the weights of the nodes: node i has W[i - 1].
+        W holds the nodes' weights; node i has W[i - 1].
         """
         weight_hidden = self.weight_hidden
 $equations
@@ -96,7 +96,7 @@ class Layers(nn.Module):
         self.cells = nn.ModuleList($name(size, hidden_size) for size in sizes)
 
     def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input `[T, M, I]` and states `[$states, M, H]`, by default zero, to output `[T, M, $features]` and the same.
+        """Input `[T, M, I]` and states `[$states, M, H]`, zero by default, give output `[T, M, $features]` and states.
 
         With `batch_first`, input and output have M before T.
         """
@@ -122,7 +122,7 @@ BOTH_DIRECTIONS = """\
 LOAD_LAYER = Template('''
 
 def load(weights: str | Path, batch_first: bool = False) -> $name:
-    """The trained layer, ready for evaluation, from the file of its weights."""
+    """Load the trained layer from its file of weights, ready for evaluation."""
     tensors = read_safetensors(Path(weights))
     layer = $name($input, $hidden, batch_first).to(tensors["$weight"].dtype)
     layer.load_state_dict(tensors)
@@ -147,16 +147,16 @@ class LanguageModel(nn.Module):
         self.decoder_bias = nn.Parameter(torch.zeros($vocabulary))
 $mixture
     def forward(self, tokens: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens `[T, M]` and state `[1, M, H]` to $scores `[T, M, V]` of the words that follow, and the last state.
+        """Tokens `[T, M]` and state `[1, M, H]` give $scores `[T, M, V]` of the next words, and the last state.
 
-        Line n of the file of the vocabulary, counted from zero, is the word of token n.
+        Line n of the vocabulary file, counted from zero, holds the word of token n.
         """
         output, h = self.rnn(self.embedding(tokens), h0)
         return $decoded, h
 
 
 def load(weights: str | Path) -> LanguageModel:
-    """The trained model, ready for evaluation, from the file of its weights."""
+    """Load the trained model from its file of weights, ready for evaluation."""
     tensors = read_safetensors(Path(weights))
     model = LanguageModel().to(tensors["decoder_bias"].dtype)
     model.load_state_dict(tensors)
@@ -166,7 +166,7 @@ def load(weights: str | Path) -> LanguageModel:
 READ_SAFETENSORS = '''
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """What a safetensors file holds: the length of a JSON header in 8 bytes, the header, then the tensors' bytes."""
+    """Read a safetensors file: 8 bytes with the length of a JSON header, the header, then the tensors' bytes."""
     data = bytearray(path.read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
@@ -192,7 +192,7 @@ class MixtureOfSoftmaxes(nn.Module):
         self.context = nn.Linear(hidden_size, experts * embedding_size)
 
     def forward(self, features: Tensor, words: Tensor, bias: Tensor) -> Tensor:
-        """Log-probabilities `[T, M, V]` after features `[T, M, H]`, with word vectors `[V, d]` and a bias `[V]`."""
+        """Log-probabilities `[T, M, V]` from features `[T, M, H]`, word vectors `[V, d]` and a bias `[V]`."""
         log_prior = torch.log_softmax(self.prior(features), -1)  # [T, M, K]
         contexts = torch.tanh(self.context(features)).unflatten(-1, (self.experts, -1))  # [T, M, K, d]
         each = torch.log_softmax(contexts @ words.T + bias, -1)  # [T, M, K, V]
@@ -203,15 +203,15 @@ CANDIDATES = {"tanh": "torch.tanh(u)", "relu": "torch.relu(u)", "sigmoid": "torc
 
 
 def layer_source(name: str, genotype: Genotype, form: str, imports: str = "", bias: bool = False) -> str:
-    """A module whose class `name` computes what `wenet.nn.DagRNN` does without dropout, with the same parameters.
+    """Source of a class `name` that computes what `wenet.nn.DagRNN` does without dropout, with the same parameters.
 
-    It is a single layer in one direction.
+    The class is a single layer in one direction.
 
     Raises:
-        WenetError: an activation that exists only where it was registered.
+        WenetError: the cell has a registered activation, which has no source.
     """
     for activation in registered_among(genotype.activations):
-        raise WenetError(f"the activation {activation!r} is a registered function, which has no source to be written")
+        raise WenetError(f"the activation {activation!r} is a registered function, which has no source to write")
     width = "2 * hidden_size" if form == "highway" else "hidden_size"
     return LAYER.substitute(
         form=form,
@@ -232,11 +232,11 @@ def layer_source(name: str, genotype: Genotype, form: str, imports: str = "", bi
 def model_source(
     name: str, genotype: Genotype, form: str, vocabulary: int, embedding: int, hidden: int, experts: int | None
 ) -> str:
-    """`layer_source` and the class `LanguageModel` around it, with the parameters of `wenet.nn.LanguageModel`.
+    """Source of a layer and a class `LanguageModel` around it, with the parameters of `wenet.nn.LanguageModel`.
 
     Args:
         vocabulary, embedding, hidden: V, d, H.
-        experts: of a mixture of softmaxes; None for a single one.
+        experts: number of softmaxes in the mixture; None for a single softmax.
     """
     model = LANGUAGE_MODEL.substitute(
         vocabulary=vocabulary,
@@ -258,10 +258,10 @@ def model_source(
 def trained_layer_source(
     name: str, genotype: Genotype, form: str, sizes: tuple[int, int], layers: int, directions: int, bias: bool
 ) -> str:
-    """`layer_source`, for several layers or directions the class `Layers` around it, and a function `load`.
+    """Source of a trained layer: the cell, a class `Layers` if it has several layers or directions, and `load`.
 
-    Its parameters are those of `wenet.nn.DagRNN`, in `Layers` those of a layer and direction after the other:
-    `cells.0.weight_input` and so on.
+    Parameters are named as in `wenet.nn.DagRNN`. In `Layers` they are numbered by layer and direction, as in
+    `cells.0.weight_input`.
 
     Args:
         sizes: I, H.
@@ -284,18 +284,18 @@ def trained_layer_source(
 
 
 def _sizes_above(layers: int, directions: int) -> str:
-    """Of the inputs of all cells but the first, behind that in a list."""
+    """The input sizes of all cells after the first, as the rest of a list."""
     beside = ", input_size" * (directions - 1)
     above = "hidden_size" if directions == 1 else "2 * hidden_size"
     return beside + (f", *[{above}] * {(layers - 1) * directions}" if layers > 1 else "")
 
 
 def written_step(genotype: Genotype, form: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The lines that `layer_source` writes, as a function for programs here; registered activations are called.
+    """The step that `layer_source` writes, as a function; unlike in a file, registered activations work here.
 
     Returns:
-        The input times its weights `[M, G]`, the state `[M, H]`, weight_hidden `[H, G]` and weight_nodes `[L, H, G]`
-        to the next state `[M, H]`.
+        A function of the projected input `[M, G]`, the state `[M, H]`, weight_hidden `[H, G]` and weight_nodes
+        `[L, H, G]` that returns the next state `[M, H]`.
     """
     names: dict[str, Any] = {"torch": torch}
     names |= {f"f_{name}": REGISTERED[name].forward for name in registered_among(genotype.activations)}
@@ -309,7 +309,7 @@ def _indented(lines: list[str], spaces: int) -> str:
 
 
 def _equations(genotype: Genotype, form: str) -> list[str]:
-    """Eqs. (1) to (3), a line for every product and every state."""
+    """Eqs. (1) to (3), one line for each product and each state."""
     if form == "highway":
         lines = ["c, u = (x + h @ weight_hidden).chunk(2, dim=-1)"]
     else:
@@ -331,7 +331,7 @@ def _equations(genotype: Genotype, form: str) -> list[str]:
 
 
 def _reaching_output(genotype: Genotype) -> set[int]:
-    """The nodes that are averaged, and those that they read."""
+    """The averaged nodes and all nodes that they depend on."""
     reaching: set[int] = set()
     for node in genotype.concat:
         while node > 0:

@@ -1,4 +1,4 @@
-"""What cells are drawn from: nodes, ancestors and activations at random (paper, Algorithm 1)."""
+"""Random cells: the space that searches draw from (paper, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from wenet_kernels import ACTIVATIONS, WenetError, activation_names, check_choic
 
 
 def random_genotypes(count: int, nodes: int, seed: int, activations: Sequence[str] = ACTIVATIONS) -> list[Genotype]:
-    """Algorithm 1: `count` random cells of `nodes` nodes, all of them averaged; the same for the same seed.
+    """Draw `count` random cells by Algorithm 1; the same seed gives the same cells.
 
-    No cell comes twice, unless more are asked for than exist (`nodes! * 4 ** nodes` of four activations): then the
-    space is gone through again as often as needed.
+    Every cell has `nodes` nodes, and its output averages all of them. No cell comes twice until the space is exhausted
+    (`nodes! * 4 ** nodes` cells with four activations); then it starts over.
 
     Args:
-        activations: of the nodes, drawn with equal probability; a different order gives different cells.
+        activations: the choices for each node, equally likely; another order gives other cells.
 
     Raises:
-        WenetError: fewer than one cell, an impossible number of nodes, or activations that are unknown, none or not
-            all different.
+        WenetError: `count` or `nodes` is out of range, or `activations` is empty, has duplicates or unknown names.
 
     Examples:
         >>> import wenet
@@ -50,7 +49,7 @@ def random_genotypes(count: int, nodes: int, seed: int, activations: Sequence[st
 
 
 def check_activations(activations: Sequence[str]) -> None:
-    """Raise `WenetError` unless cells can be drawn from these."""
+    """Raise `WenetError` unless these are known activations, at least one, without duplicates."""
     for activation in activations:
         check_choice("activation", activation, activation_names())
     if not activations or len(set(activations)) < len(activations):
