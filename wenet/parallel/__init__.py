@@ -1,4 +1,4 @@
-"""Processes that work on one run together, and derivatives of a model divided over them."""
+"""Several processes working on one run, and gradients of a model divided among them."""
 
 from wenet.parallel.gradients import clip_gradients, enter_divided
 from wenet.parallel.ranks import ALONE, Ranks, check_own_device, joined

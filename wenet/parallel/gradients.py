@@ -1,4 +1,4 @@
-"""Derivatives of a model that is divided over processes."""
+"""Gradients of a model that is divided among processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wenet.parallel.ranks import Ranks
 
 
 class _Copy(torch.autograd.Function):
-    """What every rank has is read by each rank's own part of the model, so the derivatives of all parts add up."""
+    """Hands a shared tensor to each rank's part of the model; its gradient is the sum over all parts."""
 
     @staticmethod
     def forward(ctx: Any, shared: Tensor, ranks: Ranks) -> Tensor:
@@ -25,9 +25,9 @@ class _Copy(torch.autograd.Function):
 
 
 def enter_divided(shared: Tensor, ranks: Ranks) -> Tensor:
-    """Where a part of a model that is divided over ranks begins: the same value, its derivative summed over ranks.
+    """Mark where a divided part of the model begins: the value passes through, its gradient is summed over ranks.
 
-    One of a pair of conjugate operators (f of Megatron-LM, Shoeybi et al. 2019, section 3); the other is in `dag_rnn`.
+    This is the operator f of Megatron-LM (Shoeybi et al. 2019, section 3); its conjugate g is in `dag_rnn`.
     """
     result: Tensor = _Copy.apply(shared, ranks)
     return result
@@ -36,8 +36,12 @@ def enter_divided(shared: Tensor, ranks: Ranks) -> Tensor:
 def clip_gradients(
     shared: Sequence[nn.Parameter], divided: Sequence[nn.Parameter], limit: float, ranks: Ranks
 ) -> Tensor:
-    """Scale gradients to at most a global norm, which is returned as it was: of parameters that every rank has, counted
-    once, and of those that each has a part of."""
+    """Scale all gradients so that their global norm is at most `limit`; returns the norm before scaling.
+
+    Args:
+        shared: parameters that every rank has, counted once.
+        divided: parameters of which each rank has its own part.
+    """
     square = nn.utils.get_total_norm(_gradients(divided)).square()
     norm = (ranks.sum(square) + nn.utils.get_total_norm(_gradients(shared)).square()).sqrt()
     nn.utils.clip_grads_with_norm_([*shared, *divided], limit, norm)

@@ -1,4 +1,4 @@
-"""Several processes at one run, started by torchrun: who takes part, and what they hand each other."""
+"""The processes that torchrun started for one run, and how they exchange data."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from torch import Tensor
 
 from wenet_kernels import LostRanks, WenetError, sum_over_ranks
 
-# For the others to come to where one is waiting. The longest thing that one does alone is to write a checkpoint.
+# How long a process waits for the others. The longest that one works alone is to write a checkpoint.
 TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that work on one run, and which of them this one is.
+    """The processes that work on one run, and the place of this one among them.
 
-    Every method but `own` has to be called by all of them, in the same order. Alone, they hand back what they are
-    given.
+    All processes must call every method except `own`, in the same order. With a single process, methods return their
+    arguments.
 
     Raises:
-        LostRanks: by every method that waits for the others, where one of them has failed or takes longer than
-            `TIMEOUT`.
+        LostRanks: from any method that waits for the others, if one has failed or needs longer than `TIMEOUT`.
     """
 
     rank: int = 0
@@ -45,16 +44,16 @@ class Ranks:
         return self.rank == 0
 
     def own(self, total: int, rank: int | None = None) -> slice:
-        """Which of `total` things in a row are this rank's, or another's; no rank has two more than another."""
+        """The slice of `total` items that belongs to this rank, or to `rank`; shares differ by at most one."""
         rank = self.rank if rank is None else rank
         return slice(total * rank // self.count, total * (rank + 1) // self.count)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place; to the same bits on all of them."""
+        """Sum over all ranks, in place; every rank gets the same bits."""
         return tensor if self.alone else sum_over_ranks(tensor)
 
     def largest(self, value: int) -> int:
-        """The largest that any rank has."""
+        """The largest value on any rank."""
         if self.alone:
             return value
         tensor = torch.tensor(int(value))
@@ -63,7 +62,7 @@ class Ranks:
         return int(tensor)
 
     def from_first(self, value: Any) -> Any:
-        """What the first rank has; anything that JSON can hold."""
+        """The first rank's value, which JSON must be able to hold."""
         if self.alone:
             return value
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -72,7 +71,7 @@ class Ranks:
         return json.loads(self._broadcast(own).numpy().tobytes())
 
     def on_first(self, action: Callable[[], Any]) -> Any:
-        """Let the first rank alone do something; all have the result, which JSON can hold, or its `WenetError`."""
+        """Run `action` on the first rank only; all ranks get its result, which JSON must hold, or its `WenetError`."""
         if self.alone:
             return action()
         failure = result = None
@@ -87,10 +86,13 @@ class Ranks:
         return result
 
     def check_same(self, what: dict[str, Any]) -> None:
-        """Refuse to go on where ranks differ; `what` maps what may differ, in words, to anything that JSON can hold.
+        """Refuse to go on if ranks differ.
+
+        Args:
+            what: values to compare, which JSON must be able to hold, by their names in words.
 
         Raises:
-            WenetError: on a rank that is not as the first.
+            WenetError: on every rank that differs from the first.
         """
         expected = self.from_first(what)
         differing = [name for name, value in json.loads(json.dumps(what)).items() if expected.get(name) != value]
@@ -101,7 +103,7 @@ class Ranks:
             )
 
     def gather(self, part: Tensor, dim: int) -> Tensor:
-        """The parts of all ranks put together along a dimension, on the CPU; only the first rank's result is whole."""
+        """Concatenate the parts of all ranks along a dimension, on the CPU; only the first rank gets the whole."""
         part = part.cpu().contiguous()
         if self.alone:
             return part
@@ -117,7 +119,7 @@ class Ranks:
         return torch.cat(parts, dim)
 
     def scatter(self, whole: Tensor | None, shape: Sequence[int], dtype: torch.dtype, dim: int | None) -> Tensor:
-        """This rank's part of a tensor that the first has, on the CPU; all of it where no dimension is to be cut."""
+        """This rank's part of the first rank's tensor, on the CPU; the whole tensor if `dim` is None."""
         if whole is not None and self.alone:
             return whole
         if dim is None:
@@ -142,7 +144,7 @@ class Ranks:
     def _naming_lost_ranks(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # which is what gloo and NCCL raise
+        except RuntimeError as error:  # raised by gloo and NCCL
             raise LostRanks(error) from None
 
 
@@ -151,10 +153,10 @@ ALONE = Ranks()
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """All ranks that torchrun has started, within this context; this process alone where it was started without.
+    """Join all ranks that torchrun started; without torchrun, this process alone.
 
     Raises:
-        LostRanks: some have not come.
+        LostRanks: some ranks did not join.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if not dist.is_torchelastic_launched() or count == 1:
@@ -163,18 +165,18 @@ def joined() -> Iterator[Ranks]:
     ranks = Ranks(int(os.environ["RANK"]), count, int(os.environ["LOCAL_WORLD_SIZE"]))
     local_rank = int(os.environ["LOCAL_RANK"])
     if local_rank < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank)  # so that "cuda" is a GPU of this rank's own
+        torch.cuda.set_device(local_rank)  # "cuda" now means this rank's own GPU
     with ranks._naming_lost_ranks():
-        dist.init_process_group(timeout=TIMEOUT)  # gloo for tensors of the CPU, NCCL for those of GPUs
+        dist.init_process_group(timeout=TIMEOUT)  # gloo for CPU tensors, NCCL for GPU tensors
     yield ranks
-    dist.destroy_process_group()  # not after an error: NCCL would wait for those that are gone
+    dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that are gone
 
 
 def check_own_device(ranks: Ranks, device: torch.device) -> None:
-    """Refuse GPUs that ranks would have to share.
+    """Refuse to let ranks share a GPU.
 
     Raises:
-        WenetError: more ranks than GPUs on this machine, or one named for all of them.
+        WenetError: this machine has fewer GPUs than ranks, or `device` names one GPU.
     """
     if ranks.alone or device.type != "cuda":
         return
