@@ -162,7 +162,7 @@ def test_own_outputs_add_up_to_the_mixture(norm, form):
 
 
 def test_without_a_mixture_nothing_of_it_can_be_set():
-    with pytest.raises(WenetError, match="is of a mixture"):
+    with pytest.raises(WenetError, match="needs a mixture"):
         WeightedDagRNN(5, 7, random_genotypes(2, 4, seed=2), coupling="independent", mix_dropout=0.1)
 
 

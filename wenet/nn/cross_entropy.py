@@ -1,4 +1,4 @@
-"""The decoder's cross-entropy, a part of the rows at a time: logits over a whole vocabulary never exist all at once."""
+"""The decoder's cross-entropy, computed for some rows at a time so that not all logits exist at once."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CHUNK = 1 << 22  # logits at a time, 16 MiB in single precision: fewer cost more
 def decoder_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of `softmax(features @ weight.T + bias)`, in nats per row.
 
-    The derivatives are computed along with the value, chunk by chunk, wherever one is wanted.
+    Gradients are computed along with the value, chunk by chunk, if any is needed.
 
     Args:
         features: `[N, d]`.
         weight: `[V, d]`, bias: `[V]`.
-        targets: `[N]`, numbers of words.
+        targets: `[N]`, word indices.
     """
     loss: Tensor = DecoderLoss.apply(features, weight, bias, targets)
     return loss

@@ -1,4 +1,4 @@
-"""What layers of cells have in common: sizes and options, and a state dict that says whose weights it holds."""
+"""The base of all layers of cells: sizes, options, and a state dict that names its cells."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from wenet_kernels import FORMS, PRECISIONS, WenetError, check_choice
 
 
 class LayerOfCells(nn.Module):
-    """A layer whose state dict says of which cells its weights are, and which refuses those of others.
+    """A layer whose state dict names its cells, and which refuses the weights of other cells.
 
-    What it says is a tensor of bytes, so that every kind of file holds it. It is compared before any weight is copied;
-    a state dict without it, of an earlier version, is taken as it is.
+    The label is a tensor of bytes, which every file format can hold. It is compared before any weight is copied. State
+    dicts of earlier versions have no label and are accepted.
     """
 
-    described_cells: str  # as text, with semicolons between them
+    described_cells: str  # as text, separated by semicolons
 
     def __init__(
         self,
@@ -42,18 +42,18 @@ class LayerOfCells(nn.Module):
 
     @property
     def width(self) -> int:
-        """G: a product gives the gate beside the value in the highway form, the value alone in the plain one."""
+        """Columns of a product, G: gate and value in the highway form, only the value in the plain form."""
         return 2 * self.hidden_size if self.form == "highway" else self.hidden_size
 
     def __prepare_scriptable__(self) -> None:
-        """What torch.jit.script calls first."""
+        """Called first by torch.jit.script."""
         raise WenetError(f"torch.jit.script cannot read a {type(self).__name__}; use torch.jit.trace, or torch.export")
 
     def get_extra_state(self) -> Tensor:
         return Description(self.described_cells, self.form).to_tensor()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Does nothing: it was compared before the weights were loaded."""
+        """Do nothing: the label was compared before the weights were loaded."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         found = state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())

@@ -1,4 +1,4 @@
-"""A layer of many networks, each rank with networks of its own."""
+"""A layer of many networks, divided among ranks."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from wenet.parallel import Ranks, enter_divided
 
 
 class DividedDagRNN(WeightedDagRNN):
-    """The networks of a `WeightedDagRNN` with weighted coupling, divided over ranks.
+    """A `WeightedDagRNN` with weighted coupling whose networks are divided among ranks.
 
-    A rank holds the weights of the networks `own`, their states, and their moments in an optimizer; all ranks hold all
-    mixing weights. In every time step each rank mixes the outputs of its networks, and the sum over ranks is the hidden
-    state that all go on with. Called with the same input on all ranks, it gives the same output as the undivided layer,
-    up to the order of that sum, and initial weights are the same bits. All ranks have to form the loss from it alike.
+    Each rank holds the weights, states and optimizer moments of its networks, `own`; all ranks hold all mixing weights.
+    In each time step every rank mixes its networks' outputs, and the sum over ranks is the next hidden state. Given the
+    same input on all ranks, the layer computes what the undivided layer computes, up to the order of that sum; initial
+    weights are equal to the bit. All ranks must compute the same loss from the output.
 
     Args:
-        genotypes: of all networks, at least as many as ranks.
-        options: all others of `WeightedDagRNN`, but no coupling.
+        genotypes: the cells of all ranks, at least one per rank.
+        options: any other argument of `WeightedDagRNN` except coupling.
     """
 
     all_ranks = True
@@ -34,11 +34,11 @@ class DividedDagRNN(WeightedDagRNN):
         self.ranks, self.networks, self.own = ranks, len(genotypes), ranks.own(len(genotypes))
         among = (self.networks, self.own)
         super().__init__(input_size, hidden_size, genotypes[self.own], coupling="weighted", among=among, **options)
-        self.described_cells = "; ".join(map(str, genotypes))  # of all ranks, as a checkpoint holds the weights of all
+        self.described_cells = "; ".join(map(str, genotypes))  # of all ranks, like the weights in a checkpoint
         self.mix_logits = nn.Parameter(torch.zeros(self.networks))
 
     def divided_parameters(self) -> list[nn.Parameter]:
-        """Those of which a rank has its networks' alone."""
+        """The parameters of which a rank has only its own networks' part."""
         return [self.weight_input, self.weight_hidden, self.weight_nodes]
 
     def _project(self, masked: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Variational dropout: one draw a call, shared over time and over networks."""
+"""Variational dropout: one draw per call, shared over time and networks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from torch.nn import functional
 
 
 def draw_rows(model: nn.Module, rows: int, own: slice) -> None:
-    """From now on draw dropout for so many rows of a data batch and use that of the rows `own`, which are all that the
-    model is then called with: so the models of several processes, each with a part of a batch, draw alike."""
+    """Make a model draw dropout for a whole data batch of `rows`, and use only the part for the rows `own`.
+
+    Processes that divide a data batch then draw the same masks as one process with all of it.
+    """
     for module in model.modules():
         module.rows_drawn = (rows, own)  # type: ignore[assignment]
 
 
 def draw_mask(module: nn.Module, x: Tensor, probability: float, features: int) -> Tensor | None:
-    """A draw of variational dropout, `[M, features]`, shared over time; None outside training."""
+    """A mask `[M, features]` for all time steps; None outside training."""
     if not module.training or probability == 0:
         return None
     rows, own = getattr(module, "rows_drawn", (x.shape[-2], slice(None)))
@@ -22,13 +24,13 @@ def draw_mask(module: nn.Module, x: Tensor, probability: float, features: int) -
 
 
 def locked_dropout(module: nn.Module, x: Tensor, probability: float) -> Tensor:
-    """Variational dropout of `[T, M, features]`; of `[n, T, M, features]` or `[T, n, M, features]` alike for all n."""
+    """Drop features of `[T, M, features]`; networks of `[n, T, M, features]` or `[T, n, M, features]` share a mask."""
     mask = draw_mask(module, x, probability, x.shape[-1])
     return x if mask is None else x * mask
 
 
 def word_dropout(module: nn.Module, embedded: Tensor, tokens: Tensor, words: int, probability: float) -> Tensor:
-    """Embedded tokens, `[..., T, M, d]` of `[T, M]`, those of some words zero; one draw of words per call."""
+    """Zero the embeddings `[..., T, M, d]` of some words among the tokens `[T, M]`; one draw of words per call."""
     if not module.training or probability == 0:
         return embedded
     kept = functional.dropout(embedded.new_ones(words), probability)  # [V]

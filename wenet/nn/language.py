@@ -1,4 +1,4 @@
-"""Language models around a recurrent layer: one, or as many as the layer has networks."""
+"""Language models around a recurrent layer: one model, or one for each network of the layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wenet_kernels import WenetError
 
 
 class _TokenModel(nn.Module):
-    """What one language model and many side by side have in common: dropout around a recurrent layer, and the loss."""
+    """The base of one and of many language models: dropout around a recurrent layer, and the loss."""
 
     rnn: DagRNN | WeightedDagRNN | StackedLSTM | StandaloneLSTM
     count = 1  # of networks
@@ -38,7 +38,7 @@ class _TokenModel(nn.Module):
         activation_reg: float = 0.0,
         temporal_activation_reg: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss that training minimises, the cross-entropy in nats per token within it, and the last state.
+        """The training loss, its cross-entropy part in nats per token, and the last state.
 
         The regularisers are those of Merity et al. 2017. With n standalone models the loss is the sum of their losses,
         and their cross-entropies are `[n]`.
@@ -58,7 +58,7 @@ class _TokenModel(nn.Module):
         return loss, cross_entropy.detach(), h
 
     def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The layer's output with time in front, and its last state."""
+        """The layer's output, time first, and its last state."""
         embedded = locked_dropout(self, self._embed(tokens), self.dropout_embedding)
         return self.rnn(embedded, h0)
 
@@ -74,16 +74,16 @@ class LanguageModel(_TokenModel):
 
     Args:
         vocabulary_size: V.
-        rnn: the recurrent layer; its input size is the embedding's, d, and so is its hidden size without a mixture.
+        rnn: the recurrent layer; its input size is that of the embedding, d. Without a mixture, so is its hidden size.
         dropout_embedding: on embedded words, one draw per call, shared over time.
         dropout_output: on the layer's output before the decoder, likewise.
-        dropout_word: on whole rows of the embedding, one draw per call: a word dropped is zero wherever it is read.
-        init_range: the embedding and the weights of a layer of cells start as U(-init_range, init_range) (0.04 in the
-            paper's bases), the bias at zero.
-        mixture: decodes in place of a single softmax.
+        dropout_word: on whole rows of the embedding, one draw per call; a dropped word is zero wherever it occurs.
+        init_range: the embedding and a layer of cells are initialised from U(-init_range, init_range), 0.04 in the
+            models that the paper builds on; the bias starts at zero.
+        mixture: a mixture of softmaxes to decode with, in place of a single softmax.
 
     Raises:
-        WenetError: the layer's input and hidden size differ without a mixture, or a probability outside 0..1.
+        WenetError: the layer's input and hidden size differ without a mixture, or a probability is outside 0..1.
 
     Examples:
         >>> import torch, wenet
@@ -115,16 +115,16 @@ class LanguageModel(_TokenModel):
         rnn.reset_parameters(init_range)
 
     def forward(self, tokens: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits `[T, M, V]`, or log-probabilities with a mixture, of what follows tokens `[T, M]`, and the state."""
+        """Logits `[T, M, V]` of the words after tokens `[T, M]`, and the state; with a mixture, log-probabilities."""
         output, h = self._recur(tokens, h0)
         return self._decode(locked_dropout(self, output, self.dropout_output)), h
 
     @torch.no_grad()
     def network_losses(self, tokens: Tensor, targets: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Nats per token of each network by its own output, `[n]`, and the last state of the mixture, `[1, M, d]`.
+        """Nats per token of each network's own output, `[n]`, and the last state of the mixture, `[1, M, d]`.
 
-        At every step a network reads the state that the mixture has left, as it does in training. Without dropout: the
-        model must be in evaluation.
+        In each step every network reads the state of the mixture, as in training. The model must be in evaluation
+        mode: there is no dropout.
 
         Args:
             tokens, targets, h0: as in `loss`.
@@ -137,7 +137,7 @@ class LanguageModel(_TokenModel):
         return torch.stack([self._cross_entropy(output, targets) for output in own]), h
 
     def log_probabilities(self, features: Tensor) -> Tensor:
-        """`[T, M, V]` of the words that follow, from the recurrent layer's output `[T, M, H]`."""
+        """Log-probabilities `[T, M, V]` of the next words, from the recurrent layer's output `[T, M, H]`."""
         return functional.log_softmax(self._decode(features), -1)
 
     def _embed(self, tokens: Tensor) -> Tensor:
@@ -158,19 +158,20 @@ class LanguageModel(_TokenModel):
 
 
 class StandaloneLanguageModels(_TokenModel):
-    """`n` standalone language models that differ in their cells, each with a tied decoder, evaluated at once.
+    """`n` standalone language models with different cells, each with its own tied decoder, evaluated at once.
 
-    All read the same text with the same dropout masks, so that they differ in nothing but cells and initial weights.
+    All read the same text with the same dropout masks, so they differ only in cells and initial weights.
 
     Args:
         vocabulary_size: V.
-        rnn: independent `WeightedDagRNN` whose input and hidden size are both d, or a `StandaloneLSTM`.
+        rnn: a `WeightedDagRNN` with independent coupling whose input and hidden size are both d, or a
+            `StandaloneLSTM`.
         dropout_embedding, dropout_output, init_range, dropout_word: as in `LanguageModel`.
 
-    Parameters: embedding `[n, V, d]`; decoder_bias `[n, V]`; those of `rnn`; each has a leading n.
+    Parameters: embedding `[n, V, d]`; decoder_bias `[n, V]`; the parameters of `rnn`; all have a leading n.
 
     Raises:
-        WenetError: as in `LanguageModel`; a weighted `rnn`.
+        WenetError: as in `LanguageModel`; also if `rnn` has weighted coupling.
     """
 
     def __init__(
@@ -194,13 +195,13 @@ class StandaloneLanguageModels(_TokenModel):
         rnn.reset_parameters(init_range)
 
     def largest_weights(self) -> Tensor:
-        """The largest absolute value among each network's parameters, `[n]`."""
+        """The largest absolute value of each network's parameters, `[n]`."""
         norm = torch.linalg.vector_norm
         return torch.stack([norm(p.detach().flatten(1), torch.inf, dim=1) for p in self.parameters()]).amax(0)
 
     def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A state that is not finite is handed on as zero: the operator would refuse it, and the sound networks with
-        it. Its network's cross-entropy is not finite either, so the fault is seen."""
+        """A state that is not finite is replaced by zero: the operator would refuse it for all networks. Its network's
+        cross-entropy is not finite either, which shows the fault."""
         output, h = super()._recur(tokens, h0)
         return output, h.nan_to_num(0.0, 0.0, 0.0)
 
@@ -212,7 +213,7 @@ class StandaloneLanguageModels(_TokenModel):
         return word_dropout(self, embedded, tokens, words, self.dropout_word)
 
     def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
-        """Of every network, `[n]`, one after the other: a product with a whole vocabulary fills the processor alone."""
+        """Each network's, `[n]`, one after the other: one product with a whole vocabulary fills the processor."""
         each = features.transpose(0, 1).flatten(1, 2).unbind()  # n of [T*M, d]
         operands = zip(each, self.embedding.unbind(), self.decoder_bias.unbind(), strict=True)
         return torch.stack([decoder_cross_entropy(*network, targets.flatten()) for network in operands])

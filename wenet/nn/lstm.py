@@ -19,15 +19,16 @@ class StackedLSTM(nn.Module):
 
     Args:
         input_size: features of the input, I.
-        hidden_sizes: features of each layer's state; the output has as many as the last, H.
-        skip: add up the outputs of all layers, which then have one size (Melis et al. 2018).
-        dropout_x: on what one layer hands to the next, one draw per call, shared over time.
+        hidden_sizes: features of each layer's state; the last is also the size of the output, H.
+        skip: sum the outputs of all layers, which must have one size (Melis et al. 2018).
+        dropout_x: on the input of every layer above the first, one draw per call, shared over time.
         dropout_h: on the weights between hidden states, one draw per call.
 
-    The state of all layers is one tensor `[1, M, S]`, S twice the sum of `hidden_sizes`: h and c of each in turn.
+    The state of all layers is one tensor `[1, M, S]`: h and c of each layer in turn, so S is twice the sum of
+    `hidden_sizes`.
 
     Raises:
-        WenetError: no layers, a size below 1, sizes that cannot be added up, a probability outside 0..1.
+        WenetError: there are no layers, a size is below 1, sizes differ with `skip`, or a probability is outside 0..1.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class StackedLSTM(nn.Module):
         if len(sizes) < 2 or min(sizes) < 1:
             raise WenetError(f"an LSTM needs at least one layer, and sizes of at least 1, not {sizes}")
         if skip and len(set(hidden_sizes)) > 1:
-            raise WenetError(f"the outputs of layers are added up, so their sizes must be equal, not {sizes[1:]}")
+            raise WenetError(f"the outputs of layers are summed, so their sizes must be equal, not {sizes[1:]}")
         check_probability("dropout_x", dropout_x)
         check_probability("dropout_h", dropout_h)
         self.input_size, self.hidden_size = input_size, sizes[-1]
@@ -52,7 +53,7 @@ class StackedLSTM(nn.Module):
         self.layers = nn.ModuleList(nn.LSTM(below, size) for below, size in pairwise(sizes))
 
     def reset_parameters(self, bound: float | None = None) -> None:
-        """As `torch.nn.LSTM` does, whatever the bound of the embedding around it."""
+        """Initialise as `torch.nn.LSTM` does; the bound of the embedding is ignored."""
         for layer in self.layers.children():
             layer.reset_parameters()  # type: ignore[operator]
 
@@ -78,7 +79,7 @@ class StackedLSTM(nn.Module):
         return torch.stack(outputs).sum(0) if self.skip else output, torch.cat(last, -1)
 
     def _run(self, layer: nn.Module, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One layer; not by calling it, as it would go on using the weights that it was made with."""
+        """Run one layer with its dropped weights; a call of the layer would use the weights it was made with."""
         assert isinstance(layer, nn.LSTM)
         [[from_input, from_hidden, *biases]] = layer.all_weights
         weights = [from_input, functional.dropout(from_hidden, self.dropout_h, self.training), *biases]
@@ -114,7 +115,7 @@ class StandaloneLSTM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self, bound: float | None = None) -> None:
-        """As `torch.nn.LSTM` does, whatever the bound of the embedding around it."""
+        """Initialise as `torch.nn.LSTM` does; the bound of the embedding is ignored."""
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
 
@@ -137,5 +138,5 @@ class StandaloneLSTM(nn.Module):
 
 
 def _run(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    # Nothing is dropped within, so "training" only lets gradients be had in evaluation too.
+    # "training" drops nothing here; it only makes gradients available in evaluation too.
     return torch.lstm(x, (h.contiguous(), c.contiguous()), weights, True, 1, 0.0, True, False, False)

@@ -1,4 +1,4 @@
-"""One recurrent cell as a layer."""
+"""A layer of one recurrent cell."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ class DagRNN(LayerOfCells):
     Args:
         input_size: features of the input, I.
         hidden_size: features of the state and of the output, H.
-        genotype: the cell, the same in every layer: a `Genotype`, or what `load_genotype` takes, such as "darts-v2".
+        genotype: the cell of every layer, a `Genotype` or anything that `load_genotype` takes, such as "darts-v2".
         form: "highway" (every node gated) or "plain" (the equations as printed).
-        dropout_x, dropout_h: probability of variational dropout on the inputs of the products with a layer's input and
-            with every state; one draw per call, shared over time and over directions.
+        dropout_x, dropout_h: probability of variational dropout on the layer's input and on the states that enter
+            products; one draw per call, shared over time and directions.
         backend: "auto" or a name from `wenet_kernels.backends()`.
-        precision: of the recurrence's products: "full" (of the parameters' type), "fp32", "fp64", "tf32" or "bf16", as
-            in `wenet_kernels.dag_rnn`.
-        num_layers: layers above one another, each reading the output of the one below.
+        precision: number type of the recurrence's products: "full" (the parameters' type), "fp32", "fp64", "tf32" or
+            "bf16", as in `wenet_kernels.dag_rnn`.
+        num_layers: stacked layers, each reading the output of the layer below.
         batch_first: input and output are `[M, T, features]` instead of `[T, M, features]`; states stay as they are.
-        dropout: probability of dropout on the output of every layer but the last, drawn anew for each step.
+        dropout: probability of dropout on the output of every layer but the last, with a new draw for each step.
         device, dtype: of the parameters.
-        bias: adds two biases, as `torch.nn.RNN` does by default, to the input times its weights. In the plain form that
-            product is the gate of the init node alone, and so the biases are.
-        bidirectional: runs a second network of the same cell over the sequence from its end, as `torch.nn.RNN` does.
-            D below is 2 with it, else 1.
-        nonlinearity, proj_size: options of `torch.nn.RNN` and `torch.nn.LSTM` that a cell does not have; naming one is
-            an error that says what to do.
+        bias: add two biases to the projected input, as `torch.nn.RNN` does by default. In the plain form the projected
+            input is only the gate of the init node, so the biases act on that gate.
+        bidirectional: run a second network of the same cell from the end of the sequence, as `torch.nn.RNN` does. D
+            below is then 2, else 1.
+        nonlinearity, proj_size: options of `torch.nn.RNN` and `torch.nn.LSTM` that a cell does not have; the error says
+            what to use instead.
 
     Parameters: weight_input `[I, G]`, weight_hidden `[H, G]`, weight_nodes `[L, H, G]`; G is 2H (highway) or H (plain).
-    With `bias` also bias_input and bias_hidden, `[G]`. Those of a layer k = 1, 2 ... above the first end in `_lk`, and
-    its weight_input is `[D * H, G]`; those of the other direction end in `_reverse`. A state dict also says of which
-    cell its weights are, and is refused by a layer of another.
+    With `bias` also bias_input and bias_hidden, `[G]`. Names in layer k = 1, 2 ... above the first end in `_lk`, and
+    its weight_input is `[D * H, G]`; names of the second direction end in `_reverse`. A state dict also names its cell,
+    and layers of other cells refuse it.
 
     Raises:
-        WenetError: a size or number of layers below 1, a probability outside 0..1, an unknown form or backend, a cell
-            that there is not, or an option that a cell does not have.
+        WenetError: a size or number of layers is below 1, a probability is outside 0..1, the form, backend or cell is
+            unknown, or the option is one that a cell does not have.
 
     Examples:
         >>> import torch, wenet
@@ -108,11 +108,11 @@ class DagRNN(LayerOfCells):
 
     @property
     def directions(self) -> int:
-        """D."""
+        """Number of directions, D."""
         return 2 if self.bidirectional else 1
 
     def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
-        """Of a layer's parameters in one direction."""
+        """Shapes of a layer's parameters in one direction."""
         hidden, below = self.hidden_size, self.hidden_size * self.directions if layer else self.input_size
         weights = {
             "weight_input": (below, self.width),
@@ -122,37 +122,37 @@ class DagRNN(LayerOfCells):
         return {**weights, "bias_input": (self.width,), "bias_hidden": (self.width,)} if self.bias else weights
 
     def reset_parameters(self, bound: float | None = None) -> None:
-        """U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.RNN`."""
+        """Initialise from U(-bound, bound), by default with bound 1 / sqrt(H) as in `torch.nn.RNN`."""
         bound = self.hidden_size**-0.5 if bound is None else bound
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
     def flatten_parameters(self) -> None:
-        """Nothing, for there is nothing to flatten; code around `torch.nn.RNN` calls it."""
+        """Do nothing; code written for `torch.nn.RNN` calls this."""
 
     def forward(self, x: Tensor | PackedSequence, h0: Tensor | None = None) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run over a sequence.
 
         Args:
-            x: `[T, M, I]`, with `batch_first` `[M, T, I]`, `[T, I]` for a single sequence, or a packed sequence. The
-                latter is run with its padding; what is there reaches neither output nor states nor gradients. M may
+            x: `[T, M, I]`, `[M, T, I]` with `batch_first`, `[T, I]` for a single sequence, or a packed sequence. A
+                packed sequence is run with its padding, which reaches neither output nor states nor gradients. M may
                 be 0, T may not.
-            h0: `[num_layers * D, M, H]`, or `[num_layers * D, H]` for a single sequence; zeros by default. Of a layer
-                in two directions the forward one comes first.
+            h0: `[num_layers * D, M, H]`, or `[num_layers * D, H]` for a single sequence; zeros by default. In each
+                layer the forward direction comes first.
 
         Returns:
-            output, as `x` but with D * H features, of the last layer: those of the forward direction come first. And
-            the last state of every layer and direction, as `h0`; of the reverse one that is its state at the first
-            step.
+            The output of the last layer, shaped like `x` but with D * H features, those of the forward direction first;
+            and the last state of every layer and direction, shaped like `h0`. The last state of the reverse direction
+            is its state at the first step.
 
         Raises:
-            WenetError: shapes that disagree, no time steps, or NaN in the input.
+            WenetError: shapes disagree, there are no time steps, or the input has NaN.
         """
         if not torch.jit.is_tracing():
             return self._evaluate(x, h0)
         if torch.onnx.is_in_onnx_export():
-            raise WenetError("the old ONNX exporter knows no loop over time; call torch.onnx.export with dynamo=True")
-        with warnings.catch_warnings():  # of checks, which see the sizes of the example; the trace itself takes others
+            raise WenetError("the old ONNX exporter has no loop over time; call torch.onnx.export with dynamo=True")
+        with warnings.catch_warnings():  # about checks of the example's sizes; the trace itself takes others
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             return self._evaluate(x, h0)
 
@@ -169,7 +169,7 @@ class DagRNN(LayerOfCells):
         return output.transpose(0, 1) if self.batch_first else output, h
 
     def _run_packed(self, x: PackedSequence, h0: Tensor | None) -> tuple[PackedSequence, Tensor]:
-        """The rows of a packed sequence are ordered by length; states outside have the caller's order."""
+        """Rows of a packed sequence are sorted by length; h0 and the returned state keep the caller's order."""
         check_tensor("the input", x.data, self.weight_input)
         padded, lengths = pad_packed_sequence(PackedSequence(x.data, x.batch_sizes))  # [T, M, I], [M]
         check_input(self, padded)
@@ -185,7 +185,7 @@ class DagRNN(LayerOfCells):
         """Output `[T, M, D * H]` of the last layer, and the last states `[num_layers * D, M, H]`.
 
         Args:
-            lengths: `[M]`, of the sequences, where they differ.
+            lengths: `[M]`, the lengths of the sequences; None if all are T.
         """
         rows = x.shape[1]
         states = self.num_layers * self.directions
@@ -199,14 +199,14 @@ class DagRNN(LayerOfCells):
         return x, torch.cat(last)
 
     def _run_layer(self, layer: int, x: Tensor, h: Tensor, lengths: Tensor | None) -> Tensor:
-        """Output `[T, D, M, H]` of a layer that starts in the states `[D, M, H]`."""
+        """Output `[T, D, M, H]` of one layer, started from the states `[D, M, H]`."""
         pre = self._project(layer, locked_dropout(self, x, self.dropout_x))
         mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
         output = self._recur(layer, _reverse_second(pre, lengths), h, mask_h)
         return _reverse_second(output, lengths)
 
     def _project(self, layer: int, x: Tensor) -> Tensor:
-        """The input through the weights of every direction, and biases: `[T, D, M, G]`."""
+        """The input times each direction's weights, plus biases: `[T, D, M, G]`."""
         weight = self._of_directions("weight_input", layer)
         if torch.compiler.is_exporting():
             pre = torch.stack([x @ each for each in weight], 1)
@@ -218,7 +218,7 @@ class DagRNN(LayerOfCells):
         return pre + bias.unsqueeze(1)
 
     def _recur(self, layer: int, pre: Tensor, h: Tensor, mask_h: Tensor | None) -> Tensor:
-        """The output of both directions, `[T, D, M, H]`, as networks of one call that have nothing in common."""
+        """The output of all directions, `[T, D, M, H]`, computed as independent networks of one call."""
         weight_hidden = self._of_directions("weight_hidden", layer)
         weight_nodes = self._of_directions("weight_nodes", layer)
         if torch.compiler.is_exporting():
@@ -243,7 +243,7 @@ class DagRNN(LayerOfCells):
         return output
 
     def _of_directions(self, name: str, layer: int) -> Tensor:
-        """A parameter of a layer in every direction, `[D, ...]`."""
+        """A parameter of one layer for all directions, `[D, ...]`."""
         each = [getattr(self, _parameter_name(name, layer, direction)) for direction in range(self.directions)]
         return _stacked(each, 0) if self.bidirectional else each[0].unsqueeze(0)
 
@@ -265,16 +265,16 @@ def _parameter_name(name: str, layer: int, direction: int) -> str:
 
 
 def _stacked(tensors: list[Tensor], dim: int) -> Tensor:
-    """`torch.stack`, which under autocast refuses a half type other than that asked for."""
+    """`torch.stack` without autocast, which would refuse any half type but its own."""
     with without_autocast(tensors[0].device):
         return torch.stack(tensors, dim)
 
 
 def _reverse_second(sequences: Tensor, lengths: Tensor | None) -> Tensor:
-    """`[T, D, M, features]` with the second direction, where there is one, from the end of every row to its start.
+    """Reverse each row of the second direction, if there is one, in `[T, D, M, features]`.
 
     Args:
-        lengths: `[M]`, of the rows; what is behind a row's end stays where it is.
+        lengths: `[M]`, the lengths of the rows; padding stays where it is.
     """
     if sequences.shape[1] == 1:
         return sequences
@@ -287,13 +287,13 @@ def _reverse_second(sequences: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def _last_states(output: Tensor, lengths: Tensor | None) -> Tensor:
-    """`[D, M, H]`, of the output `[T, D, M, H]`: at the end of every row, and in the second direction at its start."""
+    """States `[D, M, H]` from the output `[T, D, M, H]`: each row's last, and its first in the second direction."""
     end = output[-1] if lengths is None else output[lengths - 1, :, torch.arange(len(lengths))].transpose(0, 1)
     return torch.cat([end[:1], output[0, 1:]])
 
 
 def _refuse_options_of_others(nonlinearity: object, proj_size: object) -> None:
     if nonlinearity is not None:
-        raise WenetError("a cell has no nonlinearity of its own; its nodes have theirs, which the genotype names")
+        raise WenetError("a cell has no nonlinearity option; the genotype names an activation for each node")
     if proj_size != 0:
-        raise WenetError("a cell has no proj_size; put a torch.nn.Linear behind it")
+        raise WenetError("a cell has no proj_size; add a torch.nn.Linear after it")

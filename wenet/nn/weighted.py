@@ -1,4 +1,4 @@
-"""Many different cells over one sequence."""
+"""A layer of many different cells."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from wenet_kernels import COUPLINGS, CellBatch, Norm, WenetError, check_choice, 
 
 
 class WeightedDagRNN(LayerOfCells):
-    """`n` different cells over one sequence, their outputs mixed by learned softmax weights (eq. 4).
+    """`n` different cells over one sequence, mixed by learned softmax weights (eq. 4).
 
     Args:
         input_size, hidden_size, form, dropout_x, dropout_h, backend, precision: as in `DagRNN`.
-        genotypes: the cells, each as in `DagRNN`, all of the same number of nodes L.
+        genotypes: the cells, each as in `DagRNN`, all with the same number of nodes L.
         coupling: "weighted" (one hidden state, the mixture) or "independent" (n models side by side, nothing mixed).
         norm: "batch" normalises every state of every step over the rows of the data batch, in evaluation too; None
-            does not.
-        shared_weights: all networks have the same weights for the node of the same number, and of the input and state;
-            the parameters below then have a leading 1.
-        mix_dropout: probability that a network is left out of the mixture, whose other weights then still sum to one;
-            one draw per call, which leaves at least one.
+            does not normalise.
+        shared_weights: all networks share the weights of the input, of the state and of nodes with the same number; the
+            parameters below then have a leading 1.
+        mix_dropout: probability of leaving a network out of the mixture; one draw per call, which keeps at least one.
+            The remaining weights are scaled to sum to one.
         among: `(total, slice)`: initialise as if all `total` networks had been drawn, so ranks agree.
 
     Parameters: weight_input `[n, I, G]`, weight_hidden `[n, H, G]`, weight_nodes `[n, L, H, G]`, and with weighted
-    coupling mix_logits `[n]`, zero at first.
+    coupling mix_logits `[n]`, initially zero.
 
     Raises:
-        WenetError: as in `DagRNN`; no cells, or cells of different numbers of nodes; mix_dropout with independent
-            coupling.
+        WenetError: as in `DagRNN`; also if there are no cells, their numbers of nodes differ, or mix_dropout is given
+            with independent coupling.
 
     Examples:
         >>> import torch, wenet
@@ -78,7 +78,7 @@ class WeightedDagRNN(LayerOfCells):
         check_choice("norm", norm or "none", ("batch", "none"))
         check_probability("mix_dropout", mix_dropout)
         if coupling == "independent" and mix_dropout:
-            raise WenetError("mix_dropout is of a mixture; coupling='independent' has none")
+            raise WenetError("mix_dropout needs a mixture; coupling='independent' has none")
         self.mix_dropout = mix_dropout
         cells = [load_genotype(genotype) for genotype in genotypes]
         self.described_cells = "; ".join(map(str, cells))
@@ -94,11 +94,11 @@ class WeightedDagRNN(LayerOfCells):
 
     @property
     def count(self) -> int:
-        """Of networks, n."""
+        """Number of networks, n."""
         return self.cells.count
 
     def reset_parameters(self, bound: float | None = None) -> None:
-        """Weights U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.RNN`; equal mixing weights."""
+        """Initialise weights from U(-bound, bound), by default with bound 1 / sqrt(H), and equal mixing weights."""
         bound = self.hidden_size**-0.5 if bound is None else bound
         for parameter in (self.weight_input, self.weight_hidden, self.weight_nodes):
             draw_networks(parameter, bound, self.among)
@@ -113,14 +113,14 @@ class WeightedDagRNN(LayerOfCells):
         """Run over a sequence.
 
         Args:
-            x: `[T, M, I]`, shared by all networks; with independent coupling also `[n, T, M, I]`, one for each.
+            x: `[T, M, I]`, shared by all networks; with independent coupling also `[n, T, M, I]`, an input for each.
             h0: `[1, M, H]`, or `[n, M, H]` with independent coupling; zeros by default.
 
         Returns:
             output `[T, M, H]` and the last state `[1, M, H]`; with independent coupling `[T, n, M, H]` and `[n, M, H]`.
 
         Raises:
-            WenetError: shapes that disagree, or NaN in the input.
+            WenetError: shapes disagree, or the input has NaN.
         """
         check_tensor("the input", x, self.weight_input)
         check_input(self, x[0] if self._one_input_each(x) else x)
@@ -150,13 +150,13 @@ class WeightedDagRNN(LayerOfCells):
 
     @torch.no_grad()
     def own_outputs(self, x: Tensor, states: Tensor) -> Tensor:
-        """What each network by itself makes of every step, `[n, T, M, H]`, without dropout.
+        """Each network's own output in every step, `[n, T, M, H]`, without dropout.
 
-        Normalised over a batch, every step is a call of its own, as in the mixture; else all steps are one.
+        All steps are computed in one call. With batch normalisation each step is a call of its own, as in the mixture.
 
         Args:
             x: `[T, M, I]`.
-            states: `[T, M, H]`, of the mixture before each step.
+            states: `[T, M, H]`, the mixture's state before each step.
         """
         if self.norm is not None:
             return torch.stack([self._one_step(*step) for step in zip(x, states, strict=True)], dim=1)
@@ -164,7 +164,7 @@ class WeightedDagRNN(LayerOfCells):
         return self._one_step(x.flatten(0, 1), states.flatten(0, 1)).unflatten(1, (steps, rows))
 
     def _one_step(self, x: Tensor, states: Tensor) -> Tensor:
-        """Outputs `[n, M, H]` of every network for `[M, I]`, from states `[M, H]` that all of them read."""
+        """Outputs `[n, M, H]` of all networks for one step's input `[M, I]` and shared states `[M, H]`."""
         result = dag_rnn(
             self._project(x.unsqueeze(0)),
             states.expand(self.cells.count, -1, -1).contiguous(),
@@ -182,7 +182,7 @@ class WeightedDagRNN(LayerOfCells):
         return output.squeeze(0)
 
     def _mix(self) -> Tensor | None:
-        """What the networks enter the mixture with, `[n]`; None with independent coupling."""
+        """The weights of this call, `[n]`, after mix_dropout; None with independent coupling."""
         weights = self.mixing_weights()
         if weights is None:
             return None
@@ -193,14 +193,14 @@ class WeightedDagRNN(LayerOfCells):
         return weights
 
     def _project(self, masked: Tensor) -> Tensor:
-        """The masked input through every network's weights, `[T, n, M, G]`."""
+        """The masked input times each network's weights, `[T, n, M, G]`."""
         if masked.dim() == 3:
             return project(masked, self._of_all(self.weight_input), backend=self.backend)
         own = masked.flatten(1, 2) @ self._of_all(self.weight_input)  # [n, T*M, G]
         return own.unflatten(1, masked.shape[1:3]).transpose(0, 1)
 
     def _of_all(self, weights: Tensor) -> Tensor:
-        """Those of every network, `[n, ...]`, from one set for each or for all."""
+        """Weights of all networks, `[n, ...]`, even if they share one set."""
         return weights.expand(self.cells.count, *weights.shape[1:])
 
     def _one_input_each(self, x: Tensor) -> bool:
@@ -213,7 +213,7 @@ class WeightedDagRNN(LayerOfCells):
 
 @torch.no_grad()
 def draw_networks(parameter: Tensor, bound: float, among: tuple[int, slice] | None) -> None:
-    """U(-bound, bound) for `[n, ...]`; of networks among others what they get where all are drawn, one by one."""
+    """Initialise `[n, ...]` from U(-bound, bound); with `among`, as if all `total` networks were drawn one by one."""
     if among is None:
         nn.init.uniform_(parameter, -bound, bound)
         return
