@@ -294,6 +294,6 @@ def _last_states(output: Tensor, lengths: Tensor | None) -> Tensor:
 
 def _refuse_options_of_others(nonlinearity: object, proj_size: object) -> None:
     if nonlinearity is not None:
-        raise WenetError("a cell has no nonlinearity option; the genotype names an activation for each node")
+        raise WenetError("a cell has no nonlinearity of its own; the genotype names an activation for each node")
     if proj_size != 0:
         raise WenetError("a cell has no proj_size; add a torch.nn.Linear after it")
