@@ -296,4 +296,4 @@ def _refuse_options_of_others(nonlinearity: object, proj_size: object) -> None:
     if nonlinearity is not None:
         raise WenetError("a cell has no nonlinearity of its own; the genotype names an activation for each node")
     if proj_size != 0:
-        raise WenetError("a cell has no proj_size; add a torch.nn.Linear after it")
+        raise WenetError("a cell has no proj_size; put a torch.nn.Linear behind it")
