@@ -39,8 +39,8 @@ def write_text(folder: Path, lines: int = 120) -> Path:
 
 
 def words(count: int) -> SimpleNamespace:
-    """What a model must know of a text: its vocabulary."""
-    return SimpleNamespace(vocabulary=range(count))
+    """What a model must know of a text: its vocabulary, here of words that are equally frequent."""
+    return SimpleNamespace(vocabulary=range(count), train=torch.arange(count))
 
 
 def results(run: Path, records: str = "search.jsonl") -> list[dict]:

@@ -217,9 +217,9 @@ def test_evaluation_ranking_and_export_by_characters(found, tmp_path, capsys):
 
 
 def test_a_run_of_before_is_of_words(tmp_path, monkeypatch):
-    """One that was begun without the setting goes on as it was."""
+    """One that was begun without the settings goes on as it was."""
     options = {"preset": "quick", "pool": 4, "batch": 2, "keep": 1, "hidden": 8, "nodes": 2, "epochs_per_round": 0.3}
-    options |= {"data_batch": 4, "eval_batch": 2, "bptt": 6, "backend": "reference"}
+    options |= {"data_batch": 4, "eval_batch": 2, "bptt": 6, "backend": "reference", "decoder_bias": "zero"}
     text, run, real = str(write_text(tmp_path / "text")), tmp_path / "run", Mixture.end_stage
     wenet.search(text, out=tmp_path / "whole", **options)
 
@@ -228,7 +228,7 @@ def test_a_run_of_before_is_of_words(tmp_path, monkeypatch):
         self.session.interrupt.requested = signal.SIGTERM
 
     with monkeypatch.context() as patch:
-        patch.setattr(SearchConfig, "to_dict", without("level"))
+        patch.setattr(SearchConfig, "to_dict", without("level", "decoder_bias"))
         patch.setattr(Mixture, "end_stage", end_stage)
         with pytest.raises(Stopped):
             wenet.search(text, out=run, **options)
@@ -241,3 +241,15 @@ def test_a_run_of_before_is_of_words(tmp_path, monkeypatch):
 def without(*names):
     real = SearchConfig.to_dict
     return lambda config: {name: value for name, value in real(config).items() if name not in names}
+
+
+def test_exported_characters_have_a_line_each(tmp_path):
+    """Also those that would end it."""
+    train = "ab\r\u2028\u3000 \tb\x0b\\\n" * 300
+    text, run = write(tmp_path, train=train, valid=train, test=train), tmp_path / "run"
+    assert train_main([str(text), *TRAINING, "--level", "characters", "--cell", "tanh0", "--out", str(run)]) == 0
+    *_, vocabulary = wenet.export(run, out=tmp_path / "model.py")
+    lines = vocabulary.read_text().splitlines()
+    expected = load_corpus(str(text), level="characters").vocabulary
+    escaped = {"\r": "\\r", "\u2028": "\\u2028", "\x0b": "\\x0b"}
+    assert lines == [escaped.get(unit, unit) for unit in expected] and len(set(lines)) == len(lines)

@@ -249,7 +249,10 @@ def test_a_small_text_is_learned_to_its_entropy(tmp_path):
     assert result.test == pytest.approx(true["test"], rel=0.02)
 
 
-SWITCHING = {**TINY, "cell": "darts-v2", "nonmonotone": 1, "epochs": 9, "lr": 60.0, "weight_decay": 1e-3}
+SWITCHING = {
+    **{**TINY, "cell": "darts-v2", "nonmonotone": 1, "epochs": 9, "lr": 60.0, "weight_decay": 1e-3},
+    "decoder_bias": "zero",
+}
 
 
 def flags(settings):

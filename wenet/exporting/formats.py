@@ -225,7 +225,7 @@ def _export_run(trained: Trained, format: str, path: Path) -> list[Path]:
     for file in files:
         _check_new(file)
     words = path.with_suffix(".vocabulary.txt")
-    text = "\n".join(trained.vocabulary) + "\n"
+    text = "\n".join(map(_on_a_line, trained.vocabulary)) + "\n"
     if words.exists() and words.read_text(encoding="utf-8") != text:
         _check_new(words)
     description = _description(trained.layer, len(trained.vocabulary), trained.metric)
@@ -237,6 +237,11 @@ def _export_run(trained: Trained, format: str, path: Path) -> list[Path]:
             _save_graph(trained.model, format, path, description)
         words.write_text(text, encoding="utf-8")
     return [*files, words]
+
+
+def _on_a_line(unit: str) -> str:
+    """A word, or a character; one that would end a line as Python escapes it."""
+    return unit if unit.splitlines() == [unit] else unit.encode("unicode_escape").decode()
 
 
 def _model_code(trained: Trained) -> str:

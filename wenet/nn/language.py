@@ -79,8 +79,10 @@ class LanguageModel(_TokenModel):
         dropout_output: on the layer's output before the decoder, likewise.
         dropout_word: on whole rows of the embedding, one draw per call; a dropped word is zero wherever it occurs.
         init_range: the embedding and a layer of cells are initialised from U(-init_range, init_range), 0.04 in the
-            models that the paper builds on; the bias starts at zero.
+            models that the paper builds on.
         mixture: a mixture of softmaxes to decode with, in place of a single softmax.
+        decoder_bias: initial value of the decoder's bias, `[V]`; zeros by default. A model that starts from the log
+            frequencies of the words need not learn them first.
 
     Raises:
         WenetError: the layer's input and hidden size differ without a mixture, or a probability is outside 0..1.
@@ -103,6 +105,7 @@ class LanguageModel(_TokenModel):
         init_range: float = 0.04,
         dropout_word: float = 0.0,
         mixture: MixtureOfSoftmaxes | None = None,
+        decoder_bias: Tensor | None = None,
     ) -> None:
         super().__init__(dropout_embedding, dropout_output, dropout_word)
         if mixture is None:
@@ -110,7 +113,7 @@ class LanguageModel(_TokenModel):
         self.embedding = nn.Embedding(vocabulary_size, rnn.input_size)
         self.rnn = rnn
         self.mixture = mixture
-        self.decoder_bias = nn.Parameter(torch.zeros(vocabulary_size))
+        self.decoder_bias = _bias(vocabulary_size, decoder_bias)
         nn.init.uniform_(self.embedding.weight, -init_range, init_range)
         rnn.reset_parameters(init_range)
 
@@ -166,7 +169,7 @@ class StandaloneLanguageModels(_TokenModel):
         vocabulary_size: V.
         rnn: a `WeightedDagRNN` with independent coupling whose input and hidden size are both d, or a
             `StandaloneLSTM`.
-        dropout_embedding, dropout_output, init_range, dropout_word: as in `LanguageModel`.
+        dropout_embedding, dropout_output, init_range, dropout_word, decoder_bias: as in `LanguageModel`.
 
     Parameters: embedding `[n, V, d]`; decoder_bias `[n, V]`; the parameters of `rnn`; all have a leading n.
 
@@ -182,6 +185,7 @@ class StandaloneLanguageModels(_TokenModel):
         dropout_output: float = 0.0,
         init_range: float = 0.04,
         dropout_word: float = 0.0,
+        decoder_bias: Tensor | None = None,
     ) -> None:
         super().__init__(dropout_embedding, dropout_output, dropout_word)
         if rnn.coupling != "independent":
@@ -190,7 +194,7 @@ class StandaloneLanguageModels(_TokenModel):
         self.rnn = rnn
         self.count = rnn.count
         self.embedding = nn.Parameter(torch.empty(self.count, vocabulary_size, rnn.input_size))
-        self.decoder_bias = nn.Parameter(torch.zeros(self.count, vocabulary_size))
+        self.decoder_bias = _bias((self.count, vocabulary_size), decoder_bias)
         draw_networks(self.embedding, init_range, rnn.among)
         rnn.reset_parameters(init_range)
 
@@ -217,6 +221,17 @@ class StandaloneLanguageModels(_TokenModel):
         each = features.transpose(0, 1).flatten(1, 2).unbind()  # n of [T*M, d]
         operands = zip(each, self.embedding.unbind(), self.decoder_bias.unbind(), strict=True)
         return torch.stack([decoder_cross_entropy(*network, targets.flatten()) for network in operands])
+
+
+def _bias(size: int | tuple[int, int], start: Tensor | None) -> nn.Parameter:
+    """A bias of this size that starts from `[V]` in each network, at zero by default."""
+    bias = nn.Parameter(torch.zeros(size))
+    if start is not None:
+        if start.shape != bias.shape[-1:]:
+            raise WenetError(f"decoder_bias must be [{bias.shape[-1]}], not {list(start.shape)}")
+        with torch.no_grad():
+            bias.copy_(start)
+    return bias
 
 
 def check_tied(rnn: DagRNN | WeightedDagRNN | StackedLSTM | StandaloneLSTM) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 RENAMED = {"seeds": "keep", "init_seeds": "initial_cells"}  # settings
-ADDED = {"task": "language", "level": "words"}  # settings that runs of before did without, as those runs were
+# Settings that runs of before did without, as those runs were.
+ADDED = {"task": "language", "level": "words", "decoder_bias": "zero"}
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:

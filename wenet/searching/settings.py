@@ -176,6 +176,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 2e-2,
         "mix_lr": 1e-2,
         "init_range": 0.1,
+        "decoder_bias": "frequencies",
         "dropout_embedding": 0.1,
         "dropout_x": 0.2,
         "dropout_h": 0.1,

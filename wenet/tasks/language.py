@@ -50,7 +50,7 @@ class LanguageModelling:
         return len(streams) - 1
 
     def model(self, layer: DagRNN | WeightedDagRNN | StackedLSTM, config: Any, data: Corpus) -> LanguageModel:
-        """A language model around a layer, its dropouts and initial range those of the settings."""
+        """A language model around a layer, its dropouts and initial values those of the settings."""
         mixture = None
         if getattr(config, "softmax", "tied") == "mos":
             mixture = MixtureOfSoftmaxes(layer.hidden_size, layer.input_size, config.experts, config.dropout_latent)
@@ -62,6 +62,7 @@ class LanguageModelling:
             init_range=config.init_range,
             dropout_word=config.dropout_word,
             mixture=mixture,
+            decoder_bias=self._first_bias(config, data),
         )
 
     def standalone_models(self, layer: WeightedDagRNN, config: Any, data: Corpus) -> StandaloneLanguageModels:
@@ -73,7 +74,11 @@ class LanguageModelling:
             config.dropout_output,
             config.init_range,
             config.dropout_word,
+            self._first_bias(config, data),
         )
+
+    def _first_bias(self, config: Any, data: Corpus) -> Tensor | None:
+        return log_frequencies(data) if config.decoder_bias == "frequencies" else None
 
     def measure(
         self,

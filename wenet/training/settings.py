@@ -34,6 +34,13 @@ class LearningConfig(Config):
     eval_batch: int = option(10, "text streams side by side in validation", Group.OPTIMISATION, metavar="M", at_least=1)
     bptt: int = option(35, "time steps of a training window", Group.OPTIMISATION, metavar="STEPS", at_least=1)
     init_range: float = option(0.04, "weights start as U(-R, R)", Group.OPTIMISATION, metavar="R", above=0)
+    # The paper's bases start at zero. From frequencies on, a training need not learn first what is alike for all cells.
+    decoder_bias: str = option(
+        "zero",
+        "where the decoder's bias starts: zero, or frequencies (their logarithms in the training text)",
+        Group.OPTIMISATION,
+        choices=("zero", "frequencies"),
+    )
     weight_decay: float = option(5e-7, "L2 penalty on the parameters", Group.REGULARISATION, metavar="W", at_least=0)
     dropout_word: float = _dropout(0.0, "on whole words of the vocabulary")
     dropout_embedding: float = _dropout(0.2, "on embedded words, locked over time")
@@ -128,6 +135,7 @@ TRAIN_PRESETS: dict[str, dict[str, Any]] = {
         "data_batch": 20,
         "eval_batch": 64,
         "test_batch": 64,
+        "decoder_bias": "frequencies",
         "dropout_word": 0.0,
         "dropout_embedding": 0.1,
         "dropout_x": 0.1,
