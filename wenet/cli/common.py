@@ -155,15 +155,20 @@ def _add_run_flags(first: argparse._ArgumentGroup, run: argparse._ArgumentGroup,
 
 def add_setting(group: argparse._ActionsContainer, option: dataclasses.Field[Any], default: Any) -> None:
     """A flag for a setting, with the default that its help names."""
-    shown = "" if default is None or option.name == "preset" else f" (default: {default})"
+    kind = value_type(option)
+    told = {True: "on", False: "off"}[default] if kind is bool else default
+    shown = "" if default is None or option.name == "preset" else f" (default: {told})"
     text = option.metadata["help"].replace("%", "%%") + shown
     if option.name == "dataset":
         group.add_argument("dataset", nargs="?", help=text)
         return
+    if kind is bool:
+        group.add_argument(flag(option.name), action=argparse.BooleanOptionalAction, help=text)
+        return
     choices = option.metadata.get("choices")
     group.add_argument(
         flag(option.name),
-        type=value_type(option),
+        type=kind,
         metavar=one_of(choices) if choices else option.metadata.get("metavar"),
         help=text,
     )

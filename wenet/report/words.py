@@ -11,7 +11,7 @@ from typing import Any
 
 from wenet.cells.published import PUBLISHED
 from wenet.report.run import Run
-from wenet.run import Config, counted, duration, figure, flag, size
+from wenet.run import Config, as_flag, counted, duration, figure, flag, size
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
 from wenet.tasks import Metric, failure_to_learn
 from wenet.training import TrainConfig, resolve_train_config
@@ -210,7 +210,7 @@ def command(run: Run) -> list[str]:
     if run.config["data_dir"] is not None:
         flags["data_dir"] = run.config["data_dir"]
     begin = shlex.join([f"wenet-{run.kind}", settings["dataset"]])
-    return [begin, *(shlex.join([flag(name), str(value)]) for name, value in flags.items())]
+    return [begin, *(shlex.join(as_flag(name, value)) for name, value in flags.items())]
 
 
 def _cell_as_text(run: Run) -> str:

@@ -14,7 +14,7 @@ from wenet.run.session import (
     stored_config,
     stored_data,
 )
-from wenet.run.settings import DTYPES, TEXT_SETTINGS, Config, Group, flag, read_config_file, value_type
+from wenet.run.settings import DTYPES, TEXT_SETTINGS, Config, Group, as_flag, flag, read_config_file, value_type
 
 __all__ = [
     "DTYPES",
@@ -28,6 +28,7 @@ __all__ = [
     "Stopped",
     "Surroundings",
     "Work",
+    "as_flag",
     "as_path",
     "counted",
     "default_preset",

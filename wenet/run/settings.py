@@ -57,7 +57,7 @@ class Config:
     dataset: str = option("sotu", "sotu, ptb, wikitext-2, or a folder with train/valid/test text", Group.FIRST)
     task: str = option("language", "what is learned, language being the paper's", Group.MODEL)
     preset: str = option("paper", "paper or quick; by default paper with a GPU, quick without", Group.FIRST)
-    level: str = option("words", "words or characters: what a text is read in", Group.FIRST, choices=LEVELS)
+    level: str = option("words", "words or characters: what a text is read in", Group.MODEL, choices=LEVELS)
     max_vocabulary: int | None = option(
         None,
         "keep the N most frequent words or characters, read all others as <unk>",
@@ -104,6 +104,13 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def as_flag(name: str, value: Any) -> list[str]:
+    """A setting on the command line; one that is on or off is a flag of its own, with --no- where it is off."""
+    if isinstance(value, bool):
+        return [flag(name if value else f"no_{name}")]
+    return [flag(name), str(value)]
+
+
 def overridden(config_class: type[Config], *layers: Mapping[str, Any]) -> dict[str, Any]:
     """The layers as one, each setting from the last layer that has it."""
     known = [option.name for option in dataclasses.fields(config_class)]
@@ -141,9 +148,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in values.items()}
 
 
-def value_type(option: dataclasses.Field[Any]) -> type[int] | type[float] | type[str]:
+def value_type(option: dataclasses.Field[Any]) -> type[int] | type[float] | type[str] | type[bool]:
     """The type of a setting, from its annotation; None is allowed besides where the annotation says so."""
-    return {"int": int, "float": float, "str": str}[str(option.type).removesuffix(" | None")]
+    return {"int": int, "float": float, "str": str, "bool": bool}[str(option.type).removesuffix(" | None")]
 
 
 def _check(option: dataclasses.Field[Any], value: Any) -> None:
@@ -152,8 +159,9 @@ def _check(option: dataclasses.Field[Any], value: Any) -> None:
         return
     kind = value_type(option)
     accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or isinstance(value, bool):
-        raise WenetError(f"{name} must be {'a number' if kind is float else kind.__name__}, not {value!r}")
+    if not isinstance(value, accepted) or isinstance(value, bool) is not (kind is bool):
+        wanted = "true or false" if kind is bool else "a number" if kind is float else kind.__name__
+        raise WenetError(f"{name} must be {wanted}, not {value!r}")
     if "choices" in limits:
         check_choice(name, value, limits["choices"])
     if isinstance(value, float) and not math.isfinite(value):

@@ -8,6 +8,7 @@ from typing import Any
 RENAMED = {"seeds": "keep", "init_seeds": "initial_cells"}  # settings
 # Settings that runs of before did without, as those runs were.
 ADDED = {"task": "language", "level": "words", "decoder_bias": "zero"}
+ADDED_TO_SEARCHES = {"carry_embedding": False}
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -15,7 +16,8 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(config)
     if isinstance(found.get("settings"), dict):
         settings = {RENAMED.get(name, name): value for name, value in found["settings"].items()}
-        found["settings"] = {**ADDED, **settings}
+        of_search = ADDED_TO_SEARCHES if "pool" in settings else {}
+        found["settings"] = {**ADDED, **of_search, **settings}
     if found.get("kind") == "independent training":
         found["kind"] = "standalone training"
         if not found.get("shared_embedding"):

@@ -22,6 +22,7 @@ from wenet.training import ModelTrainer, Progress, network_weights, recurrence_b
 from wenet_kernels import WenetError
 
 CURVE_POINTS = 20  # of the training loss, in the record of a round
+CARRIED = ("embedding.weight", "decoder_bias")  # from round to round, where that is asked for
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ class Mixture(Strategy, ModelTrainer):
         self.windows_per_round = max(1, round(config.epochs_per_round * windows))
         self.progress = SearchProgress(0.0, kept=[Candidate(cell) for cell in config.initial_cells_given])
         self.checkpoint: dict[str, Tensor] = {}  # that the search goes on from
+        self.carried: dict[str, Tensor] = {}  # into the next round, by its name in the model
         self.valid_key = f"valid_{self.task.metric.key}"
 
     def _windows_per_pass(self) -> int:
@@ -181,6 +183,8 @@ class Mixture(Strategy, ModelTrainer):
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         self.checkpoint = tensors
+        prefix = "carried."
+        self.carried = {n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)}
 
     def read_progress(self, value: dict[str, Any]) -> SearchProgress:
         if "cursor" in value:  # the number of the next window, in checkpoints of old runs
@@ -192,12 +196,14 @@ class Mixture(Strategy, ModelTrainer):
         return self.progress.round >= self.config.rounds
 
     def begin_stage(self) -> None:
-        """A new model of new cells and kept ones; where a checkpoint was written in this round, as it was then."""
+        """A new model of new cells and kept ones, with what is carried from the last round; where a checkpoint was
+        written in this round, as it was then."""
         first = self.progress.round * self.config.batch
         new = [Candidate(genotype) for genotype in self.pool[first : first + self.config.batch]]
         self.candidates = new + self.progress.kept
         genotypes = [candidate.genotype for candidate in self.candidates]
         self.model = build_mixture(self.config, genotypes, self.task, self.session.data, self.ranks).to(self.device)
+        self.model.load_state_dict(self.carried, strict=False)
         self.optimizer = build_optimizer(self.config, self.model)
         self.h = None
         if self.progress.losses:
@@ -262,7 +268,10 @@ class Mixture(Strategy, ModelTrainer):
         kept = [replace(c, rounds_kept=c.rounds_kept + 1) for c in ranked[: self.config.keep]]
         self.progress = SearchProgress(seconds, self.progress.round + 1, self.progress.step, kept=kept)
         self.folder.write_json("best.json", self._best().to_dict(self.task.metric))
-        self.save({})
+        if self.config.carry_embedding:
+            parameters = dict(self.model.named_parameters())
+            self.carried = {name: parameters[name].detach().clone() for name in CARRIED}
+        self.save({f"carried.{name}": tensor for name, tensor in self.carried.items()})
 
     def _validate(self) -> float | None:
         """The metric of the mixture; None where it is not finite, which the ranking need not mind."""

@@ -81,6 +81,11 @@ class SearchConfig(LearningConfig):
         Group.MIXTURE,
         choices=("weight", "held-out"),
     )
+    carry_embedding: bool = option(
+        False,
+        "embedding and decoder of a round start from the last round's; the cells always start anew",
+        Group.MIXTURE,
+    )
     mix_dropout: float = option(
         0.0, "on whole networks of the mixture", Group.MIXTURE, metavar="P", at_least=0, below=1
     )
