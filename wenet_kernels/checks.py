@@ -91,13 +91,21 @@ def _check_kind(name: str, operand: Tensor, other_name: str, other: Tensor) -> N
 
 
 def check_finite(r: Recurrence, output: Tensor) -> None:
-    """Name the operand that brought NaN into the output; only on the CPU, where looking costs no synchronisation."""
+    """Name the operand that brought NaN into the output; only on the CPU, where looking costs no synchronisation.
+
+    Under statistics that are given, and so do not follow the states, it is these that the state grows by.
+    """
     if output.device.type != "cpu" or is_finite(output):
         return
     for name in ("pre", "h0", "weight_hidden", "weight_nodes", "mix", "mask_h", "running_mean", "running_var"):
         operand = getattr(r, name)
         if operand is not None:
             check_nan(name, operand)
+    if r.norm == "running" and not bool(output.isfinite().all()):
+        raise WenetError(
+            "the states grow without bound under the statistics that norm gives, which do not follow them as batch "
+            "statistics do; normalise with norm='batch', over as many rows as in training"
+        )
 
 
 def check_finite_projection(x: Tensor, weight: Tensor, output: Tensor) -> None:

@@ -210,6 +210,21 @@ class TestErrors:
         with pytest.raises(WenetError, match=f"{name} holds NaN"):
             self.call()
 
+    def test_statistics_that_let_the_states_grow(self):
+        """A state that is normalised with the same variance at every step is multiplied at every step."""
+        cells = CellBatch("identity0 identity1")
+        steps, rows, hidden = 60, 3, 4
+        weights = torch.randn(1, hidden, 2 * hidden), torch.randn(1, 2, hidden, 2 * hidden)
+        shape = (1, 3, hidden)
+        norm = torch.zeros(shape), torch.full(shape, 1e-3)
+        arguments = torch.randn(steps, 1, rows, 2 * hidden), torch.randn(rows, hidden), *weights, torch.ones(1), cells
+        for backend in ("reference", "cpu"):
+            if backends()[backend] == "ready":
+                with pytest.raises(WenetError, match=r"statistics that norm gives.*norm='batch'"):
+                    dag_rnn(*arguments, norm=norm, backend=backend)
+                output, _ = dag_rnn(*arguments, norm="batch", backend=backend)
+                assert bool(output.isfinite().all())
+
     def test_unknown_backend(self, monkeypatch):
         with pytest.raises(WenetError, match="unknown backend 'abacus'"):
             self.call(backend="abacus")
