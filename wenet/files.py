@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Atomic writes: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PARTIAL = ".partial"  # how the names of files end that are still being written
+PARTIAL = ".partial"  # suffix of files that are still being written
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a file to write into, which takes the place of `path` once it is complete and on disk.
+    """Yield a temporary file that replaces `path` once it is complete and on disk.
 
-    Readers see the old file or the new one. A write that fails leaves the old one.
+    Readers see the old file or the new one. After a failed write the old one stays.
 
     Examples:
         >>> with written_whole(Path("cell.json")) as file:
@@ -33,7 +33,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def _put_on_disk(path: Path) -> None:
-    """The contents of a file, or the names in a folder."""
+    """Flush a file's contents, or a folder's entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

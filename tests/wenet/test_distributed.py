@@ -101,7 +101,7 @@ def test_two_ranks_search_as_one_process(text, tmp_path, searched):
     run = tmp_path / "run"
     output = succeeds(command(2, "wenet-search", text, *flags(SEARCH), "--out", run))
     assert output.count("round 2/2 done") == 1
-    assert "ranks     2, which divide the networks, at most 7" in output
+    assert "ranks     2, which divide the networks of a round, at most 7" in output
     assert_close(results(run), results(searched))
     found, expected = (load_file(sorted((path / "checkpoint").iterdir())[-1]) for path in (run, searched))
     assert list(found) == list(expected)

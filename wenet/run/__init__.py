@@ -1,4 +1,4 @@
-"""What every run has, whatever it does: settings, machine, folder, console, checkpoints, and requests to stop."""
+"""The parts of every run: settings, machine, folder, console, checkpoints, and requests to stop."""
 
 from wenet.run.console import Console, counted, duration, figure, share, size
 from wenet.run.folder import RunFolder, write_tensors

@@ -1,4 +1,4 @@
-"""What a command shows: lines, and a progress bar where someone watches."""
+"""The output of a command: lines, and a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PLAIN_LINE_SECONDS = 30.0
 
 
 class Console:
-    """Prints lines; `silent` prints nothing, `quiet` and non-terminals get plain lines instead of a bar."""
+    """Prints lines and a progress bar; `silent` prints nothing, `quiet` and non-terminals get no bar."""
 
     def __init__(self, quiet: bool = False, silent: bool = False) -> None:
         self.silent = silent
@@ -28,7 +28,7 @@ class Console:
             self._bar.refresh()
 
     def start(self, total: int, done: int, unit: str = "window") -> None:
-        """Begin to count windows or another unit of work, `done` of `total` behind us."""
+        """Start counting windows or another unit of work; `done` of `total` are done already."""
         self._total, self._done, self._first, self._unit = total, done, done, unit
         self._tokens = 0
         self._started = self._last_line = time.monotonic()
@@ -36,7 +36,7 @@ class Console:
             self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, smoothing=0.1)
 
     def advance(self, label: str, tokens: int, state: str, count: int = 1) -> None:
-        """So many units of so many tokens are done; `label` says where we are and `state` how it goes."""
+        """Report `count` more units with `tokens` tokens; `label` says where the run is, `state` how it goes."""
         now = time.monotonic()
         self._done += count
         self._tokens += tokens
@@ -58,7 +58,7 @@ class Console:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, to two figures."""
+    """Format seconds in words, to two figures."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:
@@ -69,12 +69,12 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in words."""
+    """Format bytes in words."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 
 def figure(value: float | None, places: int = 2, missing: str = "unknown") -> str:
-    """A number of a result, or what it means that there is none."""
+    """Format a number of a result; `missing` stands in if there is none."""
     return missing if value is None else f"{value:.{places}f}"
 
 
@@ -89,5 +89,5 @@ def plural(noun: str) -> str:
 
 
 def share(part: float) -> str:
-    """A share in words, to be followed by "of": "none", "all" or "25%"."""
+    """Format a share, to be followed by "of": "none", "all" or "25%"."""
     return "none" if part == 0 else "all" if part == 1 else f"{part:.0%}"

@@ -1,4 +1,4 @@
-"""Curves of a run for TensorBoard, while it goes on."""
+"""Curves for TensorBoard, written while a run goes on."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"
-POINT_SECONDS = 1.0  # from one point of a curve to the next; windows between them are averaged
+POINT_SECONDS = 1.0  # between two points of a curve; the windows between them are averaged
 
 
 def require_tensorboard(wanted: bool) -> None:
-    """Refuse `--tensorboard` where it cannot work, before a run begins.
+    """Check before a run begins that `--tensorboard` can work.
 
     Raises:
         WenetError: TensorBoard is not installed.
@@ -40,8 +40,8 @@ class Curves:
     """Loss and throughput by window, results by round or epoch.
 
     Args:
-        folder: where TensorBoard looks; None where no curves are wanted, and all calls do nothing.
-        step: from which the run goes on; what a stopped process wrote beyond it is dropped.
+        folder: where TensorBoard looks; None if no curves are wanted, and then all calls do nothing.
+        step: where the run goes on; points that a stopped process wrote beyond it are dropped.
     """
 
     def __init__(self, folder: Path | None, step: int) -> None:
@@ -49,7 +49,7 @@ class Curves:
         self._begin_point()
 
     def window(self, step: int, loss: float, tokens: int, more: Callable[[], Mapping[str, float]] = lambda: {}) -> None:
-        """One window of training; `more` is asked for further curves whenever a point is due."""
+        """Count one window of training; whenever a point is due, `more` is called for further curves."""
         if self._writer is None:
             return
         self._losses.append(loss)
@@ -58,7 +58,7 @@ class Curves:
             self.values(step, more())
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
-        """A point of each of some curves, and of loss and throughput where windows are left that have none yet."""
+        """Write a point of each given curve, and of loss and throughput since their last point."""
         if self._writer is None:
             return
         if self._losses:

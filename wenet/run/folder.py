@@ -1,4 +1,4 @@
-"""A run folder: settings, records and checkpoints, written so that a kill at any instant leaves it whole."""
+"""A run folder: settings, records and checkpoints, consistent even after a kill at any moment."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from wenet_kernels import WenetError
 
 KEPT_CHECKPOINTS = 2
 
-# What a run that was killed before its settings were written may have left; a new run may take such a folder over.
+# Left by a run that was killed before it wrote its settings; a new run may take over a folder with only these.
 _UNBORN = (".lock", "checkpoint")
 
 
 class RunFolder:
     """The folder of one run, held by one process at a time.
 
-    Layout: `config.json`, `search.jsonl` or another list of records, `best.json`, `checkpoint/NNNNNN.safetensors`;
-    where one model is trained `checkpoint/best.safetensors` besides.
+    Layout: `config.json`, `search.jsonl` or another list of records, `best.json`, `checkpoint/NNNNNN.safetensors`, and
+    for the training of one model `checkpoint/best.safetensors`.
     """
 
     def __init__(self, path: Path, stored: Mapping[str, Any], lock: FileLock) -> None:
         self.path = path
         self.config: Mapping[str, Any] = upgraded(stored)
-        self._stored = stored  # as it stands in the file, to which checkpoints belong
+        self._stored = stored  # as in the file; checkpoints carry its hash
         self._best = path / "checkpoint" / "best.safetensors"
         self._lock = lock
 
@@ -44,7 +44,7 @@ class RunFolder:
         """Start a new run.
 
         Raises:
-            WenetError: the folder has something in it already, is in use, or cannot be written.
+            WenetError: the folder is not empty, is in use, or cannot be written.
         """
         if path.exists() and not path.is_dir():
             raise WenetError(f"{path} is a file; name another folder with --out")
@@ -62,10 +62,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """Take up a run that was stopped.
+        """Open a run that was stopped.
 
         Raises:
-            WenetError: no run there, it is in use, or its settings cannot be read.
+            WenetError: the folder holds no run, is in use, or its settings cannot be read.
         """
         if not path.is_dir():
             raise WenetError(f"no run folder {path}")
@@ -84,10 +84,10 @@ class RunFolder:
 
     @classmethod
     def open_or_create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
-        """Take up the run of these settings, or start it.
+        """Open the run with these settings, or start it.
 
         Raises:
-            WenetError: as in `create` and `open`; the run that is there has other settings.
+            WenetError: as in `create` and `open`; also if the run in the folder has other settings.
         """
         if not (path / "config.json").exists():
             return cls.create(path, config)
@@ -98,36 +98,36 @@ class RunFolder:
         return run
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Release the folder for other processes."""
         self._lock.release()
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """Replace a file as a whole, one key a line."""
+        """Replace a whole file; it has one key per line."""
         lines = (f"  {json.dumps(key)}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items())
         self._write_text(name, "{\n" + ",\n".join(lines) + "\n}\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """What `write_json` wrote."""
+        """Read a file that `write_json` wrote."""
         value: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
         return value
 
     def append_record(self, name: str, record: Mapping[str, Any]) -> None:
-        """Add one line to a list of records, on disk when this returns."""
+        """Append a line to a list of records; it is on disk when this returns."""
         with _reporting_full_disk(self.path / name), open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def records(self, name: str) -> list[dict[str, Any]]:
-        """Every record of a list."""
+        """Read all records of a list."""
         path = self.path / name
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     def truncate_records(self, name: str, count: int) -> None:
-        """Drop what was recorded after the checkpoint that a run goes on from.
+        """Drop all records after the first `count`, which the checkpoint knows of.
 
         Raises:
-            WenetError: fewer records are left than the checkpoint knows of.
+            WenetError: the list has fewer records.
         """
         path = self.path / name
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
@@ -136,10 +136,10 @@ class RunFolder:
         self._write_text(name, "".join(lines[:count]))
 
     def save_checkpoint(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
-        """Write a checkpoint beside the last one; only when it is whole does it count and the oldest go.
+        """Write a new checkpoint, and remove the oldest once it is complete.
 
         Raises:
-            WenetError: it cannot be written; the checkpoints before it stay as they are.
+            WenetError: the checkpoint cannot be written; earlier ones stay.
         """
         checkpoints = self.checkpoints()
         number = int(checkpoints[-1].stem) + 1 if checkpoints else 1
@@ -150,10 +150,10 @@ class RunFolder:
         return path
 
     def load_checkpoint(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """Progress and tensors of the newest checkpoint; None where the run was stopped before the first.
+        """Progress and tensors of the newest checkpoint; None if the run was stopped before the first.
 
         Raises:
-            WenetError: it is damaged, or was written under other settings.
+            WenetError: the checkpoint is damaged, or was written under other settings.
         """
         checkpoints = self.checkpoints()
         if not checkpoints:
@@ -162,15 +162,15 @@ class RunFolder:
         return self._read_tensors(checkpoints[-1], f"delete it to {before}")
 
     def save_best(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Replace what is kept of the best state that training has been in.
+        """Save the best state of training so far in place of the one before.
 
         Raises:
-            WenetError: it cannot be written; the one before it stays as it is.
+            WenetError: the file cannot be written; the one before stays.
         """
         self._write_tensors(self._best, progress, tensors)
 
     def load_best(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What `save_best` took last.
+        """Load the state that `save_best` saved last.
 
         Raises:
             WenetError: there is none, it is damaged, or was written under other settings.
@@ -180,16 +180,16 @@ class RunFolder:
         return self._read_tensors(self._best, "train again")
 
     def checkpoints(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
+        """Complete checkpoints, oldest first."""
         return sorted((self.path / "checkpoint").glob("[0-9]*.safetensors"))
 
     def remove_checkpoints(self) -> None:
-        """Of a run that is finished and recorded."""
+        """Remove all checkpoints of a run that is finished and recorded."""
         for path in self.checkpoints():
             path.unlink()
 
     def _sweep(self) -> None:
-        """Remove what a write that did not finish has left, ours or the library's; a report may be being written."""
+        """Remove the remains of unfinished writes, ours or the library's, but not a report in the making."""
         left = set((self.path / "checkpoint").iterdir()) - {*self.checkpoints(), self._best}
         for path in (*left, *self.path.glob(f".*.json*{PARTIAL}")):
             path.unlink()
@@ -221,7 +221,7 @@ class RunFolder:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file that may be read by whom the umask lets; by itself the library's is its owner's alone."""
+    """Write a safetensors file with the permissions of the umask; the library itself lets only the owner read it."""
     path.touch()
     mode = path.stat().st_mode
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
@@ -230,7 +230,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 @contextmanager
 def _reporting_full_disk(path: Path, tidy: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Turn a failed write into one line about the file, after tidying up what was half written."""
+    """Report a failed write as one line about the file, after removing the unfinished part."""
     try:
         yield
     except (OSError, SafetensorError) as error:

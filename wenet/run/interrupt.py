@@ -1,4 +1,4 @@
-"""Stopping long work on request instead of in the middle of a step."""
+"""Stop long work between two steps when a signal asks for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 
 class Stopped(Exception):
-    """A run ended early because a signal asked for it; everything up to then is in its checkpoint."""
+    """A signal ended the run early; its checkpoint holds everything up to then."""
 
     def __init__(self, signal_number: int, folder: Path) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}; continue with --resume {folder}")
@@ -23,14 +23,14 @@ POLL_SECONDS = 0.1
 
 
 class Interrupt:
-    """Within this context SIGINT and SIGTERM only set `requested`; a second SIGINT stops at once."""
+    """A context in which SIGINT and SIGTERM only set `requested`; a second SIGINT stops at once."""
 
     def __init__(self) -> None:
         self.requested: int | None = None
 
     def __enter__(self) -> Interrupt:
         self._before = {}
-        if threading.current_thread() is threading.main_thread():  # only there can handlers be set
+        if threading.current_thread() is threading.main_thread():  # the only thread that can set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._handle)
         return self
@@ -46,10 +46,10 @@ class Interrupt:
 
 
 def wait_until(happened: Callable[[], bool], interrupt: Interrupt, folder: Path) -> None:
-    """Wait for other processes at a run, however long it takes them.
+    """Wait for the other processes of a run, however long they take.
 
     Raises:
-        Stopped: SIGINT or SIGTERM came, which torchrun sends to all ranks where one has died.
+        Stopped: SIGINT or SIGTERM came; torchrun sends them to all ranks if one has died.
     """
     while not happened():
         if interrupt.requested is not None:

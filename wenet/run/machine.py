@@ -1,4 +1,4 @@
-"""The machine: device, backend and precision of a run, its memory, and a failed allocation in words."""
+"""The machine of a run: device, backend, precision, memory, and errors about memory in words."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from wenet_kernels import WenetError, resolve_backend
 
 
 def resolve_machine(config: AnyConfig, cell: Genotype | None = None) -> AnyConfig:
-    """The settings with device, backend and precision named, for a cell where there is one already.
+    """Replace "auto" in the settings by the device, backend and precision of this machine.
+
+    Args:
+        cell: the cell to train, if there is one; the backend must know its activations.
 
     Raises:
-        WenetError: the device or backend asked for is missing, or lacks the precision or an activation.
+        WenetError: the device or backend is missing, or lacks the precision or an activation.
     """
     device = _device(config.device)
     activations = cell.activations if cell else config.activation_names
@@ -31,7 +34,7 @@ def resolve_machine(config: AnyConfig, cell: Genotype | None = None) -> AnyConfi
 
 
 def default_preset() -> str:
-    """The preset that a run on this machine starts from where none is named."""
+    """The preset of a run on this machine if none is named."""
     return "paper" if torch.cuda.is_available() else "quick"
 
 
@@ -50,7 +53,7 @@ def _device(name: str) -> torch.device:
 
 
 def best_precision(backend: str, device: torch.device, activations: Sequence[str] = ()) -> str:
-    """The fastest precision that trains as well: bf16 products on a GPU whose backend has them, else fp32."""
+    """The fastest precision that trains equally well: bf16 on a GPU whose backend has it, else fp32."""
     if device.type == "cuda":
         with suppress(WenetError):
             resolve_backend(backend, device, precision="bf16", activations=activations)
@@ -60,7 +63,7 @@ def best_precision(backend: str, device: torch.device, activations: Sequence[str
 
 @contextmanager
 def pytorch_products_in(config: Config) -> Iterator[None]:
-    """On a GPU, let PyTorch's own products (projection, decoder) be TF32 where the recurrence's are rounded too."""
+    """On a GPU, let PyTorch's own products (projection, decoder) use TF32 if the recurrence rounds its products too."""
     before = torch.get_float32_matmul_precision()
     if torch.device(config.device).type == "cuda" and config.precision in ("tf32", "bf16"):
         torch.set_float32_matmul_precision("high")
@@ -71,7 +74,7 @@ def pytorch_products_in(config: Config) -> Iterator[None]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held: on a GPU its tensors, on the CPU everything."""
+    """The most bytes this process has held at once: on a GPU its tensors, on the CPU everything."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB elsewhere
@@ -79,14 +82,17 @@ def peak_memory(device: torch.device) -> int:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes that a device has in all."""
+    """Total memory of a device in bytes."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_memory(needed: int, device: str, flags: str, processes_here: int = 1) -> None:
-    """Refuse a run that cannot fit; `needed` is what each process on this machine needs.
+    """Refuse a run that cannot fit.
+
+    Args:
+        needed: bytes for each process on this machine.
 
     Raises:
         WenetError: the device has less memory.
@@ -100,12 +106,12 @@ def check_memory(needed: int, device: str, flags: str, processes_here: int = 1) 
 
 @contextmanager
 def explaining_out_of_memory(advice: str) -> Iterator[None]:
-    """Raise `WenetError` with the advice where an allocation within fails."""
+    """Turn a failed allocation within this context into a `WenetError` with the advice."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):
         raise WenetError(f"out of memory: {advice}") from None
-    except RuntimeError as error:  # which is what the CPU's allocator raises
+    except RuntimeError as error:  # raised by the CPU's allocator
         if "can't allocate memory" in str(error) or "not enough memory" in str(error):
             raise WenetError(f"out of memory: {advice}") from None
         raise

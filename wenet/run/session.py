@@ -1,4 +1,4 @@
-"""A session: what a run works with, from its settings to its folder, begun anew or taken up again."""
+"""A session: everything a run works with, from settings to folder, whether it begins or resumes."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from wenet.tasks import Baseline, Task, task_of
 from wenet.version import VERSION
 from wenet_kernels import WenetError, backends, native_status
 
-FORMAT = 1  # of a run folder
+FORMAT = 1  # version of run folders
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a run works in, which decides nothing about its result.
+    """Everything around a run that does not affect its result.
 
     Attributes:
-        out: a new run folder; by default one under `runs/`, named by the time.
+        out: a new run folder; by default one under `runs/`, named after the time.
         data_dir: where to look for ptb and wikitext-2 first.
         checkpoint_every: minutes between checkpoints.
         console: where to print; by default nothing is printed.
         tensorboard: whether to write curves for TensorBoard into the run folder.
-        ranks: the processes that work together, as `wenet.parallel.joined` gives them.
+        ranks: the processes that work together, from `wenet.parallel.joined`.
     """
 
     out: str | Path | None = None
@@ -50,12 +50,12 @@ class Surroundings:
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Surroundings:
-        """Those among the options, which then has them no longer."""
+        """Take the fields of this class out of the options."""
         return cls(**{field.name: options.pop(field.name) for field in fields(cls) if field.name in options})
 
 
 class Work(ABC, Generic[AnyConfig]):
-    """A kind of run, such as a search: what a session must know before the work begins."""
+    """A kind of run, such as a search, and what a session must know about it before it begins."""
 
     kind: ClassVar[str]  # in `config.json`
     noun: ClassVar[str]  # in messages
@@ -65,52 +65,52 @@ class Work(ABC, Generic[AnyConfig]):
         """The settings of a preset, overridden by each layer in turn."""
 
     def cell(self, config: AnyConfig) -> Genotype | None:
-        """The cell that is to be trained, where there is one already."""
+        """The cell to train, if there is one from the start."""
         return None
 
     @abstractmethod
     def streams(self, config: AnyConfig) -> dict[str, int]:
-        """How many rows of each part of the data are read side by side."""
+        """Number of rows of each part of the data that are read side by side."""
 
     def check_ranks(self, config: AnyConfig, ranks: Ranks) -> None:
-        """Refuse work that several processes cannot share, GPUs that they would have to share among it."""
+        """Refuse work that several processes cannot divide, and GPUs that they would have to share."""
         check_own_device(ranks, torch.device(config.device))
 
     def stored_cell(self, stored: Mapping[str, Any]) -> Genotype | None:
-        """The cell of a run that goes on, from its `config.json`."""
+        """The cell of a resumed run, from its `config.json`."""
         return None
 
     @abstractmethod
     def memory(self, config: AnyConfig, cell: Genotype | None, data: Any, ranks: Ranks) -> int:
-        """Bytes that each process needs."""
+        """Bytes needed by each process."""
 
     def memory_flags(self, config: AnyConfig) -> str:
-        """The flags that lower the memory."""
+        """Flags that lower the memory."""
         return "--hidden, --data-batch or --bptt"
 
     def stored(self, cell: Genotype | None) -> dict[str, Any]:
-        """What `config.json` holds besides the settings."""
+        """Further entries of `config.json` besides the settings."""
         return {}
 
     @staticmethod
     def divided_dimension(name: str, dimensions: int) -> int | None:
-        """The dimension along which processes divide a tensor of a checkpoint; None where each has all of it."""
+        """The dimension along which processes divide a tensor of a checkpoint; None if each has the whole."""
         return None
 
     def announce(self, session: Session[AnyConfig], given: Mapping[str, Any]) -> None:
-        """Say what the run will do and take, after text and machine."""
+        """Print what the run will do and cost; text and machine have been printed."""
 
 
 @dataclass(frozen=True)
 class Session(Generic[AnyConfig]):
-    """What everything within a run works with.
+    """Everything that the parts of a run work with.
 
     Attributes:
-        config: the settings, with backend and device named.
-        cell: that is trained, where there is one from the start.
-        data: what the task loaded.
-        folder: takes records and checkpoints.
-        interrupt: tells when someone asks the run to stop.
+        config: the settings, with backend and device resolved.
+        cell: the cell to train, if there is one from the start.
+        data: the data that the task loaded.
+        folder: the place of records and checkpoints.
+        interrupt: set when a signal asks the run to stop.
         surroundings: console, checkpoints, curves, processes.
     """
 
@@ -136,7 +136,7 @@ class Session(Generic[AnyConfig]):
 
     @property
     def baseline(self) -> Baseline | None:
-        """What the work must beat, where the run knows of it."""
+        """The value that a model must beat; None if unknown."""
         return stored_baseline(self.folder.config)
 
     @classmethod
@@ -144,14 +144,14 @@ class Session(Generic[AnyConfig]):
     def begin(
         cls, work: Work[AnyConfig], preset: str, given: Mapping[str, Any], surroundings: Surroundings
     ) -> Iterator[Session[AnyConfig]]:
-        """A new run of some work.
+        """Begin a new run.
 
         Args:
-            preset: the settings it starts from.
+            preset: the name of the settings to start from.
             given: settings that override the preset.
 
         Raises:
-            WenetError: an impossible setting, missing or unusable data, too little memory.
+            WenetError: a setting is impossible, data are missing or unusable, or memory is too small.
         """
         require_tensorboard(surroundings.tensorboard)
         asked = work.resolve(preset, given)
@@ -162,7 +162,7 @@ class Session(Generic[AnyConfig]):
         config = _with_absolute_dataset(config)
         for part, rows in work.streams(config).items():
             task.streams(data, part, rows)  # refuses a part too short for so many
-        say_data_and_machine(surroundings.console, config, cell, data)  # before anything that takes a second
+        say_data_and_machine(surroundings.console, config, cell, data)  # before anything slow
         work.check_ranks(config, ranks)
         flags = work.memory_flags(config)
         check_memory(work.memory(config, cell, data, ranks), config.device, flags, ranks.count_here)
@@ -185,13 +185,13 @@ class Session(Generic[AnyConfig]):
     def resume(
         cls, work: Work[AnyConfig], folder: str | Path, surroundings: Surroundings, **changes: Any
     ) -> Iterator[Session[AnyConfig]]:
-        """A run that was stopped, from its last checkpoint on.
+        """Resume a stopped run from its last checkpoint.
 
         Args:
-            changes: settings that the rest of the run may have otherwise; None leaves one as it was.
+            changes: new values of settings that may change for the rest of the run; None keeps a setting.
 
         Raises:
-            WenetError: no such run, it is in use, its checkpoint is damaged, or data or machine have changed.
+            WenetError: there is no such run, it is in use, its checkpoint is damaged, or data or machine changed.
         """
         require_tensorboard(surroundings.tensorboard)
         with _held(work, surroundings.ranks, lambda: RunFolder.open(Path(folder))) as (run, interrupt):
@@ -209,25 +209,25 @@ class Session(Generic[AnyConfig]):
     def part(
         self, folder: Path, stored: Mapping[str, Any] | None = None, alone: bool = True, **settings: Any
     ) -> Iterator[Session[AnyConfig]]:
-        """A part of this run in a folder of its own, taken up again where it was begun before.
+        """Open a part of this run with a folder of its own, resumed if it was begun before.
 
         Args:
-            stored: what its `config.json` holds; by default the settings of a run of this kind.
-            alone: whether this process works on it without the others.
-            settings: that differ from those of this run.
+            stored: the contents of its `config.json`; by default the settings of a run of this kind.
+            alone: whether this process works on the part by itself.
+            settings: settings in which the part differs from this run.
         """
         config = replace(self.config, **settings) if settings else self.config
         if stored is None:
             whole = self.folder.config
             stored = run_settings(whole["kind"], config, self.data, whole["data_dir"])
-            stored |= {name: whole[name] for name in ("baseline",) if name in whole}  # runs of before have none
+            stored |= {name: whole[name] for name in ("baseline",) if name in whole}  # older runs have none
         with closing(RunFolder.open_or_create(folder, stored)) as run:
             surroundings = replace(self.surroundings, ranks=ALONE) if alone else self.surroundings
             yield replace(self, config=config, folder=run, surroundings=surroundings)
 
     @contextmanager
     def _at_work(self, work: Work[AnyConfig]) -> Iterator[None]:
-        """Errors and requests to stop in the words of the whole run, whichever part of it they come from."""
+        """Word errors and requests to stop for the whole run, whichever part they come from."""
         needed = size(work.memory(self.config, self.cell, self.data, self.ranks))
         advice = f"about {needed} are needed; lower {work.memory_flags(self.config)}"
         try:
@@ -241,13 +241,13 @@ class Session(Generic[AnyConfig]):
 
 @contextmanager
 def _held(work: Work[Any], ranks: Ranks, take: Any) -> Iterator[tuple[RunFolder, Interrupt]]:
-    """The folder of a run, held until its end, in which signals only ask it to stop."""
+    """Hold the folder of a run until its end; meanwhile signals only request a stop."""
     with Interrupt() as interrupt, closing(SharedFolder.take(ranks, work.divided_dimension, take)) as run:
         yield run, interrupt
 
 
 def say_data_and_machine(console: Console, config: Config, cell: Genotype | None, data: Any) -> None:
-    """The first lines of a run."""
+    """Print the first lines of a run."""
     console.say(f"text      {data.name}: {data.describe()}")
     activations = cell.activations if cell else config.activation_names
     slower = [f"{name}: {status}" for name, status in backends(activations).items() if status != "ready"]
@@ -259,7 +259,7 @@ def say_data_and_machine(console: Console, config: Config, cell: Genotype | None
 
 
 def _default_folder(kind: str, name: str) -> Path:
-    """A folder that does not exist yet, named by the time."""
+    """A new folder, named after the time."""
     base = Path("runs") / f"{kind}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = base, 1
     while folder.exists():
@@ -269,14 +269,14 @@ def _default_folder(kind: str, name: str) -> Path:
 
 
 def _with_absolute_dataset(config: AnyConfig) -> AnyConfig:
-    """The settings with a folder of text named so that it is found from anywhere."""
+    """Make a folder of text absolute in the settings, so that it is found from anywhere."""
     if not Path(config.dataset).is_dir():
         return config
     return replace(config, dataset=str(Path(config.dataset).resolve()))
 
 
 def run_settings(kind: str, config: AnyConfig, data: Any, data_dir: str | Path | None) -> dict[str, Any]:
-    """What `config.json` holds: all that a run needs to be taken up again."""
+    """The contents of `config.json`: everything needed to resume a run."""
     return {
         "format": FORMAT,
         "kind": kind,
@@ -292,7 +292,7 @@ def stored_config(run: RunFolder, work: Work[AnyConfig]) -> AnyConfig:
     """The settings that a run began with.
 
     Raises:
-        WenetError: it is of another kind or version.
+        WenetError: the run is of another kind or version.
     """
     try:
         if run.config["kind"] != work.kind or run.config["format"] != FORMAT:
@@ -307,7 +307,7 @@ def stored_config(run: RunFolder, work: Work[AnyConfig]) -> AnyConfig:
 
 
 def stored_baseline(stored: Mapping[str, Any]) -> Baseline | None:
-    """What `config.json` of a run says that its model must beat; runs of before say nothing."""
+    """The value that a model must beat, from a run's `config.json`; older runs have none."""
     found = stored.get("baseline")
     return None if found is None else Baseline(**found)
 
@@ -316,7 +316,7 @@ def stored_data(run: RunFolder, config: AnyConfig, task: Task, data_dir: str | P
     """The data that a run began with.
 
     Raises:
-        WenetError: they are gone, or have changed.
+        WenetError: the data are gone or have changed.
     """
     data = task.load(config, as_path(data_dir or run.config["data_dir"]))
     if data.fingerprint != run.config["corpus"]:
@@ -325,10 +325,10 @@ def stored_data(run: RunFolder, config: AnyConfig, task: Task, data_dir: str | P
 
 
 def _take_up(run: RunFolder, config: AnyConfig, task: Task, surroundings: Surroundings) -> Any:
-    """The data of a run that goes on, after a check that machine and data still are as they were.
+    """Load the data of a resumed run, after a check that machine and data are unchanged.
 
     Raises:
-        WenetError: they are not.
+        WenetError: machine or data changed.
     """
     if resolve_machine(config) != config:
         raise WenetError(f"{run.path} cannot go on here: {config.device} with backend {config.backend} is not ready")

@@ -1,4 +1,4 @@
-"""Settings of a search or of training: presets, a TOML file and flags, each overriding the one before."""
+"""Settings of searches and trainings: a preset, a TOML file and flags, each overriding the one before."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from wenet.data import LEVELS
 from wenet.tasks import TASKS
 from wenet_kernels import WenetError, check_choice
 
-WINDOWS = ("fixed", "darts", "merity")  # how long the windows of a search are
+WINDOWS = ("fixed", "darts", "merity")  # ways to choose the lengths of a search's windows
 
 
-# Of parameters, by the precision of the products.
+# Type of the parameters, by the precision of products.
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
-TEXT_SETTINGS = ("task", "dataset", "level", "max_vocabulary")  # what is read, and how
+TEXT_SETTINGS = ("task", "dataset", "level", "max_vocabulary")  # the text of a run, and how it is read
 
 
 class Group(StrEnum):
-    """Where a setting stands in `--help`, in this order."""
+    """The group of a setting in `--help`; groups appear in this order."""
 
     FIRST = "what most runs set"
     MODEL = "text and model"
@@ -48,10 +48,10 @@ def option(default: Any, text: str, group: Group, **limits: Any) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """Settings that check themselves; the fields of a subclass are flags, keys of a TOML file and arguments.
+    """Settings that check themselves; each field is also a flag, a key in TOML files and a named argument.
 
     Raises:
-        WenetError: a value of the wrong type or outside its range.
+        WenetError: a value has the wrong type or is out of range.
     """
 
     dataset: str = option("sotu", "sotu, ptb, wikitext-2, or a folder with train/valid/test text", Group.FIRST)
@@ -91,16 +91,15 @@ class Config:
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-# Settings that are gone, for want of a measured benefit (docs/search-quality.md). Runs that began with the value here
-# are what they were; no other value can be had. The last commit that had them is named.
+# Removed settings, which had no measured benefit (docs/search-quality.md), with the value that today's code follows.
+# Old runs with this value can still be opened.
 REMOVED: dict[str, Any] = {"seed_parameters": "fresh", "mix_temperature": 1.0, "mix_norm": "none"}
-
 
 LAST_WITH_REMOVED = "d4c45fd"
 
 
 def flag(name: str) -> str:
-    """The command-line spelling of a setting."""
+    """A setting's name on the command line."""
     return "--" + name.replace("_", "-")
 
 
@@ -112,7 +111,7 @@ def as_flag(name: str, value: Any) -> list[str]:
 
 
 def overridden(config_class: type[Config], *layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The layers as one, each setting from the last layer that has it."""
+    """Merge layers of settings; later layers override earlier ones."""
     known = [option.name for option in dataclasses.fields(config_class)]
     values: dict[str, Any] = {}
     for layer in layers:
@@ -137,7 +136,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """Settings from a TOML file, named as the flags are, with hyphens or underscores.
 
     Raises:
-        WenetError: no such file, or no TOML.
+        WenetError: there is no such file, or it is not TOML.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -149,7 +148,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def value_type(option: dataclasses.Field[Any]) -> type[int] | type[float] | type[str] | type[bool]:
-    """The type of a setting, from its annotation; None is allowed besides where the annotation says so."""
+    """The type of a setting, from its annotation; an optional one may also be None."""
     return {"int": int, "float": float, "str": str, "bool": bool}[str(option.type).removesuffix(" | None")]
 
 

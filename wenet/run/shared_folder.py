@@ -1,4 +1,4 @@
-"""A run folder that the first of several ranks holds: the others need not even see its disk."""
+"""A run folder for several ranks: only the first needs access to its disk."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 from wenet.parallel.ranks import Ranks
 from wenet.run.folder import RunFolder
 
-# The dimension along which a tensor of a checkpoint is divided over ranks, by its name and number of dimensions; None
-# where every rank has all of it.
+# Maps a checkpoint tensor's name and number of dimensions to the dimension along which ranks divide it; None if every
+# rank has the whole.
 Layout = Callable[[str, int], int | None]
 
 
 class SharedFolder(RunFolder):
-    """What every rank writes goes through the first, and what every rank reads comes from it.
+    """Sends all writes to the first rank and all reads from it.
 
-    Files are those of a run of one process: the parts of divided tensors are put together when they are written, and
-    divided over as many ranks as there are then when they are read.
+    Files are the same as in a run of one process: divided tensors are joined for writing and divided again for reading,
+    by as many ranks as there are then.
 
     Args:
-        held: on the first rank, the folder.
-        layout: of the checkpoints.
+        held: the folder, on the first rank.
+        layout: the layout of checkpoint tensors.
     """
 
     def __init__(self, ranks: Ranks, held: RunFolder | None, path: Path, config: Mapping[str, Any], layout: Layout):
@@ -35,10 +35,10 @@ class SharedFolder(RunFolder):
 
     @classmethod
     def take(cls, ranks: Ranks, layout: Layout, take: Callable[[], RunFolder]) -> RunFolder:
-        """The folder that `take` opens or creates, for all ranks.
+        """Open or create a folder by `take` on the first rank, for all ranks.
 
         Raises:
-            WenetError: on all ranks, what `take` raises on the first.
+            WenetError: on all ranks, if `take` raises it on the first.
         """
         if ranks.alone:
             return take()
@@ -94,7 +94,7 @@ class SharedFolder(RunFolder):
         return self.ranks.on_first(act)
 
     def _gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """On the first rank whole tensors; and a check that what all ranks should have alike, they have."""
+        """Join tensors on the first rank, and check that undivided tensors agree on all ranks."""
         divided = {name: self.layout(name, tensor.dim()) for name, tensor in tensors.items()}
         alike = {name: _digest(tensor) for name, tensor in tensors.items() if divided[name] is None}
         self.ranks.check_same(alike)

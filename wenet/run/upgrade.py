@@ -1,4 +1,4 @@
-"""Settings of runs that were begun under names of before, in those of today."""
+"""Convert the settings of older runs to today's names."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 RENAMED = {"seeds": "keep", "init_seeds": "initial_cells"}  # settings
-# Settings that runs of before did without, as those runs were.
+# Settings that older runs lack, with the values that describe them.
 ADDED = {"task": "language", "level": "words", "decoder_bias": "zero"}
 ADDED_TO_SEARCHES = {"carry_embedding": False}
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `config.json` of a run holds, whichever version began it."""
+    """Convert the contents of a `config.json` of any version to today's form."""
     found = dict(config)
     if isinstance(found.get("settings"), dict):
         settings = {RENAMED.get(name, name): value for name, value in found["settings"].items()}
