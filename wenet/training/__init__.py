@@ -1,4 +1,4 @@
-"""Training: the one loop, the paper's evaluation of one cell, and standalone training of many cells at once."""
+"""Training: the loop itself, the paper's evaluation of one cell, and standalone training of many cells at once."""
 
 from wenet.training.adaptive import Cache, Dynamic
 from wenet.training.estimate import Estimate, estimate_standalone, estimate_training, timed_step

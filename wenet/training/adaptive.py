@@ -1,4 +1,4 @@
-"""Evaluation that adapts to the text it has read: the neural cache and dynamic evaluation. The paper uses neither."""
+"""Evaluation that adapts to the text read so far: the neural cache and dynamic evaluation. The paper uses neither."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from wenet.nn import LanguageModel
 
 @dataclass(frozen=True)
 class Cache:
-    """The neural cache (Grave et al. 2017): words that followed similar states of late become likelier.
+    """The neural cache (Grave et al. 2017): words that recently followed similar states become more likely.
 
     Attributes:
-        length: states remembered.
-        flatness: how much similarity counts; theta in the paper.
-        share: of the cache in the prediction; lambda in the paper.
+        length: number of states remembered.
+        flatness: the weight of similarity; theta in the paper.
+        share: the cache's share of the prediction; lambda in the paper.
     """
 
     length: int
@@ -29,15 +29,15 @@ class Cache:
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Dynamic evaluation (Krause et al. 2018): after each segment a step of gradient descent on it, and a pull back.
+    """Dynamic evaluation (Krause et al. 2018): after each segment, a gradient step on it and a pull back.
 
-    Each parameter's step is divided by, and its pull multiplied with, the root mean square that its gradient had on
-    the training text. The defaults are those of the authors' code, for one stream of text and statistics of windows of
-    `STATISTICS_ROWS` streams and as many steps as a segment; those printed in the paper are of another scaling.
+    For each parameter, the step is divided by the root mean square of its gradient on the training text, and the pull
+    is multiplied by it. The defaults are those of the authors' code, for one stream of text and statistics over windows
+    of `STATISTICS_ROWS` streams with as many steps as a segment. The paper prints values for another scaling.
 
     Attributes:
-        lr, decay: of the step and of the pull towards the trained weights; eta and lambda in the paper.
-        segment: time steps.
+        lr, decay: rates of the step and of the pull towards the trained weights; eta and lambda in the paper.
+        segment: number of time steps.
     """
 
     lr: float = 5e-5
@@ -46,12 +46,12 @@ class Dynamic:
 
 
 DYNAMIC_EPS = 2e-5  # added to the root mean square, as published
-STATISTICS_ROWS = 100  # text streams side by side that gradients are measured on
+STATISTICS_ROWS = 100  # text streams side by side for gradient statistics
 
 
 @torch.no_grad()
 def cache_cross_entropy(model: LanguageModel, stream: Tensor, bptt: int, cache: Cache) -> float:
-    """Nats per token of a stream `[steps, M]` where a cache for each row adds to what the model predicts."""
+    """Nats per token of a stream `[steps, M]`, each row with a cache of its own added to the model."""
     model.eval()
     total, h = 0.0, None
     states = words = None
@@ -68,7 +68,7 @@ def cache_cross_entropy(model: LanguageModel, stream: Tensor, bptt: int, cache: 
 
 
 def _log_cache(raw: Tensor, states: Tensor, words: Tensor, targets: Tensor, cache: Cache) -> Tensor:
-    """Log of what the cache gives the targets, `[T, M]`; NaN where nothing came before."""
+    """Log-probabilities of the targets under the cache, `[T, M]`; NaN at the very beginning."""
     steps, remembered = len(raw), len(states)
     now = torch.arange(remembered - steps, remembered, device=raw.device).unsqueeze(-1)
     age = now - torch.arange(remembered, device=raw.device)  # [T, C]
@@ -81,18 +81,18 @@ def _log_cache(raw: Tensor, states: Tensor, words: Tensor, targets: Tensor, cach
 
 
 def dynamic_cross_entropy(model: LanguageModel, train_stream: Tensor, stream: Tensor, dynamic: Dynamic) -> float:
-    """Nats per token of a stream `[steps, M]` from weights that follow it; afterwards, and after an error, the weights
-    are as before.
+    """Nats per token of a stream `[steps, M]` with weights that adapt to it. In the end, even after an error, the
+    weights are restored.
 
     Args:
-        train_stream: `[steps, STATISTICS_ROWS]` of the training text. Other numbers of rows there or in `stream` scale
-            the gradients otherwise and ask for another rate.
+        train_stream: `[steps, STATISTICS_ROWS]` of the training text. Other numbers of rows, here or in `stream`,
+            change the scale of gradients and need another rate.
     """
     model.eval()
     parameters = list(model.parameters())
     trained = [parameter.detach().clone() for parameter in parameters]
     scales = _gradient_scales(model, train_stream, dynamic.segment)
-    mean_scale = sum(float(scale.mean()) for scale in scales) / len(scales)  # of all tensors alike, large and small
+    mean_scale = sum(float(scale.mean()) for scale in scales) / len(scales)  # each tensor counts the same
     pulls = [(dynamic.decay / mean_scale * scale).clamp(max=1.0) for scale in scales]
     total, h = 0.0, None
     try:
@@ -113,13 +113,12 @@ def dynamic_cross_entropy(model: LanguageModel, train_stream: Tensor, stream: Te
 
 
 def statistics_stream(tokens: Tensor, segment: int) -> Tensor:
-    """The training text `[tokens]` as `[steps, STATISTICS_ROWS]`, of fewer rows where it is too short for a segment of
-    each."""
+    """The training text `[tokens]` as `[steps, STATISTICS_ROWS]`, with fewer rows if a row would not fill a segment."""
     return batchify(tokens, max(1, min(STATISTICS_ROWS, len(tokens) // (segment + 1))))
 
 
 def _gradient_scales(model: LanguageModel, train_stream: Tensor, segment: int) -> list[Tensor]:
-    """Root mean square of every parameter's gradient over the windows of the training text."""
+    """Root mean square of each parameter's gradient over the windows of the training text."""
     squares = [torch.zeros_like(parameter) for parameter in model.parameters()]
     windows, h = windows_per_pass(train_stream, segment), None
     for index in range(windows):

@@ -1,4 +1,4 @@
-"""What the training of one cell will take: time from a short measurement, memory by counting."""
+"""Estimates of the time (by a short measurement) and memory (by counting) that training one cell takes."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from wenet.training.settings import TrainConfig
 from wenet.training.standalone import build_standalone
 
 PROBE_STEPS = (2, 10)
-PROBE_WEIGHTS = 1_500_000  # of the standalone models in a probe, which must take no more than a moment
+PROBE_WEIGHTS = 1_500_000  # of the standalone models in a probe, which must be quick
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a whole run and bytes at its peak, both rough."""
+    """Seconds of a whole run and peak memory in bytes, both rough."""
 
     seconds: float
     memory: int
 
 
 def estimate_training(config: TrainConfig, genotype: Genotype | None, task: Task, data: Any) -> Estimate:
-    """Estimate the training of one cell on the device and backend that its settings name."""
+    """Estimate the training of one cell on the device and backend of the settings."""
     per_epoch = _seconds_per_epoch(config, genotype, task, data)
     return Estimate(config.epochs * per_epoch, estimate_training_memory(config, genotype, task, data))
 
 
 def estimate_training_memory(config: TrainConfig, genotype: Genotype | None, task: Task, data: Any) -> int:
-    """Bytes of a training step of the longest window: weights, their gradients and average, and what backward needs."""
+    """Bytes of a training step on the longest window: weights, gradients, averages, and tensors kept for backward."""
     positions = (config.bptt + LONGER_AT_MOST) * config.data_batch
     vocabulary = len(data.vocabulary)
     with torch.device("meta"):
@@ -56,7 +56,7 @@ def estimate_training_memory(config: TrainConfig, genotype: Genotype | None, tas
 
 
 def estimate_standalone(config: Any, networks: int, epochs: float, task: Task, data: Any) -> float:
-    """Seconds that the standalone training of many cells takes, from that of a few."""
+    """Seconds for standalone training of many cells, extrapolated from a few."""
     own = network_weights(config) + len(data.vocabulary) * (config.hidden + 1)
     probed = min(networks, max(2, PROBE_WEIGHTS // own))
     with torch.random.fork_rng():
@@ -78,15 +78,15 @@ def _seconds_per_epoch(config: TrainConfig, genotype: Genotype | None, task: Tas
 
 
 def _validation_steps(config: Any, data: Any) -> float:
-    """Training steps that cost what validation does: a third of its own, for want of backward."""
+    """Validation in units of training steps: a step without backward costs a third."""
     return len(data.valid) / 3 / config.data_batch
 
 
 def _step_costs(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Any, data: Any
 ) -> tuple[float, float]:
-    """Seconds of a training step by the window and by the time step: from windows of two lengths, as one part of the
-    cost grows with the window and another does not. The first is run twice, to warm up."""
+    """Seconds of a training step per window and per time step, from windows of two lengths: one part of the cost grows
+    with the window, another does not. The first is run twice to warm up."""
     few, many = PROBE_STEPS
     tokens = torch.randint(len(data.vocabulary), (many + 1, config.data_batch), device=config.device)
     short = min(timed_step(model, optimizer, tokens[: few + 1]) for _ in range(2))
@@ -101,7 +101,7 @@ def timed_step(
     tokens: torch.Tensor,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Seconds of one training step on tokens `[T + 1, M]`, by a clock."""
+    """Seconds of one training step on tokens `[T + 1, M]`."""
     started = clock()
     loss, _, _ = model.loss(tokens[:-1], tokens[1:])  # type: ignore[operator]
     optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""A trained model on validation and test text."""
+"""Evaluate a trained model on validation and test text."""
 
 from __future__ import annotations
 
@@ -40,24 +40,25 @@ def evaluate(
     device: str = "auto",
     precision: str | None = None,
 ) -> dict[str, Any]:
-    """The best weights of a training run on the validation and the test part of a text: perplexity, or of a run by
-    characters bits per character.
+    """Measure the best weights of a training run on the validation and test part of a text.
+
+    The metric is the run's: perplexity, or bits per character for a run by characters.
 
     Args:
-        folder: of the run; what is found is added to its `eval.jsonl` too.
-        dataset: the run's own text by default; another is read with the run's vocabulary, by words or characters as
-            the run's.
+        folder: the run; results are also added to its `eval.jsonl`.
+        dataset: by default the run's own text. Any other is read with the run's vocabulary, and by words or characters
+            like the run's.
         data_dir, console: as in `train`.
-        cache, dynamic: adapt to the text while reading it, in one way or the other.
-        eval_batch, test_batch, precision: the run's own by default, and for dynamic evaluation one stream of text.
-        backend, device: by default what this machine has.
+        cache, dynamic: two ways to adapt to the text while reading it, of which one may be used.
+        eval_batch, test_batch, precision: by default those of the run; for dynamic evaluation one stream of text.
+        backend, device: by default the best of this machine.
 
     Returns:
-        For each part the metric under its key, the tokens predicted (all but the first of each stream, and but the few
-        that do not fill a row), how many of them are `<unk>`, and the seconds taken.
+        For each part the metric under its key, the number of tokens predicted (all except the first of each stream and
+        the few that do not fill a row), how many of these are `<unk>`, and the seconds taken.
 
     Raises:
-        WenetError: no trained model there, an unusable text or setting.
+        WenetError: the folder holds no trained model, or a text or setting cannot be used.
 
     Examples:
         >>> import wenet
@@ -67,7 +68,7 @@ def evaluate(
     """
     console = console or Console(silent=True)
     if cache and dynamic:
-        raise WenetError("the cache and dynamic evaluation are not combined; ask for one of them")
+        raise WenetError("the cache and dynamic evaluation cannot be combined; ask for one of them")
     sizes = {"eval_batch": eval_batch, "test_batch": test_batch}
     given: dict[str, Any] = {
         name: value for name, value in {**sizes, "precision": precision}.items() if value is not None
@@ -105,7 +106,7 @@ def evaluate(
 def _measure(
     model: LanguageModel, config: TrainConfig, task: Task, train: Tensor, cache: Cache | None, dynamic: Dynamic | None
 ) -> Callable[[Tensor], float]:
-    """The metric of a stream in the way asked for."""
+    """A function that gives a stream's metric: plain, with the cache, or by dynamic evaluation."""
     if cache is not None:
         return lambda stream: task.in_metric(cache_cross_entropy(model, stream, config.bptt, cache))
     if dynamic is not None:
@@ -122,7 +123,7 @@ def _score(
         value = measure(stream)
     except LostRanks:
         raise
-    except WenetError:  # of a model and a text that fit one another, all that can be refused is NaN
+    except WenetError:  # model and text fit, so only NaN can be refused
         value = math.nan
     if not math.isfinite(value):
         raise WenetError(f"the model's {metric.name} on the {part} text is not finite; {mend}")

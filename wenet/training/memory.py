@@ -1,4 +1,4 @@
-"""Memory of a training, counted from its settings."""
+"""Memory of training, computed from the settings."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 from wenet.run.settings import DTYPES
 
 INTERPRETER = 400_000_000  # bytes, with torch
-STANDALONE_OUTPUTS = 8  # tensors as large as a network's output that its loss, embedding and decoder keep
+STANDALONE_OUTPUTS = 8  # tensors of an output's size that loss, embedding and decoder of a network keep
 
 
 def network_weights(config: Any) -> int:
-    """Weights of one network of a search."""
+    """Number of weights of one network of a search."""
     width = 2 * config.hidden if config.form == "highway" else config.hidden
     return (config.nodes + 2) * config.hidden * width
 
 
 def recurrence_bytes(config: Any, nodes: int) -> int:
-    """Bytes that the recurrence of one network needs at one position of the text.
+    """Bytes for the recurrence of one network at one position of the text.
 
-    The projected input and its derivative; of every product what forward keeps, and both factors of the weight
-    gradient, which have the type of the products.
+    Counted are the projected input and its gradient, and for each product the tensors that forward keeps and both
+    factors of the weight gradient, which have the products' number type.
     """
     width = 2 * config.hidden if config.form == "highway" else config.hidden
     number = DTYPES[config.precision].itemsize
@@ -29,10 +29,10 @@ def recurrence_bytes(config: Any, nodes: int) -> int:
 
 
 def standalone_memory(config: Any, data: Any, networks: int, processes: int) -> int:
-    """Bytes of each process at a step of standalone training, besides the interpreter.
+    """Bytes that each process needs for a step of standalone training, besides the interpreter.
 
-    Parameters with their gradients and Adam's two moments, and what backward needs; each network has an embedding, with
-    two copies of its gradient, as decoder and as input both add to it.
+    Counted are parameters, gradients, Adam's two moments, and tensors kept for backward. Each network has an embedding,
+    whose gradient exists twice: once from the decoder, once from the input.
     """
     positions = config.bptt * config.data_batch
     words = len(data.vocabulary) * (config.hidden + 1)

@@ -33,8 +33,8 @@ class TrainProgress(Progress):
     """How far the training of one cell has come."""
 
     epoch: int = 0  # epochs finished
-    step: int = 0  # time steps of this epoch behind us
-    loss: float = 0.0  # cross-entropy summed over them, nats
+    step: int = 0  # time steps done in this epoch
+    loss: float = 0.0  # sum of their cross-entropies, in nats
     windows: int = 0  # in this epoch
     history: list[float] = field(default_factory=list)  # validation metric of each epoch that did not diverge
     best_epoch: int = 0
@@ -46,9 +46,8 @@ class TrainProgress(Progress):
 class EvaluationTraining(ModelTrainer):
     """Trains one cell; a stage is an epoch.
 
-    Args:
-        session: the test part of its data is read once, at the end. Its processes divide the rows of every data batch
-            among them and average their gradients; validation and test are the same work in every process.
+    The test part of the data is read once, at the end. Several processes divide the rows of each data batch and average
+    their gradients; validation and test are done in full by every process.
     """
 
     records = RECORDS
@@ -59,18 +58,18 @@ class EvaluationTraining(ModelTrainer):
     def __init__(self, session: Session[TrainConfig]) -> None:
         super().__init__(session)
         config, data = session.config, session.data
-        self.genotype = session.cell  # None where `config.cell` names an LSTM
+        self.genotype = session.cell  # None if `config.cell` names an LSTM
         self.own_rows = self.ranks.own(config.data_batch)
         train = self.task.streams(data, "train", config.data_batch)
         self.train_streams = train[:, self.own_rows].to(self.device)  # [steps, M]
         self.valid_streams = self.task.streams(data, "valid", config.eval_batch).to(self.device)
         self.steps = self.task.steps_per_pass(self.train_streams)  # of an epoch
         self.progress = TrainProgress()
-        self.averaged: AveragedModel | None = None  # the mean of the weights after every update since the switch
+        self.averaged: AveragedModel | None = None  # mean of the weights since the switch
         self.valid_key, self.test_key = f"valid_{self.task.metric.key}", f"test_{self.task.metric.key}"
 
     def run(self) -> dict[str, Any]:
-        """Train, then test once; returns what `best.json` holds.
+        """Train, then test once; returns the contents of `best.json`.
 
         Raises:
             WenetError, Stopped: as in `Trainer.train`.
@@ -102,13 +101,13 @@ class EvaluationTraining(ModelTrainer):
         return self.progress.step >= self.steps
 
     def next_window(self) -> tuple[Tensor, Tensor]:
-        """Of random length; every epoch starts from a state of zero."""
+        """A window of random length; every epoch starts from a zero state."""
         if self.progress.step == 0:
             self.h = None
         return self.task.window(self.train_streams, self.progress.step, window_length(self.config.bptt))
 
     def step(self, inputs: Tensor, targets: Tensor) -> float:
-        """Clipped gradients, a step in proportion to the window's length, the running average."""
+        """Clip the gradients, take a step in proportion to the window's length, and update the average."""
         loss = self.differentiate(inputs, targets)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * len(inputs) / self.config.bptt
@@ -139,7 +138,7 @@ class EvaluationTraining(ModelTrainer):
         return super().clip_gradients()
 
     def end_stage(self) -> None:
-        """Validate, keep the best, and begin to average when validation has stopped improving."""
+        """Validate, save the best, and begin to average once validation stops improving."""
         valid, progress, order = self._validate(), self.progress, self.task.metric.order
         before = [order(value) for value in progress.history]  # lower is better
         is_best = order(valid) < min(before, default=math.inf)
@@ -157,7 +156,7 @@ class EvaluationTraining(ModelTrainer):
 
     def _validate(self) -> float:
         valid = self._measure(self._evaluated(), self.valid_streams)
-        valid = self.ranks.from_first(valid)  # all have to draw the same conclusions from it
+        valid = self.ranks.from_first(valid)  # all ranks must decide alike
         if not math.isfinite(valid):
             where = f"the validation of epoch {self.progress.epoch + 1}"
             raise self.divergence(f"the {self.task.metric.name} is not finite", where)
@@ -172,17 +171,17 @@ class EvaluationTraining(ModelTrainer):
         self.console.say(f"from epoch {self.progress.averaging_from} on the weights are averaged")
 
     def _evaluated(self) -> LanguageModel:
-        """The model that counts: with averaged weights once there are any."""
+        """The model to evaluate: with averaged weights, once there are any."""
         model = self.model if self.averaged is None else self.averaged.module
         assert isinstance(model, LanguageModel)
         return model
 
     def _roll_back(self, diverged: Diverged) -> None:
-        """Go on from the best epoch with the next one; the random numbers go on, or the same would happen again."""
+        """Start the next epoch from the best one. Random numbers are not set back, or the same would happen again."""
         if self.config.on_nan == "stop":
             raise diverged
         if not self.progress.history:
-            raise Diverged(f"{diverged}, for there is no epoch yet that --on-nan rollback could go back to")
+            raise Diverged(f"{diverged}; no epoch is finished yet that --on-nan rollback could go back to")
         before, tensors = self.folder.load_best()
         self.progress.averaging_from = before["averaging_from"]
         self._load(tensors)
@@ -216,7 +215,7 @@ class EvaluationTraining(ModelTrainer):
         return self.progress.epoch
 
     def _best(self) -> dict[str, Any]:
-        """The best epoch so far, and how it was reached; the test comes in at the end."""
+        """The best epoch so far and how it was reached; the test result is added at the end."""
         records = self.folder.records(RECORDS)
         cell = {} if self.genotype is None else {"genotype": self.genotype.to_dict(), "text": str(self.genotype)}
         return {
@@ -235,7 +234,7 @@ class EvaluationTraining(ModelTrainer):
         }
 
     def finish(self) -> None:
-        """The best weights on the test part, which nothing before has looked at; once, however often it is resumed."""
+        """Measure the best weights on the test part, once, even if the run is resumed after its end."""
         if self.folder.read_json("best.json")[self.test_key] is not None:
             return
         _, tensors = self.folder.load_best()
@@ -251,14 +250,14 @@ class EvaluationTraining(ModelTrainer):
         return {**self._weights(), **({} if self.h is None else {"h": self.h})}
 
     def _weights(self) -> dict[str, Tensor]:
-        """Of the model, its optimizer, and their average."""
+        """Tensors of the model, its optimizer, and the average."""
         tensors = training_tensors(self.model, self.optimizer)
         if self.averaged is not None:
             tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
         return tensors
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `_weights` took."""
+        """Restore the tensors that `_weights` returned."""
         restore_training(self.model, self.optimizer, tensors)
         self.averaged = None
         if self.progress.averaging_from is not None:
@@ -287,12 +286,12 @@ class EvaluationTraining(ModelTrainer):
 
 
 def stopped_improving(history: Sequence[float], newest: float, nonmonotone: int) -> bool:
-    """Whether a validation is worse than the best of all before it but the last `nonmonotone` (NT-ASGD)."""
+    """Whether validation is worse than the best before the last `nonmonotone` ones (NT-ASGD)."""
     return len(history) > nonmonotone and newest > min(history[:-nonmonotone])
 
 
 def build_model(config: TrainConfig, genotype: Genotype | None, task: Task, data: Any) -> LanguageModel:
-    """The task's model around a cell, or around the LSTM that `config.cell` names."""
+    """Build the task's model around a cell, or around the LSTM that `config.cell` names."""
     embedding = config.embedding or config.hidden
     layer = build_lstm(config, embedding) if genotype is None else build_cell(config, genotype, embedding)
     model = task.model(layer, config, data)
@@ -321,7 +320,7 @@ def build_lstm(config: TrainConfig, embedding: int) -> StackedLSTM:
 def trained_model(
     config: TrainConfig, genotype: Genotype | None, task: Task, data: Any, tensors: dict[str, Tensor]
 ) -> LanguageModel:
-    """The model that `RunFolder.load_best` holds, with averaged weights where there are any."""
+    """Build a model with the weights from `RunFolder.load_best`, averaged if there is an average."""
     model = build_model(config, genotype, task, data)
     averaged = _under("averaged.module.", tensors)
     model.load_state_dict(averaged or _under("model.", tensors))
@@ -329,8 +328,8 @@ def trained_model(
 
 
 def _average_of(model: LanguageModel) -> AveragedModel:
-    """Takes the mean of a model's weights over updates. `torch.optim.ASGD` would leave out the first of them, and use
-    a learning rate that changes from one window to the next a window late."""
+    """A mean of the model's weights over updates. `torch.optim.ASGD` would leave out the first update, and apply each
+    window's learning rate one window late."""
     return AveragedModel(model, multi_avg_fn=get_swa_multi_avg_fn())
 
 

@@ -1,4 +1,4 @@
-"""Settings of training: those that a search has too, and those of one cell."""
+"""Settings of training: those shared with searches, and those for training one cell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from wenet.run.settings import Config, Group, option, overridden
 from wenet_kernels import FORMS, check_choice
 
-LSTMS = ("lstm", "lstm-skip")  # what can be trained though it is no cell of the search space
+LSTMS = ("lstm", "lstm-skip")  # baselines that are not cells of the search space
 
 
 SOFTMAXES = ("tied", "mos")
@@ -21,13 +21,13 @@ def _dropout(default: float, text: str) -> Any:
 
 @dataclass(frozen=True)
 class LearningConfig(Config):
-    """What a search and the training of one cell both set; the defaults are those of a search."""
+    """Settings shared by searches and the training of one cell; the defaults are those of a search."""
 
     hidden: int = option(200, "size of embedding and hidden state", Group.FIRST, metavar="H", at_least=1)
     form: str = option(
         "highway", "highway (every node gated) or plain (eqs. 1-3 as printed)", Group.MODEL, choices=FORMS
     )
-    # Adam's customary rate, which the paper leaves open.
+    # The paper leaves Adam's rate open; this is the customary one.
     lr: float = option(1e-3, "Adam's learning rate of the parameters", Group.OPTIMISATION, metavar="RATE", above=0)
     clip: float = option(0.25, "largest global norm of a gradient", Group.OPTIMISATION, metavar="NORM", above=0)
     data_batch: int = option(20, "text streams side by side in training", Group.OPTIMISATION, metavar="M", at_least=1)
@@ -59,19 +59,19 @@ class LearningConfig(Config):
 
 
 def inherited(name: str, default: Any, text: str | None = None) -> Any:
-    """A setting of `LearningConfig` with another default, or other words."""
+    """Redefine a setting of `LearningConfig` with another default or help text."""
     metadata = LearningConfig.__dataclass_fields__[name].metadata
     return field(default=default, metadata=metadata if text is None else {**metadata, "help": text})
 
 
 @dataclass(frozen=True)
 class TrainConfig(LearningConfig):
-    """Everything that decides the result of training one cell. The defaults are the paper's (section 4.2).
+    """All settings that affect the training of one cell. The defaults are the paper's (section 4.2).
 
-    What the paper leaves out is as in the code of DARTS, on which it builds.
+    Settings that the paper leaves out follow the code of DARTS, on which it builds.
 
     Raises:
-        WenetError: a value outside its range.
+        WenetError: a value is out of range.
     """
 
     cell: str = option(
@@ -128,7 +128,7 @@ class TrainConfig(LearningConfig):
 
 TRAIN_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},  # completed below
-    # Some minutes on two processor cores. A small model that sees the text a few times needs little regularisation.
+    # A few minutes on two CPU cores. A small model that reads the text only a few times needs little regularisation.
     "quick": {
         "hidden": 128,
         "epochs": 5,
@@ -145,9 +145,9 @@ TRAIN_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# What the preset `paper` changes for a text (section 4.3), and for architectures that have settings of their own:
-# Merity et al. 2017 for an LSTM, Yang et al. 2018 for one with a mixture of softmaxes. Melis et al. 2018 tuned theirs
-# by a search of its own; here it takes the settings of the LSTM, at the published number of parameters.
+# Changes of the preset `paper` for a text (section 4.3) and for architectures with settings of their own: Merity et al.
+# 2017 for an LSTM, Yang et al. 2018 for an LSTM with a mixture of softmaxes. Melis et al. 2018 tuned their LSTM by a
+# search; here it takes the settings of the other LSTM, at the published number of parameters.
 PAPER_WIKITEXT_2: dict[str, Any] = {"hidden": 700, "dropout_h": 0.15, "weight_decay": 5e-7}
 
 
@@ -204,7 +204,7 @@ PAPER_LSTM_MOS_WIKITEXT_2: dict[str, Any] = {
 
 
 def _paper_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the preset `paper` is for the text and architecture asked for."""
+    """The preset `paper` for the text and architecture in the given settings."""
     cell = given.get("cell", TrainConfig.cell)
     wikitext = given.get("dataset", TrainConfig.dataset) == "wikitext-2"
     if cell not in LSTMS:
@@ -218,10 +218,10 @@ def _paper_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve_train_config(preset: str, *layers: Mapping[str, Any]) -> TrainConfig:
-    """Settings of training: a preset, which depends on text and architecture, overridden by each layer in turn.
+    """Resolve the settings of a training: a preset, which depends on text and architecture, then each layer in turn.
 
     Raises:
-        WenetError: an unknown preset or setting, or a value of the wrong type or outside its range.
+        WenetError: a preset or setting is unknown, or a value has the wrong type or is out of range.
     """
     check_choice("preset", preset, TRAIN_PRESETS)
     given = overridden(TrainConfig, *layers)

@@ -1,4 +1,4 @@
-"""Standalone training of many different cells at once: what the claims of a search are measured against."""
+"""Standalone training of many different cells at once, the yardstick for the claims of a search."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from wenet.training.trainer import Progress, Trainer, random_tensors, restore_ra
 RECORDS, RESULT = "train.jsonl", "result.json"
 LSTM = "lstm"  # in files, where a cell has its text
 CURVE_POINTS = 20  # records of a training, at equal distances
-LARGEST_WEIGHT = 1e15  # of a network that still trains: the product of two beyond it may overflow
+LARGEST_WEIGHT = 1e15  # a network with larger ones is frozen, as the product of two might overflow
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the training of one network came to.
+    """The result of training one network.
 
     Attributes:
-        genotype: its cell; None of an LSTM.
-        value: the task's metric on the validation part; the worst there is, infinite, where training diverged.
-        train_loss: over the last twentieth of the training.
+        genotype: its cell; None for an LSTM.
+        value: the task's metric on the validation part; infinitely bad if training diverged.
+        train_loss: mean over the last twentieth of the training.
         diverged_at: the window in which training diverged.
     """
 
@@ -42,7 +42,7 @@ class Outcome:
     diverged_at: int | None
 
     def to_dict(self, metric: Metric) -> dict[str, Any]:
-        """For a file, where the metric goes by its own key."""
+        """Convert to JSON, with the metric under its own key."""
         return {
             "genotype": genotype_text(self.genotype),
             metric.key: self.value if math.isfinite(self.value) else None,
@@ -88,8 +88,8 @@ class StandaloneResult:
 class StandaloneProgress(Progress):
     """How far a standalone training has come."""
 
-    diverged_at: list[int | None] = field(default_factory=list)  # of every network, the window counted from 0
-    loss_sums: list[float] = field(default_factory=list)  # of every network since the last record
+    diverged_at: list[int | None] = field(default_factory=list)  # the window of each network, counted from 0
+    loss_sums: list[float] = field(default_factory=list)  # of each network since the last record
     windows: int = 0  # done
     records: int = 0  # written
     seconds: float = 0.0
@@ -98,15 +98,15 @@ class StandaloneProgress(Progress):
 def train_standalone(
     session: Session[Any], path: Path, genotypes: Sequence[Genotype | None], windows: int, seed: int, label: str
 ) -> StandaloneResult:
-    """Train a standalone model of every cell, all at once; a training begun before goes on, a finished one is read.
+    """Train a standalone model of every cell, all at once. An unfinished training is resumed, a finished one only read.
 
     Args:
-        path: the training's own folder, made at need. Of several processes each trains some of the networks in a
-            folder of its own beside it, without a word to the others.
+        path: the training's own folder, made if needed. Several processes divide the networks and work independently,
+            each in a folder of its own beside this one.
         session, genotypes, windows, seed, label: as in `StandaloneTraining`.
 
     Raises:
-        WenetError: the disk is full, the checkpoint cannot be used, or the folder is of another training.
+        WenetError: the disk is full, the checkpoint cannot be used, or the folder belongs to another training.
         Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
     """
     ranks, count, metric = session.ranks, len(genotypes), session.task.metric
@@ -135,7 +135,7 @@ def _train_some(
     label: str,
     among: tuple[int, slice] | None = None,
 ) -> StandaloneResult:
-    """Those networks that one process trains."""
+    """Train the networks of one process."""
     stored = {
         "kind": "standalone training",
         "settings": session.config.to_dict(),
@@ -157,18 +157,18 @@ def _train_some(
 
 
 class StandaloneTraining(Trainer):
-    """Trains n standalone models on the same windows, all at once and in the same order, in a single stage.
+    """Trains n standalone models at once on the same windows in the same order, in a single stage.
 
-    A network whose loss or gradient is no longer finite, or a weight of which passes `LARGEST_WEIGHT`, is frozen: its
-    weights are set to zero and stay there. What the others compute does not change by a bit.
+    A network is frozen if its loss or gradient is no longer finite, or a weight exceeds `LARGEST_WEIGHT`: its weights
+    become zero and stay zero. The other networks do not change by a bit.
 
     Args:
         session: its settings decide sizes, rates, dropouts and batches. Nothing is normalised, as in the paper's
             evaluation (section 4.2).
-        genotypes: one network for each; or None alone, for an LSTM.
-        windows: to train on; the text starts again where it ends.
-        seed: of the initial weights and the dropouts.
-        label: names the training on the console.
+        genotypes: the cells, one network each; or a single None, for an LSTM.
+        windows: number of windows to train on; at its end the text starts over.
+        seed: seed of initial weights and dropouts.
+        label: the training's name on the console.
         among: `(total, slice)`: initialise as if all `total` networks had been drawn, so processes agree.
     """
 
@@ -230,11 +230,11 @@ class StandaloneTraining(Trainer):
         per_pass = -(-self.task.steps_per_pass(self.train_streams) // steps)
         start = self.progress.windows % per_pass * steps
         if start == 0:
-            self.h = None  # each pass over the text starts from a state of zero
+            self.h = None  # each pass over the text starts from a zero state
         return self.task.window(self.train_streams, start, steps)
 
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Returns every network's loss. Where a network diverges, the step is repeated without it."""
+        """Take a step and return each network's loss. If a network diverges, the step is repeated without it."""
         before = random_tensors(self.device)
         losses, norms, h = self._differentiate(inputs, targets)
         while bool((failed := self.alive & ~(losses.isfinite() & norms.isfinite())).any()):
@@ -256,8 +256,7 @@ class StandaloneTraining(Trainer):
         self.console.advance(self.label, inputs.numel(), f"mean loss {float(loss[self.alive].mean()):.3f}")
 
     def _differentiate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of a window, with every network's loss and norm of the gradient, `[n]`, and the last states
-        `[n, M, H]`."""
+        """Compute gradients; returns each network's loss and gradient norm, `[n]`, and the last states `[n, M, H]`."""
         config = self.config
         loss, losses, h = self.model.loss(
             inputs, targets, self.h, config.activation_reg, config.temporal_activation_reg
@@ -271,14 +270,14 @@ class StandaloneTraining(Trainer):
         return [p.grad for p in self.model.parameters() if p.grad is not None]
 
     def _clip(self, norms: Tensor) -> None:
-        """Each network's gradient by its own norm, those of frozen networks to nothing."""
+        """Clip each network's gradient by its own norm; gradients of frozen networks become zero."""
         scale = torch.where(self.alive, (self.config.clip / (norms + 1e-6)).clamp(max=1), 0)  # [n]
         for gradient in self._gradients():
             gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
 
     @torch.no_grad()
     def _freeze(self, failed: Tensor) -> None:
-        """Zero weights, moments and state make every later product of a network zero, and its updates with them."""
+        """Set weights, moments and state of failed networks to zero, so that all their later updates are zero too."""
         for parameter in self.model.parameters():
             moments = [m for m in self.optimizer.state[parameter].values() if m.shape == parameter.shape]
             for tensor in (parameter, *moments):
@@ -296,7 +295,7 @@ class StandaloneTraining(Trainer):
             )
 
     def _record(self) -> None:
-        """Every network's mean loss since the last record."""
+        """Record each network's mean loss since the last record."""
         since = self.progress.windows - self.progress.records * self.record_every
         losses = (self.loss_sum / since).tolist()
         record = {
@@ -336,7 +335,7 @@ class StandaloneTraining(Trainer):
 
 
 def training_windows(session: Session[Any], passes: float) -> int:
-    """How many windows a number of passes over the training part has."""
+    """Number of windows in some passes over the training part."""
     config, task = session.config, session.task
     streams = task.streams(session.data, "train", config.data_batch)
     return max(1, round(passes * -(-task.steps_per_pass(streams) // config.bptt)))
@@ -345,7 +344,7 @@ def training_windows(session: Session[Any], passes: float) -> int:
 def build_standalone(
     config: Any, genotypes: Sequence[Genotype | None], task: Task, data: Any, among: tuple[int, slice] | None = None
 ) -> Any:
-    """Standalone models of the settings' sizes, without normalisation."""
+    """Build standalone models with the sizes of the settings, without normalisation."""
     cells = [genotype for genotype in genotypes if genotype is not None]
     layer: WeightedDagRNN | StandaloneLSTM
     if not cells:
@@ -367,7 +366,7 @@ def build_standalone(
 
 
 def size_of_lstm(config: Any, genotypes: Sequence[Genotype], task: Task, data: Any) -> int:
-    """The hidden size of an LSTM whose model has as many parameters as a cell's, or a few more."""
+    """The hidden size that gives an LSTM's model as many parameters as a cell's, or a few more."""
 
     def parameters(own: Any, genotype: Genotype | None) -> int:
         return sum(p.numel() for p in build_standalone(own, [genotype], task, data).parameters())
@@ -379,5 +378,5 @@ def size_of_lstm(config: Any, genotypes: Sequence[Genotype], task: Task, data: A
 
 
 def genotype_text(genotype: Genotype | None) -> str:
-    """For a file or a message; None stands for an LSTM."""
+    """A cell as text for files and messages; None stands for an LSTM."""
     return LSTM if genotype is None else str(genotype)

@@ -1,4 +1,4 @@
-"""The training loop: window after window, with a checkpoint between any two of them, until the work is done."""
+"""The training loop: one window after another until the work is done, with checkpoints in between."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from wenet_kernels import LostRanks, WenetError
 
 
 class Diverged(WenetError):
-    """Training met a value that is not finite."""
+    """Training produced a value that is not finite."""
 
 
 @dataclass
 class Progress:
-    """How far a training has come between two windows, apart from its tensors; a checkpoint holds it as JSON.
+    """The state of a training between two windows, apart from tensors; checkpoints hold it as JSON.
 
     Attributes:
-        seconds: spent so far, by all processes that have worked on it.
+        seconds: time spent so far, in all sessions that worked on it.
     """
 
     seconds: float
@@ -40,21 +40,21 @@ class Progress:
 
 
 class Trainer(ABC):
-    """Trains a model in stages: rounds of a search, epochs of a training, or a single one.
+    """Trains a model in stages: the rounds of a search, the epochs of a training, or a single stage.
 
-    Search, evaluation training and standalone training fill in how a stage begins, what a step is, and what is done
+    Search, evaluation training and standalone training define how a stage begins, what a step does, and what happens
     when a stage ends.
 
     Args:
-        session: what it works with. Its folder takes records and checkpoints.
+        session: everything the trainer works with; records and checkpoints go into its folder.
     """
 
     records: ClassVar[str]  # the file with a record for each stage
-    unit: ClassVar[str] = "window"  # of progress
-    progress: Any  # a `Progress` of the trainer's own
+    unit: ClassVar[str] = "window"  # the unit of progress
+    progress: Any  # the trainer's own subclass of `Progress`
     model: Any
     optimizer: torch.optim.Optimizer
-    h: Tensor | None = None  # the state that the next window starts from
+    h: Tensor | None = None  # the state from which the next window starts
 
     def __init__(self, session: Session[Any]) -> None:
         self.session, self.config, self.task = session, session.config, session.task
@@ -64,10 +64,10 @@ class Trainer(ABC):
         self._lap_started = self._saved = time.monotonic()
 
     def train(self, seed: int) -> None:
-        """Train from the last checkpoint, or from the start where there is none.
+        """Train from the last checkpoint, or from the start if there is none.
 
         Args:
-            seed: of initial weights and dropouts; the generators are left as they were.
+            seed: seed of initial weights and dropouts; the global generators keep their state.
 
         Raises:
             WenetError: training diverged, the disk is full, or the checkpoint cannot be used.
@@ -85,7 +85,7 @@ class Trainer(ABC):
             self.console.stop()
 
     def train_stage(self) -> None:
-        """Windows until the stage is done."""
+        """Train on windows until the stage is done."""
         self.begin_stage()
         while not self.stage_done():
             inputs, targets = self.next_window()
@@ -96,18 +96,18 @@ class Trainer(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Whatever must be there before a checkpoint is put back."""
+        """Build everything that must exist before a checkpoint is restored."""
 
     @abstractmethod
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Put back the tensors of a checkpoint; `progress` is back already."""
+        """Restore the tensors of a checkpoint; `progress` is restored already."""
 
     @abstractmethod
     def finished(self) -> bool:
         """Whether all stages are done."""
 
     def begin_stage(self) -> None:
-        """Get ready for the windows of a stage, or for those that are left of it."""
+        """Prepare for the windows of a stage, or for the rest of them."""
 
     @abstractmethod
     def stage_done(self) -> bool:
@@ -115,32 +115,32 @@ class Trainer(ABC):
 
     @abstractmethod
     def next_window(self) -> tuple[Tensor, Tensor]:
-        """Inputs and targets."""
+        """Inputs and targets of the next window."""
 
     @abstractmethod
     def step(self, inputs: Tensor, targets: Tensor) -> Any:
-        """Learn from one window; returns its loss, of each network where there are several."""
+        """Learn from one window; returns its loss, or the losses of several networks."""
 
     @abstractmethod
     def count(self, inputs: Tensor, loss: Any) -> None:
-        """Move on by one window, and show it."""
+        """Advance the progress by one window and show it."""
 
     def end_stage(self) -> None:
         """Measure, record, and write a checkpoint."""
 
     def finish(self) -> None:
-        """Measure what all of the training came to."""
+        """Measure the result of the whole training."""
 
     @abstractmethod
     def units_in_all(self) -> int:
-        """How much there is to do, in the unit of progress."""
+        """The amount of work in all, in the unit of progress."""
 
     @abstractmethod
     def units_done(self) -> int:
-        """How much of it is done."""
+        """The amount of work done."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint between two windows holds besides the random generators."""
+        """The tensors of a checkpoint between two windows, except for the random generators."""
         h = {} if self.h is None else {"h": self.h}
         return {**training_tensors(self.model, self.optimizer), **h}
 
@@ -151,7 +151,7 @@ class Trainer(ABC):
         self._saved = time.monotonic()
 
     def lap(self) -> float:
-        """Add the time since the last call to what the training has cost."""
+        """Add the time since the last call to the training's seconds; returns their sum."""
         now = time.monotonic()
         self.progress.seconds += now - self._lap_started
         self._lap_started = now
@@ -159,7 +159,7 @@ class Trainer(ABC):
         return seconds
 
     def stop_if_asked(self) -> None:
-        """Write a checkpoint and leave, where a signal has come to this process or another."""
+        """Write a checkpoint and raise `Stopped` if a signal came to this process or another."""
         requested = self.ranks.largest(self.session.interrupt.requested or 0)
         if requested:
             self.save(self.tensors())
@@ -167,11 +167,11 @@ class Trainer(ABC):
             raise Stopped(requested, self.folder.path)
 
     def read_progress(self, value: dict[str, Any]) -> Any:
-        """The progress that a checkpoint holds."""
+        """Read the progress in a checkpoint."""
         return type(self.progress).from_dict(value)
 
     def recorded(self) -> int:
-        """How many records the progress knows of."""
+        """The number of records that belong to the progress so far."""
         raise NotImplementedError
 
     def _checkpoint_if_due(self) -> None:
@@ -181,7 +181,7 @@ class Trainer(ABC):
             self.save(self.tensors())
 
     def _restore(self) -> None:
-        """Take up the newest checkpoint where there is one."""
+        """Continue from the newest checkpoint, if there is one."""
         checkpoint = self.folder.load_checkpoint()
         if checkpoint is not None:
             progress, tensors = checkpoint
@@ -196,16 +196,16 @@ class Trainer(ABC):
 
 
 class ModelTrainer(Trainer):
-    """A trainer of one model, which fails as a whole where training diverges."""
+    """A trainer of one model; if the model diverges, the training fails."""
 
     @abstractmethod
     def position(self) -> str:
-        """Where training is, in words."""
+        """The place of the training, in words."""
 
     def differentiate(self, inputs: Tensor, targets: Tensor) -> float:
-        """Clipped gradients of one window's loss; returns the loss that is reported, the mean over all processes.
+        """Compute the clipped gradients of one window; returns the reported loss, the mean over all processes.
 
-        The state goes on without its history.
+        The state is carried on, detached from its history.
         """
         config = self.config
         with self.naming_divergence():
@@ -220,16 +220,16 @@ class ModelTrainer(Trainer):
         return float(self.mean_over_rows(reported))
 
     def mean_over_rows(self, value: Tensor) -> Tensor:
-        """The mean over all rows of the data batch of what is a mean over this process's rows."""
+        """Turn a mean over this process's rows into the mean over all rows of the data batch."""
         return value
 
     def clip_gradients(self) -> Tensor:
-        """Scale the gradients down to a global norm of `config.clip`; returns what it was."""
+        """Scale gradients down to a global norm of `config.clip`; returns the norm before."""
         return nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
 
     @contextmanager
     def naming_divergence(self) -> Iterator[None]:
-        """The settings are checked by now, so all that the model can still refuse is NaN."""
+        """Report errors of the model as divergence: settings are checked, so it can only refuse NaN."""
         try:
             yield
         except LostRanks:
@@ -246,7 +246,7 @@ class ModelTrainer(Trainer):
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Parameters, buffers and the optimizer's state under flat names, for a checkpoint."""
+    """Parameters, buffers and optimizer state under flat names, for a checkpoint."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
@@ -254,7 +254,7 @@ def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def restore_training(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `training_tensors` took."""
+    """Restore the tensors that `training_tensors` returned."""
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -265,7 +265,7 @@ def restore_training(model: nn.Module, optimizer: torch.optim.Optimizer, tensors
 
 
 def random_tensors(device: torch.device) -> dict[str, Tensor]:
-    """The states of the random generators that training on a device draws from."""
+    """States of the random generators that training on a device uses."""
     tensors = {"random.cpu": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
@@ -273,7 +273,7 @@ def random_tensors(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random(tensors: dict[str, Tensor], device: torch.device) -> None:
-    """Put back what `random_tensors` took."""
+    """Restore the states that `random_tensors` returned."""
     torch.set_rng_state(tensors["random.cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(tensors["random.cuda"], device)

@@ -1,4 +1,4 @@
-"""The training of one cell as a run: what it checks, says and takes, and what it comes to."""
+"""The training of one cell as a run: checks, messages, cost and result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wenet_kernels import WenetError
 
 @dataclass(frozen=True, repr=False)
 class TrainOutcome:
-    """What training came to: the metric on both held-out parts, what `best.json` says, and the run folder."""
+    """The result of a training: the metric on both held-out parts, `best.json`, and the run folder."""
 
     valid: float
     test: float | None  # None before the end
@@ -30,7 +30,7 @@ class TrainOutcome:
 
     @classmethod
     def of(cls, best: dict[str, Any], folder: Path, metric: Metric, baseline: Baseline | None) -> Self:
-        """From what `best.json` holds."""
+        """Build from the contents of `best.json`."""
         return cls(best[f"valid_{metric.key}"], best[f"test_{metric.key}"], best, folder, metric, baseline)
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class TrainOutcome:
 
 
 class TrainWork(Work[TrainConfig]):
-    """What a session must know of a training."""
+    """Training one cell, as a session sees it."""
 
     kind = "train"
     noun = "training"
@@ -69,7 +69,7 @@ class TrainWork(Work[TrainConfig]):
         return estimate_training_memory(own, cell, task_of(config), data)
 
     def stored(self, cell: Genotype | None) -> dict[str, Any]:
-        """The cell itself: the file that it was read from may change."""
+        """The cell itself, because its file may change."""
         return {"genotype": cell and cell.to_dict()}
 
     def stored_cell(self, stored: Mapping[str, Any]) -> Genotype | None:
@@ -77,11 +77,11 @@ class TrainWork(Work[TrainConfig]):
 
     @staticmethod
     def divided_dimension(name: str, dimensions: int) -> int | None:
-        """The rows of the state `[1, M, H]`."""
+        """Processes divide the rows of the state `[1, M, H]`."""
         return 1 if name == "h" else None
 
     def announce(self, session: Session[TrainConfig], given: Mapping[str, Any]) -> None:
-        """The cell, and what its training will take."""
+        """Print the cell and the estimated cost."""
         config, say, ranks = session.config, session.console.say, session.ranks
         genotype = session.cell
         same = genotype is None or str(genotype) == config.cell
@@ -89,7 +89,7 @@ class TrainWork(Work[TrainConfig]):
         if not ranks.alone:
             memory = size(self.memory(config, genotype, session.data, ranks))
             say(f"ranks     {ranks.count}, which divide batches of {config.data_batch}: about {memory} each")
-            return  # how long it will take depends on what is between them
+            return  # the time depends on the connection between them
         expected = estimate_training(config, genotype, session.task, session.data)
         say(
             f"{config.preset:<9} {counted(config.epochs, 'epoch')}, hidden {config.hidden}, batch {config.data_batch}: "
@@ -101,13 +101,13 @@ TRAIN = TrainWork()
 
 
 def run_training(session: Session[TrainConfig]) -> TrainOutcome:
-    """The training of a session."""
+    """Run the training of a session."""
     best = EvaluationTraining(session).run()
     return TrainOutcome.of(best, session.folder.path, session.task.metric, session.baseline)
 
 
 def describe_training(result: TrainOutcome) -> str:
-    """The metric, which weights they are of, and what to do next."""
+    """The metric, the weights it belongs to, and the next steps, in lines."""
     best, folder, metric, places = result.best, result.folder, result.metric, result.metric.final_places
     averaged = "never averaged" if best["averaging_from"] is None else f"averaged from epoch {best['averaging_from']}"
     lines = [
