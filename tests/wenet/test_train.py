@@ -353,7 +353,7 @@ def test_a_finished_run_is_not_tested_again(tmp_path, whole, monkeypatch):
 def test_divergence_names_the_step(text, tmp_path):
     where = r"training diverged: .*(nan|inf|NaN).* in epoch 1, window \d+ \(step \d+\); lower --lr or --init-range"
     nothing = "no epoch is finished yet that --on-nan rollback could go back to"
-    for on_nan, message in (("stop", f"{where}$"), ("rollback", f"{where}, {nothing}$")):
+    for on_nan, message in (("stop", f"{where}$"), ("rollback", f"{where}; {nothing}$")):
         with pytest.raises(WenetError, match=message):
             train(str(text), out=tmp_path / on_nan, **{**TINY, "lr": 1e30, "on_nan": on_nan})
 
