@@ -33,8 +33,8 @@ def estimate_search_memory(config: SearchConfig, data: Any, processes: int = 1) 
 def _seconds(config: SearchConfig, task: Task, data: Any) -> float:
     """Training on every token at the measured rate; validation costs a third of that a token, for want of backward."""
     per_token = _seconds_per_token(config, task, data)
-    trained = config.epochs_per_round * len(data.train)
-    return config.rounds * per_token * (trained + len(data.valid) / 3)
+    trained = config.epochs_per_round * task.positions(data, "train")
+    return config.rounds * per_token * (trained + task.positions(data, "valid") / 3)
 
 
 def _seconds_per_token(config: SearchConfig, task: Task, data: Any) -> float:
@@ -46,6 +46,6 @@ def _seconds_per_token(config: SearchConfig, task: Task, data: Any) -> float:
         torch.manual_seed(config.seed)
         model = build_mixture(config, cells, task, data).to(config.device)
         optimizer = build_optimizer(replace(config, lr=1e-6), model)  # whatever the rate asked for, it must not diverge
-        tokens = torch.randint(len(data.vocabulary), (steps + 1, rows), device=config.device)
-        best = min(timed_step(model, optimizer, tokens) for _ in range(3))
+        window = task.probe(data, rows, steps)
+        best = min(timed_step(model, optimizer, *window) for _ in range(3))
     return best / (steps * rows) * config.networks / networks

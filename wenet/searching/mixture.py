@@ -17,7 +17,7 @@ from wenet.parallel import ALONE, Ranks, clip_gradients
 from wenet.run import DTYPES, Session, counted, duration, figure, peak_memory
 from wenet.searching.settings import SearchConfig
 from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
-from wenet.tasks import Metric, Task
+from wenet.tasks import Metric, Task, task_of
 from wenet.training import ModelTrainer, Progress, network_weights, recurrence_bytes, restore_random, restore_training
 from wenet_kernels import WenetError
 
@@ -384,7 +384,7 @@ class Mixture(Strategy, ModelTrainer):
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
         """Parameters with their gradients and Adam's two moments, and what backward needs."""
         longest = config.bptt + (LONGER_AT_MOST if config.windows == "merity" else 0)
-        positions, vocabulary = longest * config.data_batch, len(data.vocabulary)
+        positions, vocabulary = longest * config.data_batch, task_of(config).outputs(data)
         networks = -(-config.networks // processes)
         parameters = networks * network_weights(config) + vocabulary * (config.hidden + 1)
         logits = 3 * positions * vocabulary

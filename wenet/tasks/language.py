@@ -49,6 +49,19 @@ class LanguageModelling:
         """Tokens of each stream that are predicted: all but the first."""
         return len(streams) - 1
 
+    def positions(self, data: Corpus, part: str) -> int:
+        """Tokens of a part of the text."""
+        return len(getattr(data, part))
+
+    def outputs(self, data: Corpus) -> int:
+        """Words of the vocabulary."""
+        return len(data.vocabulary)
+
+    def probe(self, data: Corpus, rows: int, steps: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets `[steps, rows]` of random words, to time a training step with."""
+        tokens = torch.randint(self.outputs(data), (steps + 1, rows))
+        return tokens[:-1], tokens[1:]
+
     def model(self, layer: DagRNN | WeightedDagRNN | StackedLSTM, config: Any, data: Corpus) -> LanguageModel:
         """A language model around a layer, its dropouts and initial values those of the settings."""
         mixture = None

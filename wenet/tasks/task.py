@@ -71,7 +71,7 @@ def failure_to_learn(what: str, value: float | None, metric: Metric, baseline: B
 
 
 class Measurement(NamedTuple):
-    """Of a model on a part of the data; `[n]` each of standalone models, or of a mixture's networks each."""
+    """A model's loss and metric on a part of the data; `[n]` for standalone models or networks of a mixture."""
 
     loss: Tensor  # the mean, in nats where it is a cross-entropy
     metric: Tensor
@@ -109,6 +109,12 @@ class Task(Protocol):
     def streams(self, data: Any, part: str, rows: int) -> Tensor: ...  # examples side by side; refuses too many rows
 
     def steps_per_pass(self, streams: Tensor) -> int: ...  # one pass over all of the streams
+
+    def positions(self, data: Any, part: str) -> int: ...  # time steps of all examples of a part, for estimates
+
+    def outputs(self, data: Any) -> int: ...  # numbers in one prediction, such as the words of a vocabulary
+
+    def probe(self, data: Any, rows: int, steps: int) -> tuple[Tensor, Tensor]: ...  # made-up inputs and targets
 
     def window(self, streams: Tensor, start: int, steps: int) -> tuple[Tensor, Tensor]: ...  # inputs and targets
 

@@ -40,7 +40,7 @@ def estimate_training(config: TrainConfig, genotype: Genotype | None, task: Task
 def estimate_training_memory(config: TrainConfig, genotype: Genotype | None, task: Task, data: Any) -> int:
     """Bytes of a training step on the longest window: weights, gradients, averages, and tensors kept for backward."""
     positions = (config.bptt + LONGER_AT_MOST) * config.data_batch
-    vocabulary = len(data.vocabulary)
+    vocabulary = task.outputs(data)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_model(config, genotype, task, data).parameters())
     number = DTYPES[config.precision].itemsize
@@ -57,14 +57,15 @@ def estimate_training_memory(config: TrainConfig, genotype: Genotype | None, tas
 
 def estimate_standalone(config: Any, networks: int, epochs: float, task: Task, data: Any) -> float:
     """Seconds for standalone training of many cells, extrapolated from a few."""
-    own = network_weights(config) + len(data.vocabulary) * (config.hidden + 1)
+    own = network_weights(config) + task.outputs(data) * (config.hidden + 1)
     probed = min(networks, max(2, PROBE_WEIGHTS // own))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build_standalone(config, random_genotypes(probed, config.nodes, seed=0), task, data).to(config.device)
-        per_window, per_step = _step_costs(model, torch.optim.Adam(model.parameters(), 1e-6, fused=True), config, data)
-    steps = epochs * len(data.train) / config.data_batch
-    return networks / probed * (steps / config.bptt * per_window + (steps + _validation_steps(config, data)) * per_step)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-6, fused=True)
+        per_window, per_step = _step_costs(model, optimizer, config, task, data)
+    steps, validation = epochs * _steps(config, task, data, "train"), _steps(config, task, data, "valid") / 3
+    return networks / probed * (steps / config.bptt * per_window + (steps + validation) * per_step)
 
 
 def _seconds_per_epoch(config: TrainConfig, genotype: Genotype | None, task: Task, data: Any) -> float:
@@ -72,25 +73,24 @@ def _seconds_per_epoch(config: TrainConfig, genotype: Genotype | None, task: Tas
         torch.manual_seed(config.seed)
         model = build_model(config, genotype, task, data).to(config.device)
         optimizer = torch.optim.SGD(model.parameters(), 1e-6, weight_decay=config.weight_decay, fused=True)
-        per_window, per_step = _step_costs(model, optimizer, config, data)
-    steps = len(data.train) / config.data_batch
-    return steps / config.bptt * per_window + (steps + _validation_steps(config, data)) * per_step
+        per_window, per_step = _step_costs(model, optimizer, config, task, data)
+    steps, validation = _steps(config, task, data, "train"), _steps(config, task, data, "valid") / 3
+    return steps / config.bptt * per_window + (steps + validation) * per_step
 
 
-def _validation_steps(config: Any, data: Any) -> float:
-    """Validation in units of training steps: a step without backward costs a third."""
-    return len(data.valid) / 3 / config.data_batch
+def _steps(config: Any, task: Task, data: Any, part: str) -> float:
+    """Time steps of a part in data batches; one of validation, without backward, costs a third of one of training."""
+    return task.positions(data, part) / config.data_batch
 
 
 def _step_costs(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Any, data: Any
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Any, task: Task, data: Any
 ) -> tuple[float, float]:
     """Seconds of a training step per window and per time step, from windows of two lengths: one part of the cost grows
     with the window, another does not. The first is run twice to warm up."""
     few, many = PROBE_STEPS
-    tokens = torch.randint(len(data.vocabulary), (many + 1, config.data_batch), device=config.device)
-    short = min(timed_step(model, optimizer, tokens[: few + 1]) for _ in range(2))
-    long = timed_step(model, optimizer, tokens)
+    short = min(timed_step(model, optimizer, *task.probe(data, config.data_batch, few)) for _ in range(2))
+    long = timed_step(model, optimizer, *task.probe(data, config.data_batch, many))
     per_step = max(0.0, long - short) / (many - few)
     return max(0.0, short - few * per_step), per_step
 
@@ -98,15 +98,18 @@ def _step_costs(
 def timed_step(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    tokens: torch.Tensor,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Seconds of one training step on tokens `[T + 1, M]`."""
+    """Seconds of one training step on a window."""
+    device = next(model.parameters()).device
+    inputs, targets = inputs.to(device), targets.to(device)
     started = clock()
-    loss, _, _ = model.loss(tokens[:-1], tokens[1:])  # type: ignore[operator]
+    loss, _, _ = model.loss(inputs, targets)  # type: ignore[operator]
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    if tokens.is_cuda:
-        torch.cuda.synchronize(tokens.device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return clock() - started

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from wenet.run.settings import DTYPES
+from wenet.tasks import task_of
 
 INTERPRETER = 400_000_000  # bytes, with torch
 STANDALONE_OUTPUTS = 8  # tensors of an output's size that loss, embedding and decoder of a network keep
@@ -35,7 +36,7 @@ def standalone_memory(config: Any, data: Any, networks: int, processes: int) -> 
     whose gradient exists twice: once from the decoder, once from the input.
     """
     positions = config.bptt * config.data_batch
-    words = len(data.vocabulary) * (config.hidden + 1)
+    words = task_of(config).outputs(data) * (config.hidden + 1)
     outputs = STANDALONE_OUTPUTS * positions * config.hidden
     network = DTYPES[config.precision].itemsize * (4 * network_weights(config) + 6 * words + outputs)
     return -(-networks // processes) * (network + positions * recurrence_bytes(config, config.nodes))

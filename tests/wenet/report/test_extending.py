@@ -16,12 +16,14 @@ from wenet.cli.report import main as report_main
 from wenet.cli.search import main as search_main
 from wenet.cli.train import main as train_main
 from wenet.data import Corpus
-from wenet.searching.settings import STRATEGIES
+from wenet.searching.estimate import estimate_search
+from wenet.searching.settings import STRATEGIES, resolve_config
 from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
 from wenet.tasks import TASKS, Baseline, LanguageModelling, Metric
 from wenet.tasks.task import Measurement
+from wenet.training import estimate_standalone, estimate_training, resolve_train_config
 
-from ..helpers import TINY, fails, results
+from ..helpers import TINY, fails, results, words
 
 SYMBOLS = 6
 
@@ -148,6 +150,38 @@ def test_training_for_a_task_keeps_its_highest_epoch(symbols, tmp_path):
     *epochs, best = results(run, "train.jsonl")
     reached = [epoch["valid_accuracy"] for epoch in epochs]
     assert best["valid_accuracy"] == max(reached) and min(reached) < max(reached)
+
+
+class Opaque(LanguageModelling):
+    """Data that nobody but the task can look into."""
+
+    def outputs(self, data) -> int:
+        return data
+
+    def positions(self, data, part) -> int:
+        return {"train": 9000, "valid": 3000}[part]
+
+    def model(self, layer, config, data):
+        with torch.device("cpu"):
+            return super().model(layer, config, words(data))
+
+    def standalone_models(self, layer, config, data):
+        with torch.device("cpu"):
+            return super().standalone_models(layer, config, words(data))
+
+
+def test_estimates_ask_the_task(monkeypatch):
+    monkeypatch.setitem(TASKS, "opaque", Opaque)
+    settings = {"task": "opaque", "hidden": 8, "backend": "reference", "device": "cpu", "precision": "fp32"}
+    search, train = resolve_config("quick", {**settings, "nodes": 3}), resolve_train_config("quick", settings)
+    cell = random_genotypes(1, 3, seed=0)[0]
+    for estimate in (
+        lambda words: estimate_search(search, Opaque(), words),
+        lambda words: estimate_training(train, cell, Opaque(), words),
+    ):
+        small, large = estimate(30), estimate(300_000)
+        assert small.seconds > 0 and large.memory > small.memory + 300_000 * 8 * 4
+    assert estimate_standalone(search, 3, 0.5, Opaque(), 30) > 0
 
 
 def test_an_unknown_task_is_named(text, tmp_path, capsys):
