@@ -42,7 +42,7 @@ from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.tasks import LanguageModelling
 from wenet.training.standalone import RECORDS as TRAINING_RECORDS
 from wenet.training.standalone import RESULT as TRAINING_RESULT
-from wenet.training.standalone import StandaloneResult, train_standalone
+from wenet.training.standalone import Plan, StandaloneResult, train_standalone
 from wenet.version import VERSION
 from wenet_kernels import ACTIVATIONS
 
@@ -239,7 +239,7 @@ def train_once(
             training = StandaloneResult.from_dict(json.loads((part / TRAINING_RESULT).read_text()), METRIC)
         else:
             session.console.say(label)
-            training = train_standalone(session, part, cells, windows, seed, label)
+            training = train_standalone(session, part, Plan(cells, windows, seed), label)
         perplexities += [outcome.value for outcome in training.outcomes]
         losses = _records(part / TRAINING_RECORDS)[EARLY - 1]["train_loss"]
         early += [np.inf if loss is None else loss for loss in losses]

@@ -17,8 +17,8 @@ from wenet.cells.space import random_genotypes
 from wenet.run.machine import resolve_machine
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.tasks import LanguageModelling
+from wenet.training.architectures import build_standalone
 from wenet.training.estimate import timed_step
-from wenet.training.standalone import build_standalone
 
 Clock = Callable[[], float]
 

@@ -24,7 +24,7 @@ from wenet.run import Stopped
 from wenet.searching.mixture import Mixture
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.tasks import task_of
-from wenet.tasks.language import mean_cross_entropy
+from wenet.tasks.language import cross_entropies
 
 from .helpers import TINY, results, write_text
 from .test_data import own_cache, shared_data, write  # noqa: F401
@@ -184,7 +184,7 @@ def test_a_cell_of_a_run_brings_its_level(found, tmp_path, capsys):
     model, config = wenet.load(trained).model, json.loads((trained / "config.json").read_text())
     assert config["settings"]["level"] == "characters"
     corpus = load_corpus(str(tmp_path / "text"), level="characters")
-    nats = float(mean_cross_entropy(model, batchify(corpus.test, 4), 35, lambda: None))
+    nats = float(cross_entropies(model, batchify(corpus.test, 4), 35, lambda: None)[0])
     assert best["test_bits_per_character"] == pytest.approx(nats / math.log(2), rel=1e-6)
     other = tmp_path / "other"
     text = str(write_text(tmp_path / "more", lines=160))

@@ -1,8 +1,11 @@
 """Standalone training of many cells at once."""
 
 import json
+import math
 import signal
+from types import MappingProxyType
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +14,7 @@ from wenet.data import load_corpus
 from wenet.run import Interrupt, Session, Stopped, Surroundings
 from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling
-from wenet.training.standalone import StandaloneResult, StandaloneTraining, train_standalone
+from wenet.training.standalone import Origin, Plan, StandaloneResult, StandaloneTraining, train_standalone
 from wenet_kernels import backends
 
 from .helpers import write_text
@@ -25,6 +28,8 @@ CELLS = random_genotypes(4, 3, 0)
 QUICK_BACKENDS = [
     name for name, status in backends().items() if status == "ready" and (name != "triton" or torch.cuda.is_available())
 ]
+NOTHING = MappingProxyType({})
+PLAIN = dict.fromkeys(("dropout_embedding", "dropout_x", "dropout_h", "dropout_output"), 0.0)
 CHAIN = Genotype.from_text("identity0 identity1 identity2")
 
 
@@ -37,11 +42,11 @@ def text(tmp_path_factory):
 def train(text, tmp_path):
     """Trains four cells; `name` is of the folder, whatever else is given overrides a setting."""
 
-    def training(name="training", windows=30, cells=CELLS, checkpoint_every=60.0, **settings):
+    def training(name="training", windows=30, cells=CELLS, checkpoint_every=60.0, plan=NOTHING, **settings):
         config = resolve_config("quick", {**SETTINGS, **settings, "dataset": str(text)})
         data, surroundings = load_corpus(str(text)), Surroundings(checkpoint_every=checkpoint_every)
         session = Session(config, None, LanguageModelling(), data, None, Interrupt(), surroundings)
-        return train_standalone(session, tmp_path / name, cells, windows, 7, "test")
+        return train_standalone(session, tmp_path / name, Plan(cells, windows, 7, **plan), "test")
 
     return training
 
@@ -198,3 +203,50 @@ def test_another_training_in_the_folder(train):
     train(windows=2)
     with pytest.raises(WenetError, match="begun with other settings"):
         train(windows=3)
+
+
+def test_networks_have_rates_of_their_own(train):
+    rates = [1e-2, 5e-3, 2e-3, 5e-3]
+    own = train("own", windows=60, plan={"rates": rates}, **PLAIN)
+    for network, rate in enumerate(rates):
+        alike = train(f"{rate}", windows=60, plan={"rates": [rate] * 4}, **PLAIN)
+        assert own.outcomes[network].value == pytest.approx(alike.outcomes[network].value, rel=1e-4)
+    assert len({outcome.value for outcome in own.outcomes}) == 4
+    usual = train("usual", windows=60, **PLAIN)
+    assert own.outcomes[0] == usual.outcomes[0]  # the largest rate is the optimizer's
+
+
+def test_rates_fall_to_nothing(train, before_step):
+    seen = []
+    before_step(lambda training: seen.append(training.optimizer.param_groups[0]["lr"]))
+    train(windows=10, plan={"decay": True})
+    assert seen[1:] == pytest.approx([1e-2 * (1 - window / 10) for window in range(9)])  # as the step before set it
+
+
+def test_networks_go_on_from_other_trainings(train, tmp_path):
+    """Some of them, in another order, do what they would have done in one go."""
+    halves = {"first": CELLS[:2], "second": CELLS[2:]}
+    for name, cells in halves.items():
+        train(name, windows=25, cells=cells, plan={"leave": True}, **PLAIN)
+    places = [("second", 1), ("first", 0)]
+    cells = [halves[name][place] for name, place in places]
+    origins = [Origin(tmp_path / name, place) for name, place in places]
+    rest = train("rest", windows=40, cells=cells, plan={"origins": origins}, **PLAIN)
+    for network, (name, place) in enumerate(places):
+        whole = train(f"whole {name}", windows=40, cells=halves[name], **PLAIN)
+        assert rest.outcomes[network].value == whole.outcomes[place].value < 25
+    assert rest.network_windows == 2 * 15 and rest.held_out is None
+    some = train("some", windows=40, cells=cells, plan={"origins": origins, "held_out": 2}, **PLAIN)
+    assert np.shape(some.held_out) == (2, 2)
+    assert some.outcomes[0].value == pytest.approx(math.exp(np.mean(some.held_out, 0)[0]))
+
+
+def test_a_training_that_goes_on_is_resumed(train, tmp_path, before_step):
+    train("first", windows=10, plan={"leave": True}, **PLAIN)
+    plan = {"origins": [Origin(tmp_path / "first", 2), Origin(tmp_path / "first", 1)]}
+    expected = train("expected", windows=30, cells=[CELLS[2], CELLS[1]], plan=plan, **PLAIN)
+    before_step(stop(17))
+    with pytest.raises(Stopped):
+        train("stopped", windows=30, cells=[CELLS[2], CELLS[1]], plan=plan, **PLAIN)
+    before_step(lambda training: None)
+    assert found(train("stopped", windows=30, cells=[CELLS[2], CELLS[1]], plan=plan, **PLAIN)) == found(expected)

@@ -8,7 +8,7 @@ from wenet import Genotype, WenetError, random_genotypes
 from wenet.cells.published import DARTS_V1, DARTS_V2, NAONET, load_genotype
 from wenet.nn.dropout import locked_dropout
 from wenet.nn.language import LanguageModel, StandaloneLanguageModels
-from wenet.nn.lstm import StackedLSTM, StandaloneLSTM
+from wenet.nn.lstm import StackedLSTM, StandaloneRNN
 from wenet.nn.rnn import DagRNN
 from wenet.nn.softmaxes import MixtureOfSoftmaxes
 from wenet.nn.weighted import WeightedDagRNN
@@ -458,26 +458,31 @@ def test_layers_take_the_precisions_of_the_commands(precision, dtype):
         assert torch.equal(named(x)[0], usual(x)[0]) and named(x)[0].count_nonzero() > 0
 
 
-def test_a_standalone_lstm_is_torch_lstm():
-    ours, torchs = StandaloneLSTM(5).double(), torch.nn.LSTM(5, 5).double()
+@pytest.mark.parametrize(("kind", "layer"), [("lstm", torch.nn.LSTM), ("gru", torch.nn.GRU)])
+def test_standalone_layers_are_those_of_torch(kind, layer):
+    """Each of the networks, over a sequence in two parts."""
+    ours = StandaloneRNN(kind, 5, 2).double()
     assert all(p.abs().max() <= 5**-0.5 and p.std() > 0.1 for p in ours.parameters())
-    with torch.no_grad():
-        for own, parameter in zip(ours.parameters(), torchs.parameters(), strict=True):
-            own[0].copy_(parameter)
-    x = torch.randn(6, 3, 5, dtype=torch.float64)
-    expected, (h, c) = torchs(x)
-    first, state = ours(x[None, :2])
-    second, last = ours(x[None, 2:], state)
-    torch.testing.assert_close(torch.cat([first, second]).squeeze(1), expected)
-    torch.testing.assert_close(last, torch.cat([h, c], -1))
+    x = torch.randn(2, 6, 3, 5, dtype=torch.float64)
+    first, state = ours(x[:, :2])
+    second, last = ours(x[:, 2:], state)
+    for network in range(2):
+        torchs = layer(5, 5).double()
+        with torch.no_grad():
+            for own, parameter in zip(ours.parameters(), torchs.parameters(), strict=True):
+                parameter.copy_(own[network])
+        expected, states = torchs(x[network])
+        torch.testing.assert_close(torch.cat([first, second])[:, network], expected)
+        torch.testing.assert_close(last[network], torch.cat(states, -1)[0] if kind == "lstm" else states[0])
+    assert not torch.equal(second[:, 0], second[:, 1])
 
 
-def test_dropout_of_a_standalone_lstm():
+def test_dropout_of_standalone_layers():
     """On the input one draw for all steps, on the hidden weights one for each call; none in evaluation."""
     torch.manual_seed(0)
     x = torch.ones(1, 4, 1, 64)
     for options in ({"dropout_x": 0.5}, {"dropout_h": 0.5}):
-        lstm = StandaloneLSTM(64, **options)
+        lstm = StandaloneRNN("lstm", 64, **options)
         assert not torch.equal(lstm(x)[0], lstm(x)[0])
         lstm(x)[0].square().sum().backward()
         weight = lstm.weight_input if "dropout_x" in options else lstm.weight_hidden

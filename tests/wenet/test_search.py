@@ -19,7 +19,7 @@ from wenet.searching.mixture import Mixture, SearchProgress, build_mixture, buil
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.tasks import LanguageModelling
 from wenet.tasks.language import perplexity
-from wenet.training.standalone import build_standalone
+from wenet.training.architectures import build_standalone
 
 from .helpers import TINY as TINY_FLAGS
 from .helpers import results, words, write_text

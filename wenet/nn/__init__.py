@@ -4,21 +4,22 @@ from wenet.nn.cross_entropy import CHUNK
 from wenet.nn.divided import DividedDagRNN
 from wenet.nn.dropout import draw_rows
 from wenet.nn.language import LanguageModel, StandaloneLanguageModels
-from wenet.nn.lstm import StackedLSTM, StandaloneLSTM
+from wenet.nn.lstm import LAYERS, StackedLSTM, StandaloneRNN
 from wenet.nn.rnn import DagRNN
 from wenet.nn.softmaxes import MIXTURE_ROWS, MixtureOfSoftmaxes
 from wenet.nn.weighted import WeightedDagRNN
 
 __all__ = [
     "CHUNK",
+    "LAYERS",
     "MIXTURE_ROWS",
     "DagRNN",
     "DividedDagRNN",
     "LanguageModel",
     "MixtureOfSoftmaxes",
     "StackedLSTM",
-    "StandaloneLSTM",
     "StandaloneLanguageModels",
+    "StandaloneRNN",
     "WeightedDagRNN",
     "draw_rows",
 ]

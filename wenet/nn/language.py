@@ -9,7 +9,7 @@ from torch.nn import functional
 from wenet.nn.checks import check_probability
 from wenet.nn.cross_entropy import decoder_cross_entropy
 from wenet.nn.dropout import locked_dropout, word_dropout
-from wenet.nn.lstm import StackedLSTM, StandaloneLSTM
+from wenet.nn.lstm import StackedLSTM, StandaloneRNN
 from wenet.nn.rnn import DagRNN
 from wenet.nn.softmaxes import MixtureOfSoftmaxes
 from wenet.nn.weighted import WeightedDagRNN, draw_networks
@@ -19,7 +19,7 @@ from wenet_kernels import WenetError
 class _TokenModel(nn.Module):
     """The base of one and of many language models: dropout around a recurrent layer, and the loss."""
 
-    rnn: DagRNN | WeightedDagRNN | StackedLSTM | StandaloneLSTM
+    rnn: DagRNN | WeightedDagRNN | StackedLSTM | StandaloneRNN
     count = 1  # of networks
 
     def __init__(self, dropout_embedding: float, dropout_output: float, dropout_word: float) -> None:
@@ -168,7 +168,7 @@ class StandaloneLanguageModels(_TokenModel):
     Args:
         vocabulary_size: V.
         rnn: a `WeightedDagRNN` with independent coupling whose input and hidden size are both d, or a
-            `StandaloneLSTM`.
+            `StandaloneRNN`.
         dropout_embedding, dropout_output, init_range, dropout_word, decoder_bias: as in `LanguageModel`.
 
     Parameters: embedding `[n, V, d]`; decoder_bias `[n, V]`; the parameters of `rnn`; all have a leading n.
@@ -180,7 +180,7 @@ class StandaloneLanguageModels(_TokenModel):
     def __init__(
         self,
         vocabulary_size: int,
-        rnn: WeightedDagRNN | StandaloneLSTM,
+        rnn: WeightedDagRNN | StandaloneRNN,
         dropout_embedding: float = 0.0,
         dropout_output: float = 0.0,
         init_range: float = 0.04,
@@ -234,6 +234,6 @@ def _bias(size: int | tuple[int, int], start: Tensor | None) -> nn.Parameter:
     return bias
 
 
-def check_tied(rnn: DagRNN | WeightedDagRNN | StackedLSTM | StandaloneLSTM) -> None:
+def check_tied(rnn: DagRNN | WeightedDagRNN | StackedLSTM | StandaloneRNN) -> None:
     if rnn.input_size != rnn.hidden_size:
         raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")

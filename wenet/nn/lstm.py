@@ -1,4 +1,4 @@
-"""LSTM layers as language models use them."""
+"""LSTM and GRU layers as language models use them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch.nn import functional
 
 from wenet.nn.checks import check_count, check_probability
 from wenet.nn.dropout import locked_dropout
-from wenet_kernels import WenetError
+from wenet_kernels import WenetError, check_choice
+
+# The gates of PyTorch's layers, and the states they carry.
+LAYERS = {"lstm": (4, 2), "gru": (3, 1)}
 
 
 class StackedLSTM(nn.Module):
@@ -83,39 +86,44 @@ class StackedLSTM(nn.Module):
         assert isinstance(layer, nn.LSTM)
         [[from_input, from_hidden, *biases]] = layer.all_weights
         weights = [from_input, functional.dropout(from_hidden, self.dropout_h, self.training), *biases]
-        return _run(x, h, c, weights)
+        return _lstm(x, h, c, weights)
 
 
-class StandaloneLSTM(nn.Module):
-    """One LSTM layer, called like a `WeightedDagRNN` with independent coupling and a single network.
+class StandaloneRNN(nn.Module):
+    """n LSTM or GRU layers side by side, called like a `WeightedDagRNN` with independent coupling.
 
     Args:
+        kind: "lstm" or "gru", as `torch.nn.LSTM` and `torch.nn.GRU` compute them.
         size: features of the input, the state and the output, H.
-        dropout_x: on the input, one draw per call, shared over time.
-        dropout_h: on the weights between hidden states, one draw per call.
+        count: of networks, n.
+        dropout_x: on the input, one draw per call, shared over time and networks.
+        dropout_h: on the weights between hidden states, one draw per call, shared over networks.
 
-    Parameters: weight_input, weight_hidden `[1, 4H, H]`; bias_input, bias_hidden `[1, 4H]`. The state is `[1, M, 2H]`,
-    h and c.
+    Parameters: weight_input, weight_hidden `[n, G, H]`; bias_input, bias_hidden `[n, G]`, G gates times H. The state is
+    `[n, M, S]`: h, and of an LSTM c beside it.
 
     Raises:
-        WenetError: a size below 1, a probability outside 0..1.
+        WenetError: an unknown kind, a size or count below 1, a probability outside 0..1.
     """
 
-    coupling, count, among = "independent", 1, None
+    coupling, among = "independent", None
 
-    def __init__(self, size: int, dropout_x: float = 0.0, dropout_h: float = 0.0) -> None:
+    def __init__(self, kind: str, size: int, count: int = 1, dropout_x: float = 0.0, dropout_h: float = 0.0) -> None:
         super().__init__()
+        check_choice("kind", kind, LAYERS)
         check_count("size", size)
+        check_count("count", count)
         check_probability("dropout_x", dropout_x)
         check_probability("dropout_h", dropout_h)
-        self.input_size = self.hidden_size = size
+        self.kind, self.input_size, self.hidden_size, self.count = kind, size, size, count
         self.dropout_x, self.dropout_h = dropout_x, dropout_h
-        self.weight_input, self.weight_hidden = (nn.Parameter(torch.empty(1, 4 * size, size)) for _ in range(2))
-        self.bias_input, self.bias_hidden = (nn.Parameter(torch.empty(1, 4 * size)) for _ in range(2))
+        gates, self.states = LAYERS[kind]
+        self.weight_input, self.weight_hidden = (nn.Parameter(torch.empty(count, gates * size, size)) for _ in range(2))
+        self.bias_input, self.bias_hidden = (nn.Parameter(torch.empty(count, gates * size)) for _ in range(2))
         self.reset_parameters()
 
     def reset_parameters(self, bound: float | None = None) -> None:
-        """Initialise as `torch.nn.LSTM` does; the bound of the embedding is ignored."""
+        """As `torch.nn` does, whatever the bound of the embedding around it."""
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
 
@@ -123,20 +131,30 @@ class StandaloneLSTM(nn.Module):
         """Run over a sequence.
 
         Args:
-            x: `[1, T, M, H]`.
-            h0: `[1, M, 2H]`; zeros by default.
+            x: `[n, T, M, H]`.
+            h0: `[n, M, S]`; zeros by default.
 
         Returns:
-            output `[T, 1, M, H]` and the last state `[1, M, 2H]`.
+            output `[T, n, M, H]` and the last state `[n, M, S]`.
         """
-        masked = locked_dropout(self, x, self.dropout_x)[0]
-        h, c = (x.new_zeros(1, x.shape[2], 2 * self.hidden_size) if h0 is None else h0).chunk(2, -1)
-        hidden = functional.dropout(self.weight_hidden[0], self.dropout_h, self.training)
-        weights = [self.weight_input[0], hidden, self.bias_input[0], self.bias_hidden[0]]
-        output, h, c = _run(masked, h, c, weights)
-        return output.unsqueeze(1), torch.cat([h, c], -1)
+        masked = locked_dropout(self, x, self.dropout_x)
+        kept = functional.dropout(torch.ones_like(self.weight_hidden[0]), self.dropout_h, self.training)
+        h = x.new_zeros(self.count, x.shape[2], self.states * self.hidden_size) if h0 is None else h0
+        weights = zip(self.weight_input, self.weight_hidden * kept, self.bias_input, self.bias_hidden, strict=True)
+        found = [self._run(*each) for each in zip(masked, h, map(list, weights), strict=True)]
+        outputs, states = zip(*found, strict=True)
+        return torch.stack(outputs, 1), torch.stack(states)
+
+    def _run(self, x: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """One network's output `[T, M, H]` and state `[M, S]`."""
+        states = [state.contiguous() for state in h.unsqueeze(0).chunk(self.states, -1)]
+        if self.kind == "gru":
+            output, last = torch.gru(x, states[0], weights, True, 1, 0.0, True, False, False)
+            return output, last[0]
+        output, h, c = _lstm(x, states[0], states[1], weights)
+        return output, torch.cat([h, c], -1)[0]
 
 
-def _run(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    # "training" drops nothing here; it only makes gradients available in evaluation too.
+def _lstm(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    # Nothing is dropped within, so "training" only lets gradients be had in evaluation too.
     return torch.lstm(x, (h.contiguous(), c.contiguous()), weights, True, 1, 0.0, True, False, False)

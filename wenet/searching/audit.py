@@ -18,7 +18,7 @@ from wenet.run import Session, counted, duration, share
 from wenet.searching.settings import SearchConfig
 from wenet.searching.strategy import RECORDS, Record, Strategy, strategy_of
 from wenet.tasks import Metric
-from wenet.training.standalone import Outcome, train_standalone, training_windows
+from wenet.training.standalone import Outcome, Plan, train_standalone, training_windows
 
 FOLDER, RESULT = "audit", "audit.json"
 CONFIDENCE, RESAMPLES = 0.95, 2000
@@ -65,9 +65,8 @@ def run_audit(session: Session[SearchConfig]) -> dict[str, Any]:
         f"audit: {counted(len(chosen), 'cell')} standalone for {counted(config.audit_epochs, 'epoch')}, "
         f"{counted(windows, 'window')}"
     )
-    training = train_standalone(
-        session, folder.path / FOLDER, [cell.genotype for cell in chosen], windows, config.seed, "audit"
-    )
+    plan = Plan([cell.genotype for cell in chosen], windows, config.seed)
+    training = train_standalone(session, folder.path / FOLDER, plan, "audit")
     searched = records[-1]["seconds_so_far"]
     result = {
         "cells": len(chosen),

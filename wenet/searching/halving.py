@@ -12,7 +12,7 @@ from wenet.run import Session, counted, duration, figure
 from wenet.searching.settings import SearchConfig
 from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
 from wenet.tasks import Metric
-from wenet.training import Outcome, StandaloneResult, standalone_memory, train_standalone, training_windows
+from wenet.training import Outcome, Plan, StandaloneResult, standalone_memory, train_standalone, training_windows
 from wenet_kernels import WenetError
 
 FOLDER = "rungs"
@@ -90,7 +90,7 @@ class Halving(Strategy):
             ranked = sorted(outcomes, key=lambda outcome: self.metric.order(outcome.value))
             self._record(rung, ranked, results)
             better = ranked[: -(-len(ranked) // 2)]
-            cells = [outcome.genotype for outcome in better if outcome.genotype is not None]
+            cells = [outcome.cell for outcome in better]
         best = self._best(results)
         self.folder.write_json("best.json", best.to_dict(self.metric))
         return best
@@ -107,9 +107,11 @@ class Halving(Strategy):
             train_standalone(
                 self.session,
                 self.folder.path / FOLDER / f"{rung + 1}-{group + 1}",
-                cells[group * self.config.batch : (group + 1) * self.config.batch],
-                self._windows(rung),
-                self.config.seed + rung,
+                Plan(
+                    cells[group * self.config.batch : (group + 1) * self.config.batch],
+                    self._windows(rung),
+                    self.config.seed + rung,
+                ),
                 f"rung {rung + 1}/{len(self.rungs)}, group {group + 1}/{groups}",
             )
             for group in range(groups)

@@ -16,7 +16,7 @@ from wenet.searching.audit import run_audit
 from wenet.searching.settings import SearchConfig
 from wenet.searching.strategy import RECORDS, Best, Record, Strategy, is_finished, read_best, strategy_of
 from wenet.tasks import Metric
-from wenet.training import standalone_memory, train_standalone, training_windows
+from wenet.training import Plan, standalone_memory, train_standalone, training_windows
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class Repeated(Strategy):
         session, config, metric = self.session, self.session.config, self.session.task.metric
         windows = training_windows(session, config.audit_epochs)
         winners = [Genotype.from_dict(best["genotype"]) for best in bests]
-        training = train_standalone(session, session.folder.path / "ranking", winners, windows, config.seed, "ranking")
+        plan = Plan(winners, windows, config.seed)
+        training = train_standalone(session, session.folder.path / "ranking", plan, "ranking")
         order = sorted(range(len(winners)), key=lambda number: metric.order(training.outcomes[number].value))
         first = bests[order[0]]
         best = RepeatedBest(

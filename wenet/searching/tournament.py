@@ -27,7 +27,7 @@ from wenet.searching.audit import summary
 from wenet.searching.settings import SearchConfig
 from wenet.searching.work import SEARCH
 from wenet.tasks import Metric, task_of
-from wenet.training.standalone import LSTM, genotype_text, size_of_lstm, train_standalone, training_windows
+from wenet.training import LAYERS, Architecture, Plan, hidden_for, parameter_count, train_standalone, training_windows
 from wenet_kernels import WenetError
 
 RESULT = "ranking.json"
@@ -41,82 +41,73 @@ def hold_tournament(
         raise WenetError("name at least two different cells, the first of them the folder of a search")
     if seeds < 2:
         raise WenetError(f"--seeds must be at least 2, not {seeds}")
-    if cells[0] == LSTM:
-        raise WenetError(f"{LSTM} cannot come first; the first is the folder of a search, whose settings all take")
-    genotypes = {cell: None if cell == LSTM else load_genotype(cell, besides=[LSTM]) for cell in cells}
+    if cells[0] in LAYERS:
+        raise WenetError(f"{cells[0]} cannot come first; the first is the folder of a search, whose settings all take")
+    entrants = {cell: cell if cell in LAYERS else load_genotype(cell, besides=list(LAYERS)) for cell in cells}
     with closing(RunFolder.open(Path(cells[0]))) as first:
         stored = stored_config(first, SEARCH)
         task = task_of(stored)
         data = stored_data(first, stored, task, surroundings.data_dir)
     config = stored if epochs is None else replace(stored, audit_epochs=epochs)
     settings = run_settings("ranking", config, data, surroundings.data_dir)
-    settings |= {"cells": {cell: genotype_text(genotype) for cell, genotype in genotypes.items()}, "seeds": seeds}
+    settings |= {"cells": {name: str(entrant) for name, entrant in entrants.items()}, "seeds": seeds}
     with Interrupt() as interrupt, closing(RunFolder.open_or_create(out, settings)) as run:
         session = Session(config, None, task, data, run, interrupt, surroundings)
         try:
             with pytorch_products_in(config):
-                return _rank(session, genotypes, seeds)
+                return _rank(session, entrants, seeds)
         finally:
             session.console.stop()
 
 
-def _rank(session: Session[SearchConfig], cells: Mapping[str, Genotype | None], seeds: int) -> dict[str, Any]:
+def _rank(session: Session[SearchConfig], entrants: Mapping[str, Architecture], seeds: int) -> dict[str, Any]:
     epochs, first_seed = session.config.audit_epochs, session.config.seed
     windows, folder = training_windows(session, epochs), session.folder
-    lstm = _session_of_lstm(session, cells) if LSTM in cells else None
-    found, seconds = [], 0.0
+    groups = _groups(session, entrants)
+    values: dict[str, list[float]] = {name: [] for name in entrants}
+    seconds = 0.0
     for number, seed in enumerate(range(first_seed, first_seed + seeds), start=1):
-        values, cost = _train(session, lstm, cells, windows, seed, f"seed {number}/{seeds}")
-        found.append(values)
-        seconds += cost
+        for suffix, (own, names) in groups.items():
+            plan = Plan([entrants[name] for name in names], windows, seed)
+            path, label = folder.path / f"seed-{seed}{suffix}", f"seed {number}/{seeds}"
+            training = train_standalone(own, path, plan, label)
+            seconds += training.seconds
+            for name, outcome in zip(names, training.outcomes, strict=True):
+                values[name].append(outcome.value)
     result = {
         "epochs": epochs,
         "windows": windows,
         "seconds": round(seconds, 3),
-        "cells": _ranking(cells, {name: [values[name] for values in found] for name in cells}, session.task.metric),
+        "cells": _ranking(entrants, values, session.task.metric),
     }
     folder.write_json(RESULT, result)
     return result
 
 
-def _session_of_lstm(session: Session[SearchConfig], cells: Mapping[str, Genotype | None]) -> Session[SearchConfig]:
-    """One whose hidden size gives an LSTM as many parameters as a cell."""
-    genotypes = [genotype for genotype in cells.values() if genotype is not None]
-    size = size_of_lstm(session.config, genotypes, session.task, session.data)
-    session.console.say(
-        f"{LSTM}: one layer of size {size}, with as many parameters as a cell of {session.config.hidden}"
-    )
-    return replace(session, config=replace(session.config, hidden=size))
-
-
-def _train(
-    session: Session[SearchConfig],
-    lstm: Session[SearchConfig] | None,
-    cells: Mapping[str, Genotype | None],
-    windows: int,
-    seed: int,
-    label: str,
-) -> tuple[dict[str, float], float]:
-    """Values by name, and seconds: all cells at once, then the LSTM."""
-    path = session.folder.path / f"seed-{seed}"
-    genotypes = {name: genotype for name, genotype in cells.items() if genotype is not None}
-    training = train_standalone(session, path, list(genotypes.values()), windows, seed, label)
-    values = {name: outcome.value for name, outcome in zip(genotypes, training.outcomes, strict=True)}
-    if lstm is None:
-        return values, training.seconds
-    other = train_standalone(lstm, path.with_name(f"{path.name}-{LSTM}"), [None], windows, seed, f"{label}, {LSTM}")
-    return {**values, LSTM: other.outcomes[0].value}, training.seconds + other.seconds
+def _groups(
+    session: Session[SearchConfig], entrants: Mapping[str, Architecture]
+) -> dict[str, tuple[Session[SearchConfig], list[str]]]:
+    """What trains at once, by the ending of its folder's name: all cells; and each layer, of a hidden size that gives
+    it as many parameters as the first cell has."""
+    config, task, data = session.config, session.task, session.data
+    wanted = parameter_count(config, next(iter(entrants.values())), task, data)
+    groups = {"": (session, [name for name, entrant in entrants.items() if isinstance(entrant, Genotype)])}
+    for layer in (name for name in entrants if name in LAYERS):
+        size = hidden_for(wanted, config, layer, task, data, generous=True)
+        session.console.say(f"{layer}: one layer of size {size}, with as many parameters as a cell of {config.hidden}")
+        groups[f"-{layer}"] = (replace(session, config=replace(config, hidden=size)), [layer])
+    return groups
 
 
 def _ranking(
-    cells: Mapping[str, Genotype | None], values: Mapping[str, Sequence[float]], metric: Metric
+    entrants: Mapping[str, Architecture], values: Mapping[str, Sequence[float]], metric: Metric
 ) -> list[dict[str, Any]]:
     """Cells by their mean value, those that always diverged at the end."""
-    first = next(iter(cells))
+    first = next(iter(entrants))
     found = [
         {
             "name": name,
-            "genotype": genotype_text(cells[name]),
+            "genotype": str(entrants[name]),
             "values": [value if math.isfinite(value) else None for value in of_cell],
             **summary(of_cell),
             "against": None if name == first else first,

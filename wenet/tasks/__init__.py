@@ -3,7 +3,7 @@
 from typing import Any
 
 from wenet.tasks.language import CharacterModelling, LanguageModelling, perplexity
-from wenet.tasks.task import Baseline, Metric, Task, failure_to_learn
+from wenet.tasks.task import Baseline, Measurement, Metric, Task, failure_to_learn
 
 # By name, as `task` among the settings names it. To add one, write a class with the members of `Task` and name it here.
 TASKS: dict[str, type[Task]] = {"language": LanguageModelling}
@@ -24,6 +24,7 @@ __all__ = [
     "Baseline",
     "CharacterModelling",
     "LanguageModelling",
+    "Measurement",
     "Metric",
     "Task",
     "failure_to_learn",

@@ -102,9 +102,9 @@ class LanguageModelling:
         of_networks: bool = False,
     ) -> Measurement:
         """Cross-entropy and metric of streams `[steps, M]`."""
-        nats = mean_cross_entropy(model, streams, steps, between, of_networks)
+        nats, windows = cross_entropies(model, streams, steps, between, of_networks)
         values = [self.in_metric(value) for value in nats.flatten().tolist()]
-        return Measurement(nats, torch.tensor(values, dtype=torch.float64).view(nats.shape))
+        return Measurement(nats, torch.tensor(values, dtype=torch.float64).view(nats.shape), windows)
 
 
 class CharacterModelling(LanguageModelling):
@@ -135,21 +135,21 @@ def unigram_cross_entropy(data: Corpus) -> float:
 def perplexity(model: LanguageModel, streams: Tensor, steps: int, between: Callable[[], None] = lambda: None) -> float:
     """exp of the mean cross-entropy over every predicted token of streams `[time, M]`, without dropout; infinite
     where it overflows, or the model does."""
-    return exponential(float(mean_cross_entropy(model, streams, steps, between)))
+    return exponential(float(cross_entropies(model, streams, steps, between)[0]))
 
 
 @torch.no_grad()
-def mean_cross_entropy(
+def cross_entropies(
     model: Predictor, streams: Tensor, steps: int, between: Callable[[], None], of_networks: bool = False
-) -> Tensor:
-    """Nats per predicted token of streams `[time, M]`, without dropout; `[n]` of standalone models, and of a mixture
-    where each network is to be measured by its own output.
+) -> tuple[Tensor, Tensor]:
+    """Nats per predicted token of streams `[time, M]`, without dropout: the mean, and that of each window in front.
 
-    The mean is over predicted tokens: dividing by the rows of the stream, one more than are predicted, would read a
-    little too low. `between` is called after every window and may raise. NaN where the model's state overflows on the
-    way, which the operator then refuses.
+    Both are `[n]`, besides the windows, of standalone models, and of a mixture where each network is to be measured by
+    its own output. The mean is over predicted tokens: dividing by the rows of the stream, one more than are predicted,
+    would read a little too low. `between` is called after every window and may raise. NaN where the model's state
+    overflows on the way, which the operator then refuses.
     """
-    total, h = torch.zeros((), dtype=torch.float64), None
+    total, h, windows = torch.zeros((), dtype=torch.float64), None, []
     model.eval()
     try:
         for index in range(windows_per_pass(streams, steps)):
@@ -159,12 +159,14 @@ def mean_cross_entropy(
             except LostRanks:
                 raise
             except WenetError:  # of a model and a text that fit one another, all that can be refused is NaN
-                return total + math.nan
-            total = total + cross_entropy.double().cpu() * targets.numel()
+                windows.append(total + math.nan)
+                return windows[-1], torch.stack(windows)
+            windows.append(cross_entropy.double().cpu())
+            total = total + windows[-1] * targets.numel()
             between()
     finally:
         model.train()
-    return total / streams[1:].numel()
+    return total / streams[1:].numel(), torch.stack(windows)
 
 
 def _losses(

@@ -75,6 +75,7 @@ class Measurement(NamedTuple):
 
     loss: Tensor  # the mean, in nats where it is a cross-entropy
     metric: Tensor
+    windows: Tensor  # the mean loss of each window, `[windows]` or `[windows, n]`
 
 
 class Data(Protocol):

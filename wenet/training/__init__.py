@@ -1,35 +1,48 @@
 """Training: the loop itself, the paper's evaluation of one cell, and standalone training of many cells at once."""
 
 from wenet.training.adaptive import Cache, Dynamic
+from wenet.training.architectures import (
+    LAYERS,
+    Architecture,
+    build_standalone,
+    hidden_for,
+    parameter_count,
+)
 from wenet.training.estimate import Estimate, estimate_standalone, estimate_training, timed_step
 from wenet.training.held_out import SETTINGS, evaluate
 from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes, standalone_memory
 from wenet.training.nt_asgd import trained_model
 from wenet.training.settings import LSTMS, SOFTMAXES, TRAIN_PRESETS, TrainConfig, resolve_train_config
-from wenet.training.standalone import Outcome, StandaloneResult, train_standalone, training_windows
+from wenet.training.standalone import Outcome, Plan, StandaloneResult, train_standalone, training_windows
 from wenet.training.trainer import ModelTrainer, Progress, restore_random, restore_training
 from wenet.training.work import TRAIN, TrainOutcome, run_training
 
 __all__ = [
     "INTERPRETER",
+    "LAYERS",
     "LSTMS",
     "SETTINGS",
     "SOFTMAXES",
     "TRAIN",
     "TRAIN_PRESETS",
+    "Architecture",
     "Cache",
     "Dynamic",
     "Estimate",
     "ModelTrainer",
     "Outcome",
+    "Plan",
     "Progress",
     "StandaloneResult",
     "TrainConfig",
     "TrainOutcome",
+    "build_standalone",
     "estimate_standalone",
     "estimate_training",
     "evaluate",
+    "hidden_for",
     "network_weights",
+    "parameter_count",
     "recurrence_bytes",
     "resolve_train_config",
     "restore_random",

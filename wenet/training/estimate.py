@@ -14,10 +14,10 @@ from wenet.data.windows import LONGER_AT_MOST
 from wenet.nn import CHUNK, MIXTURE_ROWS
 from wenet.run.settings import DTYPES
 from wenet.tasks import Task
+from wenet.training.architectures import build_standalone
 from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes
 from wenet.training.nt_asgd import build_model
 from wenet.training.settings import TrainConfig
-from wenet.training.standalone import build_standalone
 
 PROBE_STEPS = (2, 10)
 PROBE_WEIGHTS = 1_500_000  # of the standalone models in a probe, which must be quick

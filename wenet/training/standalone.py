@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from wenet.cells import Genotype
-from wenet.nn import StandaloneLSTM, WeightedDagRNN
-from wenet.run import DTYPES, Session, peak_memory, wait_until
-from wenet.tasks import Metric, Task
-from wenet.training.trainer import Progress, Trainer, random_tensors, restore_random, restore_training
+from wenet.run import RunFolder, Session, peak_memory, wait_until
+from wenet.tasks import Measurement, Metric
+from wenet.training.architectures import Architecture, build_standalone, read_architecture
+from wenet.training.trainer import Progress, Trainer, random_tensors, restore_random, restore_training, training_tensors
+from wenet_kernels import WenetError
 
 RECORDS, RESULT = "train.jsonl", "result.json"
-LSTM = "lstm"  # in files, where a cell has its text
 CURVE_POINTS = 20  # records of a training, at equal distances
 LARGEST_WEIGHT = 1e15  # a network with larger ones is frozen, as the product of two might overflow
 
@@ -30,21 +30,27 @@ class Outcome:
     """The result of training one network.
 
     Attributes:
-        genotype: its cell; None for an LSTM.
+        genotype: its cell, or the name of a layer.
         value: the task's metric on the validation part; infinitely bad if training diverged.
         train_loss: mean over the last twentieth of the training.
         diverged_at: the window in which training diverged.
     """
 
-    genotype: Genotype | None
+    genotype: Architecture
     value: float
     train_loss: float | None
     diverged_at: int | None
 
+    @property
+    def cell(self) -> Genotype:
+        """Of a network that has one."""
+        assert isinstance(self.genotype, Genotype)
+        return self.genotype
+
     def to_dict(self, metric: Metric) -> dict[str, Any]:
         """Convert to JSON, with the metric under its own key."""
         return {
-            "genotype": genotype_text(self.genotype),
+            "genotype": str(self.genotype),
             metric.key: self.value if math.isfinite(self.value) else None,
             "train_loss": self.train_loss,
             "diverged_at": self.diverged_at,
@@ -53,21 +59,29 @@ class Outcome:
     @classmethod
     def from_dict(cls, value: dict[str, Any], metric: Metric) -> Outcome:
         measured = metric.worst if value[metric.key] is None else value[metric.key]
-        genotype = None if value["genotype"] == LSTM else Genotype.from_text(value["genotype"])
-        return cls(genotype, measured, value["train_loss"], value["diverged_at"])
+        return cls(read_architecture(value["genotype"]), measured, value["train_loss"], value["diverged_at"])
 
 
 @dataclass(frozen=True)
 class StandaloneResult:
-    """Outcomes of one training in the order of its cells, and its cost."""
+    """Outcomes of one training in the order of its cells, and its cost.
+
+    Attributes:
+        network_windows: networks times windows trained on.
+        peak_memory: bytes.
+        held_out: the loss of every network in every window of the validation part, `[windows][n]`, where the plan asks
+            for them.
+    """
 
     outcomes: list[Outcome]
-    network_windows: int  # networks times windows trained on
+    network_windows: int
     seconds: float
-    peak_memory: int  # bytes
+    peak_memory: int
+    held_out: list[list[float]] | None = None
 
     def to_dict(self, metric: Metric) -> dict[str, Any]:
-        return {**asdict(self), "outcomes": [outcome.to_dict(metric) for outcome in self.outcomes]}
+        values = {**asdict(self), "outcomes": [outcome.to_dict(metric) for outcome in self.outcomes]}
+        return values if self.held_out is not None else {k: v for k, v in values.items() if k != "held_out"}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], metric: Metric) -> StandaloneResult:
@@ -84,6 +98,61 @@ class StandaloneResult:
         )
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a network goes on from: the folder of a training that left its networks, and its place there."""
+
+    folder: Path
+    place: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which networks a standalone training trains, and how.
+
+    Attributes:
+        architectures: one for each network: cells of equally many nodes, or a layer's name as often as wanted.
+        windows: to train on, those before included where the networks go on from other trainings; the text starts
+            again where it ends.
+        seed: of the initial weights and the dropouts.
+        rates: Adam's rate of each network; empty where all have that of the settings.
+        decay: whether the rates fall, from one window to the next, in a line to zero.
+        origins: of each network, where it goes on from; empty where all start anew.
+        leave: whether the networks stay in the folder, for others to go on from.
+        held_out: how many windows of the validation part are measured, and each of them recorded; None measures all.
+    """
+
+    architectures: Sequence[Architecture]
+    windows: int
+    seed: int
+    rates: Sequence[float] = ()
+    decay: bool = False
+    origins: Sequence[Origin] = ()
+    leave: bool = False
+    held_out: int | None = None
+
+    def stored(self) -> dict[str, Any]:
+        """For `config.json`; what is as usual is left out."""
+        unusual = {
+            "rates": list(self.rates),
+            "decay": self.decay,
+            "origins": [[origin.folder.name, origin.place] for origin in self.origins],
+            "leave": self.leave,
+            "held_out": self.held_out,
+        }
+        return {
+            "genotypes": [str(architecture) for architecture in self.architectures],
+            "windows": self.windows,
+            "seed": self.seed,
+            **{name: value for name, value in unusual.items() if value},
+        }
+
+    def of(self, part: slice) -> Plan:
+        """The same for some of the networks."""
+        parts = {name: getattr(self, name)[part] for name in ("architectures", "rates", "origins")}
+        return replace(self, **parts)
+
+
 @dataclass
 class StandaloneProgress(Progress):
     """How far a standalone training has come."""
@@ -95,23 +164,21 @@ class StandaloneProgress(Progress):
     seconds: float = 0.0
 
 
-def train_standalone(
-    session: Session[Any], path: Path, genotypes: Sequence[Genotype | None], windows: int, seed: int, label: str
-) -> StandaloneResult:
-    """Train a standalone model of every cell, all at once. An unfinished training is resumed, a finished one only read.
+def train_standalone(session: Session[Any], path: Path, plan: Plan, label: str) -> StandaloneResult:
+    """Train a standalone model of every network, all at once. A training begun before goes on, a finished one is read.
 
     Args:
         path: the training's own folder, made if needed. Several processes divide the networks and work independently,
             each in a folder of its own beside this one.
-        session, genotypes, windows, seed, label: as in `StandaloneTraining`.
+        session, plan, label: as in `StandaloneTraining`.
 
     Raises:
         WenetError: the disk is full, the checkpoint cannot be used, or the folder belongs to another training.
         Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
     """
-    ranks, count, metric = session.ranks, len(genotypes), session.task.metric
+    ranks, count, metric = session.ranks, len(plan.architectures), session.task.metric
     if ranks.alone:
-        return _train_some(session, path, genotypes, windows, seed, label)
+        return _train_some(session, path, plan, label)
     folders = {}
     for rank in range(ranks.count):
         part = ranks.own(count, rank)
@@ -119,7 +186,7 @@ def train_standalone(
             folders[rank] = path.with_name(f"{path.name}-{part.start + 1}-{part.stop}")
     if ranks.rank in folders:
         own = ranks.own(count)
-        _train_some(session, folders[ranks.rank], genotypes[own], windows, seed, label, (count, own))
+        _train_some(session, folders[ranks.rank], plan.of(own), label, (count, own))
     results = [folder / RESULT for folder in folders.values()]
     wait_until(lambda: all(result.exists() for result in results), session.interrupt, path)
     read = (json.loads(result.read_text(encoding="utf-8")) for result in results)
@@ -127,22 +194,14 @@ def train_standalone(
 
 
 def _train_some(
-    session: Session[Any],
-    path: Path,
-    genotypes: Sequence[Genotype | None],
-    windows: int,
-    seed: int,
-    label: str,
-    among: tuple[int, slice] | None = None,
+    session: Session[Any], path: Path, plan: Plan, label: str, among: tuple[int, slice] | None = None
 ) -> StandaloneResult:
     """Train the networks of one process."""
     stored = {
         "kind": "standalone training",
         "settings": session.config.to_dict(),
         "corpus": session.data.fingerprint,
-        "genotypes": [genotype_text(genotype) for genotype in genotypes],
-        "windows": windows,
-        "seed": seed,
+        **plan.stored(),
     }
     if among is not None:
         stored["among"] = [among[0], among[1].start, among[1].stop]
@@ -150,9 +209,10 @@ def _train_some(
     with session.part(path, stored) as own:
         if (path / RESULT).exists():
             return StandaloneResult.from_dict(own.folder.read_json(RESULT), metric)
-        result = StandaloneTraining(own, genotypes, windows, seed, label, among).run()
+        result = StandaloneTraining(own, plan, label, among).run()
         own.folder.write_json(RESULT, result.to_dict(metric))
-        own.folder.remove_checkpoints()
+        if not plan.leave:
+            own.folder.remove_checkpoints()
         return result
 
 
@@ -165,9 +225,7 @@ class StandaloneTraining(Trainer):
     Args:
         session: its settings decide sizes, rates, dropouts and batches. Nothing is normalised, as in the paper's
             evaluation (section 4.2).
-        genotypes: the cells, one network each; or a single None, for an LSTM.
-        windows: number of windows to train on; at its end the text starts over.
-        seed: seed of initial weights and dropouts.
+        plan: which networks, and how.
         label: the training's name on the console.
         among: `(total, slice)`: initialise as if all `total` networks had been drawn, so processes agree.
     """
@@ -178,17 +236,14 @@ class StandaloneTraining(Trainer):
     def __init__(
         self,
         session: Session[Any],
-        genotypes: Sequence[Genotype | None],
-        windows: int,
-        seed: int,
+        plan: Plan,
         label: str,
         among: tuple[int, slice] | None = None,
     ) -> None:
         super().__init__(session)
-        self.genotypes, self.windows, self.seed, self.label = list(genotypes), windows, seed, label
-        self.among = among
-        self.record_every = max(1, windows // CURVE_POINTS)
-        self.progress = StandaloneProgress(0.0, [None] * len(genotypes), [0.0] * len(genotypes))
+        self.plan, self.label, self.among = plan, label, among
+        count = len(plan.architectures)
+        self.progress = StandaloneProgress(0.0, [None] * count, [0.0] * count)
 
     def run(self) -> StandaloneResult:
         """Train, then validate.
@@ -196,18 +251,24 @@ class StandaloneTraining(Trainer):
         Raises:
             WenetError, Stopped: as in `Trainer.train`.
         """
-        self.train(self.seed)
+        self.train(self.plan.seed)
         return self.result
 
     def prepare(self) -> None:
-        config, data = self.config, self.session.data
+        config, data, plan = self.config, self.session.data, self.plan
         self.train_streams = self.task.streams(data, "train", config.data_batch).to(self.device)  # [steps, M]
-        self.valid_streams = self.task.streams(data, "valid", config.eval_batch).to(self.device)
-        self.model = build_standalone(config, self.genotypes, self.task, data, self.among).to(self.device)
-        rate = config.lr if config.standalone_lr is None else config.standalone_lr
+        self.model = build_standalone(config, plan.architectures, self.task, data, self.among).to(self.device)
+        usual = config.lr if config.standalone_lr is None else config.standalone_lr
+        rates = torch.tensor(plan.rates or [usual] * len(plan.architectures), dtype=torch.float64)
+        self.rate, self.shares = float(rates.max()), (rates / rates.max()).to(self.device)  # of the largest rate, [n]
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=rate, weight_decay=config.weight_decay, fused=True
+            self.model.parameters(), lr=self.rate, weight_decay=config.weight_decay, fused=True
         )
+        if plan.origins:
+            self.progress, tensors = taken_over(plan.origins)
+            self.restore({**training_tensors(self.model, self.optimizer), **tensors})
+        self.begun = self.progress.windows
+        self.record_every = max(1, (plan.windows - self.begun) // CURVE_POINTS)
         self._count_from(self.progress)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -223,7 +284,7 @@ class StandaloneTraining(Trainer):
         return self.stage_done()
 
     def stage_done(self) -> bool:
-        return self.progress.windows >= self.windows
+        return self.progress.windows >= self.plan.windows
 
     def next_window(self) -> tuple[Tensor, Tensor]:
         steps = self.config.bptt
@@ -242,7 +303,7 @@ class StandaloneTraining(Trainer):
             restore_random(before, self.device)
             losses, norms, h = self._differentiate(inputs, targets)
         self._clip(norms)
-        self.optimizer.step()
+        self._update()
         self.h = h
         if bool((failed := self.alive & ~(self.model.largest_weights() < LARGEST_WEIGHT)).any()):
             self._freeze(failed)
@@ -251,7 +312,8 @@ class StandaloneTraining(Trainer):
     def count(self, inputs: Tensor, loss: Tensor) -> None:
         self.loss_sum += torch.where(self.alive, loss, 0)
         self.progress.windows += 1
-        if self.progress.windows % self.record_every == 0 or self.progress.windows == self.windows:
+        done = self.progress.windows - self.begun
+        if done % self.record_every == 0 or self.progress.windows == self.plan.windows:
             self._record()
         self.console.advance(self.label, inputs.numel(), f"mean loss {float(loss[self.alive].mean()):.3f}")
 
@@ -276,6 +338,18 @@ class StandaloneTraining(Trainer):
             gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
 
     @torch.no_grad()
+    def _update(self) -> None:
+        """Adam's step, and of that to each network its share, as all share one optimizer and its largest rate."""
+        left = 1 - self.progress.windows / self.plan.windows if self.plan.decay else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * left
+        before = [] if bool((self.shares == 1).all()) else [p.clone() for p in self.model.parameters()]
+        self.optimizer.step()
+        for parameter, old in zip(self.model.parameters(), before, strict=bool(before)):
+            share = self.shares.to(old.dtype).view(-1, *[1] * (old.dim() - 1))
+            parameter.copy_(old.lerp(parameter, share))
+
+    @torch.no_grad()
     def _freeze(self, failed: Tensor) -> None:
         """Set weights, moments and state of failed networks to zero, so that all their later updates are zero too."""
         for parameter in self.model.parameters():
@@ -286,17 +360,17 @@ class StandaloneTraining(Trainer):
             self.h[failed] = 0
         self.loss_sum[failed] = 0
         self.alive = self.alive & ~failed
-        total, first = (self.among[0], self.among[1].start) if self.among else (len(self.genotypes), 0)
+        total, first = (self.among[0], self.among[1].start) if self.among else (len(self.plan.architectures), 0)
         for network in failed.nonzero().flatten().tolist():
             self.progress.diverged_at[network] = self.progress.windows
             self.console.say(
                 f"{self.label}: network {first + network + 1} of {total} diverged in window "
-                f"{self.progress.windows + 1} and is frozen, the others go on: {genotype_text(self.genotypes[network])}"
+                f"{self.progress.windows + 1} and is frozen, the others go on: {self.plan.architectures[network]}"
             )
 
     def _record(self) -> None:
         """Record each network's mean loss since the last record."""
-        since = self.progress.windows - self.progress.records * self.record_every
+        since = self.progress.windows - self.begun - self.progress.records * self.record_every
         losses = (self.loss_sum / since).tolist()
         record = {
             "windows": self.progress.windows,
@@ -312,26 +386,60 @@ class StandaloneTraining(Trainer):
 
     def finish(self) -> None:
         """Validate all networks."""
-        measured = self.task.measure(self.model, self.valid_streams, self.config.bptt, self.stop_if_asked).metric
+        if self.plan.leave:
+            self.save(self.tensors())
+        measured = self.measure("valid", self.plan.held_out)
         last = self.folder.records(RECORDS)[-1]["train_loss"]
         outcomes = [
-            Outcome(genotype, value if window is None else self.task.metric.worst, loss, window)
-            for genotype, value, loss, window in zip(
-                self.genotypes, measured.tolist(), last, self.progress.diverged_at, strict=True
+            Outcome(architecture, value if window is None else self.task.metric.worst, loss, window)
+            for architecture, value, loss, window in zip(
+                self.plan.architectures, measured.metric.tolist(), last, self.progress.diverged_at, strict=True
             )
         ]
-        count = len(self.genotypes) * self.windows
-        self.result = StandaloneResult(outcomes, count, round(self.lap(), 3), peak_memory(self.device))
+        trained = len(outcomes) * (self.plan.windows - self.begun)
+        held_out = None if self.plan.held_out is None else measured.windows.tolist()
+        self.result = StandaloneResult(outcomes, trained, round(self.lap(), 3), peak_memory(self.device), held_out)
+
+    def measure(self, part: str, windows: int | None = None) -> Measurement:
+        """Of all networks on a part of the data, or on its first windows."""
+        streams = self.task.streams(self.session.data, part, self.config.eval_batch).to(self.device)
+        end = len(streams) if windows is None else windows * self.config.bptt + 1
+        return self.task.measure(self.model, streams[:end], self.config.bptt, self.stop_if_asked)
 
     def tensors(self) -> dict[str, Tensor]:
         self.progress.loss_sums = self.loss_sum.tolist()
         return super().tensors()
 
     def units_in_all(self) -> int:
-        return self.windows
+        return self.plan.windows
 
     def units_done(self) -> int:
         return self.progress.windows
+
+
+def taken_over(origins: Sequence[Origin]) -> tuple[StandaloneProgress, dict[str, Tensor]]:
+    """The progress and tensors of networks from the trainings that left them, which are equally far.
+
+    Raises:
+        WenetError: a training's last checkpoint is damaged or gone.
+    """
+    left = {}
+    for folder in {origin.folder for origin in origins}:
+        with closing(RunFolder.open(folder)) as run:
+            checkpoint = run.load_checkpoint()
+        if checkpoint is None:
+            raise WenetError(f"{folder} has no checkpoint to go on from; delete it to train its networks again")
+        left[folder] = checkpoint
+    first, tensors = left[origins[0].folder]
+    diverged = [left[origin.folder][0]["diverged_at"][origin.place] for origin in origins]
+    progress = StandaloneProgress(0.0, diverged, [0.0] * len(origins), first["windows"])
+    return progress, {
+        name: tensor
+        if name.startswith("random.") or tensor.dim() == 0
+        else torch.stack([left[origin.folder][1][name][origin.place] for origin in origins])
+        for name, tensor in tensors.items()
+        if not name.endswith("_extra_state")  # which says what cells there were
+    }
 
 
 def training_windows(session: Session[Any], passes: float) -> int:
@@ -339,44 +447,3 @@ def training_windows(session: Session[Any], passes: float) -> int:
     config, task = session.config, session.task
     streams = task.streams(session.data, "train", config.data_batch)
     return max(1, round(passes * -(-task.steps_per_pass(streams) // config.bptt)))
-
-
-def build_standalone(
-    config: Any, genotypes: Sequence[Genotype | None], task: Task, data: Any, among: tuple[int, slice] | None = None
-) -> Any:
-    """Build standalone models with the sizes of the settings, without normalisation."""
-    cells = [genotype for genotype in genotypes if genotype is not None]
-    layer: WeightedDagRNN | StandaloneLSTM
-    if not cells:
-        layer = StandaloneLSTM(config.hidden, config.dropout_x, config.dropout_h)
-    else:
-        layer = WeightedDagRNN(
-            config.hidden,
-            config.hidden,
-            cells,
-            form=config.form,
-            coupling="independent",
-            dropout_x=config.dropout_x,
-            dropout_h=config.dropout_h,
-            backend=config.backend,
-            precision=config.precision,
-            among=among,
-        )
-    return task.standalone_models(layer, config, data).to(DTYPES[config.precision])
-
-
-def size_of_lstm(config: Any, genotypes: Sequence[Genotype], task: Task, data: Any) -> int:
-    """The hidden size that gives an LSTM's model as many parameters as a cell's, or a few more."""
-
-    def parameters(own: Any, genotype: Genotype | None) -> int:
-        return sum(p.numel() for p in build_standalone(own, [genotype], task, data).parameters())
-
-    sizes = range(1, 16 * config.hidden)
-    with torch.device("meta"):
-        wanted = parameters(config, genotypes[0])
-        return sizes[bisect_left(sizes, wanted, key=lambda size: parameters(replace(config, hidden=size), None))]
-
-
-def genotype_text(genotype: Genotype | None) -> str:
-    """A cell as text for files and messages; None stands for an LSTM."""
-    return LSTM if genotype is None else str(genotype)

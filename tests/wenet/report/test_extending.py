@@ -83,8 +83,8 @@ class Symbols(LanguageModelling):
     @torch.no_grad()
     def measure(self, model, streams, steps, between=lambda: None, of_networks=False) -> Measurement:
         assert not of_networks
-        loss = super().measure(model, streams, steps, between).loss
-        return Measurement(loss, torch.exp(-loss))  # near enough, and higher where the model is better
+        loss, _, windows = super().measure(model, streams, steps, between)
+        return Measurement(loss, torch.exp(-loss), windows)  # near enough, and higher where the model is better
 
 
 @pytest.fixture

@@ -1,0 +1,79 @@
+"""What standalone training can train: cells, and PyTorch's own layers beside them, at equal numbers of parameters."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from wenet.cells import Genotype
+from wenet.nn import LAYERS, StandaloneRNN, WeightedDagRNN
+from wenet.run.settings import DTYPES
+from wenet.tasks import Task
+
+Architecture = Genotype | str  # a cell, or the name of a layer in `LAYERS`
+
+
+def read_architecture(text: str) -> Architecture:
+    """What `str` of one gives."""
+    return text if text in LAYERS else Genotype.from_text(text)
+
+
+def build_standalone(
+    config: Any,
+    architectures: Sequence[Architecture],
+    task: Task,
+    data: Any,
+    among: tuple[int, slice] | None = None,
+) -> Any:
+    """Standalone models of the settings' sizes, without normalisation.
+
+    Args:
+        architectures: cells of equally many nodes, or one layer's name as often as there are to be networks.
+    """
+    cells = [cell for cell in architectures if isinstance(cell, Genotype)]
+    layer: WeightedDagRNN | StandaloneRNN
+    if cells:
+        layer = WeightedDagRNN(
+            config.hidden,
+            config.hidden,
+            cells,
+            form=config.form,
+            coupling="independent",
+            dropout_x=config.dropout_x,
+            dropout_h=config.dropout_h,
+            backend=config.backend,
+            precision=config.precision,
+            among=among,
+        )
+    else:
+        kind = str(architectures[0])
+        layer = StandaloneRNN(kind, config.hidden, len(architectures), config.dropout_x, config.dropout_h)
+    return task.standalone_models(layer, config, data).to(DTYPES[config.precision])
+
+
+def parameter_count(config: Any, architecture: Architecture, task: Task, data: Any) -> int:
+    """Of a whole model around one network: its layer, embedding and decoder."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_standalone(config, [architecture], task, data).parameters())
+
+
+def hidden_for(
+    parameters: int, config: Any, architecture: Architecture, task: Task, data: Any, generous: bool = False
+) -> int:
+    """The hidden size at which a model has as many parameters as wanted, as nearly as sizes allow.
+
+    Args:
+        generous: a few more parameters rather than a few less, as a rival of our cells should have.
+    """
+
+    def count(size: int) -> int:
+        return parameter_count(replace(config, hidden=size), architecture, task, data)
+
+    sizes = range(1, 1 + max(1, round(parameters**0.5)))
+    if generous:
+        return sizes[min(bisect_left(sizes, parameters, key=count), len(sizes) - 1)]
+    return sizes[max(0, bisect_right(sizes, parameters, key=count) - 1)]
