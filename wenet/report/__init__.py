@@ -1,1 +1,1 @@
-"""Runs and cells as pictures and pages. Needs matplotlib, which `import wenet` leaves alone."""
+"""Pictures and pages of runs and cells. They need matplotlib, which `import wenet` does not load."""

@@ -1,4 +1,4 @@
-"""A cell as a picture (the paper's Figure 5), alone or beside another with their common part marked (section 4.4)."""
+"""Pictures of one cell (the paper's Figure 5), or of two with their common part marked (section 4.4)."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from wenet.report.figures import (
 from wenet_kernels import WenetError
 
 COLOURS = {"tanh": BLUE, "relu": ORANGE, "sigmoid": GREEN, "identity": GREY}
-# Inches: from row to row, from a node to the right to those that read it, boxes, what stands right of the boxes.
+# Inches: height of a row, indentation of a reader, size of a box, space to the right of the boxes.
 ROW, SHIFT, BOX_HEIGHT, OUTPUT = 0.42, 0.36, 0.30, 1.0
 BOX_WIDTH, BOX_WIDTH_COMPARED = 1.16, 1.55
 TITLE, NOTE, MARGIN, GAP = 0.3, 0.35, 0.12, 0.4
-CHARACTER = 0.1  # of a title, or of an activation's name
+CHARACTER = 0.1  # width of a character in a title or a box
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each node stands: nodes in depth-first order, a row each, further right the deeper.
+    """Positions of the nodes: one row each in depth-first order, deeper nodes further to the right.
 
-    Every node reads one other and each has a row of its own, so that no line crosses a box, and the lines to the
-    output cross no other line.
+    Every node has its own row and reads only one other node. So no line crosses a box, and lines to the output cross no
+    other line.
     """
 
     row: dict[int, int]
@@ -57,32 +57,32 @@ class Layout:
         return cls(row, depth)
 
     def width(self, box: float) -> float:
-        """Inches, with boxes of this width and the output."""
+        """Width in inches with boxes of this width, output included."""
         return SHIFT * max(self.depth.values()) + box + OUTPUT
 
     @property
     def height(self) -> float:
-        """Inches, with the inputs above the init node."""
+        """Height in inches, inputs above the init node included."""
         return ROW * (len(self.row) + 1)
 
 
 def cell_picture(genotype: Genotype, title: str, name: str = "cell") -> Picture:
-    """One cell."""
+    """A picture of one cell."""
     return _picture(name, title, [(title, genotype, {})])
 
 
 def comparison_picture(first: str, a: Genotype, second: str, b: Genotype) -> Picture:
-    """Two cells; bold boxes are the largest tree that is in both, and say which node of the other cell they are."""
+    """A picture of two cells; bold boxes mark their largest common tree and name the matching nodes."""
     common = common_structure(a, b)
     sides = [(first, a, dict(common)), (second, b, {j: i for i, j in common.items()})]
     return _picture("comparison", f"{first} and {second}", sides)
 
 
 def save_picture(picture: Picture, path: Path) -> None:
-    """One file, SVG or PNG by its name.
+    """Save a picture as SVG or PNG, depending on the file's name.
 
     Raises:
-        WenetError: another kind of file, or it cannot be written.
+        WenetError: the name has another ending, or the file cannot be written.
     """
     kinds = {".svg": picture.svg_file, ".png": picture.png_file}
     if path.suffix.lower() not in kinds:
@@ -119,20 +119,20 @@ def _picture(name: str, title: str, sides: Sequence[Side]) -> Picture:
 
 
 def shorten(title: str, width: float) -> str:
-    """What of a title fits into so many inches."""
+    """Cut a title to a width in inches."""
     most = int(width / CHARACTER)
     return title if len(title) <= most else title[: most - 1] + "…"
 
 
 class _CellPainter:
-    """Draws one cell from a left edge on."""
+    """Draws one cell, starting at a left edge."""
 
     def __init__(
         self, axes: Axes, genotype: Genotype, layout: Layout, common: Mapping[int, int], left: float, box: float
     ) -> None:
         self.axes, self.genotype, self.layout, self.common = axes, genotype, layout, common
         self.left, self.box = left, box
-        self.mean = left + layout.width(box) - OUTPUT + 0.2  # of the line where states are averaged
+        self.mean = left + layout.width(box) - OUTPUT + 0.2  # position of the line where states are averaged
 
     def paint(self) -> None:
         self._inputs()
@@ -174,7 +174,7 @@ class _CellPainter:
         )
 
     def _edge(self, ancestor: int, node: int) -> None:
-        """Down from the node that is read, then right to the reader."""
+        """Draw a line down from the ancestor, then right to its reader."""
         x = self._x(ancestor) + SHIFT / 2
         common = ancestor in self.common and node in self.common
         width = 2.6 if common else 1.2
@@ -182,7 +182,7 @@ class _CellPainter:
         self._arrow((x, self._y(node)), (self._x(node), self._y(node)), INK, width)
 
     def _output(self) -> None:
-        """The averaged states run into one line, and from it the output goes out."""
+        """Draw lines from the averaged states into one line, which leads to the output."""
         rows = [self._y(node) for node in self.genotype.concat]
         for node in self.genotype.concat:
             self.axes.plot(
@@ -200,7 +200,7 @@ class _CellPainter:
 
 
 def _describe(sides: Sequence[Side]) -> str:
-    """In words; of two cells with what each common node is in the other."""
+    """Describe the cells in words; for two cells with the matching nodes."""
     sentences = []
     for title, genotype, common in sides:
         nodes = [

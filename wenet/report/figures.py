@@ -1,4 +1,4 @@
-"""A picture as SVG that follows the reader's light or dark theme, as PNG, and with its numbers as CSV."""
+"""Pictures as SVG that follows the reader's light or dark theme, as PNG, and their numbers as CSV."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from wenet.files import written_whole
 from wenet_kernels import WenetError
 
-# Told apart by readers of any colour vision (after Okabe and Ito), on paper of either theme: light, dark.
+# Distinct for any colour vision (after Okabe and Ito) on the background of either theme: light, dark.
 PALETTE = {
     "paper": ("#fdfdfc", "#16191d"),
     "ink": ("#1c2024", "#e6e8ea"),
@@ -36,7 +36,7 @@ PALETTE = {
     "brown": ("#7a5a1e", "#c9a86a"),
 }
 PAPER, INK, MUTED, GRID, BLUE, ORANGE, GREEN, GREY, PURPLE, BROWN = (light for light, _ in PALETTE.values())
-SERIES = (BLUE, ORANGE, GREEN, PURPLE, BROWN, GREY, INK, MUTED)  # in the order in which lines take them
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, BROWN, GREY, INK, MUTED)  # in the order of lines
 
 STYLE = {
     "axes.prop_cycle": cycler(color=SERIES),
@@ -62,7 +62,7 @@ STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "svg.fonttype": "none",  # text stays text: to be read out, searched and enlarged
+    "svg.fonttype": "none",  # text stays text, for screen readers and search
     "svg.hashsalt": "wenet",  # the same figure gives the same file
 }
 WIDTH = 4.6  # inches: at 400 pixels the page shows a figure at about its own size
@@ -71,7 +71,7 @@ NO_METADATA = dict.fromkeys(["Date", "Creator", "Format", "Type"])
 
 
 class Drawing(Figure):
-    """A figure that a notebook shows even where pyplot was never imported."""
+    """A figure that notebooks show even if pyplot was never imported."""
 
     def _repr_png_(self) -> bytes:
         stream = io.BytesIO()
@@ -85,9 +85,9 @@ class Picture:
     """A figure of a report.
 
     Attributes:
-        name: of its files.
-        description: what it shows, for those who do not see it.
-        table: the numbers in it, a header and then rows.
+        name: the name of its files.
+        description: a description for readers who cannot see it.
+        table: its numbers, a header and then rows.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Picture:
 
     @cached_property
     def svg(self) -> str:
-        """An SVG element with a text alternative; every id in it begins with the name of the figure."""
+        """An SVG element with a text alternative; all ids begin with the name of the figure."""
         stream = io.StringIO()
         with styled():
             self.drawing.savefig(stream, format="svg", metadata=NO_METADATA)
@@ -113,7 +113,7 @@ class Picture:
         return f"{head} {labels}>{title}{description}{body}"
 
     def svg_file(self) -> bytes:
-        """The same with its own rules for a dark theme, which a page around it would give."""
+        """The SVG as a file, with the rules for a dark theme that a page would provide."""
         head, body = self.svg.split("<desc", 1)
         return f"{head}<style>{dark_theme()}</style><desc{body}".encode()
 
@@ -122,7 +122,7 @@ class Picture:
 
     @cached_property
     def files(self) -> dict[str, bytes]:
-        """The picture in every form, by the ending of its name."""
+        """The picture in every format, by file suffix."""
         return {"svg": self.svg_file(), "png": self.png_file(), "csv": self.csv_file()}
 
     def csv_file(self) -> bytes:
@@ -133,16 +133,16 @@ class Picture:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The look of all figures, without a change to the reader's own settings of matplotlib."""
+    """A context with the style of our figures; the user's settings of matplotlib stay as they are."""
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         yield
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file as a whole: whoever reads it meanwhile sees the old one or the new one.
+    """Replace a file at once; readers see the old one or the new one.
 
     Raises:
-        WenetError: it cannot be written.
+        WenetError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def dark_theme() -> str:
-    """Rules that turn the colours of a figure into those of the dark palette where the reader wants it dark."""
+    """CSS rules that switch a figure's colours to the dark palette in dark mode."""
     rules = []
     for light, dark in PALETTE.values():
         rules.append(f'[style*="fill: {light}"]{{fill:{dark}!important}}')
@@ -162,10 +162,10 @@ def dark_theme() -> str:
 
 
 def new_drawing(height: float, width: float = WIDTH) -> Drawing:
-    """An empty figure of this many inches, to be filled within `styled`."""
+    """An empty figure of this size in inches, to be filled within `styled`."""
     return Drawing(figsize=(width, height), layout="constrained")
 
 
 def mark_whole_numbers(axes: Axes) -> None:
-    """Ticks of a horizontal axis that counts."""
+    """Put ticks of the horizontal axis at whole numbers."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))

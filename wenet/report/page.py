@@ -1,4 +1,4 @@
-"""`report.html`: all there is to know about a run in one file that asks nothing of the network."""
+"""`report.html`: everything about a run in one file that loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from wenet.report.plots import shown_rounds
 from wenet.report.run import Run
 from wenet.run import counted
 
-FIGURES = "figures"  # the folder beside the page that holds them as files
+FIGURES = "figures"  # the folder of figures beside the page
 MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png", "csv": "text/csv"}
-MOST_EMBEDDED = 120_000  # characters of a file within the page
+MOST_EMBEDDED = 120_000  # characters of a file embedded in the page
 RELOAD_SECONDS = 15
 Section = tuple[str, str, str]  # id, title, HTML
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -28,7 +28,7 @@ def report_page(run: Run, pictures: Sequence[Picture], live: bool = False) -> st
     """The page as HTML.
 
     Args:
-        live: whether it is written again and again, so that whoever looks at it wants it read again.
+        live: whether the page is rewritten while the run goes on, and should reload itself.
     """
     sections = [
         ("summary", "Summary", _summary(run, live)),
@@ -56,7 +56,7 @@ def report_page(run: Run, pictures: Sequence[Picture], live: bool = False) -> st
 
 
 def _style() -> str:
-    """Colours of page and figures, for light and for dark, then the rest."""
+    """The style sheet: colours of page and figures in light and dark, then the rest."""
     light = "".join(f"--{name}:{colours[0]};" for name, colours in PALETTE.items())
     dark = "".join(f"--{name}:{colours[1]};" for name, colours in PALETTE.items())
     themes = f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
@@ -79,7 +79,7 @@ def _summary(run: Run, live: bool) -> str:
 
 
 def _with_commands(text: str) -> str:
-    """A sentence as HTML, what stands between backticks as a command."""
+    """A sentence as HTML, with text in backticks as commands."""
     return re.sub("`([^`]+)`", r'<code class="command">\1</code>', escape(text))
 
 
@@ -92,7 +92,7 @@ def _figure(picture: Picture, run: Run) -> str:
 
 
 def _downloads(picture: Picture) -> str:
-    """Links that hold the files themselves, for a page that was mailed has no folder beside it."""
+    """Download links that contain the files, because a mailed page has no folder beside it."""
     encoded = {kind: b64encode(content).decode() for kind, content in picture.files.items()}
     links = [
         f'<a download="{picture.name}.{kind}" href="data:{MEDIA_TYPES[kind]};base64,{content}">{kind.upper()}</a>'
@@ -105,7 +105,7 @@ def _downloads(picture: Picture) -> str:
 
 
 def _round_control(run: Run) -> str:
-    """A slider over the rounds; hidden where the script that it needs does not run."""
+    """A slider over the rounds, hidden if its script does not run."""
     rounds = [
         {
             "round": record["round"],
@@ -138,7 +138,7 @@ def _tables(run: Run) -> list[Section]:
 
 
 def _runs(run: Run) -> str:
-    """Their winners in a table, and where the reports of all are: no link would outlive the page's being mailed."""
+    """A table of the runs' winners, and where their reports are; links would break when the page is mailed."""
     where = (
         "<p>Every run has a report of its own in the folder of this one, such as <code>run-1/report.html</code>.</p>"
     )
@@ -156,7 +156,7 @@ def _how_to_run_again(run: Run) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[words.Row]) -> str:
-    """A table that scrolls by itself, by keyboard too, where it is wider than the page."""
+    """A table that scrolls on its own, also by keyboard, if it is wider than the page."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = "".join(
         f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'

@@ -28,14 +28,14 @@ from wenet.tasks import Baseline, Metric
 
 Record = dict[str, Any]
 Table = list[list[Any]]
-MOST_MARKED = 30  # rounds; points on the lines of more of them run together
-MOST_ROUNDS = 100  # among which the page goes from one to the next; of a longer search every second, third, ...
+MOST_MARKED = 30  # rounds; with more, points on a line would run together
+MOST_ROUNDS = 100  # on the page's slider; of longer searches every second, third, ... round
 
 
 def weights_picture(run: Run) -> Picture:
-    """The sorted weights of every round (the paper's Figure 4); the last round shows, the others are hidden in it.
+    """The sorted weights of every round (the paper's Figure 4); only the last round is visible at first.
 
-    The shapes of round R have ids `weights-round-R-...`, by which the page shows one round after the other.
+    The shapes of round R have ids `weights-round-R-...`, which the page uses to switch between rounds.
     """
     records, keep = run.records, run.settings["keep"]
     highest = max(network["weight"] for record in records for network in record["networks"])
@@ -65,7 +65,7 @@ def weights_picture(run: Run) -> Picture:
 
 
 def shown_rounds(records: Sequence[Record]) -> list[Record]:
-    """Equally spaced rounds, the last one among them."""
+    """Equally spaced rounds that include the last one."""
     step = -(-len(records) // MOST_ROUNDS)
     return list(records[::-1][::step][::-1])
 
@@ -82,7 +82,7 @@ def _weights_of_round(axes: Axes, record: Record, keep: int, shown: bool) -> Non
 
 
 def trajectories_picture(run: Run) -> Picture:
-    """Weights of the cells that were kept at least once, round by round, in units of an equal share."""
+    """The weights of all cells that were ever kept, round by round, relative to an equal share."""
     records = run.records
     paths: dict[str, list[tuple[int, float]]] = {}
     for record in records:
@@ -124,14 +124,14 @@ def trajectories_picture(run: Run) -> Picture:
 
 
 def _standing(genotype: str, last: Sequence[str]) -> tuple[str, float]:
-    """Colour and line width of a cell by where it ended."""
+    """Colour and line width of a cell, by its final place."""
     if genotype == last[0]:
         return ORANGE, 2.4
     return (BLUE, 1.5) if genotype in last else (GREY, 0.9)
 
 
 def search_curves_picture(run: Run) -> Picture:
-    """Training loss within every round and the validation metric at its end; every round begins with new weights."""
+    """Training loss within each round and the validation metric at its end; each round starts from new weights."""
     records, metric = run.records, run.metric
     key = f"valid_{metric.key}"
     losses = [
@@ -163,7 +163,7 @@ def search_curves_picture(run: Run) -> Picture:
 
 
 def rungs_picture(run: Run) -> Picture:
-    """Every cell of every rung of successive halving by the metric; those that went on stand out."""
+    """The metric of each cell in each rung of successive halving, with survivors highlighted."""
     records, metric = run.records, run.metric
     key = metric.key
     points = [
@@ -201,7 +201,7 @@ def rungs_picture(run: Run) -> Picture:
 
 
 def audit_picture(audit: Record, metric: Metric) -> Picture:
-    """Score of the search against the metric after standalone training; what diverged stands at the upper edge."""
+    """The search's score against the metric after standalone training; diverged cells are at the upper edge."""
     cells, tau, key = audit["networks"], audit["kendall"], metric.key
     finite = [cell[key] for cell in cells if cell[key] is not None]
     top = max(finite) + 0.15 * (max(finite) - min(finite) or 1) if finite else 1.0
@@ -232,7 +232,7 @@ def audit_picture(audit: Record, metric: Metric) -> Picture:
 
 
 def training_curves_picture(run: Run) -> Picture:
-    """The metric on training and validation text by epoch, with the begin of averaging, the best epoch, divergences."""
+    """The metric on training and validation text by epoch; marks for averaging, the best epoch and divergences."""
     records, best, metric = run.records, run.best, run.metric
     key = f"valid_{metric.key}"
     sound = [record for record in records if key in record]
@@ -273,7 +273,7 @@ def training_curves_picture(run: Run) -> Picture:
     return Picture("learning", "Learning curves", description, drawing, table)
 
 
-# By name, as strategies ask for them.
+# By the names that strategies use.
 SEARCH_FIGURES: dict[str, Callable[[Run], Picture]] = {
     "weights": weights_picture,
     "trajectories": trajectories_picture,
@@ -283,7 +283,7 @@ SEARCH_FIGURES: dict[str, Callable[[Run], Picture]] = {
 
 
 def _mark_baseline(axes: Axes, baseline: Baseline, values: Sequence[float], metric: Metric) -> None:
-    """A line for the metric without a model, on a logarithmic axis where it is far from the values."""
+    """Draw a line at the baseline; the axis becomes logarithmic if it is far from the values."""
     axes.axhline(baseline.value, color=MUTED, linestyle="-.", linewidth=1.2)
     ends = [*values, baseline.value]
     if min(ends) > 0 and max(ends) > 3 * min(ends):
@@ -302,7 +302,7 @@ def _mark_baseline(axes: Axes, baseline: Baseline, values: Sequence[float], metr
 
 
 def _without_a_model(run: Run) -> str:
-    """For a description: what the line across says."""
+    """A sentence on the baseline, for a description."""
     if run.baseline is None:
         return ""
     name, value = run.baseline
@@ -310,7 +310,7 @@ def _without_a_model(run: Run) -> str:
 
 
 def _from_to(which: str, metric: Metric, points: Sequence[tuple[int, float]], unit: str) -> str:
-    """Where the metric began, where it ended, and its lowest."""
+    """A sentence on the first, last and lowest value of the metric."""
     what, places = f"{which} {metric.name}", metric.places
     if not points:
         return f"{what} was not measured."
@@ -325,7 +325,7 @@ def _from_to(which: str, metric: Metric, points: Sequence[tuple[int, float]], un
 
 
 def _plain_ticks(axes: Axes) -> None:
-    """Perplexities on a logarithmic axis as people write them; of a short axis at equal distances."""
+    """Label a logarithmic axis with plain numbers; a short axis gets equally spaced ones."""
     low, high = axes.get_ylim()
     wide = high > 4 * low
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)) if wide else MaxNLocator(5))
@@ -334,7 +334,7 @@ def _plain_ticks(axes: Axes) -> None:
 
 
 def _legend(axes: Axes, marks: Sequence[tuple[Any, str, str]], columns: int = 3) -> None:
-    """Explains markers and lines, each (style, colour, text), above the axes so that nothing is covered."""
+    """A legend of marks (style, colour, text) above the axes, where it covers nothing."""
     handles = []
     for style, colour, text in marks:
         is_line = style in ("-", "--", ":", "-.")

@@ -1,4 +1,4 @@
-"""What a run folder holds, finished or not, read without touching it."""
+"""Read a run folder, finished or not, without changing it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ FILES = ("config.json", "best.json", AUDIT, *RECORDS.values())
 
 @dataclass(frozen=True)
 class Run:
-    """A search or a training as its files tell it.
+    """A search or a training, read from its files.
 
     Attributes:
-        records: one a round or an epoch.
-        best: what `best.json` holds, empty where there is none yet.
-        audit: what `audit.json` holds, if there was an audit.
-        flaws: what could not be read, in sentences.
+        records: one record per round or epoch.
+        best: the contents of `best.json`; empty if there is none yet.
+        audit: the contents of `audit.json`, if there was an audit.
+        flaws: sentences about damaged files.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def genotype(self) -> Genotype | None:
-        """The winner so far, or the cell in training; None before there is one, and of an LSTM."""
+        """The winner so far, or the cell in training; None if there is none yet, and for an LSTM."""
         stored = self.config["genotype"] if self.kind == "train" else self.best.get("genotype")
         return None if stored is None else Genotype.from_dict(stored)
 
@@ -57,12 +57,12 @@ class Run:
 
     @property
     def metric(self) -> Metric:
-        """What the task measures."""
+        """The metric of the task."""
         return self.task.metric
 
     @property
     def baseline(self) -> Baseline | None:
-        """What the metric must beat; unknown of runs of before."""
+        """The value that a model must beat; unknown for older runs."""
         return stored_baseline(self.config)
 
     @property
@@ -89,10 +89,10 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run folder; a line that a killed process left half written is left out and named among the flaws.
+    """Read a run folder. A line that a killed process did not finish is skipped and listed in `flaws`.
 
     Raises:
-        WenetError: it is no run folder, or its settings or result cannot be read.
+        WenetError: the path is no run folder, or its settings or result cannot be read.
     """
     if not path.is_dir():
         raise WenetError(f"no run folder {path}")
@@ -109,7 +109,7 @@ def read_run(path: Path) -> Run:
 
 
 def _upgraded_audit(audit: dict[str, Any]) -> dict[str, Any]:
-    """An audit, whichever version wrote it: cells that are kept were once called survivors."""
+    """Convert an audit of any version to today's form; older versions called kept cells survivors."""
     if "survivors" not in audit:
         return audit
     networks = [{**cell, "kept": cell["survivor"]} for cell in audit["networks"]]
@@ -127,7 +127,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_records(path: Path, flaws: list[str]) -> list[dict[str, Any]]:
-    """All whole records before the first damaged one."""
+    """All records before the first damaged one."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A run in words: what it found, what that does not show, what it cost, and how to run it again."""
+"""A run in words: result, caveats, cost, and the command to repeat it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def title(run: Run) -> str:
 
 
 def _short(cell: str) -> str:
-    """A cell as it was named; of a file or folder the last part."""
+    """The name of a cell as given; for a path only its last part."""
     return Path(cell).name if os.sep in cell else cell
 
 
 def status(run: Run) -> str:
-    """How far the run is."""
+    """The progress of a run in words."""
     if run.finished:
         return "finished"
     done = len(run.records)
@@ -43,14 +43,14 @@ def status(run: Run) -> str:
 
 
 def summary(run: Run) -> list[str]:
-    """What was found, a paragraph each."""
+    """The result, as paragraphs."""
     if not run.best:
         return [f"No {'round' if run.kind == 'search' else 'epoch'} is finished yet."]
     return list(_search_summary(run) if run.kind == "search" else _training_summary(run))
 
 
 def caveats(run: Run) -> list[str]:
-    """What the figures do not show, and what went wrong."""
+    """Limits of the result, and problems on the way."""
     return [*run.flaws, *(_search_caveats(run) if run.kind == "search" else _training_caveats(run))]
 
 
@@ -162,7 +162,7 @@ def _about_preset(run: Run, what: str) -> Iterator[str]:
 
 
 def machine_and_cost(run: Run) -> list[Row]:
-    """Where it ran, on what, and what it took."""
+    """Rows on machine, text and cost."""
     settings, config = run.settings, run.config
     rows = [
         ("device", f"{settings['device']}, {counted(config['threads'], 'thread')}"),
@@ -184,7 +184,7 @@ def machine_and_cost(run: Run) -> list[Row]:
 
 
 def setting_rows(run: Run) -> list[Row]:
-    """Every setting: flag, value, what it means."""
+    """Rows of all settings: flag, value, meaning."""
     config_class: type[Config] = SearchConfig if run.kind == "search" else TrainConfig
     meanings = {option.name: option.metadata["help"] for option in dataclasses.fields(config_class)}
     return [
@@ -194,11 +194,11 @@ def setting_rows(run: Run) -> list[Row]:
 
 
 def command(run: Run) -> list[str]:
-    """The command that gives this run again: its name with the text, then flag by flag."""
+    """The command that repeats this run: its name with the text, then each flag."""
     settings = run.settings
     if run.kind == "search":
         usual = resolve_config(settings["preset"]).to_dict()
-    else:  # the preset depends on these
+    else:  # the preset depends on them
         given = {name: settings[name] for name in ("dataset", "cell", "softmax")}
         usual = {**resolve_train_config(settings["preset"], given).to_dict(), "cell": None, "softmax": "tied"}
     flags = {
@@ -214,13 +214,13 @@ def command(run: Run) -> list[str]:
 
 
 def _cell_as_text(run: Run) -> str:
-    """The cell of a training, whatever has become of the file or the run that it was read from."""
+    """The cell of a training as text, which stays valid if its file or run changes."""
     cell = run.settings["cell"]
     return cell if run.genotype is None or cell in PUBLISHED else str(run.genotype)
 
 
 def kept_table(run: Run) -> tuple[Row, list[Row]]:
-    """Columns and rows: the cells that the last stage kept, with the metric of standalone training where known."""
+    """Columns and rows of the cells kept by the last stage, with their standalone metric if known."""
     record, key = run.records[-1], run.metric.key
     known = {} if run.audit is None else {cell["genotype"]: cell[key] for cell in run.audit["networks"]}
     known |= {cell["genotype"]: cell[key] for cell in record["networks"] if key in cell}

@@ -1,4 +1,4 @@
-"""Writes the report of a run: once, or again and again while the run goes on."""
+"""Write the report of a run, once or repeatedly while the run goes on."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from wenet.run.console import Console
 
 PAGE = "report.html"
 WATCHED = [*FILES, *(f"run-*/{name}" for name in FILES)]
-LOOK_SECONDS = 2.0  # between two looks at the files of a run that goes on
+LOOK_SECONDS = 2.0  # between two looks at the files of a run
 
 
 def write_report(folder: Path, live: bool = False) -> Run:
-    """Write `report.html` and the figures as files into a run folder, and into those of the runs that it is made of.
+    """Write `report.html` and the figures into a run folder, and into the folders of its single runs.
 
     Args:
-        live: whether the page is to read itself again while the run goes on.
+        live: whether the page reloads itself while the run goes on.
 
     Raises:
-        WenetError: it is no run folder, its files cannot be read, or the report cannot be written.
+        WenetError: the folder holds no run, its files cannot be read, or the report cannot be written.
     """
     for part in sorted(folder.glob("run-*/config.json")):
         write_report(part.parent, live)
@@ -39,7 +39,7 @@ def write_report(folder: Path, live: bool = False) -> Run:
 
 
 def follow_report(folder: Path, console: Console) -> None:
-    """Write the report whenever a run has something new, until it has finished.
+    """Rewrite the report whenever the run has new results, until it is finished.
 
     Raises:
         WenetError: as in `write_report`.
@@ -57,7 +57,7 @@ def follow_report(folder: Path, console: Console) -> None:
 
 
 def pictures_of(run: Run) -> list[Picture]:
-    """All figures that the run has data for."""
+    """All figures for which the run has data."""
     pictures = []
     if run.genotype is not None:
         title = "The cell found" if run.kind == "search" else "The cell"
