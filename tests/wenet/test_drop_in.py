@@ -358,7 +358,7 @@ class TestWhoseWeights:
 
     @pytest.mark.parametrize("damaged", [torch.zeros(3, dtype=torch.uint8), "sigmoid0", None])
     def test_what_is_no_description(self, damaged):
-        with pytest.raises(WenetError, match="do not say of which cell they are; their file is damaged"):
+        with pytest.raises(WenetError, match="do not name their cell; their file is damaged"):
             layer().load_state_dict({**layer().state_dict(), "_extra_state": damaged})
 
     def test_many_cells(self):

@@ -159,12 +159,12 @@ def without(name):
     ("content", "flags", "message"),
     [
         (None, [], "cannot read mine.pt: No such file"),
-        (b"", [], "mine.pt is no file of tensors alone"),
-        (b"PK of something else", [], "mine.pt is no file of tensors alone"),
-        (nn.Linear(2, 3), [], "no file of tensors alone; save model.state_dict(), not the model"),
+        (b"", [], "mine.pt is not a file of plain tensors"),
+        (b"PK of something else", [], "mine.pt is not a file of plain tensors"),
+        (nn.Linear(2, 3), [], "not a file of plain tensors; save model.state_dict(), not the model"),
         (nn.Linear(2, 3).state_dict(), [], "mine.pt holds no weights of a DagRNN"),
         (3, [], "mine.pt holds no weights of a DagRNN"),
-        (dict(DagRNN(5, 7, CELL).named_parameters()), [], "do not say of which cell they are, as an earlier version"),
+        (dict(DagRNN(5, 7, CELL).named_parameters()), [], "do not name their cell, as an earlier version"),
         (without("weight_input"), [], "are not those of a whole DagRNN: 'weight_input'"),
         (
             without("weight_hidden_l1"),
@@ -194,5 +194,5 @@ def test_other_errors(capsys):
     assert cell_main(["export", "mine.safetensors"]) == 2
     assert cell_main(["export", "darts-v2", "--layer", "encoder"]) == 2
     errors = capsys.readouterr().err
-    assert "mine.safetensors is no file of tensors alone" in errors
+    assert "mine.safetensors is not a file of plain tensors" in errors
     assert "leave out --layer: only a file of weights has several" in errors

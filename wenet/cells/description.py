@@ -44,7 +44,7 @@ class Description:
         try:
             description = cls(**json.loads(bytes(tensor.to(torch.uint8).tolist())))
         except (AttributeError, TypeError, ValueError):
-            raise WenetError("these weights do not say of which cell they are; their file is damaged") from None
+            raise WenetError("these weights do not name their cell; their file is damaged") from None
         if description.layout != LAYOUT:
             raise WenetError(f"these weights have layout {description.layout}, but this version reads layout {LAYOUT}")
         return description

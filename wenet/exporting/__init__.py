@@ -1,1 +1,1 @@
-"""Cells and trained models in forms that run without this package."""
+"""Export cells and trained models for use without this package."""

@@ -1,4 +1,4 @@
-"""A cell, or a trained language model, in a form that runs without this package."""
+"""Export a cell or a trained language model as a module, ONNX or a torch.export graph."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SUFFIXES = {"module": ".py", "onnx": ".onnx", "torch-export": ".pt2"}  # by form
 
 @dataclass(frozen=True)
 class Trained:
-    """A language model out of a run."""
+    """The trained language model of a run."""
 
     model: LanguageModel
     layer: DagRNN  # the recurrent layer in it
@@ -51,34 +51,35 @@ def export(
     data_dir: str | Path | None = None,
     layer: str | None = None,
 ) -> list[Path]:
-    """Write a cell or a trained model so that PyTorch or an ONNX runtime can run it without this package.
+    """Write a cell or a trained model in a form that PyTorch or an ONNX runtime can run without this package.
 
-    Of a folder that `wenet.train` made it is the language model with its best weights: tokens `[T, M]` and a state
-    `[1, M, H]` to scores of the words that follow, `[T, M, V]`, and the last state. Of a file with the state dict of a
-    `DagRNN`, or of a model with one in it, it is that layer with its weights; of any other cell a recurrent layer with
-    fresh weights: x `[T, M, I]` and h0 `[1, M, H]` to output `[T, M, H]` and h_n. T and M stay free in every format. It
-    computes as in evaluation, without dropout, its products in the type of the weights.
+    The source decides what is written. A training run gives its language model with the best weights, which maps tokens
+    `[T, M]` and a state `[1, M, H]` to scores of the next words, `[T, M, V]`, and the last state. A file of weights
+    gives its layer; it holds the state dict of a `DagRNN` or of a model that contains one. Any other cell gives a
+    recurrent layer with fresh weights, which maps x `[T, M, I]` and h0 `[1, M, H]` to output `[T, M, H]` and h_n. T and
+    M stay free in every format. The export computes as in evaluation, without dropout, with products in the weights'
+    number type.
 
     Args:
         source: a training run's folder, a file of weights (.pt, .pth, .bin, .ckpt or .safetensors), or a cell as in
             `wenet.genotypes.load_genotype`.
-        format: "module" (a Python file; trained weights as safetensors beside it), "onnx", or "torch-export" (for
+        format: "module" (a Python file, with trained weights as safetensors beside it), "onnx", or "torch-export" (for
             `torch.export.load`).
         out: the file to write; by default named like the source, in the current folder.
-        input_size, hidden_size: of a layer as onnx or torch-export, the first by default as the second. In a module the
-            class is given them.
-        form: of a cell, "highway" by default.
-        seed: of the fresh weights of onnx or torch-export, 1 by default.
+        input_size, hidden_size: sizes of a fresh layer in onnx or torch-export; the input size defaults to the hidden
+            size. The class in a module takes its sizes as arguments.
+        form: the form of a cell, "highway" by default.
+        seed: seed of fresh weights in onnx or torch-export, 1 by default.
         data_dir: where to look for a run's text, as in `train`.
-        layer: of the layers in a file of weights the one of this name, such as "encoder.rnn".
+        layer: the name of one layer in a file of weights with several, such as "encoder.rnn".
 
     Returns:
-        The files written: with a run also its vocabulary, a word a line in the order of the tokens. Exports of one run
-        in several formats share it.
+        The files written. A run also gives its vocabulary, one word per line in the order of the tokens, which exports
+        in several formats share.
 
     Raises:
-        WenetError: nothing to export there, a file that exists or cannot be written, an argument that means nothing
-            here, or an exporter that is not installed.
+        WenetError: there is nothing to export, a file exists or cannot be written, an argument does not apply, or an
+            exporter is not installed.
 
     Examples:
         >>> import wenet
@@ -106,7 +107,7 @@ def export(
 
 
 def _default_file(source: str | Path | Genotype, format: str) -> Path:
-    """In the current folder, by a name that Python can import."""
+    """A file in the current folder, with a name that Python can import."""
     return Path(re.sub(r"\W+", "_", Path(str(source)).name).strip("_") + SUFFIXES[format])
 
 
@@ -116,7 +117,7 @@ def _check_new(path: Path) -> None:
 
 
 def describe_export(source: str | Path, format: str, files: list[Path]) -> str:
-    """What was written, and how to load it."""
+    """Describe the files written and how to load them."""
     path, *beside = files
     if is_weight_file(Path(source)):
         what = "the recurrent layer and its weights"
@@ -145,7 +146,7 @@ def _refuse(arguments: dict[str, Any], reason: str) -> None:
 
 
 def _export_cell(source: str | Path | Genotype, form: str, path: Path) -> list[Path]:
-    """A cell as a module."""
+    """Write a cell as a module."""
     genotype = _cell(source, form)
     name = "".join(part.capitalize() for part in str(source).split("-")) if source in PUBLISHED else "Cell"
     code = layer_source(name, genotype, form)
@@ -156,7 +157,7 @@ def _export_cell(source: str | Path | Genotype, form: str, path: Path) -> list[P
 
 
 def _export_layer(layer: DagRNN, format: str, path: Path) -> list[Path]:
-    """A layer with the weights that it has."""
+    """Write a layer with its weights."""
     files = [path, path.with_suffix(".safetensors")] if format == "module" else [path]
     for file in files:
         _check_new(file)
@@ -176,12 +177,12 @@ def _layer_code(layer: DagRNN) -> str:
 
 
 def _weights_by_cell(layer: DagRNN) -> dict[str, Tensor]:
-    """By the names that they have in the written module."""
+    """The layer's weights by their names in the written module."""
     states = layer.num_layers * layer.directions
     if states == 1:
         return layer.state_dict()
     names, values = zip(*layer.named_parameters(), strict=True)
-    kinds = names[: len(names) // states]  # those of the first layer and direction, whose names have no suffix
+    kinds = names[: len(names) // states]  # names of the first layer and direction, without suffix
     own = (f"cells.{state}.{kind}" for state in range(states) for kind in kinds)
     said = {f"cells.{state}._extra_state": layer.get_extra_state() for state in range(states)}
     return {**dict(zip(own, (value.detach() for value in values), strict=True)), **said}
@@ -254,7 +255,7 @@ def _model_code(trained: Trained) -> str:
 def _description(
     layer: DagRNN, vocabulary_size: int | None = None, metric: dict[str, float] | None = None
 ) -> dict[str, str]:
-    """What a file says of itself."""
+    """Metadata of an exported file."""
     sizes = {"input_size": layer.input_size, "hidden_size": layer.hidden_size, "vocabulary_size": vocabulary_size}
     described = {"cell": layer.genotype, "form": layer.form, **sizes, **(metric or {})}
     usual = {"num_layers": 1, "bias": False, "bidirectional": False}
@@ -263,8 +264,8 @@ def _description(
 
 
 def _save_graph(module: DagRNN | LanguageModel, format: str, path: Path, description: dict[str, str]) -> None:
-    """A graph for evaluation that takes any number of steps and of rows."""
-    module = module.eval().requires_grad_(False)  # or every call of the graph would prepare for a backward pass
+    """Save a graph for evaluation, with any number of steps and rows."""
+    module = module.eval().requires_grad_(False)  # else every call of the graph would prepare for backward
     example = _example(module)
     axes = {0: Dim("time"), 1: Dim("batch")}
     shapes = dict(zip(example, (axes, {1: axes[1]}), strict=True))
@@ -279,14 +280,14 @@ def _save_graph(module: DagRNN | LanguageModel, format: str, path: Path, descrip
 
 
 def _forget_this_machine(program: ExportedProgram) -> None:
-    """Leave out where in its files every operator came from."""
+    """Remove the source locations of operators."""
     for graph in program.graph_module.modules():
         for node in graph.graph.nodes if isinstance(graph, GraphModule) else ():
             node.meta.pop("stack_trace", None)
 
 
 def _example(module: DagRNN | LanguageModel) -> dict[str, Tensor]:
-    """Input of 3 steps and 2 rows, and a state, by the names of the module's arguments."""
+    """Example arguments by name: input of 3 steps and 2 rows, and a state."""
     layer = module.rnn if isinstance(module, LanguageModel) else module
     assert isinstance(layer, DagRNN)
     weight = next(layer.parameters())
@@ -302,7 +303,7 @@ def _save_onnx(
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     outputs = ["output" if "x" in example else "scores", "h_n"]
-    with _without_warnings_in_the_log():  # of operators that torchvision would have
+    with _without_warnings_in_the_log():  # about operators of torchvision
         program = torch.onnx.export(
             module,
             tuple(example.values()),

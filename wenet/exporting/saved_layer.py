@@ -1,4 +1,4 @@
-"""A layer out of a file of weights that somebody saved, by itself or as part of a model."""
+"""Load a layer from a file of weights, where it is alone or part of a model."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from wenet.cells import Description, Genotype
 from wenet.nn.rnn import DagRNN
 from wenet_kernels import WenetError
 
-PICKLED = (".pt", ".pth", ".bin", ".ckpt")  # by torch.save
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")  # written by torch.save
 WEIGHT_FILES = (*PICKLED, ".safetensors")
-OWN_NAME = re.compile(r"(?:(?:weight|bias)_\w+?(?:_l(\d+))?(_reverse)?|_extra_state)")  # of a layer's tensors
+OWN_NAME = re.compile(r"(?:(?:weight|bias)_\w+?(?:_l(\d+))?(_reverse)?|_extra_state)")  # names of a layer's tensors
 
 
 def is_weight_file(path: Path) -> bool:
-    """Whether its name says so, and it is no folder of a run."""
+    """Whether the path has a suffix of weight files and is no folder."""
     return path.suffix in WEIGHT_FILES and not path.is_dir()
 
 
 def saved_layer(path: Path, name: str | None = None) -> DagRNN:
-    """The layer that a state dict holds: its cell and sizes are read from the file.
+    """Load a layer from a state dict, with the cell and sizes that it names.
 
     Args:
-        path: of a state dict, or of a dictionary with one in it, as `torch.save` or safetensors writes it.
-        name: of the layer, where there are several in a model.
+        path: a state dict, or a dictionary that contains one, written by `torch.save` or as safetensors.
+        name: the name of the layer, if the model has several.
 
     Raises:
-        WenetError: no such file, or one that holds more than tensors; no layer in it, several of which none is named,
-            or one that says of no cell.
+        WenetError: the file does not exist, holds more than tensors or no layer, holds several layers and none is
+            named, or names no cell.
     """
     tensors = _read(path)
     name = _name(path, tensors, name)
@@ -45,7 +45,7 @@ def saved_layer(path: Path, name: str | None = None) -> DagRNN:
     weights = {each: tensors[prefix + each] for each in names if OWN_NAME.fullmatch(each)}
     if "_extra_state" not in weights:
         raise WenetError(
-            f"the weights in {path} do not say of which cell they are, as an earlier version saved them; load them "
+            f"the weights in {path} do not name their cell, as an earlier version saved them; load them "
             "into a DagRNN of that cell and save its state dict again"
         )
     try:
@@ -63,7 +63,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise WenetError(f"cannot read {path}: {error.strerror or error}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, ValueError):
-        raise WenetError(f"{path} is no file of tensors alone; save model.state_dict(), not the model") from None
+        raise WenetError(f"{path} is not a file of plain tensors; save model.state_dict(), not the model") from None
     return dict(_flat(content))
 
 
@@ -72,7 +72,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _flat(content: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a dictionary, and of those in it, with their names joined by dots."""
+    """The tensors of a nested dictionary, with names joined by dots."""
     if isinstance(content, Mapping):
         for name, value in content.items():
             yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
@@ -81,7 +81,7 @@ def _flat(content: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _name(path: Path, tensors: Mapping[str, Tensor], name: str | None) -> str:
-    """Of the one layer there, or of the one asked for."""
+    """The name of the only layer, or of the requested one."""
     parts = (each.rpartition(".") for each in tensors)
     found = [owner for owner, _, last in parts if last == "weight_nodes"]
     if name is not None and name not in found:
@@ -94,7 +94,7 @@ def _name(path: Path, tensors: Mapping[str, Tensor], name: str | None) -> str:
 
 
 def _layer(weights: Mapping[str, Tensor]) -> DagRNN:
-    """A layer of such sizes."""
+    """Build the layer that these weights fit."""
     description = Description.from_tensor(weights["_extra_state"])
     if weights["weight_nodes"].dim() != 3:
         cells = len(description.cells.split(";"))
