@@ -1,1 +1,1 @@
-"""The commands, one a module. Every mistake ends as one line and exit code 2."""
+"""The commands, one module each. User errors end as one line and exit code 2."""

@@ -41,7 +41,7 @@ def _cell(arguments: Sequence[str] | None) -> None:
         type=lambda text: text.split(","),
         default=list(ACTIVATIONS),
         metavar="NAME,NAME...",
-        help=f"that the nodes are drawn from (default: {','.join(ACTIVATIONS)})",
+        help=f"activations to draw from (default: {','.join(ACTIVATIONS)})",
     )
     draw.add_argument("--seed", type=int, default=1, help="the same seed gives the same cells (default: %(default)s)")
     draw.add_argument("--json", action="store_true", help="print them as JSON, one a line")
@@ -61,8 +61,8 @@ def _add_export(actions: argparse._SubParsersAction[Any]) -> None:
     exporting.add_argument(
         "source",
         metavar="RUN|FILE|CELL",
-        help="folder that wenet-train made, state dict of a DagRNN or of a model with one (.pt, .safetensors), or a "
-        "cell as for show",
+        help="folder of a wenet-train run, state dict of a DagRNN or of a model with one (.pt, .safetensors), or a "
+        "cell as in show",
     )
     exporting.add_argument(
         "--format",
@@ -71,13 +71,13 @@ def _add_export(actions: argparse._SubParsersAction[Any]) -> None:
         help="module (readable Python for PyTorch alone, weights of a run as safetensors beside it), onnx, or "
         "torch-export (.pt2) (default: %(default)s)",
     )
-    exporting.add_argument("--out", type=Path, metavar="FILE", help="default: named like the source, in this folder")
+    exporting.add_argument("--out", type=Path, metavar="FILE", help="default: named after the source, in this folder")
     exporting.add_argument("--input", type=int, metavar="I", dest="input_size", help="of a cell; default: as --hidden")
     exporting.add_argument("--hidden", type=int, metavar="H", dest="hidden_size", help="of a cell")
     exporting.add_argument("--form", metavar=one_of(FORMS), help="of a cell (default: highway)")
     exporting.add_argument("--seed", type=int, help="of a cell's fresh weights in onnx or torch-export (default: 1)")
     exporting.add_argument("--data-dir", type=Path, metavar="DIR", help="look for a run's text here first")
-    exporting.add_argument("--layer", metavar="NAME", help="of several layers in a state dict this one")
+    exporting.add_argument("--layer", metavar="NAME", help="name of a layer, if the state dict has several")
     exporting.set_defaults(run=_export_cell)
 
 
@@ -115,7 +115,7 @@ def _compare_cells(options: argparse.Namespace) -> None:
 
 
 def _title(cell: str) -> str:
-    """Of the picture of a cell that was named so: of a path its last part."""
+    """The title of a cell's picture: its name, or the last part of a path."""
     return Path(cell).name if Path(cell).exists() else cell
 
 

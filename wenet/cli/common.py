@@ -1,4 +1,4 @@
-"""What all commands share: how mistakes are reported, and flags made from settings."""
+"""Shared by all commands: error reports, and flags made from settings."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Result = TypeVar("Result")
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a misused flag as the commands report any mistake: one line."""
+    """A parser that reports wrong flags in one line, like all other errors."""
 
     def error(self, message: str) -> NoReturn:
         raise WenetError(f"{message}; see {self.prog} --help")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Names the flag that a misspelled one was meant to be; also within an action, whose flags it alone knows."""
+        """Suggest a flag for a misspelled one, also within a subcommand, which alone knows its flags."""
         found, rest = super().parse_known_args(args, namespace)
         for word in rest:
             if word.startswith("--"):
@@ -54,14 +54,14 @@ def reporting(command: str, run: Callable[[Sequence[str] | None], None], argumen
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the reader of our output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 
 
 def _rank_in_words() -> str:
-    """Which process this is, where torchrun started several."""
+    """The number of this process, if torchrun started several."""
     return f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
 
 
@@ -72,7 +72,7 @@ def begin_or_resume(
     resume: Callable[..., Result],
     resumed_with: Sequence[str] = (),
 ) -> tuple[Console, Result]:
-    """What a command does with its flags; `resumed_with` are the settings that a resumed run takes, too."""
+    """Begin or resume a run, depending on the flags; a resumed run accepts only the settings `resumed_with`."""
     given = vars(parser.parse_args(arguments))
     with joined() as ranks:
         console = Console(quiet=given.pop("quiet"), silent=not ranks.first)
@@ -94,10 +94,10 @@ def begin_or_resume(
 
 
 def run_parser(command: str, description: str, resolve: Callable[..., Config], at_end_of: str) -> Parser:
-    """Flags of a resumable run, and one for every setting; the help shows the defaults of the preset in force."""
+    """A parser with the flags of a resumable run and one for each setting; help shows the preset's defaults."""
 
     class Help(argparse.Action):
-        """Shows what the flags before it would leave to their defaults."""
+        """Shows the defaults that apply with the flags before it."""
 
         def __call__(self, parser: Any, namespace: argparse.Namespace, *_: Any) -> None:
             _grouped_parser(command, description, _in_force(resolve, vars(namespace)), at_end_of).print_help()
@@ -109,7 +109,7 @@ def run_parser(command: str, description: str, resolve: Callable[..., Config], a
 
 
 def _in_force(resolve: Callable[..., Config], given: Mapping[str, Any]) -> Config:
-    """The settings that a command would use with these flags."""
+    """The settings of a command with these flags."""
     settings = {**(read_config_file(given["config"]) if "config" in given else {}), **given}
     known = {option.name for option in dataclasses.fields(resolve("paper"))}
     preset = settings.pop("preset", None) or default_preset()
@@ -175,7 +175,7 @@ def add_setting(group: argparse._ActionsContainer, option: dataclasses.Field[Any
 
 
 def one_of(choices: Iterable[str]) -> str:
-    """The choices of a flag as its usage shows them. What takes the value checks it, and says what was meant."""
+    """The choices of a flag for its usage line. The value is checked later, where the error can suggest a choice."""
     return "{" + ",".join(choices) + "}"
 
 

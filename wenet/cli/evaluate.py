@@ -64,7 +64,7 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
 
 
 def _taken(prefix: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of this prefix, without it, and no longer among the others."""
+    """Remove the arguments with this prefix from the others; returns them without the prefix."""
     names = [name for name in given if name.startswith(prefix)]
     return {name.removeprefix(prefix): given.pop(name) for name in names}
 

@@ -1,4 +1,4 @@
-"""`wenet-report`: write a report anew."""
+"""`wenet-report`: rewrite a report."""
 
 from __future__ import annotations
 
