@@ -1,4 +1,4 @@
-"""What programs and the commands call: search, train, evaluate, compare, export, and take up what was stopped."""
+"""The functions behind the commands: search, train, rank cells, and resume stopped runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 class Elsewhere:
-    """Stands in a signature for a default that is decided elsewhere."""
+    """A placeholder in signatures for a default that is decided elsewhere."""
 
     def __init__(self, by: str) -> None:
         self.by = by
@@ -31,10 +31,10 @@ class Elsewhere:
 
 
 def takes(*examples: Any) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
-    """Shows the fields of dataclasses as named arguments of a function, so that `help` and completion know them.
+    """Show the fields of dataclasses as named arguments of a function, for `help` and completion.
 
     Args:
-        examples: of the dataclasses. The default shown is the value that all examples of a class have.
+        examples: instances of the dataclasses. A default is shown if all instances of a class agree on it.
     """
 
     def decorate(function: Callable[P, Result]) -> Callable[P, Result]:
@@ -62,7 +62,7 @@ def _default(field: Field[Any], kind: type, examples: Sequence[Any]) -> Any:
 
 
 SEARCHES = [resolve_config(preset) for preset in PRESETS]
-TRAININGS = [  # the preset depends on cell and text
+TRAININGS = [  # the preset depends on them
     resolve_train_config(preset, {"cell": cell, "dataset": dataset, "softmax": softmax})
     for preset in TRAIN_PRESETS
     for cell in ("darts-v2", "rhn", *LSTMS)
@@ -85,13 +85,12 @@ def search(
         dataset: "sotu" (embedded, the default), "ptb", "wikitext-2", or a folder with train/valid/test text.
         preset: "paper" or "quick"; by default "paper" with a GPU and "quick" without.
         config_file: settings that rank below the options.
-        options: any field of `Surroundings` (`out`, `data_dir`, `console` ...) and of `SearchConfig`. Where torchrun
-            has started several processes that all call this alike, they divide the networks of each round among them,
-            or whole runs where `runs` asks for several.
+        options: any field of `Surroundings` (`out`, `data_dir`, `console` ...) and of `SearchConfig`. Several processes
+            of torchrun that make the same call divide the networks of each round, or with `runs` whole runs.
 
     Raises:
-        WenetError: an impossible setting, missing or unusable text, too little memory, or diverged training.
-        Stopped: SIGINT or SIGTERM came; `resume_search` goes on from there.
+        WenetError: a setting is impossible, the text is missing or unusable, memory is too small, or training diverged.
+        Stopped: SIGINT or SIGTERM came; `resume_search` continues the run.
 
     Examples:
         >>> import wenet
@@ -114,13 +113,12 @@ def resume_search(
     """Continue a search bit-exactly from its last checkpoint.
 
     Args:
-        folder: of the run.
-        audit, audit_epochs: as in `SearchConfig`, for a search that was begun without.
-        options: any field of `Surroundings`. Only with as many processes as before does a search go on to the last
-            bit.
+        folder: the run's folder.
+        audit, audit_epochs: as in `SearchConfig`, for a search that began without an audit.
+        options: any field of `Surroundings`. The result is bit-exact only with as many processes as before.
 
     Raises:
-        WenetError: no such run, it is in use, its checkpoint is damaged, or text or machine differ from what it needs.
+        WenetError: there is no such run, it is in use, its checkpoint is damaged, or text or machine changed.
         Stopped: as in `search`.
 
     Examples:
@@ -152,14 +150,14 @@ def train(
     Args:
         dataset, preset, config_file: as in `search`.
         cell: a genotype, a published name, "lstm" or "lstm-skip", "random:SEED", a JSON file, a run folder, or text
-            such as "tanh0 relu1". Of a run folder text and level are the defaults here, too.
+            such as "tanh0 relu1". The text and level of a run folder are the defaults here, too.
         options: any field of `Surroundings` and of `TrainConfig`. Several processes divide the rows of every data
-            batch among them.
+            batch.
 
     Raises:
-        WenetError: an impossible setting, no such cell, missing or unusable text, too little memory, or diverged
-            training.
-        Stopped: SIGINT or SIGTERM came; `resume_train` goes on from there.
+        WenetError: a setting is impossible, the cell or text is missing or unusable, memory is too small, or training
+            diverged.
+        Stopped: SIGINT or SIGTERM came; `resume_train` continues the run.
 
     Examples:
         >>> import wenet
@@ -183,11 +181,11 @@ def resume_train(folder: str | Path, **options: Any) -> TrainResult:
     """Continue training bit-exactly from its last checkpoint.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         options: as in `resume_search`.
 
     Raises:
-        WenetError: no such run, it is in use, its checkpoint is damaged, or text or machine differ from what it needs.
+        WenetError: there is no such run, it is in use, its checkpoint is damaged, or text or machine changed.
         Stopped: as in `train`.
 
     Examples:
@@ -205,22 +203,23 @@ def resume_train(folder: str | Path, **options: Any) -> TrainResult:
 def rank_cells(
     cells: Sequence[str], out: str | Path, *, seeds: int = 3, epochs: float | None = None, **options: Any
 ) -> dict[str, Any]:
-    """Train cells standalone on equal terms, over several seeds; the same call again goes on where it was stopped.
+    """Train cells standalone on equal terms, over several seeds. A repeated call resumes a ranking that was stopped.
 
     Args:
-        cells: run folders, names, files or texts of cells, as `load_genotype` takes them; the first is a search, from
-            which the text and all settings are taken. "lstm" is one LSTM layer whose model has as many parameters.
+        cells: cells in any form that `load_genotype` takes. The first must be the folder of a search, which provides
+            the text and all settings. "lstm" stands for one LSTM layer whose model has as many parameters.
         out: folder for `ranking.json` and the trainings.
         seeds: trainings of each cell, at least 2.
         epochs: passes over the training text; by default the search's `audit_epochs`.
         options: any other field of `Surroundings`.
 
     Returns:
-        What `ranking.json` holds: cells by their mean on the validation part, each with the p of Welch's two-sided
-        t-test against the cell named first. A training that diverged is counted, and left out of mean and test.
+        The contents of `ranking.json`: cells sorted by their mean on the validation part, each with the p of Welch's
+        two-sided t-test against the first cell. Diverged trainings are counted, and left out of mean and test.
 
     Raises:
-        WenetError: fewer than two cells or seeds, cells of different sizes, no such run, or its text has changed.
+        WenetError: there are fewer than two cells or seeds, cells differ in size, there is no such run, or its text
+            changed.
         Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
 
     Examples:
@@ -235,7 +234,7 @@ def rank_cells(
 def _settings(
     dataset: str | None, preset: str | None, config_file: Mapping[str, Any] | None, options: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """The preset, and the settings that override it; those given by name rank above those of a file."""
+    """The preset, and the settings that override it; named arguments override those of a file."""
     given = {**(config_file or {}), **options}
     if dataset is not None:
         given["dataset"] = dataset
@@ -244,8 +243,8 @@ def _settings(
 
 
 def _on_the_text_of_its_run(given: dict[str, Any], surroundings: Surroundings) -> tuple[dict[str, Any], Surroundings]:
-    """Where the cell is a run's and no text is named, the text is the run's, as the run read it; another text is read
-    by words or characters as the run's was."""
+    """If the cell comes from a run and no text is named, take the run's text; any other text is read by words or
+    characters like the run's."""
     folder = Path(given.get("cell", ""))
     if not (folder / "config.json").is_file():
         return given, surroundings
@@ -268,7 +267,7 @@ def _only_surroundings(options: dict[str, Any]) -> Surroundings:
 
 
 def _write_report(session: Session[Any]) -> None:
-    """Write the report of a run that has ended. The result stands without it, where the disk is full by then."""
+    """Write the report of a finished run. If that fails, say so; the result stands without it."""
     if not session.ranks.first:
         return
     from wenet.report.write import write_report  # matplotlib takes a second to import

@@ -1,7 +1,7 @@
-"""What a search or a training comes to, for programs and notebooks.
+"""Results of searches and trainings, for programs and notebooks.
 
-The outcome comes from the floor that did the work; here it gets what needs the report. Tables, figures and models are
-read from the run folder when they are asked for, so a run that `load` opens has all that a new one has.
+Search and training return outcomes; this module adds tables, figures and models. These are read from the run folder on
+demand, so a run opened by `load` has everything that a new one has.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from wenet_kernels import WenetError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 10  # rows of a table where all of it would be too long
+SHOWN = 10  # rows of a long table
 
 
 class Table(list[dict[str, Any]]):
-    """Rows of equal keys; `pandas.DataFrame(table)` takes it as it is.
+    """Rows with equal keys, ready for `pandas.DataFrame(table)`.
 
     Example:
         >>> Table([{"rank": 1, "cell": "tanh0"}, {"rank": 2, "cell": "relu0"}])
@@ -71,13 +71,13 @@ def _figure_in_table(value: Any) -> str:
 
 
 class Shown:
-    """What both kinds of result have besides their outcome, read from the folder."""
+    """The part that both kinds of result share, read from the run folder."""
 
     folder: Path
 
     @property
     def run(self) -> Run:
-        """The run as its files tell it now."""
+        """The run, read from its files now."""
         return read_run(self.folder)
 
     @property
@@ -92,7 +92,7 @@ class Shown:
         """A recurrent layer of the cell with fresh weights, called like `torch.nn.RNN`.
 
         Args:
-            input_size, hidden_size, options: as in `wenet.nn.DagRNN`; the form is by default that of the run.
+            input_size, hidden_size, options: as in `wenet.nn.DagRNN`; the form defaults to that of the run.
 
         Raises:
             WenetError: as in `DagRNN`; the run trained an LSTM.
@@ -103,11 +103,11 @@ class Shown:
         return DagRNN(input_size, hidden_size, run.genotype, **{"form": run.settings["form"], **options})
 
     def plot_cell(self) -> Figure:
-        """The cell as a picture."""
+        """A picture of the cell."""
         return self._drawing("cell")
 
     def plot_learning(self) -> Figure:
-        """Training loss and the metric on the validation part, round by round or epoch by epoch."""
+        """Training loss and validation metric, round by round or epoch by epoch."""
         return self._drawing("learning")
 
     def _drawing(self, name: str) -> Figure:
@@ -119,7 +119,7 @@ class Shown:
         return pictures[name].drawing
 
     def _repr_html_(self) -> str:
-        """For a notebook: what was found, the cell, and the first rows of the table."""
+        """The summary, the cell and the first rows of the table, for notebooks."""
         run = self.run
         paragraphs = "".join(f"<p>{escape(text)}</p>" for text in words.summary(run))
         picture = "" if run.genotype is None else _cell_image(run.genotype)
@@ -137,17 +137,17 @@ def _cell_image(genotype: Genotype) -> str:
 
 @dataclass(frozen=True, repr=False)
 class SearchResult(Shown, SearchOutcome):
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        dataset: the text searched on.
+        dataset: the text that was searched on.
         genotype: the best cell.
         best: how it was found.
-        folder: of the run.
-        metric: what the task measures.
-        next_steps: commands to go on with.
-        baseline: what the metric must beat, where the run knows of it.
-        audit: what `audit.json` holds, where there is one.
+        folder: the run's folder.
+        metric: the metric of the task.
+        next_steps: commands to continue with.
+        baseline: the value that a model must beat, if known.
+        audit: the contents of `audit.json`, if there was an audit.
 
     Example:
         >>> import wenet
@@ -158,8 +158,8 @@ class SearchResult(Shown, SearchOutcome):
 
     @property
     def table(self) -> Table:
-        """Every cell by its last score, the best first, with its value by itself where an audit measured it; of several
-        runs, their winners."""
+        """All cells sorted by their last score, with their standalone value if an audit measured it. For several runs,
+        their winners."""
         run, key = self.run, self.metric.key
         if run.best.get("runs"):
             return Table(run.best["runs"])
@@ -173,28 +173,28 @@ class SearchResult(Shown, SearchOutcome):
         return self._drawing("weights")
 
     def plot_trajectories(self) -> Figure:
-        """Weights of the cells that were kept, round by round."""
+        """Weights of the kept cells, round by round."""
         return self._drawing("trajectories")
 
     def plot_rungs(self) -> Figure:
-        """Cells of every rung of successive halving."""
+        """The cells in each rung of successive halving."""
         return self._drawing("rungs")
 
     def plot_audit(self) -> Figure:
-        """Scores of the search beside standalone training."""
+        """The search's scores against standalone training."""
         return self._drawing("audit")
 
 
 @dataclass(frozen=True, repr=False)
 class TrainResult(Shown, TrainOutcome):
-    """What training came to.
+    """The result of a training.
 
     Attributes:
-        valid, test: the metric on both held-out parts, that of the test None before the end.
-        best: what `best.json` says.
-        folder: of the run.
-        metric: what the task measures.
-        baseline: what the metric must beat, where the run knows of it.
+        valid, test: the metric on both held-out parts; `test` is None before the end.
+        best: the contents of `best.json`.
+        folder: the run's folder.
+        metric: the metric of the task.
+        baseline: the value that a model must beat, if known.
 
     Example:
         >>> import torch, wenet
@@ -204,7 +204,7 @@ class TrainResult(Shown, TrainOutcome):
 
     @property
     def table(self) -> Table:
-        """The epochs."""
+        """One row per epoch."""
         return Table(self.run.records)
 
     @property
@@ -212,7 +212,7 @@ class TrainResult(Shown, TrainOutcome):
         """The trained model with its best weights, on this machine's device and ready for evaluation.
 
         Raises:
-            WenetError: a process is at work in the folder, or the text has gone or changed.
+            WenetError: another process uses the folder, or the text is gone or changed.
         """
         with closing(RunFolder.open(self.folder)) as run:
             stored, genotype = stored_config(run, TRAIN), TRAIN.stored_cell(run.config)
@@ -224,10 +224,10 @@ class TrainResult(Shown, TrainOutcome):
 
 
 def load(folder: str | Path) -> SearchResult | TrainResult:
-    """The result of a search or a training, finished or not, from its folder, which stays as it is.
+    """Load the result of a search or training from its folder, even of an unfinished run; the folder stays unchanged.
 
     Raises:
-        WenetError: no run folder, one that cannot be read, or none of its rounds or epochs is finished.
+        WenetError: the folder holds no run, cannot be read, or has no finished round or epoch.
 
     Example:
         >>> import wenet
