@@ -33,11 +33,11 @@ class Program:
 
     Examples:
         >>> from wenet_kernels import Program
-        >>> cell = Program.from_text("h | v1 = sigmoid(linear(x, h)) | blend(v1, h, tanh(linear(x, h)))")
+        >>> cell = Program.from_text("h | blend(sigmoid(linear(x, h)), h, tanh(linear(x, h)))")
         >>> cell.states, len(cell.products), cell.parameters(input_size=10, hidden_size=20)
         (1, 2, 1240)
         >>> print(cell)
-        h | v1 = sigmoid(linear(x, h)) | blend(v1, h, tanh(linear(x, h)))
+        h | blend(sigmoid(linear(x, h)), h, tanh(linear(x, h)))
     """
 
     states: int
