@@ -52,6 +52,18 @@ def check_state(h0: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
         raise WenetError(f"h0 must have shape {list(shape)}, not {list(h0.shape)}")
 
 
+def check_states(h0: object, carried: int, shape: tuple[int, ...], weight: Tensor) -> list[Tensor]:
+    """The first states of a layer of cells as a list, one tensor where a cell carries one."""
+    if carried == 1:
+        check_state(h0, shape, weight)  # type: ignore[arg-type]
+        return [h0]  # type: ignore[list-item]
+    if not isinstance(h0, tuple | list) or len(h0) != carried:
+        raise WenetError(f"the first states must be a tuple of {carried} tensors, as this cell carries so many")
+    for state in h0:
+        check_state(state, shape, weight)
+    return list(h0)
+
+
 def leave_former_buffers(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Before a state dict is loaded, drop the buffers that layers no longer have."""
     for name in FORMER_BUFFERS:

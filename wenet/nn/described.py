@@ -18,6 +18,7 @@ class LayerOfCells(nn.Module):
     dicts of earlier versions have no label and are accepted.
     """
 
+    forms: tuple[str, ...] = FORMS  # that its cells may have
     described_cells: str  # as text, separated by semicolons
 
     def __init__(
@@ -33,7 +34,7 @@ class LayerOfCells(nn.Module):
         super().__init__()
         check_count("input_size", input_size)
         check_count("hidden_size", hidden_size)
-        check_choice("form", form, FORMS)
+        check_choice("form", form, self.forms)
         check_choice("precision", precision, PRECISIONS)
         check_probability("dropout_x", dropout_x)
         check_probability("dropout_h", dropout_h)
