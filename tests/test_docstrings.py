@@ -15,9 +15,12 @@ from .wenet.helpers import write_text
 MODULES = [
     "wenet.api",
     "wenet.cells.genotype",
+    "wenet.cells.instances",
     "wenet.cells.published",
     "wenet.cells.space",
+    "wenet.cells.traced",
     "wenet.exporting.formats",
+    "wenet.nn.cell_rnn",
     "wenet.nn.language",
     "wenet.nn.rnn",
     "wenet.nn.weighted",
@@ -34,8 +37,8 @@ MODULES = [
 ]
 PUBLIC = [
     *(getattr(wenet, name) for name in wenet.__all__ if inspect.isfunction(getattr(wenet, name))),
-    *(wenet.Genotype, wenet.SearchResult, wenet.TrainResult, load_genotype),
-    *(wenet.nn.DagRNN, wenet.nn.WeightedDagRNN, wenet.nn.LanguageModel),
+    *(wenet.Genotype, wenet.SearchResult, wenet.TrainResult, load_genotype, wenet.programs.load_program),
+    *(wenet.nn.DagRNN, wenet.nn.WeightedDagRNN, wenet.nn.CellRNN, wenet.nn.LanguageModel),
     *(wenet_kernels.dag_rnn, wenet_kernels.CellBatch, wenet_kernels.backends),
     *(wenet_kernels.cell_rnn, wenet_kernels.Program, wenet_kernels.ProgramBatch),
 ]

@@ -1,8 +1,8 @@
 """Recurrent architecture search by weighted networks (Huang and Xiang, 2019)."""
 
-from wenet import genotypes, nn
+from wenet import genotypes, nn, programs
 from wenet.api import rank_cells, resume_search, resume_train, search, train
-from wenet.cells import Genotype, random_genotypes
+from wenet.cells import Genotype, cell, random_genotypes
 from wenet.exporting.formats import export
 from wenet.results import SearchResult, TrainResult, load
 from wenet.training.held_out import evaluate
@@ -16,11 +16,13 @@ __all__ = [
     "SearchResult",
     "TrainResult",
     "WenetError",
+    "cell",
     "evaluate",
     "export",
     "genotypes",
     "load",
     "nn",
+    "programs",
     "random_genotypes",
     "rank_cells",
     "register_activation",

@@ -27,7 +27,7 @@ FLOORS = (
     "api",
     "cli",
 )
-PUBLIC = ("genotypes",)  # what programs import; nothing within the package does
+PUBLIC = ("genotypes", "programs")  # what programs import; nothing within the package does
 
 
 def modules() -> dict[str, Path]:

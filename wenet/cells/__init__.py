@@ -3,21 +3,27 @@
 from wenet.cells.comparison import common_structure, describe_common
 from wenet.cells.description import Description
 from wenet.cells.genotype import Genotype
+from wenet.cells.instances import PROGRAMS, load_program, program_of
 from wenet.cells.published import PUBLISHED, load_genotype, load_genotypes
 from wenet.cells.source import layer_source, model_source, trained_layer_source, written_step
 from wenet.cells.space import check_activations, random_genotypes
+from wenet.cells.traced import cell
 
 __all__ = [
+    "PROGRAMS",
     "PUBLISHED",
     "Description",
     "Genotype",
+    "cell",
     "check_activations",
     "common_structure",
     "describe_common",
     "layer_source",
     "load_genotype",
     "load_genotypes",
+    "load_program",
     "model_source",
+    "program_of",
     "random_genotypes",
     "trained_layer_source",
     "written_step",

@@ -315,7 +315,7 @@ def _equations(genotype: Genotype, form: str) -> list[str]:
     else:
         lines = ["c, u = x, h @ weight_hidden"]
     lines.append("s0 = h + torch.sigmoid(c) * (torch.tanh(u) - h)")
-    reaching = _reaching_output(genotype)
+    reaching = reaching_output(genotype)
     for node, (activation, ancestor) in enumerate(genotype.recurrent, start=1):
         product, candidate = f"s{ancestor} @ W[{node - 1}]", CANDIDATES.get(activation, f"f_{activation}(u)")
         if node not in reaching:
@@ -330,7 +330,7 @@ def _equations(genotype: Genotype, form: str) -> list[str]:
     return [*lines, f"return {averaged}" if count == 1 else f"return ({averaged}) / {count}"]
 
 
-def _reaching_output(genotype: Genotype) -> set[int]:
+def reaching_output(genotype: Genotype) -> set[int]:
     """The averaged nodes and all nodes that they depend on."""
     reaching: set[int] = set()
     for node in genotype.concat:

@@ -1,5 +1,6 @@
 """Recurrent layers made of searched cells, and the language models around them."""
 
+from wenet.nn.cell_rnn import CellRNN
 from wenet.nn.cross_entropy import CHUNK
 from wenet.nn.divided import DividedDagRNN
 from wenet.nn.dropout import draw_rows
@@ -13,6 +14,7 @@ __all__ = [
     "CHUNK",
     "LAYERS",
     "MIXTURE_ROWS",
+    "CellRNN",
     "DagRNN",
     "DividedDagRNN",
     "LanguageModel",

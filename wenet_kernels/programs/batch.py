@@ -22,16 +22,25 @@ CODES = {**dict.fromkeys(PRODUCTS, PRODUCT), **dict.fromkeys(LEARNED, VECTOR)} |
 NONE = -1
 
 
-class Tables(NamedTuple):
+class Rows(NamedTuple):
     """Programs as numbers. Values count anew in every program, tensors through all of them."""
 
-    # [N, 5] int32: a code and four operands, NONE where there is none.
+    # A code and four operands each, NONE where there is none.
     # PRODUCT: value, weight, column of the projected input, vector that is its bias. VECTOR: vector.
     # Others: up to three values; behind them the place of a constant.
-    instructions: Tensor
-    first: Tensor  # [n + 1] int32, where the instructions of each program begin, and where the last ends
-    results: Tensor  # [n, S + 1] int32, the new states and the output
-    constants: Tensor  # [K] float64
+    instructions: list[list[int]]
+    first: list[int]  # n + 1, where the instructions of each program begin, and where the last ends
+    results: list[list[int]]  # n of S + 1, the new states and the output
+    constants: list[float]
+
+
+class Tables(NamedTuple):
+    """The same as tensors: int32, and fp64 for the constants."""
+
+    instructions: Tensor  # [N, 5]
+    first: Tensor  # [n + 1]
+    results: Tensor  # [n, S + 1]
+    constants: Tensor  # [K]
 
 
 class ProgramBatch:
@@ -84,8 +93,12 @@ class ProgramBatch:
         """States, and where some program puts out something else, outputs, beside the new h: R."""
         return self.states - self.puts_out_h
 
+    def rows(self) -> Rows:
+        """The programs as numbers."""
+        return _rows(self.text)
+
     def tables(self) -> Tables:
-        """The programs as numbers, on the CPU; the same tensors at every call."""
+        """The programs as tensors on the CPU, the same ones at every call."""
         return _tables(self.text)
 
     def __eq__(self, other: object) -> bool:
@@ -110,19 +123,24 @@ def _programs(text: str) -> tuple[Program, ...]:
 
 
 @functools.cache
-def _tables(text: str) -> Tables:
+def _rows(text: str) -> Rows:
     programs = _programs(text)
     counter = _Counter()
-    rows = [row for program in programs for row in counter.rows(program)]
+    instructions = [row for program in programs for row in counter.rows(program)]
     first = [0]
     for program in programs:
         first.append(first[-1] + len(program.instructions))
     results = [[*program.results, program.output] for program in programs]
+    return Rows(instructions, first, results, counter.constants)
+
+
+@functools.cache
+def _tables(text: str) -> Tables:
+    *integers, constants = _rows(text)
     # A tensor made in inference mode could not be differentiated around later, nor one of a transform outlive it.
     with torch.inference_mode(False), torch._C._DisableFuncTorch():
-        integers = [torch.tensor(table, dtype=torch.int32, device="cpu") for table in (rows, first, results)]
-        constants = torch.tensor(counter.constants, dtype=torch.float64, device="cpu")
-        return Tables(integers[0], integers[1], integers[2], constants)
+        tables = [torch.tensor(rows, dtype=torch.int32, device="cpu") for rows in integers]
+        return Tables(tables[0], tables[1], tables[2], torch.tensor(constants, dtype=torch.float64, device="cpu"))
 
 
 class _Counter:

@@ -76,12 +76,12 @@ def _check_number(name: str, number: object, place: str) -> None:
 def _check_reach(states: int, instructions: Sequence[Instruction], results: Sequence[int], output: int) -> None:
     """Everything there is must take part in the output, of this step or of a later one."""
     live = reaching(states, instructions, results, output)
-    for value, instruction in enumerate(instructions, start=states):
-        if value not in live:
-            raise WenetError(f"instruction {value - states + 1}, {instruction.name}, never reaches the output; drop it")
     for state in range(states):
         if state not in live:
             raise WenetError(f"state {STATES[state]} never reaches the output; drop it, or read it")
+    for value, instruction in enumerate(instructions, start=states):
+        if value not in live:
+            raise WenetError(f"instruction {value - states + 1}, {instruction.name}, never reaches the output; drop it")
     if X not in live:
         raise WenetError("the output does not depend on x; put linear(x) somewhere")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wenet_kernels.programs.batch import ELEMENTWISE, NONE, PRODUCT, VECTOR, ProgramBatch
+from wenet_kernels.programs.batch import ELEMENTWISE, NONE, PRODUCT, VECTOR, ProgramBatch, Rows
 from wenet_kernels.programs.evaluation import ProgramRun
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -35,41 +35,59 @@ def forward(r: ProgramRun) -> tuple[Tensor, Tensor]:
     """Output `[T, M, H]` or `[T, n, M, H]`, and what there is beside it, `[R, T, ...]`: the other carried states
     behind every step, and, where some program puts out something else than h, h before them."""
     batch = ProgramBatch(r.programs)
-    instructions = batch.tables().instructions.tolist()
-    first, results = batch.tables().first.tolist(), batch.tables().results.tolist()
     states = list(r.states)  # S of [M, H] weighted, [n, M, H] independent
     steps: list[list[Tensor]] = []
     for pre in r.pre:  # [X, M, H]
         found = []  # n of (S + 1) of [M, H]
         for network in range(batch.count):
-            values = [state if r.mix is not None else state[network] for state in states]
-            for row in instructions[first[network] : first[network + 1]]:
-                values.append(_value(r, pre, values, row))
-            found.append([values[result].expand(states[0].shape[-2:]) for result in results[network]])
+            own = [state if r.mix is not None else state[network] for state in states]
+            found.append(step(batch.rows(), network, pre, own, r.weight, r.vectors, r.mask_h))
         *states, output = (_together(r, each) for each in zip(*found, strict=True))
         steps.append([output, *(states[1:] if batch.puts_out_h else states)])
     output, *apart = (torch.stack(each) for each in zip(*steps, strict=True))
     return output, torch.stack(apart) if apart else output.new_empty(0)
 
 
-def _value(r: ProgramRun, pre: Tensor, values: list[Tensor], row: list[int]) -> Tensor:
-    """What an instruction gives, `[M, H]`, or `[H]` where it depends on learned vectors alone."""
-    code, a, b, c, d = row
-    if code == PRODUCT:
-        terms = [] if a == NONE else [_masked(r, values[a]) @ r.weight[b]]
-        terms += [] if c == NONE else [pre[c]]
-        terms += [] if d == NONE else [r.vectors[d]]
-        return sum(terms[1:], terms[0])
-    if code == VECTOR:
-        return r.vectors[a]
-    name = ELEMENTWISE[code - 2]
+def step(
+    rows: Rows,
+    network: int,
+    pre: Tensor,
+    states: Sequence[Tensor],
+    weight: Tensor,
+    vectors: Tensor,
+    mask_h: Tensor | None = None,
+) -> list[Tensor]:
+    """One program in one time step: its new states and its output, `[M, H]` each.
+
+    Args:
+        rows: of all programs.
+        pre, weight, vectors: as in `ProgramRun`, of one step.
+        states: S of `[M, H]`.
+    """
+    values = list(states)
+    for code, *operands in rows.instructions[rows.first[network] : rows.first[network + 1]]:
+        if code == PRODUCT:
+            value, place, column, bias = operands
+            terms = [] if value == NONE else [_masked(values[value], mask_h) @ weight[place]]
+            terms += [] if column == NONE else [pre[column]]
+            terms += [] if bias == NONE else [vectors[bias]]
+            values.append(sum(terms[1:], terms[0]))
+        elif code == VECTOR:
+            values.append(vectors[operands[0]])  # [H], as all that is made of learned vectors alone
+        else:
+            values.append(_elementwise(ELEMENTWISE[code - 2], operands, values, rows.constants))
+    results = [values[result] for result in rows.results[network]]
+    return [result if result.dim() == 2 else result.expand(states[0].shape) for result in results]
+
+
+def _elementwise(name: str, operands: list[int], values: list[Tensor], constants: list[float]) -> Tensor:
     if name in WITH_NUMBER:
-        return WITH_NUMBER[name](values[a], ProgramBatch(r.programs).tables().constants[b].item())
-    return FUNCTIONS[name](*(values[operand] for operand in (a, b, c) if operand != NONE))
+        return WITH_NUMBER[name](values[operands[0]], constants[operands[1]])
+    return FUNCTIONS[name](*(values[operand] for operand in operands if operand != NONE))
 
 
-def _masked(r: ProgramRun, value: Tensor) -> Tensor:
-    return value if r.mask_h is None else value * r.mask_h
+def _masked(value: Tensor, mask_h: Tensor | None) -> Tensor:
+    return value if mask_h is None else value * mask_h
 
 
 def _together(r: ProgramRun, networks: tuple[Tensor, ...]) -> Tensor:

@@ -156,7 +156,7 @@ class _Reader:
             return self.builder.arithmetic("mul", -1.0, self._term(node.operand))
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
             left, right = self._term(node.left), self._term(node.right)
-            if X in (left, right):
+            if any(isinstance(term, int) and term == X for term in (left, right)):
                 raise WenetError("x can be read by linear and product alone, as its size is another")
             return self.builder.arithmetic(_OPERATORS[type(node.op)], left, right)
         if isinstance(node, ast.Name):

@@ -1,0 +1,256 @@
+"""A cell that is a program as a layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from wenet.cells import Genotype, load_program
+from wenet.cells.instances import GRU, LSTM, RNN_RELU, RNN_TANH
+from wenet.nn.dropout import draw_mask, locked_dropout
+from wenet.nn.scanned import scanned_program
+from wenet.nn.stacked import StackedCells, States, parameter_name, reverse_second
+from wenet_kernels import Program, ProgramBatch, WenetError, cell_rnn, project
+from wenet_kernels.programs import LEARNED
+
+
+class CellRNN(StackedCells):
+    """Any recurrent cell over a sequence, called as `torch.nn.GRU` is, or where it carries several states as
+    `torch.nn.LSTM`.
+
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of every state and of the output, H.
+        cell: a function under `wenet.cell`, or what `wenet.programs.load_program` takes, such as "lstm"; the same in
+            every layer.
+        num_layers: layers above one another, each reading the output of the one below.
+        bias: whether products that `linear` stands for have one.
+        batch_first: input and output are `[M, T, features]` instead of `[T, M, features]`; states stay as they are.
+        dropout: probability of dropout on the output of every layer but the last, drawn anew for each step.
+        bidirectional: runs a second network of the same cell over the sequence from its end. D below is 2 with it,
+            else 1.
+        device, dtype: of the parameters.
+        dropout_x, dropout_h: probability of variational dropout on what products read, the input and all else; one draw
+            per call, shared over time and over directions.
+        backend: "auto", "reference" or "cpu".
+
+    Parameters, each in the order in which it stands in the cell: weight_input `[X, I, H]` of products that read the
+    input, weight_hidden `[P, H, H]` of those that read a state or another value, biases `[B, H]`, vectors `[V, H]`
+    and scalars `[C]`; of what a cell does not have there is none. Those of a layer k = 1, 2 ... above the first end in
+    `_lk`, and its weight_input is `[X, D * H, H]`; those of the other direction end in `_reverse`. A state dict also
+    says of which cell its weights are, and is refused by a layer of another.
+
+    Raises:
+        WenetError: a size or number of layers below 1, a probability outside 0..1, or a cell that there is not.
+
+    Examples:
+        >>> import torch, wenet
+        >>> layer = wenet.nn.CellRNN(10, 20, "lstm", num_layers=2)
+        >>> output, (h, c) = layer(torch.randn(7, 3, 10))
+        >>> output.shape, h.shape, c.shape
+        (torch.Size([7, 3, 20]), torch.Size([2, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    forms = ("program",)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        cell: Program | Genotype | str | Path,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        dropout_x: float = 0.0,
+        dropout_h: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            *(input_size, hidden_size, "program", dropout_x, dropout_h, backend, "full"),
+            num_layers=num_layers,
+            batch_first=batch_first,
+            dropout=dropout,
+            bias=bias,
+            bidirectional=bidirectional,
+        )
+        program = load_program(cell)
+        self.program = program if bias else program.without_biases()
+        self.carried = self.program.states
+        self.described_cells = str(self.program)
+        self.cells = ProgramBatch.of([self.program] * self.directions)
+        self._make_parameters(device, dtype)
+
+    @classmethod
+    def from_torch(cls, module: nn.RNNBase) -> CellRNN:
+        """A layer that does what a `torch.nn.RNN`, `LSTM` or `GRU` does, with copies of its weights.
+
+        Raises:
+            WenetError: another module, or one with `proj_size`.
+
+        Examples:
+            >>> import torch, wenet
+            >>> lstm = torch.nn.LSTM(10, 20)
+            >>> x = torch.randn(7, 3, 10)
+            >>> torch.allclose(wenet.nn.CellRNN.from_torch(lstm)(x)[0], lstm(x)[0], atol=1e-6)
+            True
+        """
+        cell = _OF_TORCH.get(getattr(module, "mode", ""))
+        if cell is None or module.proj_size:
+            raise WenetError("only a torch.nn.RNN, LSTM or GRU without proj_size can be taken over")
+        own = next(module.parameters())
+        layer = cls(
+            *(module.input_size, module.hidden_size, cell, module.num_layers, module.bias, module.batch_first),
+            *(module.dropout, module.bidirectional, own.device, own.dtype),
+        )
+        with torch.no_grad():
+            for number in range(layer.num_layers):
+                for direction in range(layer.directions):
+                    layer._take_over(module, number, direction)
+        return layer.train(module.training)
+
+    def _take_over(self, module: nn.RNNBase, layer: int, direction: int) -> None:
+        """The weights of a layer in one direction, whose gates PyTorch has beneath each other: `[gates * H, I]`."""
+        suffix = f"_l{layer}" + ("_reverse" if direction else "")
+        for ours, theirs in (("weight_input", "weight_ih"), ("weight_hidden", "weight_hh")):
+            weight = getattr(module, theirs + suffix).unflatten(0, (-1, self.hidden_size))
+            getattr(self, parameter_name(ours, layer, direction)).copy_(weight.mT)
+        if self.bias:
+            of_input, of_hidden = (
+                getattr(module, name + suffix).unflatten(0, (-1, self.hidden_size)) for name in ("bias_ih", "bias_hh")
+            )
+            bias = of_input + of_hidden
+            if self.program == GRU:  # whose last gate resets one of two products, each with a bias
+                bias = torch.cat([bias[:2], of_input[2:], of_hidden[2:]])
+            getattr(self, parameter_name("biases", layer, direction)).copy_(bias)
+
+    def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        program, hidden = self.program, self.hidden_size
+        vectors = sum(each.name == "vector" for each in program.learned)
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_input": (program.of_input, self._inputs(layer), hidden),
+            "weight_hidden": (program.of_values, hidden, hidden),
+            "biases": (program.biases, hidden),
+            "vectors": (vectors, hidden),
+            "scalars": (len(program.learned) - vectors,),
+        }
+        return {name: shape for name, shape in shapes.items() if shape[0]}
+
+    def reset_parameters(self, bound: float | None = None) -> None:
+        """U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.GRU`; what the cell says of vectors and scalars."""
+        super().reset_parameters(bound)
+        for name in LEARNED:
+            first = [each.number for each in self.program.learned if each.name == name]
+            for layer in range(self.num_layers if first else 0):
+                for direction in range(self.directions):
+                    parameter = getattr(self, parameter_name(f"{name}s", layer, direction))
+                    for own, number in zip(parameter, first, strict=True):
+                        if number is not None:
+                            nn.init.constant_(own, number)
+
+    def forward(self, x: Tensor | PackedSequence, h0: States | None = None) -> tuple[Tensor | PackedSequence, States]:
+        """Run over a sequence.
+
+        Args:
+            x: `[T, M, I]`, with `batch_first` `[M, T, I]`, `[T, I]` for a single sequence, or a packed sequence. The
+                latter is run with its padding; what is there reaches neither output nor states nor gradients. M may
+                be 0, T may not.
+            h0: `[num_layers * D, M, H]`, or `[num_layers * D, H]` for a single sequence; a tuple of such where the cell
+                carries several states. Zeros by default. Of a layer in two directions the forward one comes first.
+
+        Returns:
+            output, as `x` but with D * H features, of the last layer: those of the forward direction come first. And
+            the last states of every layer and direction, as `h0`; of the reverse one those at the first step.
+
+        Raises:
+            WenetError: shapes that disagree, no time steps, or NaN in the input.
+        """
+        return self._called(x, h0)
+
+    def _run_layer(
+        self, layer: int, x: Tensor, states: list[Tensor], lengths: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
+        pre = self._project(layer, locked_dropout(self, x, self.dropout_x))
+        pre = pre.unflatten(1, (self.directions, -1)).transpose(2, 3)  # [T, D, M, X, H]
+        pre = reverse_second(pre, lengths).transpose(2, 3)
+        output, carried = self._recur(layer, pre, torch.stack(states), mask_h)
+        # Where the output is h it is not turned around twice.
+        turned = [reverse_second(each, lengths) for each in (output, *carried[self.cells.puts_out_h :])]
+        return turned[0], turned if self.cells.puts_out_h else turned[1:]
+
+    def _project(self, layer: int, x: Tensor) -> Tensor:
+        """The input through the weights of every direction, `[T, D * X, M, H]`."""
+        weight = self._of_directions("weight_input", layer).flatten(0, 1)
+        if torch.compiler.is_exporting():
+            return torch.stack([x @ each for each in weight], 1)
+        return project(x, weight, backend=self.backend)
+
+    def _recur(
+        self, layer: int, pre: Tensor, states: Tensor, mask_h: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The output of both directions, `[T, D, M, H]`, as networks of one call, and all states behind every step.
+
+        Args:
+            pre: `[T, D, X, M, H]`.
+            states: `[S, D, M, H]`.
+        """
+        weight, vectors = self._weight(layer, pre), self._vectors(layer, pre)  # [D, P, H, H] and [D, V, H]
+        if torch.compiler.is_exporting():
+            if mask_h is not None:
+                raise WenetError("dropout_h cannot be exported; call model.eval() first")
+            one = ProgramBatch.of([self.program])
+            each = zip(pre.unbind(1), states.unbind(1), weight, vectors, strict=True)
+            found = zip(*(scanned_program(one, *operands) for operands in each), strict=True)
+            output, *carried = (torch.stack(directions, 1) for directions in found)
+            return output, tuple(carried)
+        return cell_rnn(
+            pre.flatten(1, 2),
+            states,
+            weight.flatten(0, 1),
+            vectors.flatten(0, 1),
+            None,
+            self.cells,
+            mask_h=mask_h,
+            backend=self.backend,
+        )
+
+    def _weight(self, layer: int, like: Tensor) -> Tensor:
+        if self.program.of_values:
+            return self._of_directions("weight_hidden", layer)
+        return like.new_empty(self.directions, 0, self.hidden_size, self.hidden_size)
+
+    def _vectors(self, layer: int, like: Tensor) -> Tensor:
+        """Biases, vectors and scalars in the order in which they stand in the cell, `[D, V, H]`."""
+        counts = {"biases": self.program.biases}
+        counts |= {f"{name}s": sum(each.name == name for each in self.program.learned) for name in LEARNED}
+        parts = [self._of_directions(name, layer) for name, count in counts.items() if count]
+        parts = [part if part.dim() == 3 else part.unsqueeze(-1).expand(-1, -1, self.hidden_size) for part in parts]
+        if not parts:
+            return like.new_empty(self.directions, 0, self.hidden_size)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)[:, self._order(counts)]
+
+    def _order(self, counts: dict[str, int]) -> list[int]:
+        """Where each of these of the cell lies, with all biases before all vectors before all scalars."""
+        following = dict(zip(counts, (0, counts["biases"], counts["biases"] + counts["vectors"]), strict=True))
+        order = []
+        for instruction in self.program.instructions:
+            kind = "biases" if instruction.name == "linear" else f"{instruction.name}s"
+            if kind in following:
+                order.append(following[kind])
+                following[kind] += 1
+        return order
+
+    def extra_repr(self) -> str:
+        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        return f"{self.input_size}, {self.hidden_size}, '{self.program}'" + self._described_options(defaults)
+
+
+_OF_TORCH = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU, "LSTM": LSTM, "GRU": GRU}

@@ -1,0 +1,39 @@
+"""What cells in Python are written with, under `wenet.cell`, and published cells that are programs."""
+
+from wenet.cells.instances import PROGRAMS, load_program, program_of
+from wenet.cells.traced import (
+    blend,
+    hardsigmoid,
+    hardtanh,
+    identity,
+    linear,
+    mean,
+    product,
+    relu,
+    scalar,
+    sigmoid,
+    silu,
+    softplus,
+    tanh,
+    vector,
+)
+
+__all__ = [
+    "PROGRAMS",
+    "blend",
+    "hardsigmoid",
+    "hardtanh",
+    "identity",
+    "linear",
+    "load_program",
+    "mean",
+    "product",
+    "program_of",
+    "relu",
+    "scalar",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "tanh",
+    "vector",
+]
