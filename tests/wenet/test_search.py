@@ -326,6 +326,7 @@ def test_a_mixture_that_overflows_in_validation_ends_no_search(text, tmp_path, o
     assert weights == sorted(weights, reverse=True)
     output = capsys.readouterr().out
     assert output.count("validation perplexity of the mixture is not finite; going on") == 1
+    assert "batch statistics over 4 rows by --norm none" in output
     assert "holds NaN" not in output
     assert best["mixture_valid_perplexity"] == second["valid_perplexity"]
 

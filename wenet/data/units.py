@@ -127,14 +127,16 @@ class Characters(Units):
         for unit, number in index.items():
             if unit == END or len(unit) == 1:
                 table[ord("\n" if unit == END else unit)] = number
-        parts, lines = [], 1
+        stream, length, lines = torch.empty(len(decoded) + 1, dtype=torch.int32), 0, 1
         for piece in self.pieces(decoded):
-            parts.append(table[_code_points(piece)])
-            if unknown is None and bool((parts[-1] < 0).any()):
-                place = int((parts[-1] < 0).nonzero()[0])
+            part = stream[length : length + len(piece)]
+            torch.index_select(table, 0, _code_points(piece), out=part)
+            if unknown is None and bool((part < 0).any()):
+                place = int((part < 0).nonzero()[0])
                 raise self.refusal(name, lines + piece.count("\n", 0, place), piece[place])
+            length += len(piece)
             lines += piece.count("\n")
-        return torch.cat(parts)
+        return stream[:length]
 
 
 class LettersOfWords(Characters):

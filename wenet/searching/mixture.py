@@ -279,8 +279,17 @@ class Mixture(Strategy, ModelTrainer):
         if math.isfinite(measured.metric):
             return float(measured.metric)
         name = self.task.metric.name
-        self.console.say(f"round {self.progress.round + 1}: validation {name} of the mixture is not finite; going on")
+        self.console.say(
+            f"round {self.progress.round + 1}: validation {name} of the mixture is not finite; going on (may help: "
+            f"{self.mend()})"
+        )
         return None
+
+    def mend(self) -> str:
+        if self.config.norm == "none":
+            return super().mend()
+        rows = self.config.data_batch
+        return f"{super().mend()}, or do without the batch statistics over {rows} rows by --norm none"
 
     def _own_losses(self) -> Sequence[float | None]:
         """Of each network's own output; None where the weights rank, as they do where a loss is not finite."""

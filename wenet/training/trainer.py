@@ -238,7 +238,11 @@ class ModelTrainer(Trainer):
             raise self.divergence(str(error).split(";")[0]) from None
 
     def divergence(self, what: str, where: str | None = None) -> Diverged:
-        return Diverged(f"training diverged: {what} in {where or self.position()}; lower --lr or --init-range")
+        return Diverged(f"training diverged: {what} in {where or self.position()}; {self.mend()}")
+
+    def mend(self) -> str:
+        """What may help where a value is not finite."""
+        return "lower --lr or --init-range"
 
     def check_finite(self, name: str, value: Tensor) -> None:
         if not bool(torch.isfinite(value)):
