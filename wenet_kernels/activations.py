@@ -1,4 +1,4 @@
-"""The functions that a node may apply: those that every backend has, and those that a program adds."""
+"""The activations of nodes: built-in ones, which every backend has, and ones registered by a program."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from wenet_kernels.errors import WenetError
 
 # The position of a name in this tuple is its code in `CellBatch.activation`, in every backend.
 ACTIVATIONS: tuple[str, ...] = ("tanh", "relu", "sigmoid", "identity")
-WITH_REGISTERED = ("reference",)  # backends that call Python functions; the others are compiled beforehand
+WITH_REGISTERED = ("reference",)  # backends that can call Python functions; others are compiled
 
-POINTS = (-2.3, -0.7, -0.1, 0.2, 0.9, 3.1)  # where a derivative is compared with differences
+POINTS = (-2.3, -0.7, -0.1, 0.2, 0.9, 3.1)  # where a derivative is compared with finite differences
 STEP, TOLERANCE = 1e-6, 1e-5
 
 
 class Activation(NamedTuple):
-    """A function of a tensor element by element, and its derivative at the same place."""
+    """An elementwise function of a tensor, and its derivative."""
 
     forward: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
 
 
-# By name, in order of registration: their codes follow those of `ACTIVATIONS`.
+# By name, in order of registration; their codes follow those of `ACTIVATIONS`.
 REGISTERED: dict[str, Activation] = {}
 
 
 def register_activation(name: str, forward: Callable[[Tensor], Tensor], derivative: Callable[[Tensor], Tensor]) -> None:
-    """Add an activation to the space of cells, for the rest of this process; `"name0"` then is a node that has it.
+    """Add an activation to the space of cells for the rest of this process; `"name0"` is then a node with it.
 
-    The backend "reference" has it, no other; "auto" takes that one for cells that use it.
+    Only the backend "reference" supports it; "auto" chooses that backend for cells that use it.
 
     Args:
         name: lower-case letters.
-        forward: the function u -> f(u) of a tensor, element by element, in its type.
-        derivative: u -> f'(u), likewise; of u, not of f(u).
+        forward: the elementwise function u -> f(u) of a tensor; it keeps shape and type.
+        derivative: u -> f'(u), likewise, as a function of u and not of f(u).
 
     Raises:
-        WenetError: no such name can be had, or the functions disagree.
+        WenetError: the name is taken or not allowed, or the functions disagree.
 
     Examples:
         >>> import wenet
@@ -58,12 +58,12 @@ def register_activation(name: str, forward: Callable[[Tensor], Tensor], derivati
 
 
 def activation_names() -> tuple[str, ...]:
-    """All that a node may have; the position of a name is its code."""
+    """The names of all activations; the position of a name is its code."""
     return (*ACTIVATIONS, *REGISTERED)
 
 
 def registered_among(names: Iterable[str]) -> tuple[str, ...]:
-    """The names that only `WITH_REGISTERED` has, each once."""
+    """The registered activations among some names, each once."""
     return tuple(name for name in dict.fromkeys(names) if name not in ACTIVATIONS)
 
 

@@ -1,4 +1,4 @@
-"""`python -m wenet_kernels.aot --arch sm_90`: compile all Triton kernels without a GPU, and see what they take."""
+"""`python -m wenet_kernels.aot --arch sm_90`: compile all Triton kernels without a GPU, and show their resources."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wenet_kernels.triton.plan import Machine, Shape
 
-# What a search at the paper's setting launches, and what training one large cell does.
+# The launches of a search at the paper's setting, and of training one large cell.
 PAPER = dict(networks=120, rows=20, hidden=200, nodes=8, form="highway", norm="batch", weighted=True, masked=True)
 LARGE = dict(networks=1, rows=64, hidden=850, nodes=8, form="highway", norm="none", weighted=False, masked=True)
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ DTYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with its operands, as the backend launches it."""
+    """A launch of a kernel by the backend, with its operands."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -54,29 +54,29 @@ class Launch:
 
     @property
     def variant(self) -> str:
-        """The options that tell launches of one kernel apart."""
+        """The options in which launches of one kernel differ."""
         flags = ("KEEP", "INIT", "HEAD", "LINK", "TAIL", "WEIGHTED", "ADD")
         return " ".join(flag.lower() for flag in flags if self.options.get(flag))
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel takes; None where no tool could tell."""
+    """The resources of a compiled kernel; None if no tool could tell."""
 
     registers: int | None
     spills: int | None  # bytes written and read back
     shared: int  # bytes
-    products: int | None = None  # instructions that multiply what matrix units read in shared memory themselves
-    unfenced: int | None = None  # of these, with no fence behind them since copies to shared memory arrived
+    products: int | None = None  # products whose operands matrix units read from shared memory
+    unfenced: int | None = None  # those without a fence after the last copy to shared memory
 
 
 def launches(setting: dict[str, Any], arch: str) -> Iterator[Launch]:
-    """Every launch that needs a kernel of its own on an architecture."""
+    """All launches that need a kernel of their own on an architecture."""
     return record_launches(setting, torch.device("meta"), MACHINES[arch])
 
 
 def record_launches(setting: dict[str, Any], device: torch.device, machine: Machine) -> Iterator[Launch]:
-    """Every launch of a short sequence, forward, backward and without gradients, each variant once."""
+    """All launches of a short sequence, forward, backward and without gradients, each variant once."""
     from wenet_kernels.triton.workspace import Workspace
 
     recorded: list[Launch] = []
@@ -102,7 +102,7 @@ def record_launches(setting: dict[str, Any], device: torch.device, machine: Mach
 
 
 def compile_launch(launch: Launch, arch: str) -> Usage:
-    """Compile as Triton would at the launch, its operands aligned as they are."""
+    """Compile a launch as Triton would, with operands aligned as they are."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -138,7 +138,7 @@ def compile_launch(launch: Launch, arch: str) -> Usage:
 
 
 def _of_cubin(cubin: bytes, shared: int) -> Usage:
-    """What NVIDIA's `cuobjdump` reads in machine code; it comes with Triton."""
+    """The output of NVIDIA's `cuobjdump`, which comes with Triton, for machine code."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -156,14 +156,14 @@ def _of_cubin(cubin: bytes, shared: int) -> Usage:
 
 
 def instructions(listing: str) -> list[str]:
-    """The names of the instructions in what `cuobjdump -sass` prints, in order."""
+    """The names of the instructions in the output of `cuobjdump -sass`, in order."""
     return re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
 
 
 def count_unfenced(names: Sequence[str]) -> tuple[int, int]:
-    """Products by matrix units that read shared memory themselves, and those that may not see what was copied there.
+    """Count products that read shared memory directly, and those among them that may miss copied data.
 
-    Between the arrival of copies (DEPBAR) or a store (STS, STSM) and such a product there has to be a fence.
+    A fence must stand between the arrival of copies (DEPBAR) or a store (STS, STSM) and such a product.
     """
     products = unfenced = 0
     written = False
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _about_spills(spills: Sequence[int | None]) -> str:
-    """What is wrong with the main kernels by their spilled bytes, unknown ones included; empty where nothing is."""
+    """The fault of the main kernels, if they spill registers or if that is unknown; else empty."""
     if None in spills:
         return f"cuobjdump gave no figures, so whether a kernel of {' or '.join(MAIN)} spills registers is unknown"
     return f"a kernel of {' or '.join(MAIN)} spills registers" if any(spills) else ""

@@ -1,4 +1,4 @@
-"""Autocast on any device: there are some, such as meta, of which PyTorch refuses to say that they have none."""
+"""Autocast on any device, even on devices such as meta, where PyTorch raises an error when asked about it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def autocast_type(operand: Tensor) -> torch.dtype | None:
-    """What autocast asks for of operands such as this one; None where it asks for nothing."""
+    """The type that autocast would give an operand such as this; None if it leaves it alone."""
     kind = operand.device.type
     if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind) or operand.dtype == torch.float64:
         return None

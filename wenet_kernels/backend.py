@@ -1,4 +1,4 @@
-"""What can evaluate the operators, and which of it does."""
+"""The backends that can evaluate the operators, and the choice among them."""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from wenet_kernels.recurrence import OPERANDS, PRECISIONS, Evaluation, Gradients
 
 
 class Backend(Protocol):
-    """What a backend module provides."""
+    """The interface of a backend module."""
 
     def status(self) -> str: ...  # "ready", or the reason why not
     def runs_on(self, kind: str) -> bool: ...  # of device, as in `torch.device.type`
@@ -41,7 +41,7 @@ PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}  # b
 
 
 def backends(activations: Sequence[str] = ()) -> dict[str, str]:
-    """Every backend by name, with "ready" or the reason why it cannot run here, or not cells of these activations.
+    """All backends by name, each with "ready" or the reason why it cannot run here or lacks these activations.
 
     Examples:
         >>> from wenet_kernels import backends
@@ -58,14 +58,13 @@ def resolve_backend(
     precision: str = "full",
     activations: Sequence[str] = (),
 ) -> str:
-    """The name of the backend that `dag_rnn` will use on a device, for operands of a type, products of a precision,
-    and cells of these activations.
+    """The name of the backend that `dag_rnn` will use for a device, operand type, precision and activations.
 
-    "auto" follows the environment variable WENET_BACKEND, and without it takes the fastest backend that is ready.
+    "auto" follows the environment variable WENET_BACKEND; without it, the fastest backend that is ready is chosen.
 
     Raises:
-        WenetError: a backend named explicitly is unknown or cannot run, with the reason; nothing replaces it. Or none
-            has products of that precision, with every backend's reason. Or an unknown activation.
+        WenetError: an explicitly named backend is unknown or cannot run, for the reason given; no other replaces it.
+            Or no backend has products of that precision, or an activation is unknown.
     """
     for activation in activations:
         check_choice("activation", activation, activation_names())
@@ -90,10 +89,10 @@ def resolve_backend(
 def first_possible(
     backend: str, device: torch.device, dtype: torch.dtype, precision: str, activations: Sequence[str]
 ) -> tuple[str, str]:
-    """The backend and the precision of a call; precisions separated by "|" are tried in turn.
+    """The backend and precision of a call; precisions separated by "|" are tried in turn.
 
     Raises:
-        WenetError: as `resolve_backend`, of the last precision.
+        WenetError: as in `resolve_backend`, for the last precision.
     """
     *preferred, last = precision.split("|")
     for choice in preferred:
@@ -105,7 +104,7 @@ def first_possible(
 
 
 def _products(precision: str, dtype: torch.dtype) -> str:
-    """A precision as backends know it: "full" where it is that of the operands."""
+    """A precision in the words of backends: "full" if it is that of the operands."""
     check_choice("precision", precision, PRECISIONS)
     if precision not in OPERANDS:
         return precision
@@ -115,7 +114,7 @@ def _products(precision: str, dtype: torch.dtype) -> str:
 
 
 def _obstacle(name: str, kind: str, dtype: torch.dtype, precision: str, activations: Sequence[str]) -> str:
-    """Why a backend cannot run with such operands and cells on such a device; empty where it can."""
+    """The reason why a backend cannot run these operands and cells on this device; empty if it can."""
     status = _status(name, activations)
     if status != "ready":
         return status
@@ -125,7 +124,7 @@ def _obstacle(name: str, kind: str, dtype: torch.dtype, precision: str, activati
 
 
 def _status(name: str, activations: Sequence[str]) -> str:
-    """What `backends` says of one: which of the activations it lacks, and else what it says itself."""
+    """The status of one backend: the activations it lacks, or else its own status."""
     lacking = registered_among(activations)
     if lacking and name not in WITH_REGISTERED:
         return f"it lacks {', '.join(lacking)}, registered in Python, which only {', '.join(WITH_REGISTERED)} has"

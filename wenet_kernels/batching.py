@@ -1,8 +1,8 @@
-"""The operators' rules for `torch.vmap`: given a batch of calls, the fewest calls that do the same.
+"""The operators' rules for `torch.vmap`, which replace a batch of calls by as few calls as possible.
 
-Networks that are not coupled are a batch already, so that a batch of `B` calls is one call of `B * n` networks. A rule
-is given the operator, the size of the batch, and for every argument the dimension along which it is batched, or None;
-it gives the outputs and their dimensions.
+Independent networks form a batch already, so a batch of `B` calls becomes one call of `B * n` networks. A rule takes
+the operator, the size of the batch, and for each argument its batch dimension or None; it returns the outputs and their
+batch dimensions.
 """
 
 from collections.abc import Callable, Sequence
@@ -83,12 +83,12 @@ def _batched(dims: Dims) -> Batched:
 
 
 def _can_fold(r: Recurrence, batched: Batched) -> bool:
-    """Whether a batch of calls is one call of more networks: these have no part in a mixture, and share a mask."""
+    """Whether a batch of calls can be one call of more networks: they must be in no mixture and share a mask."""
     return r.mix is None and not batched["mask_h"]
 
 
 def _share_networks(r: Recurrence, batched: Batched) -> bool:
-    """Whether all calls have the same networks, for which a batch of calls is a larger data batch."""
+    """Whether all calls have the same networks, so that a batch of calls is a larger data batch."""
     return r.norm != "batch" and not any(is_batched for name, is_batched in batched.items() if name not in _OF_ROWS)
 
 
@@ -108,7 +108,7 @@ def _over_rows(call: Call, size: int, r: Recurrence, batched: Batched, backend: 
 
 
 def _folded(size: int, r: Recurrence, batched: Batched) -> Recurrence:
-    """All networks of a batch of calls beside one another."""
+    """The networks of all calls, side by side."""
     changes: dict[str, Any] = {
         name: fold(getattr(r, name), batched[name], size, 1 if name == "pre" else 0)
         for name in ("pre", "h0", "weight_hidden", "weight_nodes", "running_mean", "running_var")
@@ -118,7 +118,7 @@ def _folded(size: int, r: Recurrence, batched: Batched) -> Recurrence:
 
 
 def fold(tensor: Tensor, batched: bool, size: int, dim: int) -> Tensor:
-    """Put the batch, which is in front or nowhere yet, into a dimension: `[B, ..., d, ...]` to `[..., B * d, ...]`."""
+    """Merge the leading batch dimension, if any, into another: `[B, ..., d, ...]` becomes `[..., B * d, ...]`."""
     batch = tensor if batched else tensor.expand(size, *tensor.shape)
     return batch.movedim(0, dim).flatten(dim, dim + 1)
 

@@ -1,4 +1,4 @@
-"""Cells as text and as integer tables: what every backend reads instead of Python genotypes."""
+"""Cells as text and as integer tables, which backends read in place of Python genotypes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from wenet_kernels.activations import activation_names, registered_among
 from wenet_kernels.errors import WenetError, did_you_mean
 
-# Far above any published cell (11 nodes); a larger number is a mistake in a file, and would exhaust memory.
+# Far above any published cell (11 nodes). A larger number is a mistake in a file and would exhaust memory.
 MAX_NODES = 64
 
 
 class CellDescription(Protocol):
-    """What a cell must say of itself; `wenet.Genotype` is one."""
+    """The interface of a cell, which `wenet.Genotype` has."""
 
     @property
     def recurrent(self) -> Sequence[tuple[str, int]]: ...
@@ -49,7 +49,7 @@ def check_cell(recurrent: Sequence[tuple[str, int]], concat: Sequence[int]) -> N
 
 
 def cell_text(recurrent: Sequence[tuple[str, int]], concat: Sequence[int]) -> str:
-    """One line, such as "tanh0 relu1 relu1"; nodes are named only where not all of them are averaged."""
+    """One line, such as "tanh0 relu1 relu1"; `mean` and numbers follow if only some nodes are averaged."""
     text = " ".join(f"{activation}{ancestor}" for activation, ancestor in recurrent)
     if len(concat) == len(recurrent):
         return text
@@ -57,10 +57,10 @@ def cell_text(recurrent: Sequence[tuple[str, int]], concat: Sequence[int]) -> st
 
 
 def read_cell(text: str) -> tuple[list[tuple[str, int]], list[int]]:
-    """The pairs and `concat` that `cell_text` wrote, checked.
+    """Parse and check the pairs and `concat` that `cell_text` wrote.
 
     Raises:
-        WenetError: the text is not a valid cell.
+        WenetError: the text describes no valid cell.
     """
     match = re.fullmatch(r"((?:[a-z]+\d{1,9}\s*)+?)(?:\s*\bmean\s+(\d{1,9}(?:,\d{1,9})*))?", text.strip())
     if match is None:
@@ -82,8 +82,8 @@ class Tables(NamedTuple):
 class CellBatch:
     """`n` cells of `L` nodes each.
 
-    A value: it holds a text, from which every device's tables are made once. So no tool that empties, moves or copies
-    the tensors of a model can leave tables that are wrong.
+    An immutable value: it holds a text, from which the tables of each device are made once. So tools that empty, move
+    or copy a model's tensors cannot leave wrong tables behind.
 
     Args:
         text: the cells as `cell_text` writes them, separated by semicolons.
@@ -92,10 +92,10 @@ class CellBatch:
         text: as given.
         count: number of cells, `n`.
         nodes: number of nodes of each cell, `L`.
-        registered: names of the activations that were registered, among those of the cells.
+        registered: names of the cells' registered activations.
 
     Raises:
-        WenetError: no cell, an invalid cell, or cells of different numbers of nodes.
+        WenetError: there is no cell, a cell is invalid, or cells differ in their number of nodes.
 
     Examples:
         >>> from wenet_kernels import CellBatch
@@ -111,21 +111,21 @@ class CellBatch:
 
     @classmethod
     def from_genotypes(cls, genotypes: Sequence[CellDescription]) -> CellBatch:
-        """Check the cells and write them down.
+        """Check the cells and make a batch of them.
 
         Raises:
-            WenetError: as the class.
+            WenetError: as in the class.
         """
         for genotype in genotypes:
             check_cell(genotype.recurrent, genotype.concat)
         return cls("; ".join(cell_text(genotype.recurrent, genotype.concat) for genotype in genotypes))
 
     def tables(self, device: torch.device | str) -> Tables:
-        """The cells as integers on a device, the same tensors at every call."""
+        """The cells' tables on a device; every call returns the same tensors."""
         return _tables(self.text, activation_names(), torch.device(device))
 
     def new_tables(self, device: torch.device | str) -> Tables:
-        """The same, of the caller's own."""
+        """Tables that belong to the caller alone."""
         return _new_tables(self.text, activation_names(), torch.device(device))
 
     def __eq__(self, other: object) -> bool:
@@ -145,7 +145,7 @@ class _Rows(NamedTuple):
     registered: tuple[str, ...]
 
 
-# Nothing is forgotten: a CUDA graph that was recorded reads the tables where they lie.
+# Never emptied: recorded CUDA graphs read the tables at their addresses.
 @functools.cache
 def _rows(text: str, names: tuple[str, ...]) -> _Rows:
     if not text.strip():
@@ -165,11 +165,11 @@ def _rows(text: str, names: tuple[str, ...]) -> _Rows:
 
 @functools.cache
 def _tables(text: str, names: tuple[str, ...], device: torch.device) -> Tables:
-    # A tensor made in that mode could not be differentiated around later, nor one of a transform outlive it.
+    # Tensors made in inference mode cannot take part in autograd later, and those of a transform do not outlive it.
     with torch.inference_mode(False), torch._C._DisableFuncTorch():
         return _new_tables(text, names, device)
 
 
 def _new_tables(text: str, names: tuple[str, ...], device: torch.device) -> Tables:
-    # Made here and moved: on the device meta torch.tensor detaches in place, which transforms forbid.
+    # Made on the CPU and moved: on the device meta torch.tensor detaches in place, which transforms forbid.
     return Tables(*(torch.tensor(rows, dtype=torch.int32, device="cpu").to(device) for rows in _rows(text, names)[:3]))

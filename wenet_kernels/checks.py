@@ -1,4 +1,4 @@
-"""What the operators demand of their arguments, wherever they are called from."""
+"""Checks of the operators' arguments, whoever calls them."""
 
 import math
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def _check_options(r: Recurrence) -> None:
 
 
 def check_evaluation(r: Recurrence, evaluation: Evaluation, shapes: Sequence[Shape], grad_output: Tensor) -> None:
-    """Raise `WenetError` unless `evaluation` may be what forward left behind, and `grad_output` belongs to it."""
+    """Raise `WenetError` unless `evaluation` has the shapes that forward returns, and `grad_output` fits it."""
     for name, found, shape in zip(evaluation._fields, evaluation, shapes, strict=True):
         check_like(name, found, shape, r.pre)
     check_like("grad_output", grad_output, shapes[0], r.pre)
@@ -72,13 +72,13 @@ def check_projection(x: Tensor, weight: Tensor) -> None:
 
 
 def check_projection_gradient(grad_output: Tensor, x: Tensor, weight: Tensor) -> None:
-    """Raise `WenetError` unless `grad_output` belongs to the product of these operands."""
+    """Raise `WenetError` unless `grad_output` fits the product of these operands."""
     check_projection(x, weight)
     check_like("grad_output", grad_output, (weight.shape[0], x.shape[0], weight.shape[2]), x)
 
 
 def check_like(name: str, operand: Tensor, shape: Shape, other: Tensor, other_name: str = "the operands") -> None:
-    """Raise `WenetError` unless an operand has a shape, and the type and device of another."""
+    """Raise `WenetError` unless an operand has this shape, and the type and device of another operand."""
     if operand.shape != shape:
         raise WenetError(f"{name} must have shape {list(shape)}, not {list(operand.shape)}")
     _check_kind(name, operand, other_name, other)
@@ -91,9 +91,10 @@ def _check_kind(name: str, operand: Tensor, other_name: str, other: Tensor) -> N
 
 
 def check_finite(r: Recurrence, output: Tensor) -> None:
-    """Name the operand that brought NaN into the output; only on the CPU, where looking costs no synchronisation.
+    """Name the operand that brought NaN into the output. This is done only on the CPU, where it costs no
+    synchronisation.
 
-    Under statistics that are given, and so do not follow the states, it is these that the state grows by.
+    If all operands are finite and statistics are given, the states grew because these statistics do not follow them.
     """
     if output.device.type != "cpu" or is_finite(output):
         return
@@ -109,8 +110,8 @@ def check_finite(r: Recurrence, output: Tensor) -> None:
 
 
 def check_finite_projection(x: Tensor, weight: Tensor, output: Tensor) -> None:
-    """As `check_finite`. NaN in a row of `x` fills the row in the output, and NaN in a column of a weight the column,
-    so that one column and one row are looked at for all."""
+    """Like `check_finite`. NaN in `x` fills a whole row of the output and NaN in a weight a whole column, so looking at
+    one column and one row is enough."""
     if output.device.type != "cpu" or output.numel() == 0 or (is_finite(output[0, :, 0]) and is_finite(output[:, 0])):
         return
     check_nan("x", x)
@@ -118,7 +119,7 @@ def check_finite_projection(x: Tensor, weight: Tensor, output: Tensor) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a number that is not finite can be ruled out: a sum has it too, and costs one pass."""
+    """Whether all elements are finite, judged by their sum, which takes one pass; an overflow counts as not finite."""
     return math.isfinite(tensor.sum().item())
 
 

@@ -1,4 +1,4 @@
-"""The native kernels of `csrc/cpu`: the same equations fused, on as many threads as PyTorch uses."""
+"""The native kernels of `csrc/cpu`: the equations fused, on as many threads as PyTorch uses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ else:
     from wenet_kernels.native import native as _native
 
 INSTRUCTION_SET_VARIABLE = "WENET_INSTRUCTION_SET"
-# Read once, as torch.compile cannot look into native functions.
+# Read once, because torch.compile cannot trace native functions.
 KERNEL_SETS: tuple[str, ...] = () if _native is None else tuple(_native.kernel_sets())
 BF16_KERNEL_SETS: tuple[str, ...] = () if _native is None else tuple(_native.bf16_kernel_sets())
 
@@ -59,7 +59,7 @@ def _bf16_refusal() -> str:
 def kept_shape(
     steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype, precision: str
 ) -> tuple[int, ...]:
-    """Gates and candidates in blocks of as many hidden units as a vector holds."""
+    """The shape of gates and candidates, in blocks of as many hidden units as a vector holds."""
     width = _kernels(dtype, "full").width
     vectors = -(-hidden // width) * (2 if form == "highway" else 1)
     return networks, steps, nodes + 1, vectors, rows, width
@@ -82,7 +82,7 @@ def forward(r: Recurrence, keep: bool) -> Evaluation:
 
 
 def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients:
-    """Derivatives of a loss whose derivative with respect to the output is `grad_output`."""
+    """The derivatives of a loss, given its derivative with respect to the output."""
     operands = _laid_out(r)
     grads = Gradients(
         _reusable(r.pre.shape, r.pre.dtype).as_strided(r.pre.shape, operands.pre.stride()),
@@ -95,7 +95,7 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
     addresses.output = grad_output.data_ptr()
     for name in grads._fields:
         setattr(addresses, name, getattr(grads, name).data_ptr())
-    # The derivative that a step hands back to the one before lies where that with respect to h0 will be.
+    # Each step passes its derivative to the step before in the memory that finally holds the derivative of h0.
     between_steps = (lambda t: sum_over_ranks(grads.h0)) if r.all_ranks else None
     _kernels(r.pre.dtype, r.precision).backward(
         _recurrence(operands), _evaluation(evaluation), addresses, between_steps
@@ -105,7 +105,7 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
 
 
 def project(x: Tensor, weight: Tensor) -> Tensor:
-    """`[R, I]` times every network's `[I, G]`, as `[n, R, G]`."""
+    """The product of `[R, I]` with each network's `[I, G]`, as `[n, R, G]`."""
     x, weight = x.contiguous(), weight.contiguous()
     output = _reusable((weight.shape[0], x.shape[0], weight.shape[2]), x.dtype)
     _kernels(x.dtype, "full").project(_projection(x, weight, output))
@@ -142,13 +142,13 @@ def _kernels_of(instruction_set: str, factor: str) -> _native.Kernels:
 
 
 def _reusable(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor in memory that the next call can have without asking the system for new pages."""
+    """An uninitialised tensor whose memory the next call can reuse without new pages from the system."""
     tensor = torch.frombuffer(_native.Block(math.prod(shape) * dtype.itemsize), dtype=dtype)
-    return tensor.resize_(shape)  # where a view would have a base that autograd looks after
+    return tensor.resize_(shape)  # a view would have a base, which autograd tracks
 
 
 def _laid_out(r: Recurrence) -> Recurrence:
-    """The operands as the kernels read them: contiguous, but `pre` in either order of steps and networks."""
+    """The operands in the layout of the kernels: contiguous, except that `pre` may have networks before steps."""
     contiguous: dict[str, Any] = {
         field.name: value.contiguous()
         for field in fields(r)

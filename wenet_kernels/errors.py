@@ -1,18 +1,18 @@
-"""The one exception of this project, and the commonest reason to raise it."""
+"""The exception of this project, and its most common cause."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class WenetError(Exception):
-    """A mistake in what was asked for, or a condition that its user can mend.
+    """A mistake in a request, or a problem that the user can solve.
 
-    The message is one line that names the thing and the mend; the commands print it and exit with code 2.
+    The message is one line that names the problem and the remedy; commands print it and exit with code 2.
     """
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Raise `WenetError` unless the value of an option is among its choices.
+    """Raise `WenetError` unless a value is among the choices of an option.
 
     >>> check_choice("form", "higway", ["highway", "plain"])
     Traceback (most recent call last):
@@ -25,7 +25,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
-    """The nearest of the choices as a question; empty where none is near.
+    """The nearest choice as a question; empty if none is near.
 
     >>> did_you_mean("hiden", ["hidden", "nodes"])
     "did you mean 'hidden'?"

@@ -1,10 +1,10 @@
-"""The compiled part of the package, which an installation without a C++ compiler does without."""
+"""The compiled part of the package, absent if it was installed without a C++ compiler."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-INTERFACE = 3  # as in csrc/module.cpp: raised there and here whenever Python calls the module in another way
+INTERFACE = 3  # as in csrc/module.cpp; increase both whenever the way Python calls the module changes
 
 if TYPE_CHECKING:
     from wenet_kernels import _native
@@ -19,14 +19,14 @@ native = None if IS_STALE else _native
 
 
 def absence() -> str:
-    """Why there is no native module; empty where there is one."""
+    """The reason why there is no native module; empty if there is one."""
     if IS_STALE:
         return "built from other sources than these; run pip install again"
     return "not built, as no C++ compiler was found at installation" if native is None else ""
 
 
 def native_status() -> str:
-    """The widest instruction set that the native module finds on this processor, or that there is no such module."""
+    """The widest instruction set of this processor that the native module uses, or the reason for its absence."""
     if native is None:
         return f"{absence()}: this is pure Python"
     return f"built, on a processor with {native.instruction_sets()[-1]}"

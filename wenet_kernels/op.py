@@ -1,4 +1,4 @@
-"""`dag_rnn` and `project`: what a program calls."""
+"""The public functions `dag_rnn` and `project`."""
 
 from typing import Literal
 
@@ -14,23 +14,23 @@ from wenet_kernels.recurrence import COUPLINGS
 Norm = Literal["batch"] | tuple[Tensor, Tensor] | None
 Statistics = tuple[Tensor, Tensor]
 
-# Of the products, by the type that autocast asks for: those as exact as it, where a backend has them.
+# The precision of products, by autocast's type: precisions that are as exact, if a backend has them.
 AUTOCAST_PRECISIONS = {torch.bfloat16: "bf16|full", torch.float16: "tf32|full"}
 
 
 def project(x: Tensor, weight_input: Tensor, *, backend: str = "auto") -> Tensor:
-    """The input through every network's weights, one product for all steps: what `dag_rnn` takes as `pre`.
+    """Multiply the input by each network's weights, in one product for all steps; the result is `pre` of `dag_rnn`.
 
     Args:
-        x: `[T, M, I]`, shared by all networks; masked already where there is dropout.
+        x: `[T, M, I]`, shared by all networks; dropout, if any, has been applied.
         weight_input: `[n, I, G]`.
         backend: as in `dag_rnn`.
 
     Returns:
-        `[T, n, M, G]`; under autocast in fp32, as `dag_rnn` then computes.
+        `[T, n, M, G]`; under autocast in fp32, in which `dag_rnn` then computes.
 
     Raises:
-        WenetError: operands that disagree, a backend that cannot run, or on the CPU NaN among the operands.
+        WenetError: operands disagree, the backend cannot run, or on the CPU an operand has NaN.
 
     Examples:
         >>> import torch
@@ -74,26 +74,26 @@ def dag_rnn(
         mix: `[n]`, softmax weights that sum to one; None with independent coupling.
         cells: the cells.
         form: "highway" (every node gated) or "plain" (eqs. 1-3 as printed).
-        mask_h: `[M, H]`, variational dropout on the input of every hidden product; scaled by 1 / (1 - p) already.
-        norm: "batch" normalises every state over the M rows; a pair (mean, var), `[n, L+1, H]` each, normalises with
-            these instead; None does not normalise.
+        mask_h: `[M, H]`, variational dropout on the input of every hidden product, with kept elements 1 / (1 - p).
+        norm: "batch" normalises every state over the M rows; a pair (mean, var), `[n, L+1, H]` each, is used for
+            normalisation instead; None does not normalise.
         coupling: "weighted" mixes the networks into one hidden state; "independent" keeps each network's own.
-        precision: of the products' factors: "full" (as the operands are, whatever that is), "fp32" or "fp64" (the same,
-            and an error where the operands are not), or for fp32 operands "tf32" or "bf16", summed in fp32. Everything
-            else is computed in the operands' own type.
-        all_ranks: the networks are some of a mixture whose others are on the other ranks of `torch.distributed`; `mix`
-            holds their part of its weights, and `h0` and `mask_h` are the same everywhere. The output is that of the
-            whole mixture, and so are, given the whole derivative of the output on every rank, the derivatives but that
-            of `pre`, to which only the networks here contribute.
+        precision: number type of the products' factors: "full" (the operands' type, whatever it is), "fp32" or "fp64"
+            (the same, but an error for operands of another type), or for fp32 operands "tf32" or "bf16", summed in
+            fp32. Everything else is computed in the operands' type.
+        all_ranks: whether the mixture has more networks, on the other ranks of `torch.distributed`. `mix` then holds
+            this rank's part of the weights; `h0` and `mask_h` are the same on all ranks. The output is that of the
+            whole mixture. Given its whole derivative on every rank, all derivatives are those of the whole mixture,
+            except that of `pre`, which has only the contribution of this rank's networks.
         backend: "auto" or a name that `backends()` lists as ready.
 
     Returns:
-        The output, `[T, M, H]` or `[T, n, M, H]`; with norm="batch" also the pair (mean, biased variance) of every
-        state, `[T, n, L+1, H]` each, without derivative.
+        The output, `[T, M, H]` or `[T, n, M, H]`; with norm="batch" also the pair (mean, biased variance) of all
+        states, `[T, n, L+1, H]` each, without derivative.
 
     Raises:
-        WenetError: operands that disagree, an unknown option, a backend that cannot run, NaN among the operands, or a
-            rank that is gone.
+        WenetError: operands disagree, an option is unknown, the backend cannot run, an operand has NaN, or another
+            rank is lost.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The operators that PyTorch knows: the recurrence, the input's product, and the derivatives of both."""
+"""The operators registered with PyTorch: the recurrence, the input's product, and the derivatives of both."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -28,7 +28,7 @@ _OPERANDS = ", ".join(f"{_TYPES[str(field.type)]} {field.name}" for field in fie
 _EVALUATION = ", ".join(f"Tensor {name}" for name in Evaluation._fields)
 _GRADIENTS = ", ".join(f"Tensor {name}" for name in Gradients._fields)
 
-_VARIABLES = tuple(range(len(Gradients._fields)))  # operands with a derivative come first
+_VARIABLES = tuple(range(len(Gradients._fields)))  # differentiable operands come first
 _CONSTANTS = tuple(position for position, field in enumerate(fields(Recurrence)) if "Tensor" in str(field.type))[
     len(_VARIABLES) :
 ]
@@ -79,11 +79,11 @@ class DagRNN(Operator):
 
 
 class DagRNNBackward(Operator):
-    """Its derivative: (grad_output, evaluation, operands, backend) -> `Gradients`."""
+    """The derivative of the recurrence: (grad_output, evaluation, operands, backend) -> `Gradients`."""
 
     name = "dag_rnn_backward"
     schema = f"(Tensor grad_output, {_EVALUATION}, {_OPERANDS}, str backend) -> ({_GRADIENTS})"
-    # What forward left is a function of the operands, through which all derivatives go.
+    # The evaluation is a function of the operands; derivatives go through those.
     variables = (0, *(1 + len(Evaluation._fields) + position for position in _VARIABLES))
     constants = tuple(1 + len(Evaluation._fields) + position for position in _CONSTANTS)
     batched = staticmethod(batching.dag_rnn_backward)
@@ -119,7 +119,7 @@ class DagRNNBackward(Operator):
 
 
 def _settled(*arguments: Any) -> tuple[Recurrence, bool, str]:
-    """What `DagRNN` is called with, checked, and with the backend and the precision that it will have."""
+    """The checked arguments of `DagRNN`, with backend and precision resolved."""
     *operands, keep, backend = arguments
     r = Recurrence(*operands)
     check_recurrence(r)
@@ -141,7 +141,7 @@ def _split(arguments: Sequence[Any]) -> tuple[Evaluation, Recurrence, str]:
 
 
 def _shapes(r: Recurrence, keep: bool, backend: str) -> tuple[tuple[int, ...], ...]:
-    """Of an `Evaluation`; nothing is kept of an empty data batch."""
+    """Shapes of an `Evaluation`; for an empty data batch nothing is kept."""
     steps, networks, rows, hidden, nodes = r.sizes
     kept: tuple[int, ...] = (0,)
     if keep and rows > 0:
@@ -165,7 +165,7 @@ def _empty_gradients(r: Recurrence) -> Gradients:
 
 
 class Project(Operator):
-    """The input's product: x `[R, I]` and weight `[n, I, G]` to `[n, R, G]`."""
+    """The input's product: x `[R, I]` and weight `[n, I, G]` give `[n, R, G]`."""
 
     name = "project"
     schema = "(Tensor x, Tensor weight, str backend) -> Tensor"
@@ -205,7 +205,7 @@ class Project(Operator):
 
 
 class ProjectBackward(Operator):
-    """Its derivative: (grad_output `[n, R, G]`, x, weight) -> those of x and weight."""
+    """The derivative of the input's product: (grad_output `[n, R, G]`, x, weight) -> derivatives of x and weight."""
 
     name = "project_backward"
     schema = "(Tensor grad_output, Tensor x, Tensor weight, str backend) -> (Tensor x, Tensor weight)"

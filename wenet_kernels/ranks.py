@@ -7,7 +7,7 @@ from wenet_kernels.errors import WenetError
 
 
 class LostRanks(WenetError):
-    """Another process has failed, or does not answer."""
+    """Another process failed or does not answer."""
 
     def __init__(self, error: RuntimeError) -> None:
         reason = str(error).strip().splitlines()[0]
@@ -15,13 +15,13 @@ class LostRanks(WenetError):
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum over all ranks of the default process group, in place; to the same bits on all of them.
+    """Sum over all ranks of the default process group, in place; every rank gets the same bits.
 
     Raises:
-        LostRanks: not all of them came.
+        LostRanks: a rank did not take part.
     """
     try:
         dist.all_reduce(tensor)
-    except RuntimeError as error:  # which is what gloo and NCCL raise
+    except RuntimeError as error:  # raised by gloo and NCCL
         raise LostRanks(error) from None
     return tensor

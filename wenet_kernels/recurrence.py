@@ -1,4 +1,4 @@
-"""What a backend is given and what it hands back: shapes of the recurrence in one place."""
+"""The inputs and outputs of a backend, with all shapes of the recurrence."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from wenet_kernels.cells import CellBatch, Tables
 FORMS = ("highway", "plain")
 COUPLINGS = ("weighted", "independent")
 NORMS = ("none", "batch", "running")
-OPERANDS = {"fp32": torch.float32, "fp64": torch.float64}  # that a precision of this name asks for
+OPERANDS = {"fp32": torch.float32, "fp64": torch.float64}  # the operand type that a precision requires
 PRECISIONS = ("full", *OPERANDS, "tf32", "bf16")
 
-# Added to the variance before its root is taken, as in `torch.nn.BatchNorm1d`.
+# Added to the variance before the square root, as in `torch.nn.BatchNorm1d`.
 NORM_EPS = 1e-5
 
 
@@ -33,27 +33,27 @@ class Recurrence:
     h0: Tensor  # [M, H] weighted, [n, M, H] independent
     weight_hidden: Tensor  # [n, H, G]
     weight_nodes: Tensor  # [n, L, H, G]
-    mix: Tensor | None  # [n], or None where the networks are independent
+    mix: Tensor | None  # [n]; None for independent networks
     mask_h: Tensor | None  # [M, H]
-    running_mean: Tensor | None  # [n, L+1, H], given where norm == "running"
+    running_mean: Tensor | None  # [n, L+1, H], only with norm == "running"
     running_var: Tensor | None  # [n, L+1, H]
     cells: str  # `CellBatch.text`
     form: str  # "highway" or "plain"
     norm: str  # "none", "batch" or "running"
     precision: str  # of the products' factors: "full", "tf32" or "bf16"
-    all_ranks: bool = False  # whether other processes' networks are part of the mixture, in every step
+    all_ranks: bool = False  # whether the mixture has networks in other processes
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
         return tuple(field.name for field in fields(cls))
 
     def values(self) -> tuple[Any, ...]:
-        """The operands in their order, as operators take them."""
+        """The operands in the order in which operators take them."""
         return tuple(getattr(self, name) for name in self.names())
 
     @cached_property
     def tables(self) -> Tables:
-        """Of the cells, where the operands are."""
+        """The cells' tables on the operands' device."""
         return CellBatch(self.cells).tables(self.pre.device)
 
     @property
@@ -80,7 +80,7 @@ class Recurrence:
 
 
 class TracedRecurrence(Recurrence):
-    """Operands under a transform or a tracer, whose tensors must not outlive it: the tables are its own."""
+    """Operands under a transform or a tracer. Its tensors must not outlive it, so the tables are made anew."""
 
     @cached_property
     def tables(self) -> Tables:
@@ -88,16 +88,16 @@ class TracedRecurrence(Recurrence):
 
 
 class Evaluation(NamedTuple):
-    """What the forward pass leaves behind; the last three tensors are empty where there is nothing to keep."""
+    """The results of the forward pass; the last three tensors are empty if nothing has to be kept."""
 
     output: Tensor  # [T, M, H] weighted, [T, n, M, H] independent
-    activated: Tensor  # [T, n, L+1, M, G] gate and candidate after their activations; plain: candidate alone
-    mean: Tensor  # [T, n, L+1, H] of the batch, where norm == "batch"
+    activated: Tensor  # [T, n, L+1, M, G] gate and candidate after activation; plain: only candidate
+    mean: Tensor  # [T, n, L+1, H] of the batch, if norm == "batch"
     var: Tensor  # [T, n, L+1, H] biased
 
 
 class Gradients(NamedTuple):
-    """Derivatives of a scalar loss; `mix` is empty where the networks are independent."""
+    """Derivatives of a scalar loss; `mix` is empty for independent networks."""
 
     pre: Tensor
     h0: Tensor

@@ -1,8 +1,8 @@
 """The equations in plain PyTorch, on any device and dtype. Every other backend is tested against this one.
 
-Backward is written by hand because it is the plan that the fused backends share. Forward keeps only what an activation
-produced (gate and candidate); backward rebuilds the states from it elementwise, walks the nodes in reverse, and leaves
-the weight gradients to one batched product over all time steps.
+Backward is written by hand because the fused backends follow the same plan. Forward keeps only the results of
+activations (gate and candidate). Backward rebuilds the states from them elementwise, visits the nodes in reverse, and
+computes the weight gradients in one batched product over all time steps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def kept_shape(
 
 
 def project(x: Tensor, weight: Tensor) -> Tensor:
-    """`[R, I]` times every network's `[I, G]`, as `[n, R, G]`."""
+    """The product of `[R, I]` with each network's `[I, G]`, as `[n, R, G]`."""
     return x @ weight
 
 
@@ -72,7 +72,7 @@ def forward(r: Recurrence, keep: bool) -> Evaluation:
 
 
 def traced(r: Recurrence) -> Tensor:
-    """The output of `forward` by functions that autograd and vmap can follow, as slow as that is."""
+    """The output of `forward`, computed slowly by functions that autograd and vmap can trace."""
     steps, networks, rows, hidden, nodes = r.sizes
     h, outputs = r.h0, []
     for t in range(steps):
@@ -92,9 +92,9 @@ def traced(r: Recurrence) -> Tensor:
 
 
 def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients:
-    """Derivatives of a loss whose derivative with respect to the output is `grad_output`."""
+    """The derivatives of a loss, given its derivative with respect to the output."""
     steps, networks, rows, hidden, nodes = r.sizes
-    # Both factors of the weight gradients: the products' inputs, and the derivatives of the products' results.
+    # The factors of the weight gradients: the inputs of products, and the derivatives of their results.
     factor = r.pre.new_empty(nodes + 1, networks, steps, rows, hidden)
     grad_product = r.pre.new_empty(nodes + 1, networks, steps, rows, r.pre.shape[-1])
     grad_pre = torch.empty_like(r.pre)
@@ -138,7 +138,7 @@ def _weight(r: Recurrence, node: int) -> Tensor:
 
 
 def _previous_state(r: Recurrence, node: int, h: Tensor, states: Tensor) -> Tensor:
-    """The state that a node reads, [n, M, H]: h_{t-1} for the init node, else its ancestor's in each network."""
+    """The state that a node reads, [n, M, H]: h_{t-1} for the init node, else the state of its ancestor."""
     if node == 0:
         return h.expand(states.shape[1:])
     return _ancestors(r, node, states)
@@ -171,7 +171,7 @@ def _is(r: Recurrence, node: int, name: str) -> Tensor:
 def _nonlinearity(r: Recurrence, node: int, u: Tensor) -> Tensor:
     if node == 0:
         return torch.tanh(u)
-    # Networks differ in their activation: evaluate each kind and choose, which needs no look at the tables' contents.
+    # Networks differ in their activation: evaluate each kind and select, without reading the tables on the host.
     result = torch.where(_is(r, node, "relu"), torch.relu(u), u)
     result = torch.where(_is(r, node, "sigmoid"), torch.sigmoid(u), result)
     result = torch.where(_is(r, node, "tanh"), torch.tanh(u), result)
@@ -181,7 +181,7 @@ def _nonlinearity(r: Recurrence, node: int, u: Tensor) -> Tensor:
 
 
 def _slope(r: Recurrence, node: int, f: Tensor, previous: Tensor) -> Tensor:
-    """Derivative of the activation, from its value f; of a registered one where it was evaluated, computed again."""
+    """The derivative of the activation, from its value f; for a registered one from its argument."""
     if node == 0:
         return 1 - f * f
     result = torch.where(_is(r, node, "relu"), (f > 0).to(f.dtype), torch.ones_like(f))
@@ -194,7 +194,7 @@ def _slope(r: Recurrence, node: int, f: Tensor, previous: Tensor) -> Tensor:
 
 
 def _registered(r: Recurrence, node: int) -> Iterator[tuple[Tensor, Activation]]:
-    """The registered activations that networks have in a node, with these networks, [n, 1, 1]."""
+    """The registered activations of a node, each with a mask of its networks, [n, 1, 1]."""
     for name, activation in REGISTERED.items():
         networks = _is(r, node, name)
         if bool(networks.any()):
@@ -221,7 +221,7 @@ def _beside(gate: Tensor | None, candidate: Tensor) -> Tensor:
 
 
 def _statistics(r: Recurrence, node: int, mean: Tensor, var: Tensor, t: int) -> tuple[Tensor | None, Tensor | None]:
-    """Mean and variance that normalise the states of a node, [n, 1, H] each."""
+    """The mean and variance for normalising the states of a node, [n, 1, H] each."""
     if r.norm == "batch":
         return mean[t, :, node, None], var[t, :, node, None]
     return _running_statistics(r, node)
@@ -260,17 +260,17 @@ def _cell_output(r: Recurrence, states: Tensor) -> Tensor:
 
 
 def _mix(r: Recurrence, cell_output: Tensor) -> Tensor:
-    """Eq. (4): the networks' outputs under their weights; independent networks keep their own."""
+    """Eq. (4): the weighted sum of the networks' outputs; independent networks keep their own."""
     return cell_output if r.mix is None else (r.mix[:, None, None] * cell_output).sum(0)
 
 
 def _over_ranks(r: Recurrence, of_networks: Tensor) -> Tensor:
-    """What is a sum over networks, over those of all ranks."""
+    """Complete a sum over networks by the networks of all ranks."""
     return sum_over_ranks(of_networks) if r.all_ranks else of_networks
 
 
 def _cell_output_backward(r: Recurrence, grad_h: Tensor) -> Tensor:
-    """What the output sends back into the states 0..L, [L+1, n, M, H]; state 0 is never in `concat`."""
+    """The derivatives of the states 0..L from the output, [L+1, n, M, H]; state 0 is never in `concat`."""
     grad_cell = grad_h if r.mix is None else r.mix[:, None, None] * grad_h  # [n, M, H]
     grad_nodes = _concat_share(r) * grad_cell  # [L, n, M, H]
     return torch.cat([torch.zeros_like(grad_nodes[:1]), grad_nodes])
@@ -279,7 +279,7 @@ def _cell_output_backward(r: Recurrence, grad_h: Tensor) -> Tensor:
 def _rebuild(
     r: Recurrence, evaluation: Evaluation, h: Tensor, t: int
 ) -> tuple[Tensor, list[Tensor | None], list[Tensor]]:
-    """States, gates and candidates of one time step from what forward kept, without a product."""
+    """Rebuild states, gates and candidates of one time step from the kept tensors, without products."""
     gates: list[Tensor | None] = []
     candidates: list[Tensor] = []
     nodes = r.weight_nodes.shape[1]

@@ -1,4 +1,4 @@
-"""How an operator becomes known to PyTorch: to autograd, forward-mode differentiation, vmap, autocast and compilers."""
+"""Register an operator with PyTorch: autograd, forward-mode differentiation, vmap, autocast and compilers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -16,42 +16,42 @@ Outputs = Any  # a tensor or a tuple of them
 
 
 class Operator:
-    """What there is to say of an operator. Its arguments are positional, in the order of the schema."""
+    """The description of an operator. Arguments are positional, in the order of the schema."""
 
     name: ClassVar[str]
     schema: ClassVar[str]
-    variables: ClassVar[tuple[int, ...]]  # positions of the arguments that it is differentiated by
+    variables: ClassVar[tuple[int, ...]]  # positions of differentiable arguments
     constants: ClassVar[tuple[int, ...]] = ()  # positions of tensors without a derivative
-    differentiable_outputs: ClassVar[int | None] = None  # so many come first; None: all are
+    differentiable_outputs: ClassVar[int | None] = None  # number of leading ones; None: all
     keeps_outputs: ClassVar[bool] = False  # for `backward`
     batched: Callable[..., tuple[Outputs, Any]]  # its rule for vmap, a function of `batching`
 
     @staticmethod
     def compute(*arguments: Any) -> Outputs:
-        """The result, of tensors that hold values; checks everything that memory is addressed by."""
+        """Compute the result from real tensors, after checking everything that memory access depends on."""
         raise NotImplementedError
 
     @staticmethod
     def fake(*arguments: Any) -> Outputs:
-        """Tensors shaped as the result, for compilers."""
+        """Tensors with the result's shapes, for compilers."""
         raise NotImplementedError
 
     @staticmethod
     def formula(*arguments: Any) -> Outputs:
-        """The differentiable outputs by functions that PyTorch can differentiate any number of times."""
+        """The differentiable outputs, by functions that PyTorch can differentiate any number of times."""
         raise NotImplementedError
 
     @staticmethod
     def for_derivatives(*arguments: Any) -> tuple[Any, ...]:
-        """The arguments, where the call may be differentiated."""
+        """The arguments of a call that may be differentiated."""
         return arguments
 
-    # The derivatives of the variables, given those of the outputs; None: by the formula.
+    # Computes the variables' derivatives from those of the outputs; None: use the formula.
     backward: ClassVar[Callable[..., Sequence[Tensor | None]] | None] = None
 
 
 def register(operator: type[Operator]) -> Callable[..., Any]:
-    """Make an operator known; the function that calls it."""
+    """Register an operator and return the function that calls it."""
     name = operator.name
     LIBRARY.define(name + operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
     overload = getattr(torch.ops.wenet_kernels, name).default
@@ -60,7 +60,7 @@ def register(operator: type[Operator]) -> Callable[..., Any]:
     torch.library.register_fake(f"wenet_kernels::{name}", operator.fake, lib=LIBRARY)
     LIBRARY.impl(name, _autograd_kernel(operator, overload, function), "Autograd", with_keyset=True)
 
-    # Transforms (torch.func) are met in front of everything else, as only a Function takes part in several at once.
+    # Transforms (torch.func) are handled first, because only a Function works under several of them at once.
     def transformed(*arguments: Any) -> Outputs:
         return function.apply(*operator.for_derivatives(*arguments))
 
@@ -110,7 +110,7 @@ def _function(operator: type[Operator], overload: Any) -> Any:
             ctx.outputs = len(outputs)
             if operator.differentiable_outputs is not None:
                 ctx.mark_non_differentiable(*outputs[operator.differentiable_outputs :])
-            ctx.set_materialize_grads(False)  # or zeros as large as all that forward kept would be filled in
+            ctx.set_materialize_grads(False)  # else zeros as large as all kept tensors would be made
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -142,8 +142,7 @@ def _function(operator: type[Operator], overload: Any) -> Any:
 
 
 def _of_no_calls(operator: type[Operator], dims: Sequence[int | None], arguments: Sequence[Any]) -> tuple[Outputs, Any]:
-    """What vmap has of an empty batch, shaped as for a call that could have been in it; for example the derivatives of
-    no outputs."""
+    """The results of an empty vmap batch, shaped like those of one call; for example the derivatives of no outputs."""
     one = [x if dim is None else x.movedim(dim, 0).sum(0) for x, dim in zip(arguments, dims, strict=True)]
     outputs = operator.fake(*one)
     if isinstance(outputs, Tensor):
@@ -152,7 +151,7 @@ def _of_no_calls(operator: type[Operator], dims: Sequence[int | None], arguments
 
 
 def _restored(ctx: Any) -> tuple[list[Any], Sequence[Tensor]]:
-    """The arguments of a call, and its outputs where they were kept."""
+    """The arguments of a call, and its outputs if they were kept."""
     arguments = list(ctx.arguments)
     tensors = ctx.saved_tensors
     for position, tensor in zip(ctx.positions, tensors, strict=False):
@@ -166,12 +165,12 @@ def _refuse_constants(operator: type[Operator], differentiated: Sequence[bool]) 
 
 
 def _given(operator: type[Operator], arguments: Sequence[Any]) -> list[int]:
-    """The positions of the variables, without those that are None."""
+    """The positions of the variables that are not None."""
     return [position for position in operator.variables if arguments[position] is not None]
 
 
 def _formula_of(operator: type[Operator], arguments: Sequence[Any]) -> tuple[Callable[..., Any], list[Tensor]]:
-    """The formula as a function of the variables alone, and these."""
+    """The formula as a function of only the variables, and the variables."""
     positions = _given(operator, arguments)
 
     def function(*variables: Tensor) -> tuple[Tensor, ...]:
@@ -187,7 +186,7 @@ def _formula_of(operator: type[Operator], arguments: Sequence[Any]) -> tuple[Cal
 def _pulled_back(
     operator: type[Operator], arguments: Sequence[Any], grads: Sequence[Tensor | None]
 ) -> Sequence[Tensor]:
-    """The derivatives of the variables, given those of the outputs."""
+    """Compute the variables' derivatives from those of the outputs."""
     function, variables = _formula_of(operator, arguments)
     with without_autocast(variables[0].device):
         outputs, pull_back = vjp(function, *variables)
@@ -198,8 +197,8 @@ def _pulled_back(
 def _pushed_forward(
     operator: type[Operator], arguments: Sequence[Any], tangents: Sequence[Tensor | None], count: int
 ) -> Outputs:
-    """The tangents of all outputs, given those of the arguments. What pulls derivatives back is linear, and its own
-    derivative pushes them forward; so no forward mode is needed inside of forward mode, where there is none."""
+    """Compute the outputs' tangents from those of the arguments. The pullback of derivatives is linear, and its own
+    pullback is the pushforward. So this needs no nested forward mode, which does not exist."""
     function, variables = _formula_of(operator, arguments)
     given = _with_zeros([tangents[position] for position in _given(operator, arguments)], variables)
     with without_autocast(variables[0].device):
@@ -210,7 +209,7 @@ def _pushed_forward(
 
 
 def vjp(function: Callable[..., Any], *variables: Any) -> tuple[Any, Callable[..., Any]]:
-    """`torch.func.vjp`, whose types name a third result that it does not give here."""
+    """`torch.func.vjp` with correct types; its own name a third result, which it does not return here."""
     return torch.func.vjp(function, *variables)  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""Fused GPU kernels in Triton: a time step of all networks in a launch or two, a sequence in one CUDA graph."""
+"""Fused GPU kernels in Triton: a launch or two per time step of all networks, one CUDA graph per sequence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wenet_kernels.reference import project, project_backward
 if TYPE_CHECKING:
     from wenet_kernels.triton.pool import Lane, Pool
 
-# The input's projection is one large product, which PyTorch's own library does best.
+# The projection of the input is one large product, which PyTorch's library does best.
 __all__ = ["backward", "forward", "kept_shape", "project", "project_backward", "refusal", "runs_on", "status"]
 
 INTERPRETER_VARIABLE = "TRITON_INTERPRET"  # read by Triton when it is imported
@@ -32,7 +32,7 @@ def status() -> str:
 
 
 def runs_on(kind: str) -> bool:
-    """On a GPU; in Triton's interpreter, which is for tests, on the CPU too."""
+    """Whether kernels run on this kind of device: a GPU, or in Triton's interpreter, for tests, also the CPU."""
     return kind == "cuda" or (kind == "cpu" and _interpreted())
 
 
@@ -49,7 +49,7 @@ def refusal(dtype: torch.dtype, precision: str) -> str:
 def kept_shape(
     steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype, precision: str
 ) -> tuple[int, ...]:
-    """Of each step the states, then the gates and candidates in the type of the products, as fp32 words."""
+    """The shape of the kept tensor: for each step states, then gates and candidates in the products' type, as fp32."""
     from wenet_kernels.triton.plan import Shape
     from wenet_kernels.triton.workspace import kept_words
 
@@ -75,7 +75,7 @@ def forward(r: Recurrence, keep: bool) -> Evaluation:
 
 
 def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Gradients:
-    """Derivatives of a loss whose derivative with respect to the output is `grad_output`."""
+    """The derivatives of a loss, given its derivative with respect to the output."""
     steps = len(r.pre)
     with _on_device_of(r.pre), _pool().lock:
         lane = _pool().holding(evaluation.activated) or _restored(r, evaluation)
@@ -95,7 +95,7 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
 
 
 def _lane(r: Recurrence, keep: bool) -> Lane:
-    """While someone else records a graph, its replays must find the workspace unchanged: it gets one of its own."""
+    """A lane for this call. Calls recorded in a user's CUDA graph get their own, which later calls leave alone."""
     from wenet_kernels.triton.plan import Shape
 
     shape, steps, device = Shape.of(r, keep), len(r.pre), r.pre.device
@@ -109,7 +109,7 @@ def _captured(device: torch.device) -> bool:
 
 
 def _restored(r: Recurrence, evaluation: Evaluation) -> Lane:
-    """A lane as forward left it, where the tensor that it handed out has been moved or copied since."""
+    """A lane in the state after forward, for a kept tensor that has been moved or copied since."""
     steps = len(r.pre)
     lane = _lane(r, keep=True)
     lane.workspace.load(r)
@@ -137,7 +137,7 @@ def _has_bf16() -> bool:
 
 
 def _has_tf32() -> bool:
-    """Whether the GPU multiplies tf32: NVIDIA's since Ampere do, and of AMD's those of one architecture."""
+    """Whether the GPU multiplies tf32: NVIDIA's since Ampere, and AMD's of one architecture."""
     if _interpreted():
         return True
     if torch.version.hip is not None:

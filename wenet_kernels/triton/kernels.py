@@ -1,11 +1,11 @@
-"""The kernels of one time step, and of the weight gradients after the last one. `reference.py` has the equations.
+"""The kernels of one time step, and of the weight gradients after the last step. `reference.py` has the equations.
 
-A program evaluates one network, or one block of its columns. All M rows of a column lie in one tile, so activation,
-gate, normalisation and masks follow the product in registers. A state goes through memory (in practice the L2 cache)
-to the nodes that read it: which ones is known from the tables alone.
+A program evaluates one network, or one block of its columns. All M rows of a column are in one tile, so activation,
+gate, normalisation and masks follow the product in registers. A state reaches the nodes that read it through memory, in
+practice the L2 cache, because only the tables say which nodes read it.
 
-No kernel waits for another program, so that Triton's interpreter can run them all. What a program writes and reads
-back is kept in order by barriers within the program.
+No kernel waits for another program, so Triton's interpreter can run them all. Barriers within a program order its
+writes before its reads of the same data.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ EPS = tl.constexpr(NORM_EPS)
 TANH = tl.constexpr(ACTIVATIONS.index("tanh"))
 RELU = tl.constexpr(ACTIVATIONS.index("relu"))
 SIGMOID = tl.constexpr(ACTIVATIONS.index("sigmoid"))
-LINE_BYTES = tl.constexpr(128)  # of the L2 cache
-LINES = tl.constexpr(1024)  # asked for at once
+LINE_BYTES = tl.constexpr(128)  # a line of the L2 cache
+LINES = tl.constexpr(1024)  # requested at once
 
 
 @triton.jit
 def _tanh(x):
-    """tanh that neither overflows nor loses the digits of a small argument."""
+    """tanh without overflow, accurate also for small arguments."""
     decay = tl.exp(-2 * tl.abs(x))  # in 0..1
     far = (1 - decay) / (1 + decay)
     square = x * x
@@ -47,7 +47,7 @@ def _activate(x, kind):
 
 @triton.jit
 def _slope(f, kind):
-    """Derivative of the activation, from its value f."""
+    """The derivative of the activation, from its value f."""
     slope = f * 0 + 1
     if kind == TANH:
         slope = 1 - f * f
@@ -60,7 +60,7 @@ def _slope(f, kind):
 
 @triton.jit
 def _prefetch(matrix, SIZE: tl.constexpr):
-    """Ask for a matrix of SIZE elements to be brought into the L2 cache, and do not wait for it."""
+    """Request a matrix of SIZE elements into the L2 cache, without waiting for it."""
     LINE: tl.constexpr = LINE_BYTES * 8 // matrix.dtype.element_ty.primitive_bitwidth
     for start in range(0, SIZE, LINES * LINE):
         line = tl.minimum(start + tl.arange(0, LINES) * LINE, SIZE - 1)
@@ -72,10 +72,10 @@ def _prefetch(matrix, SIZE: tl.constexpr):
 
 @triton.jit
 def _product(left, right, total, INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr):
-    """`total + left @ right`, behind a fence where FENCE.
+    """`total + left @ right`, after a fence if FENCE.
 
-    Since Hopper, matrix units read shared memory by a way of their own (PTX: the async proxy). They are sure to see
-    what copies have written there only behind a fence between the two ways.
+    Since Hopper, matrix units read shared memory through their own path (PTX: the async proxy). Only a fence ensures
+    that they see data which copies have written there.
     """
     if FENCE:
         tl.inline_asm_elementwise(
@@ -91,7 +91,7 @@ def _hidden_product(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, INPUT_PRECISION: tl.constexpr,
     FENCE: tl.constexpr,
 ):  # fmt: skip
-    """`(state * mask) @ weight` at some columns, and at those `second` further on: logits of gate and candidate."""
+    """`(state * mask) @ weight` for some columns and those `second` further on: logits of gate and candidate."""
     WIDTH: tl.constexpr = 2 * H if HIGHWAY else H
     first_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
     second_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -115,7 +115,7 @@ def _hidden_product(
 
 @triton.jit
 def _normalised(state, rows, columns, mean, var, M: tl.constexpr, H: tl.constexpr, NORM: tl.constexpr):
-    """The state over its standard deviation; "batch" measures that over the rows and writes it down."""
+    """Normalise a state; "batch" computes mean and variance over the rows and stores them."""
     if NORM == "none":
         return state
     if NORM == "batch":
@@ -138,7 +138,7 @@ def _evaluate_node(
     KEEP: tl.constexpr, INIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip
-    """One node of one network at some columns: product, activation, gate, norm, and its share of the cell's output."""
+    """Evaluate some columns of one node: product, activation, gate, norm, and its share of the cell's output."""
     WIDTH: tl.constexpr = 2 * H if HIGHWAY else H
     rows = tl.arange(0, ROWS)
     columns = first_column + tl.arange(0, COLUMNS)
@@ -185,14 +185,14 @@ def step_forward(
     DEPTH: tl.constexpr, BLOCKS: tl.constexpr, PREFETCH: tl.constexpr, INPUT_PRECISION: tl.constexpr,
     FENCE: tl.constexpr,
 ):  # fmt: skip
-    """Nodes of one time step: the init node where INIT, then those from `first_node` to before `last_node`.
+    """Evaluate nodes of one time step: with INIT the init node, then nodes from `first_node` to before `last_node`.
 
-    Program (k, b) evaluates BLOCKS blocks of columns of network k, from block b * BLOCKS on. Where a network has more
-    blocks than one program evaluates, a launch may evaluate one node only.
+    Program (k, b) evaluates BLOCKS blocks of columns of network k, starting at block b * BLOCKS. If a network has more
+    blocks than one program evaluates, a launch can evaluate only one node.
 
-    pre [T, n, M, G] (its two strides as given), hidden [T+1, (n,) M, H], weights [n, L+1, H, G], mask [M, H],
-    mean and var [T, n, L+1, H] (or without T), share [n, L] of a node in the cell's output, kept_states
-    [T, n, L+1, M, H], kept_activated [T, n, L+1, M, G], cell_output [(T,) n, M, H]; `_step` is the stride of T.
+    pre [T, n, M, G] (two strides are arguments), hidden [T+1, (n,) M, H], weights [n, L+1, H, G], mask [M, H], mean and
+    var [T, n, L+1, H] (or without T), share [n, L] of a node in the cell's output, kept_states [T, n, L+1, M, H],
+    kept_activated [T, n, L+1, M, G], cell_output [(T,) n, M, H]; `_step` is the stride of T.
     """
     WIDTH: tl.constexpr = 2 * H if HIGHWAY else H
     network = tl.program_id(0).to(tl.int64)
@@ -221,7 +221,7 @@ def step_forward(
         source = tl.load(ancestor + column)
         kind = tl.load(activation + column)
         portion = tl.load(share + column)
-        if PREFETCH:  # of the next node; after the last one comes the init node of the next time step
+        if PREFETCH:  # weights of the next node; the init node of the next step follows the last one
             _prefetch(weights + (node + 1) % (L + 1) * (H * WIDTH), H * WIDTH)
         for block in range(BLOCKS):
             _evaluate_node(
@@ -238,9 +238,9 @@ def sum_networks(
     values, factors, addend, addend_step, result, result_step, count, size, t,
     WEIGHTED: tl.constexpr, ADD: tl.constexpr, NETWORKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`result[t] = addend[t] + sum_k factors[k] * values[k]`, of `count` networks of `size` elements, in a fixed order.
+    """`result[t] = addend[t] + sum_k factors[k] * values[k]` over `count` networks of `size` elements, in fixed order.
 
-    Forward it mixes the cells' outputs (eq. 4); backward it collects the networks' gradients of the hidden state.
+    Forward mixes the cells' outputs with it (eq. 4); backward sums the networks' gradients of the hidden state.
     """
     t = t.to(tl.int64)
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -264,10 +264,10 @@ def _differentiate_node(
     M: tl.constexpr, H: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr, ALIGN: tl.constexpr,
     INIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient of a node's state to that of its product, and to what passes by the gate to its ancestor.
+    """From the gradient of a node's state, compute that of its product and the part passed by the gate to the ancestor.
 
-    `portion` is the node's share in the output of the step; `alignment` gets the state's inner product with the
-    gradient of that output, of which the gradient of a mixing weight is made.
+    `portion` is the node's share of the step's output. `alignment` receives the inner product of the state with the
+    gradient of that output, from which gradients of mixing weights are computed.
     """
     WIDTH: tl.constexpr = 2 * H if HIGHWAY else H
     rows = tl.arange(0, ROWS)
@@ -321,7 +321,7 @@ def _product_backward(
     M: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, DEPTH: tl.constexpr, INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip
-    """`grad_previous += mask * (grad_product @ weight^T)` at some columns; empties `grad_state`, read before."""
+    """`grad_previous += mask * (grad_product @ weight^T)` for some columns; clears `grad_state`, read before."""
     rows = tl.arange(0, ROWS)
     columns = first_column + tl.arange(0, COLUMNS)
     inside = (rows[:, None] < M) & (columns[None, :] < H)
@@ -358,20 +358,20 @@ def step_backward(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BLOCKS: tl.constexpr, PREFETCH: tl.constexpr,
     INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip
-    """Nodes of one time step in reverse. A node takes two stages: elementwise, then its product with the weight.
+    """Differentiate nodes of one time step in reverse, in two stages each: elementwise, then the weight's product.
 
-    HEAD is the last node's first stage. Each node from `first_node` down to `last_node` (both above 1) follows with
-    its second stage and the first stage of the node before it; LINK does so for node 1 and the init node, and TAIL is
-    the init node's second stage. Programs are as in `step_forward`: a stage reads other columns only where it follows
-    a stage of another launch, or of the same program.
+    HEAD is the first stage of the last node. Each node from `first_node` down to `last_node` (both above 1) continues
+    with its second stage and the first stage of the node before it. LINK does this for node 1 and the init node, and
+    TAIL is the second stage of the init node. Programs are as in `step_forward`: a stage reads other columns only after
+    a stage of another launch or of the same program.
 
-    Operands are as in `step_forward`, and: portions [n, L] of a node in the mixture, grad_hidden [T, (n,) M, H],
-    grad_states [n, L+1, M, H] (zero before and after), grad_previous [n, M, H] of the hidden state of the step before,
-    grad_product [T, n, L+1, M, G], grad_pre [T, n, M, G], alignment [T, n, L, 2 blocks].
+    Operands are as in `step_forward`, with these besides: portions [n, L] of a node in the mixture, grad_hidden
+    [T, (n,) M, H], grad_states [n, L+1, M, H] (zero before and after), grad_previous [n, M, H] of the hidden state one
+    step before, grad_product [T, n, L+1, M, G], grad_pre [T, n, M, G], alignment [T, n, L, 2 blocks].
     """
     WIDTH: tl.constexpr = 2 * H if HIGHWAY else H
     MATRIX: tl.constexpr = H * WIDTH
-    # The first stage holds more of a tile in registers, so it takes half of one at a time.
+    # The first stage needs more registers per tile, so it takes half a tile at a time.
     HALF: tl.constexpr = COLUMNS // 2
     halves = tl.num_programs(1) * BLOCKS * 2
     network = tl.program_id(0).to(tl.int64)
@@ -444,7 +444,7 @@ def step_backward(
             )  # fmt: skip
         tl.debug_barrier()
     if TAIL:
-        if PREFETCH:  # the step before begins with the last node
+        if PREFETCH:  # the previous step begins with the last node
             _prefetch(weights + L * MATRIX, MATRIX)
         for block in range(BLOCKS):
             _product_backward(
@@ -460,11 +460,11 @@ def weight_gradient(
     INIT: tl.constexpr, DEPTH: tl.constexpr, HEIGHT: tl.constexpr, COLUMNS: tl.constexpr,
     INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip
-    """`(inputs * mask)^T @ grad_product` over all steps and rows: the gradient of one matrix, HEIGHT by COLUMNS of it.
+    """`(inputs * mask)^T @ grad_product` over all steps and rows: HEIGHT by COLUMNS elements of a matrix's gradient.
 
-    Program (i, j, p) has matrix p: of the init node (INIT), whose inputs are the hidden states [T, (n,) M, H] and whose
-    result is [n, H, G]; or of node p % L + 1, whose inputs are its ancestor's states, out of [T, n, L+1, M, H], and
-    whose result is [n, L, H, G].
+    Program (i, j, p) computes matrix p. With INIT it belongs to the init node: inputs are the hidden states
+    [T, (n,) M, H], the result is [n, H, G]. Otherwise it belongs to node p % L + 1: inputs are its ancestor's states in
+    [T, n, L+1, M, H], the result is [n, L, H, G].
     """
     matrix = tl.program_id(2).to(tl.int64)
     if INIT:

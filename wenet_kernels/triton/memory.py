@@ -1,4 +1,4 @@
-"""What the kernels need of a GPU's memory, counted before it is asked for."""
+"""GPU memory of the kernels, computed before it is allocated."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from wenet_kernels.triton.plan import Machine, Shape, choose_tiling
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a recurrence over some steps, by what holds them.
+    """Bytes of a recurrence over some steps, by purpose.
 
     Attributes:
-        operands: copies of the operands, the weights in the type of the products.
+        operands: copies of the operands, with weights in the type of the products.
         kept: states, gates and candidates of all steps.
-        gradients: what backward works in; both factors of the weight gradients are in here and in `kept`.
+        gradients: work space of backward; the factors of the weight gradients are here and in `kept`.
     """
 
     operands: int
@@ -30,7 +30,7 @@ class Memory:
 
 
 def count_memory(shape: Shape, steps: int) -> Memory:
-    """Bytes of a workspace; the parameters, their gradients and an optimizer's state come on top."""
+    """Bytes of a workspace; parameters, their gradients and optimizer state are not included."""
     s, size = shape, shape.dtype.itemsize
     projected = steps * s.networks * s.rows * s.width
     state = s.networks * s.rows * s.hidden
@@ -49,7 +49,7 @@ def count_memory(shape: Shape, steps: int) -> Memory:
 
 
 def check_memory(shape: Shape, steps: int, device: torch.device) -> None:
-    """Raise `WenetError` where the workspace would not fit into what a GPU has left."""
+    """Raise `WenetError` if the workspace does not fit into the free memory of a GPU."""
     if device.type != "cuda":
         return
     free, _ = torch.cuda.mem_get_info(device)

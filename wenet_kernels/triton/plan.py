@@ -1,4 +1,4 @@
-"""What decides which kernels run: the sizes of a recurrence, and how its work is cut into programs and tiles."""
+"""The sizes of a recurrence, and how its work is divided into launches, programs and tiles."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from wenet_kernels.errors import WenetError
 from wenet_kernels.recurrence import Recurrence
 
 MOST_ROWS = 512
-MOST_MATRICES = 65535  # the last dimension of a grid, in which `weight_gradient` has a node each
+MOST_MATRICES = 65535  # the limit of a grid's last dimension; `weight_gradient` uses one entry per node
 MOST_CELL_ELEMENTS = 2**31 - 1  # offsets between networks are 64-bit, those within a network 32-bit
-MOST_ELEMENTS = 8192  # of a tile of a state: more would not fit into the registers of a program
-STAGE_BYTES = 32768  # of weights and what they multiply, on their way from memory while others are multiplied
+MOST_ELEMENTS = 8192  # in a tile of a state; more would not fit into a program's registers
+STAGE_BYTES = 32768  # of factors being loaded from memory while others are multiplied
 MOST_STAGES = 4
-FUSED_SHARE = 2  # multiprocessors to a network, up to which a program evaluates a network alone
+FUSED_SHARE = 2  # multiprocessors per network; with more, several programs share a network
 DTYPES = {"full": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A recurrence but for its length: calls with equal shapes run the same kernels."""
+    """All sizes of a recurrence except its length; calls with equal shapes run the same kernels."""
 
     networks: int
     rows: int
@@ -48,31 +48,31 @@ class Shape:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the products' factors, and of what is kept of an activation."""
+        """Type of the products' factors and of kept activations."""
         return DTYPES[self.precision]
 
     @property
     def states_size(self) -> int:
-        """Elements of all states of a time step, [n, L+1, M, H]."""
+        """Number of elements in the states of a time step, [n, L+1, M, H]."""
         return self.networks * (self.nodes + 1) * self.rows * self.hidden
 
     @property
     def activated_size(self) -> int:
-        """Elements of all gates and candidates of a time step, [n, L+1, M, G]."""
+        """Number of elements in the gates and candidates of a time step, [n, L+1, M, G]."""
         return self.networks * (self.nodes + 1) * self.rows * self.width
 
     @property
     def hidden_shape(self) -> tuple[int, ...]:
-        """Of the hidden state between two time steps."""
+        """Shape of the hidden state between two time steps."""
         return (self.rows, self.hidden) if self.weighted else (self.networks, self.rows, self.hidden)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the plan depends on of a GPU; the defaults are an H100's, for where there is none."""
+    """The properties of a GPU on which the plan depends; the defaults, of an H100, serve where there is no GPU."""
 
     multiprocessors: int = 132
-    shared_memory: int = 232448  # bytes that one program may have
+    shared_memory: int = 232448  # bytes available to one program
     capability: int = 90  # NVIDIA's compute capability times ten; 0 of AMD's GPUs
 
     @classmethod
@@ -90,27 +90,27 @@ class Machine:
 
     @property
     def asynchronous_products(self) -> bool:
-        """Whether matrix units read shared memory by a way of their own."""
+        """Whether matrix units read shared memory through their own path."""
         return self.capability >= 90
 
     def input_precision(self, precision: str) -> str:
-        """How tl.dot multiplies fp32 factors; three TF32 products have all digits of an fp32 one.
+        """The way tl.dot multiplies fp32 factors; three TF32 products are as exact as one in fp32.
 
-        Triton has no such three for AMD's GPUs, which multiply matrices of fp32 themselves.
+        Triton does not offer that on AMD's GPUs, which multiply fp32 matrices directly.
         """
         return {"full": "ieee" if self.amd else "tf32x3", "tf32": "tf32", "bf16": "ieee"}[precision]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """How a direction cuts the columns of a state.
+    """The division of a state's columns in one direction.
 
     Attributes:
         size: columns of a tile.
         blocks: tiles side by side in a network.
-        depth: of the inner dimension that a program multiplies at once.
-        stages: tiles of weights on their way at a time.
-        warps: of a program.
+        depth: length of the inner dimension that a program multiplies at once.
+        stages: tiles of weights being loaded at a time.
+        warps: number of warps in a program.
     """
 
     size: int
@@ -122,13 +122,13 @@ class Columns:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a step is cut.
+    """The division of a time step.
 
     Attributes:
-        rows: of a tile of a state.
-        forward, backward: how the columns are cut in each direction.
-        fused: a program evaluates a network alone, all nodes in one launch; else a launch evaluates one node, and
-            every block of columns has a program of its own.
+        rows: number of rows in a tile of a state.
+        forward, backward: the division of columns in each direction.
+        fused: whether one program evaluates a whole network, and one launch all nodes; if not, a launch evaluates one
+            node, and each block of columns has its own program.
     """
 
     rows: int
@@ -138,10 +138,10 @@ class Tiling:
 
 
 def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
-    """Few launches where the networks keep the GPU busy by themselves, many programs where they do not.
+    """Choose few launches if there are enough networks to keep the GPU busy, else many programs.
 
     Raises:
-        WenetError: more rows than a tile can hold, or sizes beyond what a launch or an offset can count.
+        WenetError: there are more rows than a tile can hold, or sizes exceed the limits of launches or offsets.
     """
     _check_limits(shape)
     rows = max(16, _power_of_two(shape.rows))
@@ -151,8 +151,8 @@ def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
         columns //= 2
     matrices = 2 if shape.form == "highway" else 1
     size = shape.dtype.itemsize
-    # Bytes of an inner index: of fp32 states and their mask, or of gradients; and of weights. Elements of a warp.
-    # By trial of what spills no registers.
+    # Bytes of one inner index of fp32 states and their mask or of gradients, and of weights; elements of a warp. The
+    # values were found by trial, as large as possible without spilling registers.
     forward, backward = (8 * rows, matrices * size, 1024), (size * rows, size, 512 if shape.form == "highway" else 256)
     return Tiling(
         rows,
@@ -188,17 +188,17 @@ def _cut_columns(
     warp_elements: int,
     machine: Machine,
 ) -> Columns:
-    """Tiles of at most so many columns; `_bytes` are of one inner index, in a factor and in a column of a weight."""
+    """Tiles with a limited number of columns; `_bytes` are for one inner index of a factor or of a weight's column."""
     size = max(16, columns)
     bytes_of_one = factor_bytes + size * weight_bytes
     fitting = max(16, min(128, STAGE_BYTES // bytes_of_one))
     depth = max(16, min(_power_of_two(fitting + 1) // 2, _power_of_two(inner)))
-    reserve = 16384  # for reductions and for tiles that change hands between warps
+    reserve = 16384  # for reductions and for tiles passed between warps
     stages = (machine.shared_memory - reserve) // (depth * bytes_of_one)
     warps = max(4, rows * size // warp_elements)
     return Columns(size, -(-hidden // size), depth, max(1, min(MOST_STAGES, stages)), warps)
 
 
 def _power_of_two(size: int) -> int:
-    """The smallest power of two that is no smaller."""
+    """The smallest power of two that is at least `size`."""
     return 1 << (size - 1).bit_length()

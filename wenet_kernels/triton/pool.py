@@ -1,7 +1,8 @@
-"""Workspaces that are used again and again, with the launches in them recorded as CUDA graphs.
+"""Reusable workspaces, with their launches recorded as CUDA graphs.
 
-What forward keeps for backward lies in its workspace, and is handed out as a tensor that shares that memory. While that
-tensor is alive the workspace is taken; a second forward pass before the first one's backward gets another workspace.
+The tensors that forward keeps for backward are in its workspace, and are handed out as one tensor that shares this
+memory. While the tensor is alive, the workspace is in use; a second forward pass before the first backward pass gets
+another workspace.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from wenet_kernels.triton.memory import check_memory
 from wenet_kernels.triton.plan import Shape
 from wenet_kernels.triton.workspace import Workspace
 
-MOST_FREE = 4  # workspaces that stay allocated though nothing uses them
+MOST_FREE = 4  # unused workspaces that stay allocated
 
 Key = tuple[Shape, torch.device, int]  # the last is the stream
 
 
 class Lane:
-    """A workspace, its graphs by direction and length, and who holds what it keeps."""
+    """A workspace, its graphs by direction and length, and the holder of its kept tensor."""
 
     def __init__(self, shape: Shape, capacity: int, device: torch.device) -> None:
-        with torch.inference_mode(False):  # or what is made within that mode could not be used again outside of it
+        with torch.inference_mode(False):  # tensors made in inference mode could not be used outside of it
             self.workspace = Workspace(shape, capacity, device)
         self.graphs: dict[tuple[str, int], torch.cuda.CUDAGraph | None] = {}
         self.holder: StorageWeakRef | None = None
@@ -36,13 +37,13 @@ class Lane:
         return self.holder is None or self.holder.expired()
 
     def hand_out(self, steps: int) -> Tensor:
-        """What `steps` steps have kept, `[T, words]`: a tensor of its own in the workspace's memory."""
+        """The kept data of `steps` steps, `[T, words]`: a new tensor that shares the workspace's memory."""
         kept: Tensor = torch.from_dlpack(self.workspace.kept[:steps])
         self.holder = StorageWeakRef(kept.untyped_storage())
         return kept
 
     def run(self, direction: str, steps: int, launch: Callable[[int], None]) -> None:
-        """Launch kernels: one by one at first, which compiles them; then recorded; from then on as one graph."""
+        """Launch kernels: first one by one, which compiles them; then record them; from then on as one graph."""
         key = direction, steps
         if not _may_record(self.workspace.device):
             launch(steps)
@@ -57,7 +58,7 @@ class Lane:
 
 
 class Pool:
-    """All lanes of this process. One thread at a time takes one and launches in it, autograd's threads among them."""
+    """All lanes of this process. One thread at a time, including those of autograd, takes a lane and launches in it."""
 
     def __init__(self) -> None:
         self.lanes: dict[Key, list[Lane]] = {}  # the least recently used shape first
@@ -115,12 +116,12 @@ def _may_record(device: torch.device) -> bool:
 
 
 def _record(launch: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
-    """What is launched, as a graph. The current stream's work comes first, and nothing runs yet."""
+    """Record launches as a graph, which runs after the work of the current stream; nothing runs yet."""
     graph = torch.cuda.CUDAGraph()
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
-        # Other threads, such as a loader that pins memory, may go on calling CUDA.
+        # Other threads, such as a loader that pins memory, may continue to call CUDA.
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             launch()

@@ -1,4 +1,4 @@
-"""The memory that the kernels of one recurrence work in, and the order in which they are launched."""
+"""The buffers of one recurrence's kernels, and the order of their launches."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from wenet_kernels.recurrence import Recurrence
 from wenet_kernels.triton import kernels
 from wenet_kernels.triton.plan import Columns, Machine, Shape, choose_tiling
 
-SUM_BLOCK, SUM_NETWORKS = 32, 32  # of `sum_networks`: elements of a program, and networks added at once
+SUM_BLOCK, SUM_NETWORKS = 32, 32  # of `sum_networks`: elements per program, networks added at once
 GRADIENT_TILE = 64  # of `weight_gradient`
-PREFETCH = True  # where one program evaluates a network: its next weights into the L2 cache, before they are needed
-ASYNCHRONOUS_ROWS = 64  # of a tile, from which on a matrix unit reads it in shared memory
-FENCED_SINCE = (3, 7, 1)  # the version of Triton that puts fences before such products itself
+PREFETCH = True  # if one program evaluates a network: load its next weights into the L2 cache ahead
+ASYNCHRONOUS_ROWS = 64  # rows of a tile, from which on matrix units read it from shared memory
+FENCED_SINCE = (3, 7, 1)  # the version of Triton that adds fences before such products
 
 
 class Workspace:
-    """Buffers for sequences of up to `capacity` steps of one shape, and the launches that fill them.
+    """Buffers for sequences of one shape with up to `capacity` steps, and the launches that fill them.
 
-    All buffers begin with the time steps, so a shorter sequence uses the beginnings of them, at the same addresses.
+    Time is the first dimension of all buffers, so a shorter sequence uses their beginnings, at the same addresses.
     """
 
     def __init__(self, shape: Shape, capacity: int, device: torch.device, machine: Machine | None = None) -> None:
@@ -33,12 +33,12 @@ class Workspace:
         machine = machine or Machine.of(device)
         self.tiling = choose_tiling(shape, machine)
         self.input_precision = machine.input_precision(shape.precision)
-        # These are NVIDIA's assembler, which the interpreter does not read.
+        # Prefetches and fences are NVIDIA assembler, which the interpreter cannot run.
         on_gpu = device.type != "cpu"
         self.prefetch = PREFETCH and self.tiling.fused and not machine.amd and on_gpu
         lacks_fences = machine.asynchronous_products and on_gpu and _version(triton.__version__) < FENCED_SINCE
         self.fence = lacks_fences and machine.capability < 100
-        # Before that version Triton cannot compile our fence for GPUs after Hopper: there, nothing is copied ahead.
+        # Older versions of Triton cannot compile our fence for GPUs after Hopper, so there nothing is copied ahead.
         self.copies_ahead = not lacks_fences or self.fence or self.tiling.rows < ASYNCHRONOUS_ROWS
         s = shape
         networks, nodes, rows, hidden, width = s.networks, s.nodes, s.rows, s.hidden, s.width
@@ -51,8 +51,8 @@ class Workspace:
         self.var = torch.empty_like(self.mean)
         self.ancestor = self._empty(networks, nodes, dtype=torch.int32)
         self.activation = torch.empty_like(self.ancestor)
-        self.share = self._empty(networks, nodes)  # of a node in its cell's output
-        self.portions = self._empty(networks, nodes)  # of a node in the mixture
+        self.share = self._empty(networks, nodes)  # share of each node in its cell's output
+        self.portions = self._empty(networks, nodes)  # share of each node in the mixture
         self.mix = self._empty(networks)
         self.kept = self._empty(capacity if s.keep else 1, kept_words(s) if s.keep else s.states_size)
         self.cell_output = self._empty(networks, rows, hidden) if s.weighted else self.hidden[1:]
@@ -64,7 +64,7 @@ class Workspace:
         kernel[grid](*operands, **options, enable_fp_fusion=True)
 
     def load(self, r: Recurrence) -> None:
-        """Copy the operands in; the products' factors are rounded here, once for all time steps."""
+        """Copy the operands into the buffers, rounding the products' factors once for all time steps."""
         self.pre[: len(r.pre)].copy_(r.pre)
         self.hidden[0].copy_(r.h0)
         self.weights[:, 0].copy_(r.weight_hidden)
@@ -93,7 +93,7 @@ class Workspace:
                 sum_over_ranks(self.hidden[t + 1])
 
     def _launches(self) -> Iterator[tuple[bool, int, int]]:
-        """Whether a launch evaluates the init node, and the range of the other nodes that it evaluates."""
+        """For each launch, whether it evaluates the init node, and its range of other nodes."""
         nodes = self.shape.nodes
         if self.tiling.fused:
             yield True, 1, nodes + 1
@@ -113,7 +113,7 @@ class Workspace:
         )  # fmt: skip
 
     def allocate_gradients(self) -> None:
-        """The buffers of `backward`, at its first call."""
+        """Allocate the buffers of `backward`, at its first call."""
         if hasattr(self, "grad_states"):
             return
         s, capacity = self.shape, self.capacity
@@ -127,7 +127,7 @@ class Workspace:
         self.alignment = self._empty(capacity, s.networks, s.nodes, 2 * self.tiling.backward.blocks)
 
     def backward(self, steps: int) -> None:
-        """Launch the kernels that take `grad_output` of some steps back to all but the weights."""
+        """Launch the kernels that compute all derivatives from `grad_output` of some steps, except for the weights."""
         self.grad_states.zero_()
         self.grad_previous.zero_()
         for t in reversed(range(steps)):
@@ -139,7 +139,7 @@ class Workspace:
             sum_over_ranks(self.grad_h0)
 
     def _sum_backward(self, t: int) -> None:
-        """The derivative with respect to the hidden state after step t: the next step's share, and the output's."""
+        """Sum the derivative of the hidden state after step t from the next step and from the output."""
         if not self.shape.all_ranks:
             return self._sum(self.grad_previous, None, self.grad_output, self.grad_hidden, t)
         self._sum(self.grad_previous, None, None, self.grad_hidden, t)
@@ -169,7 +169,7 @@ class Workspace:
         )  # fmt: skip
 
     def weight_gradients(self, steps: int, grad_hidden: Tensor, grad_nodes: Tensor) -> None:
-        """Launch the products over all steps and rows that end in `[n, H, G]` and `[n, L, H, G]`."""
+        """Launch the products over all steps and rows, with results `[n, H, G]` and `[n, L, H, G]`."""
         s, tile = self.shape, GRADIENT_TILE
         states, states_step, _, _ = self._kept_operands()
         state_stride = (s.nodes + 1) * s.rows * s.hidden
@@ -187,11 +187,11 @@ class Workspace:
             )  # fmt: skip
 
     def grad_mix(self, steps: int) -> Tensor:
-        """Of each mixing weight, `[n]`: its cell's output times the gradient of the mixture, over all steps."""
+        """The gradients of the mixing weights, `[n]`: each cell's output times the mixture's gradient, summed."""
         return (self.alignment[:steps].sum((0, 3)) * self.share).sum(1)
 
     def _sum(self, values: Tensor, factors: Tensor | None, addend: Tensor | None, result: Tensor, t: int) -> None:
-        """`sum_networks` of weighted networks; of independent ones it only adds the addend."""
+        """Launch `sum_networks`; for independent networks it only adds the addend."""
         count = self.shape.networks if self.shape.weighted else 1
         size = values.numel() // count
         self._launch(
@@ -205,14 +205,14 @@ class Workspace:
         return self.shape.networks, 1 if self.tiling.fused else columns.blocks
 
     def _hidden_strides(self) -> tuple[int, int]:
-        """Of a step and of a network; weighted networks share one hidden state."""
+        """The strides of a step and of a network; weighted networks share one hidden state."""
         return self.hidden.stride(0), 0 if self.shape.weighted else self.hidden.stride(1)
 
     def _statistics_stride(self) -> int:
         return self.var.stride(0) if self.shape.norm == "batch" else 0
 
     def _kept_operands(self) -> tuple[Tensor, int, Tensor, int]:
-        """The states of all steps, and their gates and candidates, each with the elements from one step to the next."""
+        """The kept states, and the kept gates and candidates, each with its stride from one step to the next."""
         step = self.kept.stride(0) if self.shape.keep else 0
         states = self.kept.view(-1)
         activated = states[self.shape.states_size if self.shape.keep else 0 :].view(self.shape.dtype)
@@ -240,11 +240,11 @@ class Workspace:
 
 
 def _version(text: str) -> tuple[int, ...]:
-    """The numbers that a version begins with, "3.6.0+git1a2b" as (3, 6, 0)."""
+    """The leading numbers of a version; "3.6.0+git1a2b" gives (3, 6, 0)."""
     found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
     return tuple(int(number or 0) for number in found.groups()) if found else (0,)
 
 
 def kept_words(shape: Shape) -> int:
-    """fp32 elements that a time step keeps for backward: states, then gates and candidates, these in their own type."""
+    """Number of fp32 elements kept for backward per time step: states, then gates and candidates in their own type."""
     return shape.states_size + -(-shape.activated_size * shape.dtype.itemsize // 4)
