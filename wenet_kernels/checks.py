@@ -41,7 +41,7 @@ def check_recurrence(r: Recurrence) -> None:
             continue
         if operand.shape != shape:
             found = list(operand.shape)
-            raise WenetError(f"{name} must have shape {list(shape)} with {count} {r.form} cells, not {found}")
+            raise WenetError(f"{name} must have shape {list(shape)} for {r.form} cells (here {count}), not {found}")
         _check_kind(name, operand, "pre", r.pre)
     if r.norm == "batch" and rows < 2:
         raise WenetError(f"batch normalisation needs at least 2 rows in the data batch, this one has {rows}")

@@ -93,9 +93,7 @@ def batchify(tokens: Tensor, data_batch: int) -> Tensor:
     """
     steps = len(tokens) // data_batch
     if steps < 2:
-        raise WenetError(
-            f"a text of {len(tokens)} tokens is too short for {data_batch} streams side by side; ask for fewer"
-        )
+        raise WenetError(f"a text of length {len(tokens)} is too short for a data batch of {data_batch}; ask for fewer")
     return tokens[: steps * data_batch].view(data_batch, steps).t().contiguous()  # [steps, M]
 
 

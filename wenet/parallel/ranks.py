@@ -184,7 +184,7 @@ def check_own_device(ranks: Ranks, device: torch.device) -> None:
         raise WenetError(f"--device {device} names one GPU for all ranks; with --device cuda each takes its own")
     gpus = torch.cuda.device_count()
     if ranks.count_here > gpus:
-        raise WenetError(f"{ranks.count_here} ranks on a machine with {gpus} GPUs; start fewer, or pass --device cpu")
+        raise WenetError(f"more ranks here ({ranks.count_here}) than GPUs ({gpus}); start fewer, or pass --device cpu")
 
 
 def _shape_of_part(shape: Sequence[int], dim: int, part: slice) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wenet.files import PARTIAL, written_whole
+from wenet.run.console import counted
 from wenet.run.upgrade import upgraded
 from wenet_kernels import WenetError
 
@@ -132,7 +133,8 @@ class RunFolder:
         path = self.path / name
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         if len(lines) < count:
-            raise WenetError(f"{path} has {len(lines)} records, the checkpoint knows of {count}; start a new run")
+            found = counted(len(lines), "record")
+            raise WenetError(f"{path} has {found}, the checkpoint knows of {count}; start a new run")
         self._write_text(name, "".join(lines[:count]))
 
     def save_checkpoint(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from wenet.cells import Genotype
-from wenet.run.console import size
+from wenet.run.console import counted, size
 from wenet.run.settings import DTYPES, AnyConfig, Config
 from wenet_kernels import WenetError, resolve_backend
 
@@ -48,7 +48,7 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise WenetError(f"unknown --device {name!r}; choose auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise WenetError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+        raise WenetError(f"--device {name}: this machine has {counted(torch.cuda.device_count(), 'CUDA device')}")
     return device
 
 

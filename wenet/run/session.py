@@ -14,7 +14,7 @@ import torch
 
 from wenet.cells import Genotype
 from wenet.parallel import ALONE, Ranks, check_own_device
-from wenet.run.console import Console, size
+from wenet.run.console import Console, counted, size
 from wenet.run.curves import require_tensorboard
 from wenet.run.folder import RunFolder
 from wenet.run.interrupt import Interrupt, Stopped
@@ -252,7 +252,7 @@ def say_data_and_machine(console: Console, config: Config, cell: Genotype | None
     activations = cell.activations if cell else config.activation_names
     slower = [f"{name}: {status}" for name, status in backends(activations).items() if status != "ready"]
     console.say(
-        f"machine   {config.device} with {torch.get_num_threads()} threads, backend {config.backend}, "
+        f"machine   {config.device} with {counted(torch.get_num_threads(), 'thread')}, backend {config.backend}, "
         f"{config.precision}" + (f" ({'; '.join(slower)})" if slower else "")
     )
     console.say(f"native    {native_status()}")
@@ -336,8 +336,8 @@ def _take_up(run: RunFolder, config: AnyConfig, task: Task, surroundings: Surrou
     surroundings.console.say(f"continuing {run.path}")
     if run.config["threads"] != torch.get_num_threads():
         surroundings.console.say(
-            f"note: begun with {run.config['threads']} threads, now {torch.get_num_threads()}; the result may "
-            "differ in the last digits"
+            f"note: begun with {counted(run.config['threads'], 'thread')}, now {torch.get_num_threads()}; the result "
+            "may differ in the last digits"
         )
     return data
 

@@ -386,7 +386,8 @@ class Mixture(Strategy, ModelTrainer):
                 raise WenetError(f"networks cannot be divided over ranks with {flag}; leave it out, or torchrun")
         if config.fewest_networks < processes:
             raise WenetError(
-                f"a round of {config.fewest_networks} networks cannot be divided over {processes} ranks; start fewer"
+                f"a round of {counted(config.fewest_networks, 'network')} cannot be divided over {processes} ranks; "
+                "start fewer"
             )
 
     @classmethod

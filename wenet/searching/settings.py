@@ -8,7 +8,8 @@ from typing import Any
 
 from wenet.cells import Genotype, check_activations, load_genotypes
 from wenet.data import WINDOWS
-from wenet.run.settings import Group, option, overridden
+from wenet.run import Group, counted
+from wenet.run.settings import option, overridden
 from wenet.training.settings import LearningConfig, inherited
 from wenet_kernels import ACTIVATIONS, WenetError, check_choice
 
@@ -129,7 +130,8 @@ class SearchConfig(LearningConfig):
             raise WenetError(f"--initial-cells has {len(cells)} cells, more than the {self.keep} that --keep allows")
         for number, cell in enumerate(cells, start=1):
             if cell.nodes != self.nodes:
-                raise WenetError(f"--initial-cells, cell {number}: {cell.nodes} nodes, but --nodes is {self.nodes}")
+                nodes = counted(cell.nodes, "node")
+                raise WenetError(f"--initial-cells, cell {number}: {nodes}, but --nodes is {self.nodes}")
             if cell in cells[: number - 1]:
                 raise WenetError(f"--initial-cells, cell {number}: {cell} comes twice")
         return cells

@@ -59,6 +59,6 @@ def check_memory(shape: Shape, steps: int, device: torch.device) -> None:
         less = "" if shape.precision == "bf16" else ", and so does precision 'bf16'"
         advice = f"fewer networks, rows or steps need less{less}"
         raise WenetError(
-            f"the recurrence of {shape.networks} cells over {steps} steps needs {needed / 1e9:.1f} GB of memory and "
+            f"the recurrence (cells: {shape.networks}, steps: {steps}) needs {needed / 1e9:.1f} GB of memory and "
             f"{device} has {free / 1e9:.1f} GB left; {advice}"
         )

@@ -174,7 +174,7 @@ def _check_limits(shape: Shape) -> None:
     if elements > MOST_CELL_ELEMENTS:
         raise WenetError(
             f"backend 'triton' takes cells of at most {MOST_CELL_ELEMENTS} weights, not {elements} "
-            f"(of {shape.hidden} hidden units and {shape.nodes} nodes)"
+            f"(hidden units: {shape.hidden}, nodes: {shape.nodes})"
         )
 
 
