@@ -55,9 +55,7 @@ class Description:
         if found.form != self.form:
             raise WenetError(f"the weights of {layer} are of form {found.form!r}, but the layer is {self.form!r}")
         if len(here) != len(there):
-            raise WenetError(
-                f"the cells in the weights of {layer} number {len(there)}, in the layer {len(here)}"
-            )
+            raise WenetError(f"the cells in the weights of {layer} number {len(there)}, in the layer {len(here)}")
         for ours, other in zip(here, there, strict=True):
             if ours != other:
                 raise WenetError(f"the weights of {layer} are those of the cell '{other}', but the layer has '{ours}'")
