@@ -14,14 +14,19 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="needs the extra `bench`")
 pytest.importorskip("matplotlib", reason="needs the extra `bench`")
 
-from bench import compare_cells, floors, profile_window, report, train_step
+from bench import compare_cells, floors, normalisation, profile_window, report, train_step
 from bench.cases import LARGE_CELL, PAPER, QUICK, Case, make_operands
 from bench.contestants import prepare
 from bench.search_speed import Cost, table
 from bench.train_step import EagerRNN
+from wenet.cells import random_genotypes
 from wenet.cells.published import ENAS_LM, load_genotype
 from wenet.nn.rnn import DagRNN
+from wenet.run import resolve_machine
 from wenet.searching.settings import resolve_config
+from wenet.tasks import task_of
+
+from .wenet.helpers import write_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -213,3 +218,21 @@ def test_floors_of_one_large_cell_by_hand():
 @pytest.mark.parametrize(("cell", "levels"), [("tanh0", 2), ("tanh0 relu0 relu0", 2), ("tanh0 relu1 relu2", 4)])
 def test_levels_of_a_cell(cell, levels):
     assert floors.count_levels(load_genotype(cell)) == levels
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_what_normalisation_does(tmp_path, norm):
+    """All of its figures, of few cells and windows; a change of the state is forgotten without normalisation."""
+    sizes = {"dataset": str(write_text(tmp_path / "text")), "hidden": 8, "nodes": 4, "data_batch": 6, "bptt": 10}
+    config = resolve_config("quick", {**normalisation.SETTINGS, **sizes, "norm": norm, "backend": "reference"})
+    config = resolve_machine(config)
+    data = task_of(config).load(config, None)
+    cells = random_genotypes(3, config.nodes, 1)
+    quality = -normalisation.standalone_losses(config, cells, data, 4)
+    records = list(normalisation.mixture_records(config, cells, data, [2, 4]))
+    assert [record["windows"] for record in records] == [0, 2, 4]
+    assert quality.shape == (3,) and len({record["nats"] for record in records}) == 3
+    assert max(records[0]["left_of_a_change"]) < 1e-2 if norm == "none" else min(records[0]["left_of_a_change"]) > 1e-2
+    rows = [{"norm": norm, **r, **normalisation.agreement(r["weights"], quality, cells)} for r in records]
+    assert rows[0]["quality"] is None and -1 <= rows[-1]["quality"] <= 1
+    assert normalisation.table(rows).count("\n") == 4
