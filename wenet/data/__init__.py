@@ -1,4 +1,4 @@
-"""Texts for language modelling, as streams of indices of words or characters, read in windows."""
+"""Texts for language modelling, as streams of word or character indices that are read in windows."""
 
 from wenet.data.corpus import Corpus, batchify, encode_held_out, load_corpus
 from wenet.data.units import LEVELS, UNKNOWN, units_of

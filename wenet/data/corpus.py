@@ -1,4 +1,4 @@
-"""Text into the indices of its units: vocabulary from the training part, encoding, a cache of the result, batches."""
+"""Encode texts as indices of words or characters: vocabulary, encoding, cache, and division into streams."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from wenet_kernels import WenetError, check_choice
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text in three parts, each a stream of indices of words, or of characters, with a mark after every line."""
+    """A text in three parts, each a stream of word or character indices with a mark after every line."""
 
     name: str
-    train: Tensor  # [tokens] int64; int32 of characters, of which there are many
+    train: Tensor  # [tokens] int64; int32 for characters, to save memory
     valid: Tensor
     test: Tensor
-    vocabulary: tuple[str, ...]  # word or character of every index, commonest in the training part first
-    fingerprint: str  # sha256 over what the above follow from
+    vocabulary: tuple[str, ...]  # word or character of each index, most common in the training part first
+    fingerprint: str  # sha256 over everything that determines the above
     level: str = "words"  # one of `LEVELS`
 
     def describe(self) -> str:
-        """Its size in words."""
+        """Describe the size in words."""
         if self.level == "characters":
             return f"{len(self.train):,} training characters, {len(self.vocabulary):,} different ones"
         return f"{len(self.train):,} training tokens, {len(self.vocabulary):,} words"
@@ -39,19 +39,19 @@ class Corpus:
 def load_corpus(
     dataset: str, data_dir: Path | None = None, max_vocabulary: int | None = None, level: str = "words"
 ) -> Corpus:
-    """Read and encode a corpus, or take the encoding from the cache.
+    """Read and encode a corpus, or load the encoding from the cache.
 
     Args:
         dataset: "sotu", "ptb", "wikitext-2", or a folder with train/valid/test text (`.txt` or `.tokens`).
         data_dir: where to look for ptb and wikitext-2 before WENET_DATA, `./data`, the cache and the network.
-        max_vocabulary: keep so many words, or characters, `<eos>` and `<unk>` among them, and read all others as
+        max_vocabulary: number of words or characters to keep, including `<eos>` and `<unk>`; all others are read as
             `<unk>`.
-        level: "words", or "characters": of a folder as they stand in the text, of the texts known by name the letters
-            of their words with `_` between words.
+        level: "words" or "characters". The characters of a folder are those of its text; for the texts known by name
+            they are the letters of words, with `_` between words.
 
     Raises:
-        WenetError: no such text; a file missing, corrupt, empty or not UTF-8; a word, or a character, in the validation
-            or test part that the training part does not have.
+        WenetError: there is no such text, a file is missing, corrupt, empty or not UTF-8, or the validation or test
+            part has a word or character that the training part lacks.
     """
     check_choice("level", level, LEVELS)
     texts = read_texts(dataset, data_dir)
@@ -67,15 +67,15 @@ def load_corpus(
 
 
 def encode_held_out(dataset: str, data_dir: Path | None, vocabulary: Sequence[str], units: Units) -> dict[str, Tensor]:
-    """The validation and test part of any text in the indices of a vocabulary that was learned elsewhere.
+    """Encode the validation and test part of any text with an existing vocabulary.
 
-    Units beyond it are read as `<unk>` where the vocabulary has that.
+    Units outside the vocabulary are read as `<unk>`, if the vocabulary has it.
 
     Args:
-        units: of the vocabulary.
+        units: the units of the vocabulary.
 
     Raises:
-        WenetError: as `load_corpus`; a word beyond a vocabulary without `<unk>`.
+        WenetError: as in `load_corpus`; also for words outside a vocabulary without `<unk>`.
     """
     texts = read_texts(dataset, data_dir)
     index = {unit: i for i, unit in enumerate(vocabulary)}
@@ -86,10 +86,10 @@ def encode_held_out(dataset: str, data_dir: Path | None, vocabulary: Sequence[st
 
 
 def batchify(tokens: Tensor, data_batch: int) -> Tensor:
-    """Cut a stream into `data_batch` streams side by side, `[steps, data_batch]`; what does not fill a row is left out.
+    """Divide a stream into `data_batch` streams side by side, `[steps, data_batch]`; an incomplete last row is dropped.
 
     Raises:
-        WenetError: fewer than two steps would be left, so there would be nothing to predict.
+        WenetError: there would be fewer than two steps, and so nothing to predict.
     """
     steps = len(tokens) // data_batch
     if steps < 2:
@@ -111,7 +111,7 @@ def _packed(corpus: Corpus) -> bytes:
 
 
 def _from_cache(path: Path, name: str, fingerprint: str, level: str) -> Corpus | None:
-    """The cached encoding; a damaged one counts as none."""
+    """Load the cached encoding; a damaged one counts as missing."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()

@@ -1,4 +1,4 @@
-"""Where the text of a corpus comes from: the package itself, a folder, the cache, or a checked download."""
+"""The sources of texts: the package itself, a folder, the cache, or a verified download."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class SourceText:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file of a published corpus: the name it goes by, what it must hash to, and where it can be had."""
+    """A file of a published corpus: its name, its hash, and addresses to download it from."""
 
     name: str
     sha256: str
-    addresses: tuple[str, ...]  # one ending in .zip holds the file under `name`
+    addresses: tuple[str, ...]  # a .zip contains the file under `name`
 
 
 def _penn_treebank(split: str, sha256: str) -> PublishedFile:
@@ -74,7 +74,7 @@ KNOWN = (EMBEDDED, *PUBLISHED)
 
 
 def cache_folder() -> Path:
-    """The user's cache, which a bare checkout, with no dependencies installed, finds too."""
+    """The user's cache. It is found even in a bare checkout without dependencies."""
     try:
         from platformdirs import user_cache_path
     except ImportError:
@@ -83,17 +83,17 @@ def cache_folder() -> Path:
 
 
 def read_texts(dataset: str, data_dir: Path | None) -> dict[str, SourceText]:
-    """The three parts of a corpus by name, or of a folder of text.
+    """Read the three parts of a named corpus or of a folder of text.
 
     Raises:
-        WenetError: there is no such corpus or folder, or a file is missing, unreadable or not what it should be.
+        WenetError: there is no such corpus or folder, or a file is missing, unreadable or has a wrong hash.
     """
     if dataset == EMBEDDED:
         return _embedded_texts()
     if dataset in PUBLISHED:
         return {split: _published_text(dataset, file, data_dir) for split, file in PUBLISHED[dataset].items()}
     folder = Path(dataset)
-    if not os.path.isdir(folder):  # unlike Path.is_dir, false for what cannot be looked into or is no path at all
+    if not os.path.isdir(folder):  # unlike Path.is_dir, false for unreadable and impossible paths
         known = f"name one of {', '.join(KNOWN)}, or a folder with train/valid/test text"
         raise WenetError(f"no text {dataset!r}: {did_you_mean(dataset, KNOWN) or known}")
     return {split: _folder_text(folder, split) for split in SPLITS}
@@ -146,7 +146,7 @@ def _roots(data_dir: Path | None) -> Iterator[Path]:
 
 
 def _download(dataset: str, file: PublishedFile) -> bytes:
-    """The first address that answers with the right bytes; dead mirrors answer with pages of their own."""
+    """Download from the first address with the right hash; dead mirrors answer with pages of their own."""
     failures = []
     for address in file.addresses:
         try:
@@ -167,7 +167,7 @@ def _download(dataset: str, file: PublishedFile) -> bytes:
 
 
 def _fetch(address: str) -> bytes:
-    # Some hosts refuse urllib's own name.
+    # Some hosts refuse the default name of urllib.
     request = urllib.request.Request(address, headers={"User-Agent": "wenet"})
     with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
         content: bytes = response.read()
@@ -181,7 +181,7 @@ def _member(packed: bytes, name: str) -> bytes:
 
 
 def store(path: Path, content: bytes) -> None:
-    """Write a file of the cache at once or not at all; a cache that cannot be written only costs time later."""
+    """Write a file of the cache atomically; if that fails, it only costs time later."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as partial:

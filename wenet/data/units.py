@@ -1,4 +1,4 @@
-"""What a text is read in: words, its characters, or the letters of its words."""
+"""The units of a text: words, characters, or the letters of words."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from wenet_kernels import WenetError
 
 LEVELS = ("words", "characters")
 END, UNKNOWN = "<eos>", "<unk>"
-BETWEEN_WORDS = "_"  # in the character form of a text of words
-BYTE_ORDER_MARK = "\ufeff"  # that some editors put before UTF-8
-LONG_LINE = 1 << 16  # characters of a line that are split into words at once, and on to the next space
-PIECE = 1 << 20  # characters that are encoded at once
-CODE_POINTS = 0x110000  # of Unicode
+BETWEEN_WORDS = "_"  # in the character form of word-level texts
+BYTE_ORDER_MARK = "\ufeff"  # some editors put it before UTF-8
+LONG_LINE = 1 << 16  # characters of a line that are split into words at a time, up to the next space
+PIECE = 1 << 20  # characters encoded at a time
+CODE_POINTS = 0x110000  # number of code points in Unicode
 
 
 class Units(ABC):
-    """A way to cut a text into units; an end-of-line mark, `<eos>`, is one of them."""
+    """A way to split a text into units, including an end-of-line mark, `<eos>`."""
 
     level: str  # one of `LEVELS`
-    format: str  # of the encoded text; it changes with the encoding, for a cache holds that
+    format: str  # version of the encoding, which caches depend on
 
     def vocabulary(self, decoded: str, limit: int | None) -> tuple[str, ...]:
-        """Units of the training text by falling frequency; with a limit `<unk>` and `<eos>`, then the head of it.
+        """The units of the training text, most frequent first; with a limit, `<unk>`, `<eos>` and the most frequent.
 
         Raises:
-            WenetError: a limit that leaves no place for a unit.
+            WenetError: the limit leaves no place for a unit.
         """
         ranked = self._ranked(decoded)
         if limit is None:
@@ -47,15 +47,15 @@ class Units(ABC):
 
     @abstractmethod
     def indices(self, name: str, decoded: str, index: Mapping[str, int], unknown: int | None) -> Tensor:
-        """The stream of a text, `[tokens]`.
+        """Encode a text as a stream, `[tokens]`.
 
         Args:
-            name: of the text, for messages.
-            index: of every unit of the vocabulary.
-            unknown: what stands for all others, if anything may.
+            name: the name of the text, for messages.
+            index: the index of each unit of the vocabulary.
+            unknown: the index for all other units, if they are allowed.
 
         Raises:
-            WenetError: a unit beyond the vocabulary, and nothing may stand for it.
+            WenetError: a unit is outside the vocabulary, and `unknown` is None.
         """
 
     def refusal(self, name: str, line: int, unit: str) -> WenetError:
@@ -66,13 +66,13 @@ class Units(ABC):
 
 
 class Words(Units):
-    """Words between spaces, and the mark after every line."""
+    """Words between spaces, with the mark after every line."""
 
     level = "words"
     format = "2"
 
     def _ranked(self, decoded: str) -> list[str]:
-        """Of equal frequency the earlier first."""
+        """All units by frequency; ties in order of appearance."""
         counts: Counter[str] = Counter()
         lines = 0
         for line in lines_of(decoded):
@@ -100,22 +100,22 @@ WORDS = Words()
 
 
 class Characters(Units):
-    """Every character of Unicode as it stands in the text; the mark stands for a line feed.
+    """Unicode characters exactly as in the text; the mark stands for a line feed.
 
-    The text is encoded piece by piece, so that what is needed besides the stream does not grow with it.
+    The text is encoded in pieces, so the additional memory does not grow with it.
     """
 
     level = "characters"
     format = "characters 1"
 
     def pieces(self, decoded: str) -> Iterator[str]:
-        """The text in parts, with a line feed at the end of a line."""
+        """The text in pieces, with a line feed at the end of each line."""
         start = len(BYTE_ORDER_MARK) if decoded.startswith(BYTE_ORDER_MARK) else 0
         for first in range(start, len(decoded), PIECE):
             yield decoded[first : first + PIECE]
 
     def _ranked(self, decoded: str) -> list[str]:
-        """Of equal frequency the lower code point first."""
+        """All units by frequency; ties by code point."""
         counts = torch.zeros(CODE_POINTS, dtype=torch.int64)
         for piece in self.pieces(decoded):
             counts += torch.bincount(_code_points(piece), minlength=CODE_POINTS)
@@ -140,9 +140,9 @@ class Characters(Units):
 
 
 class LettersOfWords(Characters):
-    """The character form of a text of words (Mikolov et al. 2012): letters, a mark between words and after every line.
+    """The character form of a word-level text (Mikolov et al. 2012): letters, with marks between words and after lines.
 
-    `<unk>` is five letters there like any word, and `N` for a number is one.
+    `<unk>` counts as a word of five letters, and `N`, for a number, of one.
     """
 
     format = "letters 1"
@@ -165,7 +165,7 @@ class LettersOfWords(Characters):
 
 
 def units_of(level: str, dataset: str) -> Units:
-    """What a text is read in: a published text of words has a customary character form, any other is read as it is."""
+    """The units for a text. Published word-level texts have a customary character form; others are read as they are."""
     if level == "words":
         return WORDS
     return LettersOfWords() if dataset in KNOWN else Characters()
@@ -176,14 +176,14 @@ def _unit(character: str) -> str:
 
 
 def _code_points(piece: str) -> Tensor:
-    """Of every character, `[characters]` int32; half of a surrogate pair cannot come out of UTF-8."""
+    """Code points of all characters, `[characters]` int32; decoded UTF-8 has no surrogates."""
     return torch.frombuffer(bytearray(piece.encode("utf-32-le")), dtype=torch.int32)
 
 
 def lines_of(decoded: str) -> Iterator[Iterator[list[str]]]:
-    """The words of every line, blank lines included; a line that is long comes as several lists.
+    """The words of each line, including blank lines; a long line comes as several lists.
 
-    Only a line feed ends a line: texts in the wild hold other separators of Unicode within their lines.
+    Only a line feed ends a line, because real texts contain other Unicode separators within lines.
     """
     start = len(BYTE_ORDER_MARK) if decoded.startswith(BYTE_ORDER_MARK) else 0
     while start < len(decoded):
@@ -194,7 +194,7 @@ def lines_of(decoded: str) -> Iterator[Iterator[list[str]]]:
 
 
 def _words(decoded: str, start: int, end: int) -> Iterator[list[str]]:
-    """The words of a line, so many at a time that those of a line of 100 MB never are in memory together."""
+    """The words of a line in batches, so that a line of 100 MB never has all its words in memory."""
     while end - start > LONG_LINE:
         cut = decoded.find(" ", start + LONG_LINE, end)
         if cut < 0:

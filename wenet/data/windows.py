@@ -1,4 +1,4 @@
-"""Windows over streams: what a model reads at a time."""
+"""Windows over streams, the parts that a model reads at a time."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-WINDOWS = ("fixed", "darts", "merity")  # how long the windows of a search are
-USUAL_WINDOW = 0.95  # the share of windows around the usual length; the others are around half of it
+WINDOWS = ("fixed", "darts", "merity")  # ways to choose the lengths of a search's windows
+USUAL_WINDOW = 0.95  # share of windows near the usual length; the others are near half of it
 WINDOW_SD, SHORTEST_WINDOW, LONGER_AT_MOST = 5.0, 5, 20  # time steps
 
 
 def windows_per_pass(streams: Tensor, steps: float) -> int:
-    """How many windows of `steps` steps streams `[time, M]` have; the last one may be shorter."""
+    """The number of windows of `steps` steps in streams `[time, M]`; the last one may be shorter."""
     return math.ceil((len(streams) - 1) / steps)
 
 
@@ -30,10 +30,10 @@ def window_at(streams: Tensor, start: int, steps: int) -> tuple[Tensor, Tensor]:
 
 
 def window_length(steps: int, kind: str = "merity") -> int:
-    """Time steps of the next window of a kind of `WINDOWS`.
+    """The length of the next window, for one of the kinds `WINDOWS`.
 
-    "merity": a random number, mostly near `steps`, so that windows do not begin at the same words every epoch; "darts":
-    `steps`, or now and then half of it.
+    "merity" is a random number, mostly near `steps`, so that windows start at different words in each epoch; "darts" is
+    `steps`, or occasionally half of it.
     """
     if kind == "fixed":
         return steps
@@ -45,5 +45,5 @@ def window_length(steps: int, kind: str = "merity") -> int:
 
 
 def mean_window(steps: int, kind: str) -> float:
-    """What `window_length` comes to on average, but for its bounds."""
+    """The mean of `window_length`, apart from its bounds."""
     return steps if kind == "fixed" else (USUAL_WINDOW + (1 - USUAL_WINDOW) / 2) * steps

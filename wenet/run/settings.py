@@ -17,9 +17,6 @@ from wenet.data import LEVELS
 from wenet.tasks import TASKS
 from wenet_kernels import WenetError, check_choice
 
-WINDOWS = ("fixed", "darts", "merity")  # ways to choose the lengths of a search's windows
-
-
 # Type of the parameters, by the precision of products.
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 

@@ -1,19 +1,19 @@
-"""What a network learns: data, the model around a recurrent layer, the loss, and the metric."""
+"""Tasks: data, the model around a recurrent layer, the loss, and the metric."""
 
 from typing import Any
 
 from wenet.tasks.language import CharacterModelling, LanguageModelling, perplexity
 from wenet.tasks.task import Baseline, Measurement, Metric, Task, failure_to_learn
 
-# By name, as `task` among the settings names it. To add one, write a class with the members of `Task` and name it here.
+# By the names of the setting `task`. To add a task, write a class with the members of `Task` and list it here.
 TASKS: dict[str, type[Task]] = {"language": LanguageModelling}
 
-# The same by characters, where a text is read so; other tasks have no level.
+# Tasks for texts that are read by characters; tasks not listed here have no such level.
 TASKS_BY_CHARACTERS: dict[str, type[Task]] = {"language": CharacterModelling}
 
 
 def task_of(config: Any) -> Task:
-    """The task that the settings of a run name."""
+    """The task named in the settings of a run."""
     by_level = {**TASKS, **TASKS_BY_CHARACTERS} if config.level == "characters" else TASKS
     return by_level[config.task]()
 

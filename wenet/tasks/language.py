@@ -1,4 +1,4 @@
-"""Language modelling: predict the next word of a text, measured in perplexity, or its next character, in bits."""
+"""Language modelling: predict the next word of a text (metric: perplexity) or the next character (metric: bits)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LanguageModelling:
     window = staticmethod(window_at)
 
     def load(self, config: Any, data_dir: Path | None) -> Corpus:
-        """The text that the settings name.
+        """Load the text named in the settings.
 
         Raises:
             WenetError: as in `load_corpus`.
@@ -34,11 +34,11 @@ class LanguageModelling:
         return load_corpus(config.dataset, data_dir, config.max_vocabulary, config.level)
 
     def baseline(self, data: Corpus) -> Baseline:
-        """What the frequencies of words alone give."""
+        """The metric of predicting by word frequencies alone."""
         return Baseline(f"{self.unit} frequencies", round(self.in_metric(unigram_cross_entropy(data)), 3))
 
     def in_metric(self, nats: float) -> float:
-        """What a mean cross-entropy is in the metric; infinite where a float overflows."""
+        """Convert a mean cross-entropy into the metric; infinite if a float overflows."""
         return exponential(nats)
 
     def streams(self, data: Corpus, part: str, rows: int) -> Tensor:
@@ -46,24 +46,24 @@ class LanguageModelling:
         return batchify(getattr(data, part), rows)
 
     def steps_per_pass(self, streams: Tensor) -> int:
-        """Tokens of each stream that are predicted: all but the first."""
+        """The number of predicted tokens in each stream: all but the first."""
         return len(streams) - 1
 
     def positions(self, data: Corpus, part: str) -> int:
-        """Tokens of a part of the text."""
+        """The number of tokens in a part of the text."""
         return len(getattr(data, part))
 
     def outputs(self, data: Corpus) -> int:
-        """Words of the vocabulary."""
+        """The size of the vocabulary."""
         return len(data.vocabulary)
 
     def probe(self, data: Corpus, rows: int, steps: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets `[steps, rows]` of random words, to time a training step with."""
+        """Random inputs and targets `[steps, rows]`, for timing a training step."""
         tokens = torch.randint(self.outputs(data), (steps + 1, rows))
         return tokens[:-1], tokens[1:]
 
     def model(self, layer: DagRNN | WeightedDagRNN | StackedLSTM, config: Any, data: Corpus) -> LanguageModel:
-        """A language model around a layer, its dropouts and initial values those of the settings."""
+        """A language model around a layer, with the dropouts and initial values of the settings."""
         mixture = None
         if getattr(config, "softmax", "tied") == "mos":
             mixture = MixtureOfSoftmaxes(layer.hidden_size, layer.input_size, config.experts, config.dropout_latent)
@@ -79,7 +79,7 @@ class LanguageModelling:
         )
 
     def standalone_models(self, layer: WeightedDagRNN, config: Any, data: Corpus) -> StandaloneLanguageModels:
-        """A language model for every network of a layer with independent coupling."""
+        """A language model for each network of a layer with independent coupling."""
         return StandaloneLanguageModels(
             len(data.vocabulary),
             layer,
@@ -101,14 +101,14 @@ class LanguageModelling:
         between: Callable[[], None] = lambda: None,
         of_networks: bool = False,
     ) -> Measurement:
-        """Cross-entropy and metric of streams `[steps, M]`."""
+        """Measure cross-entropy and metric on streams `[steps, M]`."""
         nats, windows = cross_entropies(model, streams, steps, between, of_networks)
         values = [self.in_metric(value) for value in nats.flatten().tolist()]
         return Measurement(nats, torch.tensor(values, dtype=torch.float64).view(nats.shape), windows)
 
 
 class CharacterModelling(LanguageModelling):
-    """The same of characters."""
+    """Language modelling by characters."""
 
     metric = Metric("bits per character", "bits_per_character", places=3)
     unit = "character"
@@ -118,23 +118,23 @@ class CharacterModelling(LanguageModelling):
 
 
 def log_frequencies(data: Corpus) -> Tensor:
-    """Of every unit in the training part, `[V]` float64.
+    """Log frequencies of all units in the training part, `[V]` float64.
 
-    Each counts once more than it occurs, for `<unk>` may be in the validation part alone.
+    One is added to each count, because `<unk>` may occur only in the validation part.
     """
     counts = torch.bincount(data.train, minlength=len(data.vocabulary)).double() + 1
     return (counts / counts.sum()).log()
 
 
 def unigram_cross_entropy(data: Corpus) -> float:
-    """Nats per unit of the validation part, each predicted by its frequency alone, whatever came before."""
+    """Nats per unit of the validation part, predicted by frequencies alone."""
     occurrences = torch.bincount(data.valid, minlength=len(data.vocabulary)).double()
     return -float(occurrences @ log_frequencies(data)) / len(data.valid)
 
 
 def perplexity(model: LanguageModel, streams: Tensor, steps: int, between: Callable[[], None] = lambda: None) -> float:
-    """exp of the mean cross-entropy over every predicted token of streams `[time, M]`, without dropout; infinite
-    where it overflows, or the model does."""
+    """Perplexity over all predicted tokens of streams `[time, M]`, without dropout; infinite if it or the model
+    overflows."""
     return exponential(float(cross_entropies(model, streams, steps, between)[0]))
 
 
@@ -142,12 +142,12 @@ def perplexity(model: LanguageModel, streams: Tensor, steps: int, between: Calla
 def cross_entropies(
     model: Predictor, streams: Tensor, steps: int, between: Callable[[], None], of_networks: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Nats per predicted token of streams `[time, M]`, without dropout: the mean, and that of each window in front.
+    """Nats per predicted token of streams `[time, M]`, without dropout: the mean, and the mean of each window.
 
-    Both are `[n]`, besides the windows, of standalone models, and of a mixture where each network is to be measured by
-    its own output. The mean is over predicted tokens: dividing by the rows of the stream, one more than are predicted,
-    would read a little too low. `between` is called after every window and may raise. NaN where the model's state
-    overflows on the way, which the operator then refuses.
+    For standalone models, and for the networks of a mixture measured by their own outputs, both also have a dimension
+    `[n]`. The mean is over predicted tokens only; a stream has one row more, and dividing by its rows would give a
+    slightly lower value. `between` is called after every window and may raise. The result is NaN if the model's state
+    overflows, which the operator refuses.
     """
     total, h, windows = torch.zeros((), dtype=torch.float64), None, []
     model.eval()
@@ -158,7 +158,7 @@ def cross_entropies(
                 cross_entropy, h = _losses(model, tokens, targets, h, of_networks)
             except LostRanks:
                 raise
-            except WenetError:  # of a model and a text that fit one another, all that can be refused is NaN
+            except WenetError:  # model and text fit, so only NaN can be refused
                 windows.append(total + math.nan)
                 return windows[-1], torch.stack(windows)
             windows.append(cross_entropy.double().cpu())
@@ -180,5 +180,5 @@ def _losses(
 
 
 def exponential(cross_entropy: float) -> float:
-    """The perplexity of a mean cross-entropy; infinite where a float overflows."""
+    """The perplexity for a mean cross-entropy; infinite if a float overflows."""
     return math.exp(cross_entropy) if cross_entropy < 700 else math.inf

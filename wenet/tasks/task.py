@@ -1,4 +1,4 @@
-"""The protocol of a task: everything that searching and training must know of what is learned."""
+"""The protocol of a task: everything that search and training need to know about it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Metric:
-    """How well a model does, as the field says it.
+    """The usual measure of quality for a task.
 
     Attributes:
-        name: in words, such as "perplexity".
-        key: in the names of files' keys, such as "valid_perplexity".
-        lower_is_better: whether the best value is the lowest.
-        places: decimal places that a person wants.
+        name: its name in words, such as "perplexity".
+        key: its name in keys of files, such as "valid_perplexity".
+        lower_is_better: whether the lowest value is the best.
+        places: decimal places to print.
     """
 
     name: str
@@ -29,37 +29,37 @@ class Metric:
 
     @property
     def final_places(self) -> int:
-        """Decimal places of what was trained to the end."""
+        """Decimal places to print after a full training."""
         return max(2, self.places)
 
     @property
     def worst(self) -> float:
-        """Of a model whose training diverged."""
+        """The value for a model that diverged."""
         return math.inf if self.lower_is_better else -math.inf
 
     def order(self, value: float) -> float:
-        """A number that is lower where the value is better."""
+        """A number to sort by: the lower, the better the value."""
         return value if self.lower_is_better else -value
 
     def beats(self, value: float | None, baseline: float) -> bool:
-        """Whether a value is better than a baseline; one that is not finite is not."""
+        """Whether a value is better than a baseline; a value that is not finite never is."""
         return value is not None and math.isfinite(value) and self.order(value) < self.order(baseline)
 
 
 class Baseline(NamedTuple):
-    """What the metric is of a prediction without a model, which a model that has learned must beat."""
+    """The metric of a prediction without a model; a model that has learned must beat it."""
 
     name: str  # in words, such as "word frequencies"
     value: float
 
 
 def failure_to_learn(what: str, value: float | None, metric: Metric, baseline: Baseline | None) -> str | None:
-    """What to say where a model does not beat the baseline.
+    """A message if a model does not beat the baseline; else None.
 
     Args:
         what: the model in words.
-        value: the metric that it reached on the validation part; None where that is not finite.
-        baseline: None where it is unknown, and nothing is said.
+        value: its metric on the validation part; None if that is not finite.
+        baseline: None if it is unknown, and then there is no message.
     """
     if baseline is None or metric.beats(value, baseline.value):
         return None
@@ -79,7 +79,7 @@ class Measurement(NamedTuple):
 
 
 class Data(Protocol):
-    """What a task reads: parts for training, validation and test."""
+    """The data of a task: parts for training, validation and test."""
 
     @property
     def name(self) -> str: ...
@@ -91,12 +91,12 @@ class Data(Protocol):
 class Task(Protocol):
     """A task: load data, build a model around a recurrent layer, and measure it.
 
-    A model's `loss(inputs, targets, state, ...)` gives what training minimises, the loss within it that is reported,
-    and the state that the next window starts from. Those of standalone models are `[n]`, one for each network.
+    A model's `loss(inputs, targets, state, ...)` returns the training loss, the part of it that is reported, and the
+    state from which the next window starts. Standalone models return `[n]` reported losses and states, one per network.
 
-    A text is read in windows that follow one another, and its state is carried on. A task whose examples are separate
-    sequences (classification, forecasting) hands out batches as windows and starts each from a state of zero; its
-    model reads the last state or every step, and `measure` gives accuracy or an error where a text gives perplexity.
+    A text is read in consecutive windows, and its state is carried on. A task with separate sequences as examples
+    (classification, forecasting) returns batches as windows and starts each from a zero state; its model reads the last
+    state or every step, and `measure` returns accuracy or an error in place of perplexity.
     """
 
     metric: Metric
