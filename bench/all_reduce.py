@@ -1,4 +1,4 @@
-"""`torchrun --nproc-per-node 2 -m bench.all_reduce`: what dividing networks over ranks costs in a time step."""
+"""`torchrun --nproc-per-node 2 -m bench.all_reduce`: the cost of dividing networks among ranks, per time step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def report(ranks: Ranks, device: torch.device, networks: int, hidden: int, rows: int, steps: int) -> None:
-    """Measure, and print what the first rank has seen."""
+    """Measure, and print the first rank's figures."""
     h = torch.randn(rows, hidden, device=device)
     sums = _seconds(ranks, device, lambda: [ranks.sum(h) for _ in range(steps)][-1])
     alone = _window(ALONE, device, networks, hidden, rows, steps)
@@ -79,7 +79,7 @@ def _window(
 
 
 def _seconds(ranks: Ranks, device: torch.device, work: Callable[[], object]) -> float:
-    """The least of calls that all ranks begin together: whatever else a machine does only adds to it."""
+    """The shortest of several calls that all ranks start together; other work on the machine only adds time."""
     samples = []
     for _ in range(REPEATS + 1):
         ranks.largest(0)

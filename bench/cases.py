@@ -1,4 +1,4 @@
-"""Shapes of the recurrence that every backend and every peer is measured at."""
+"""The shapes at which all backends and peers are measured."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from wenet.cells.published import DARTS_V2
 from wenet_kernels import CellBatch
 
 NODES = 8
-SEED = 1  # of the random cells and of the operands
-SCALE = 0.04  # weights are U(-SCALE, SCALE), as a language model starts
+SEED = 1  # seed of random cells and operands
+SCALE = 0.04  # weights are U(-SCALE, SCALE), as in a new language model
 DROPOUT = 0.25
 
 
 @dataclass(frozen=True)
 class Case:
-    """One shape. Sizes are named as in `wenet_kernels.dag_rnn`; `cell` is what all networks are, else random cells."""
+    """A shape, with sizes as in `wenet_kernels.dag_rnn`. `cell` is the cell of all networks; without it they are random."""
 
     name: str
     networks: int
@@ -45,9 +45,9 @@ class Case:
         return 2 * self.hidden if self.form == "highway" else self.hidden
 
     def flops(self, backward: bool) -> int:
-        """Of the recurrence's products; the projection of the input is outside.
+        """Operations of the recurrence's products, without the projection of the input.
 
-        Forward has one product a node and step; backward two more, for the state's gradient and for the weight's.
+        Forward has one product per node and step; backward has two more, for the gradients of state and weight.
         """
         products = self.steps * self.networks * (NODES + 1)
         return (3 if backward else 1) * 2 * products * self.rows * self.hidden * self.width
@@ -55,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Operands:
-    """What the recurrence is given, to be differentiated, and the derivative of the loss by its output."""
+    """The operands of the recurrence, and the derivative of the loss with respect to its output."""
 
     case: Case
     pre: Tensor  # [T, n, M, G]
@@ -101,7 +101,7 @@ QUICK = Case("quick", networks=20, hidden=64)
 ONE_CELL = Case("cell-200", networks=1, hidden=200, coupling="independent", norm=None, cell=DARTS_V2)
 LARGE_CELL = Case("cell-850", networks=1, hidden=850, rows=64, coupling="independent", norm=None, cell=DARTS_V2)
 
-# Measured with every peer: the shapes that have targets, and the other form and coupling at a shape between them.
+# Measured with every peer: shapes with targets, and the other form and coupling at a medium shape.
 COMPARED = [
     PAPER,
     QUICK,
@@ -110,7 +110,7 @@ COMPARED = [
     Case("plain", networks=20, hidden=200, form="plain"),
     Case("independent", networks=20, hidden=200, coupling="independent"),
 ]
-# Measured with the backends alone.
+# Measured only with the backends.
 SWEEPS = [
     *(Case(f"n-{networks}", networks, hidden=200) for networks in (1, 4, 16, 64, 120)),
     *(Case(f"h-{hidden}", networks=8, hidden=hidden) for hidden in (64, 200, 400, 850)),

@@ -1,6 +1,6 @@
 """`python -m bench.compare_cells`: cells trained at equal size and budget over several seeds.
 
-Every training is a run folder of its own; the same command again goes on where it was stopped.
+Every training has its own run folder; a repeated command resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from wenet.report.cells import save_picture
 from wenet.report.figures import SERIES, Picture, new_drawing, styled
 
-# With an embedding of 200, two LSTM layers of 247 and 200 have the parameters of a cell of 8 gated nodes at 200.
+# With an embedding of 200, LSTM layers of 247 and 200 have as many parameters as a cell of 8 gated nodes at 200.
 CELLS = [
     "darts-v2",
     "enas",
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def train(dataset: str, cell: str, seed: int, out: Path, training: list[str]) -> Trained:
-    """Train, or go on with, or read again one cell of one seed."""
+    """Train one cell with one seed, resume its training, or read its result."""
     name, flags = parse_cell(cell)
     folder = out / f"{_file_name(cell)}-seed{seed}"
     if not _finished(folder):
@@ -68,7 +68,7 @@ def train(dataset: str, cell: str, seed: int, out: Path, training: list[str]) ->
 
 
 def parse_cell(cell: str) -> tuple[str, list[str]]:
-    """The cell as `--cell` takes it, and the flags behind it."""
+    """The value of `--cell`, and the flags after it."""
     words = shlex.split(cell)
     end = next((number for number, word in enumerate(words) if word.startswith("--")), len(words))
     return " ".join(words[:end]), words[end:]
@@ -84,7 +84,7 @@ def _file_name(cell: str) -> str:
 
 
 def write_results(out: Path, trained: list[Trained]) -> None:
-    """`compare.json`, `table.md` and `curves.svg`."""
+    """Write `compare.json`, `table.md` and `curves.svg`."""
     (out / "compare.json").write_text(json.dumps([vars(one) for one in trained], indent=2) + "\n")
     (out / "table.md").write_text("\n".join(table(trained)) + "\n")
     with styled():

@@ -1,4 +1,4 @@
-"""Options of `pytest bench/`, and what it writes besides times: the machine, and ratios within the run."""
+"""Options of `pytest bench/`, and its additional output: the machine, and ratios within the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def empty_compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What an earlier run compiled would hide the time that compiling takes."""
+    """Use an empty cache of compiled code, or an earlier run would hide the time of compiling."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         yield
@@ -37,7 +37,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
-    """Write beside every figure how much faster it is than each other contestant at the same case."""
+    """Add to each figure its speed relative to all other contestants at the same case."""
     entries = output_json["benchmarks"]
     for own in entries:
         info = own["extra_info"]

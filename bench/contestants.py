@@ -1,4 +1,4 @@
-"""Everything that is measured at a case: the backends and their peers, each ready to be called again and again."""
+"""The contestants at a case: backends and their peers, ready to be called repeatedly."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Contestant:
 
     Attributes:
         forward: computes the output.
-        leaves: what it takes derivatives for.
-        grad_output: derivative of the loss by the output.
-        flops_forward: of the products of one call.
-        calls: how many calls do the work of the case.
+        leaves: tensors to differentiate with respect to.
+        grad_output: derivative of the loss with respect to the output.
+        flops_forward: operations of one call's products.
+        calls: number of calls for the work of the case.
     """
 
     forward: Callable[[], Tensor]
@@ -42,12 +42,12 @@ class Contestant:
                 self.forward()
 
     def flops(self, backward: bool) -> int:
-        """Of the products of one call; backward has two for each of forward's."""
+        """Operations of one call's products; backward has two products for each one of forward."""
         return (3 if backward else 1) * self.flops_forward
 
 
 def prepare_loop(operands: Operands) -> Contestant:
-    """Every network a module of its own, called in turn."""
+    """Each network as its own module, called in turn."""
     loop = PerNetworkLoop(operands)
     pre, h0, _, _, *mix = operands.leaves
     leaves = [pre, h0, *loop.parameters(), *mix]
@@ -60,7 +60,7 @@ def prepare_traced(operands: Operands) -> Contestant:
 
 
 def prepare_compiled(operands: Operands) -> Contestant:
-    """The same, one time step compiled and called in a loop: compiling many steps as one graph takes too long."""
+    """Batched products with one time step compiled and called in a loop; compiling many steps takes too long."""
     torch.compiler.reset()
     return _prepare_batched(operands, torch.compile(BatchedStep(operands), dynamic=False, fullgraph=True))
 
@@ -124,7 +124,7 @@ def prepare(name: str, operands: Operands) -> Contestant:
 
 
 def contestants_of(case: Case) -> list[str]:
-    """Names of all that is measured at a case, whether it can run here or not."""
+    """The names of all contestants at a case, even if they cannot run here."""
     return [*(PEERS if case in COMPARED else ()), *backends(), "cpu bf16"]
 
 

@@ -13,15 +13,14 @@ SIZES = {"fp32": 4, "tf32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class Card:
-    """What a GPU does at best.
+    """The peak rates of a GPU.
 
     Attributes:
-        bandwidth: of its memory, in bytes a second.
-        rates: dense products in operations a second, by precision.
-        cache: bytes of its L2 cache.
-        cache_bandwidth: of that cache, in bytes a second.
-        handover: seconds from one launch to the next where the next reads what the last wrote; a barrier of the whole
-            grid takes about as long.
+        bandwidth: bandwidth of its memory, in bytes per second.
+        rates: rates of dense products in operations per second, by precision.
+        cache: size of its L2 cache in bytes.
+        cache_bandwidth: bandwidth of that cache, in bytes per second.
+        handover: seconds between two launches if the second reads results of the first, or for a barrier of the grid.
     """
 
     bandwidth: float
@@ -32,7 +31,7 @@ class Card:
 
 
 def _card(terabytes: float, bf16: float, tf32: float, fp32: float, cache: float) -> Card:
-    """Of TB/s, TF/s and MB; all without sparsity, as their makers state them."""
+    """A card from TB/s, TF/s and MB, as stated by its maker, without sparsity."""
     return Card(1e12 * terabytes, {"bf16": 1e12 * bf16, "tf32": 1e12 * tf32, "fp32": 1e12 * fp32}, 1e6 * cache)
 
 
@@ -48,9 +47,9 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one time step of a case moves to or from memory, by what they are, in one direction.
+    """Bytes that one time step of a case moves to or from memory in one direction, by kind.
 
-    All but `weights` depends on the design: what the Triton kernels keep for backward and hand from there to the weight
+    Everything except `weights` depends on the design: the data that Triton kernels keep for backward and for the weight
     gradients.
     """
 
@@ -63,7 +62,7 @@ class Traffic:
 
 
 def count_forward(case: Case, precision: str, keep: bool = True) -> Traffic:
-    """Of a forward pass that keeps what backward needs, or that need not."""
+    """Bytes of a forward pass, with or without keeping data for backward."""
     kept = {
         "states kept": 4 * _states(case),
         "gates and candidates kept": SIZES[precision] * _states(case) * case.width // case.hidden,
@@ -94,18 +93,18 @@ def count_backward(case: Case, precision: str) -> Traffic:
 
 
 def _matrices(case: Case) -> int:
-    """Elements of all weights of the recurrence."""
+    """Number of elements in all weights of the recurrence."""
     return case.networks * (NODES + 1) * case.hidden * case.width
 
 
 def _states(case: Case) -> int:
-    """Elements of all states of a time step."""
+    """Number of elements in all states of a time step."""
     return case.networks * (NODES + 1) * case.rows * case.hidden
 
 
 @dataclass(frozen=True)
 class Floor:
-    """The least seconds of a whole sequence, by what could take the time; the longest of these is the floor.
+    """The least seconds of a whole sequence, by cause; the longest of these is the floor.
 
     Attributes:
         memory: moving all bytes that the design moves; weights that fit into the L2 cache come from memory once.
@@ -127,7 +126,7 @@ class Floor:
 
 
 def find_floor(case: Case, card: Card, precision: str, backward: bool) -> Floor:
-    """Of a sequence forward, or forward and backward with the gradients of weights."""
+    """The floor of a sequence forward, or forward and backward with the gradients of weights."""
     directions = [count_forward(case, precision, keep=backward)]
     if backward:
         directions.append(count_backward(case, precision))
@@ -144,12 +143,12 @@ def find_floor(case: Case, card: Card, precision: str, backward: bool) -> Floor:
 
 
 def count_handovers(case: Case, cached: bool) -> tuple[int, int]:
-    """How often in a time step, forward and backward, the whole GPU waits for itself.
+    """The number of times per time step, forward and backward, that the whole GPU waits for itself.
 
-    Where weights stay in the cache, all of it works on one network, and waits between levels of that: nodes whose
-    ancestors are known. Backward a node's product follows its elementwise stage, and the next level's elementwise stage
-    that product, so there is one more. Where weights stream, every network is a program's own; a step waits for the
-    one before. Either way weighted networks wait once more, to be mixed.
+    If weights stay in the cache, the whole GPU works on one network and waits between its levels, the nodes whose
+    ancestors are known. Backward has one wait more, as a node's product follows its elementwise stage and precedes the
+    elementwise stage of the next level. If weights stream, each network has its own program, and a step waits for the
+    one before. Weighted networks wait once more in either case, for the mixture.
     """
     mixed = int(case.coupling == "weighted")
     if not cached:
@@ -159,7 +158,7 @@ def count_handovers(case: Case, cached: bool) -> tuple[int, int]:
 
 
 def count_levels(genotype: Genotype) -> int:
-    """Levels of a cell, the init node's included: on how many products one after the other its last state depends."""
+    """The levels of a cell including the init node: the number of successive products before its last state."""
     level = [1]
     for _, ancestor in genotype.recurrent:
         level.append(level[ancestor] + 1)

@@ -1,5 +1,6 @@
-"""`python bench/gpu.py`: all that needs a GPU, in two stages: first whether kernels are right and near their floors
-(smoke, 100 s), then speed beside peers, epochs, all parity tests and a profiler's counts (main, 7 minutes)."""
+"""`python bench/gpu.py`: all measurements on a GPU, in two stages. The first checks that kernels are correct and near
+their floors (smoke, 100 s); the second measures speed beside peers, epochs, all parity tests and a profiler's counts
+(main, 7 minutes)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that the command runs from a checkout as it is
+sys.path.insert(0, str(ROOT))  # so that the command runs from a plain checkout
 
 from bench.on_gpu.counters import find_profiler, profiler_command, read_counters
 from bench.on_gpu.results import Report, Results, say, table
@@ -28,8 +29,8 @@ COUNTERS = "counters"
 
 @dataclass(frozen=True)
 class Stage:
-    """Sections in this order, each with the share of the time that may have passed at its end: the most valuable come
-    first, and what one does not use is there for those after it."""
+    """The sections in order, each with the share of the time that may have passed at its end. The most valuable come
+    first; time that a section does not use is left to later ones."""
 
     seconds: float
     sections: dict[str, float]
@@ -55,7 +56,7 @@ NO_GPU = 2  # exit code of a section
 
 
 def run_for(command: Sequence[str], limit: float, live: bool = False) -> tuple[int | None, str]:
-    """Exit code, None where all that it started was stopped after `limit` seconds; and its output, if `live` stderr."""
+    """Run a command; returns its exit code, None if it was stopped after `limit` seconds, and its output."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
@@ -79,13 +80,13 @@ def run_for(command: Sequence[str], limit: float, live: bool = False) -> tuple[i
 
 
 def section_command(name: str, stage: str, folder: Path, seconds: float) -> list[str]:
-    """A section in a process of its own, where one that fails, crashes or hangs spoils no other."""
+    """Run a section in its own process, so that a failure, crash or hang does not affect others."""
     options = ["--section", name, "--stage", stage, "--out", str(folder.absolute()), "--seconds", f"{seconds:.1f}"]
     return [sys.executable, __file__, *options]
 
 
 def run_section(report: Report, name: str, limit: float) -> tuple[Report, int | None]:
-    """Run a section and read what it has added to the file."""
+    """Run a section and read its results from the file."""
     stage = report.results.stage
     code, errors = run_for(section_command(name, stage, report.folder, 0.95 * limit), limit, live=True)
     report = Report.read(report.folder, stage)
@@ -100,7 +101,7 @@ def run_section(report: Report, name: str, limit: float) -> tuple[Report, int | 
 
 
 def run_tests(report: Report, limit: float) -> None:
-    """The tests of the Triton kernels on this GPU, in as many processes as can be: most of it is compiling."""
+    """Run the tests of the Triton kernels on this GPU, in many processes, because most time is compiling."""
     if importlib.util.find_spec("pytest") is None:
         return report.add_parity(ALL_TESTS, False, "pytest is not installed")
     parallel = ["-n", str(min(12, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
@@ -112,7 +113,7 @@ def run_tests(report: Report, limit: float) -> None:
 
 
 def run_profiler(report: Report, limit: float) -> None:
-    """One launch of each main kernel under NVIDIA's profiler."""
+    """Profile one launch of each main kernel with NVIDIA's profiler."""
     profiler = find_profiler()
     if profiler is None:
         return report.leave_out(COUNTERS, "ncu is not installed")
@@ -127,7 +128,7 @@ def run_profiler(report: Report, limit: float) -> None:
 
 
 def run_stage(name: str, folder: Path, parity: bool = True) -> int:
-    """All sections of a stage. 0, or 1 where a parity check failed or did not end, or 2 without a GPU."""
+    """Run all sections of a stage; returns 0, 1 if a parity check failed or did not end, or 2 without a GPU."""
     stage, started = STAGES[name], time.monotonic()
     report = Report(Results(name), folder)
     report.write()
@@ -148,7 +149,7 @@ def run_stage(name: str, folder: Path, parity: bool = True) -> int:
         report.results.sections[section] = time.monotonic() - began
         report.write()
     say("\n".join(table(report.results)))
-    unchecked = parity and not report.results.parity  # its process died before it came to that
+    unchecked = parity and not report.results.parity  # its process died before the checks
     return int(bool(report.results.failed_checks) or unchecked)
 
 

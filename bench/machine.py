@@ -1,4 +1,4 @@
-"""What the machine does at best, and what a process holds in memory."""
+"""The peak rate of the machine, and the memory of a process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DENSE_ROUNDS = 3
 
 
 class DenseRate:
-    """The rate of `torch.mm` of two fp32 matrices of 2048 x 2048, sampled where other things are measured."""
+    """The rate of `torch.mm` of two fp32 matrices of 2048 x 2048, sampled between other measurements."""
 
     def __init__(self) -> None:
         self.left, self.right = torch.randn(2, DENSE_SIZE, DENSE_SIZE).unbind(0)
@@ -33,14 +33,14 @@ class DenseRate:
 
 
 class PeakMemory:
-    """Bytes by which this process grew at most since this was made; the kernel of Linux alone can say."""
+    """The largest growth of this process since creation, in bytes; only Linux provides it."""
 
     def __init__(self) -> None:
         try:
             _release_free_memory()
-            Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew, see proc(5)
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark, see proc(5)
             self.before: int | None = _memory("VmRSS")
-        except (OSError, AttributeError):  # another system, or another C library than glibc
+        except (OSError, AttributeError):  # another system, or a C library other than glibc
             self.before = None
 
     def grown(self) -> int | None:
@@ -48,7 +48,7 @@ class PeakMemory:
 
 
 def _release_free_memory() -> None:
-    """Hand what earlier measurements freed back to the system, or this one would grow into it unseen."""
+    """Return memory freed by earlier measurements to the system, or growth into it would go unnoticed."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 

@@ -1,4 +1,4 @@
-"""Results beside those of a reference in double precision: the one comparison of all parity checks, on a GPU or not."""
+"""Compare results with a reference in double precision; all parity checks use this, on a GPU or not."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bench.contestants import evaluate
 from wenet_kernels import CellBatch, WenetError
 
 NAMES = ("output", "grad of pre", "grad of h0", "grad of weight_hidden", "grad of weight_nodes", "grad of mix")
-# Of the root mean square of a truth: below it, it is what rounding leaves of a zero, and all results are equally right.
+# A root mean square below this is a zero up to rounding, and all results are equally correct.
 NOTHING = {torch.float64: 1e-10, torch.float32: 1e-5}
-# No result may be further off, even where eager PyTorch in the same precision is.
+# No error may be larger, even if that of eager PyTorch in the same precision is.
 MOST = {"full": 1e-3, "tf32": 3e-2, "bf16": 2e-1}
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far one tensor is off, and how far it may be, both relative to its norm."""
+    """The error of one tensor and the allowed error, both relative to its norm."""
 
     tensor: str
     error: float
@@ -30,14 +30,14 @@ class Deviation:
 
     @property
     def passed(self) -> bool:
-        return self.error <= self.allowed  # which NaN is not
+        return self.error <= self.allowed  # false for NaN
 
 
 def relative_error(ours: Tensor, truth: Tensor) -> float:
     """`|ours - truth| / |truth|`.
 
     Raises:
-        WenetError: the truth is zero but for rounding, so that comparing with it shows nothing.
+        WenetError: the truth is zero up to rounding, so a comparison shows nothing.
     """
     truth = truth.detach()
     size = float(truth.norm()) / truth.numel() ** 0.5
@@ -49,7 +49,7 @@ def relative_error(ours: Tensor, truth: Tensor) -> float:
 def compare(
     truths: Sequence[Tensor], ours: Sequence[Tensor], eager: Sequence[Tensor], most: float = float("inf")
 ) -> list[Deviation]:
-    """An output and its gradients: each at most twice as far off as eager PyTorch's, and 1e-5.
+    """Compare an output and its gradients; each error may be twice that of eager PyTorch, plus 1e-5.
 
     Raises:
         WenetError: a truth is zero but for rounding.
@@ -61,7 +61,7 @@ def compare(
 
 
 def check_parity(case: Case, precision: str, backend: str, device: str, seed: int) -> list[Deviation]:
-    """A backend beside the reference in double precision, with random operands and a random derivative of the loss."""
+    """Compare a backend with the reference in double precision, for random operands and a random loss derivative."""
     exact = draw_operands(case, seed)
     truths = results(moved(exact, device, torch.float64), "reference")
     eager_type = torch.float32 if precision == "full" else torch.bfloat16
@@ -71,13 +71,13 @@ def check_parity(case: Case, precision: str, backend: str, device: str, seed: in
 
 
 def results(operands: Operands, backend: str, **options: Any) -> list[Tensor]:
-    """The output and the derivatives by all operands, in the order of `NAMES`."""
+    """The output and the derivatives of all operands, in the order of `NAMES`."""
     output = evaluate(operands, backend, **options)
     return [output.detach(), *torch.autograd.grad(output, operands.leaves, operands.grad_output)]
 
 
 def draw_operands(case: Case, seed: int) -> Operands:
-    """Operands of double precision of a size that saturates some gates and leaves no activation linear."""
+    """Operands in double precision, large enough to saturate some gates and to leave no activation linear."""
     generator = torch.Generator().manual_seed(seed)
     networks, rows, hidden, width = case.networks, case.rows, case.hidden, case.width
 
@@ -101,7 +101,7 @@ def draw_operands(case: Case, seed: int) -> Operands:
 
 
 def moved(operands: Operands, device: str, dtype: torch.dtype) -> Operands:
-    """Leaves of their own on a device, in a type."""
+    """New leaves of a type on a device."""
 
     def leaf(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.detach().to(device, dtype, copy=True).requires_grad_()

@@ -1,4 +1,4 @@
-"""Other ways to compute the same recurrence in PyTorch: what the backends are compared with."""
+"""Other ways to compute the recurrence in PyTorch, for comparison with the backends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class EagerCell(nn.Module):
-    """One time step of one cell, its nodes visited in Python, as research code does it."""
+    """One time step of one cell, with its nodes visited in Python, as in research code."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class EagerCell(nn.Module):
 
 
 class PerNetworkLoop(nn.Module):
-    """`n` cells, one after the other in every time step."""
+    """`n` cells, called one after the other in every time step."""
 
     def __init__(self, operands: Operands) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class PerNetworkLoop(nn.Module):
     def forward(self, pre: Tensor, h0: Tensor, mix: Tensor | None) -> Tensor:
         outputs = []
         h = h0
-        for step in pre.unbind(0):  # indexing would make backward fill a tensor of the size of `pre` for every index
+        for step in pre.unbind(0):  # with indexing, backward would fill a tensor as large as `pre` for each index
             before = h.unbind(0) if mix is None else [h] * len(self.cells)
             after = [cell(p, b) for cell, p, b in zip(self.cells, step.unbind(0), before, strict=True)]
             h = _mixture(torch.stack(after), mix)
@@ -88,7 +88,7 @@ class PerNetworkLoop(nn.Module):
 
 
 class BatchedStep:
-    """One time step of all cells as batched products, with a backward that autograd traces."""
+    """One time step of all cells as batched products, with autograd for backward."""
 
     def __init__(self, operands: Operands) -> None:
         cells = operands.cells.tables(operands.pre.device)
@@ -131,8 +131,8 @@ class BatchedStep:
 
 
 def batched_loop(step: Callable[..., Tensor], operands: Operands) -> Tensor:
-    """A `BatchedStep`, as it is or compiled, repeated over the sequence."""
-    weight_nodes = operands.weight_nodes.unbind(1)  # once: the gradient of an index would be as large as all weights
+    """A `BatchedStep`, eager or compiled, repeated over the sequence."""
+    weight_nodes = operands.weight_nodes.unbind(1)  # once, as the gradient of an index would be as large as all weights
     outputs = []
     h = operands.h0
     for pre in operands.pre.unbind(0):
@@ -142,7 +142,7 @@ def batched_loop(step: Callable[..., Tensor], operands: Operands) -> Tensor:
 
 
 def _masked(state: Tensor, mask: Tensor | None) -> Tensor:
-    """What a product takes of a state under dropout."""
+    """A state under dropout, as products read it."""
     return state if mask is None else state * mask
 
 

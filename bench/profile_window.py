@@ -1,4 +1,4 @@
-"""`python -m bench.profile_window`: where the time of one training window of `wenet-search` goes."""
+"""`python -m bench.profile_window`: the phases of one training window of `wenet-search`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wenet.tasks import LanguageModelling
 
 WINDOWS = 5  # timed without the profiler, after as many to warm up
 
-# The outermost operator with such a name in it takes all that it calls along. The order decides.
+# The outermost operator whose name contains such a word counts with all its callees. The first match decides.
 PHASES = {
     "recurrence, backward": ("wenet_kernels::dag_rnn_backward",),
     "recurrence, forward": ("wenet_kernels::dag_rnn",),
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def prepare_window(config: SearchConfig, networks: int, folder: Path, data_dir: Path | None) -> Callable[[], float]:
-    """A search as the command sets it up; each call trains on the first window once more."""
+    """Set up a search like the command; each call trains on the first window again."""
     config = replace(config, pool=networks, batch=networks)
     task = LanguageModelling()
     run = RunFolder.create(folder / "run", {})
@@ -107,7 +107,7 @@ def report(config: SearchConfig, networks: int, run_window: Callable[[], float])
 
 
 def floor(config: SearchConfig, networks: int, seconds: float) -> str:
-    """What the recurrence's products alone would take at the rate of one large dense product."""
+    """The time of the recurrence's products at the rate of one large dense product."""
     case = Case("window", networks, config.hidden, config.data_batch, config.bptt, form=config.form)
     dense_rate = DenseRate()
     dense_rate.sample()

@@ -1,4 +1,4 @@
-"""`python -m bench.scaling`: on paper, what networks divided over GPUs give; nothing of this is measured."""
+"""`python -m bench.scaling`: the speed of networks divided among GPUs, on paper; nothing is measured."""
 
 from __future__ import annotations
 

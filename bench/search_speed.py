@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def run_search(arguments: list[str], backend: str) -> Cost:
-    """One search in a process of its own; what it prints is dropped, unless it fails."""
+    """Run one search in its own process; its output is dropped unless it fails."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         command = [str(Path(sys.executable).with_name("wenet-search")), *arguments]
         options = ["--backend", backend, "--quiet", "--out", str(Path(folder) / "run")]
@@ -58,7 +58,7 @@ def run_search(arguments: list[str], backend: str) -> Cost:
 
 
 def table(backend: str, pairs: list[tuple[Cost, Cost]]) -> list[str]:
-    """Medians in Markdown, and how many times faster the backend is, pair by pair."""
+    """Medians in Markdown, and the speed-up of the backend, pair by pair."""
     ratios = sorted(baseline.seconds / own.seconds for own, baseline in pairs)
     rows = [(backend, [own for own, _ in pairs]), (BASELINE, [baseline for _, baseline in pairs])]
     return [

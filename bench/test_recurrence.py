@@ -1,4 +1,4 @@
-"""`pytest bench/`: every backend and every peer at every case, forward alone and with backward."""
+"""`pytest bench/`: all backends and peers at all cases, forward only and with backward."""
 
 from __future__ import annotations
 

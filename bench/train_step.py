@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def measure(shape: Shape, genotype: Genotype, backend: str, pairs: int) -> dict[str, Any]:
-    """Steps of both in turn, so that a machine whose speed drifts slows both of a pair; memory of ours alone."""
+    """Time steps of both in turn, so that drifts in speed affect both; memory is measured for ours only."""
     grown = PeakMemory()
     size = shape.hidden
     ours = training_step(shape, DagRNN(size, size, genotype, "highway", DROPOUT_X, DROPOUT_H, backend))
@@ -120,7 +120,7 @@ def measure(shape: Shape, genotype: Genotype, backend: str, pairs: int) -> dict[
 
 
 def training_step(shape: Shape, rnn: DagRNN | EagerRNN) -> Callable[[], None]:
-    """Loss, gradients, clipping and update, as `wenet-train` does them."""
+    """Loss, gradients, clipping and update, as in `wenet-train`."""
     model = LanguageModel(shape.vocabulary, rnn, 0.2, DROPOUT_OUTPUT, dropout_word=0.1)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(model.parameters(), RATE, weight_decay=WEIGHT_DECAY, fused=True)
     tokens = torch.randint(shape.vocabulary, (shape.steps + 1, shape.rows))

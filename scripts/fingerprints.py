@@ -1,4 +1,4 @@
-"""Fingerprints of every number that small runs of every command write: a change that moves code must not change one.
+"""Fingerprints of all numbers that small runs of every command write. A change that only moves code keeps them all.
 
     python scripts/fingerprints.py record before.json
     python scripts/fingerprints.py compare before.json
@@ -27,7 +27,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
-VOLATILE = ("seconds", "memory", "threads", "version", "time")  # parts of keys whose values differ from run to run
+VOLATILE = ("seconds", "memory", "threads", "version", "time")  # parts of keys with values that differ between runs
 
 SMALL = "--hidden 8 --nodes 3 --data-batch 4 --eval-batch 4 --bptt 6 --device cpu --quiet"
 SEARCH = f"wenet-search TEXT --preset quick --pool 8 --batch 4 --keep 2 --epochs-per-round 0.5 {SMALL}"
@@ -35,7 +35,7 @@ RANKED = "ALL/search-batch-norm 'relu0 tanh1 sigmoid0' 'tanh0 relu1 relu1'"
 OFTEN = "--checkpoint-every 0"
 TRAIN = "wenet-train TEXT --preset quick --hidden 8 --data-batch 4 --eval-batch 4 --test-batch 2 --bptt 6 --device cpu"
 
-# By name; each command writes into a folder of that name, and may read those of the cases before it.
+# By name. Each case writes into a folder of its name, and may read folders of earlier cases.
 CASES: dict[str, list[str]] = {
     "search-batch-norm": [f"{SEARCH} --norm batch --out OUT"],
     "search-without-norm": [f"{SEARCH} --norm none --form plain --out OUT"],
@@ -69,7 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("record", "compare"))
     parser.add_argument("file", type=Path)
-    parser.add_argument("--rename", nargs="*", default=[], metavar="NEW=OLD", help="flags that were spelled otherwise")
+    parser.add_argument("--rename", nargs="*", default=[], metavar="NEW=OLD", help="flags with other names here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = fingerprints(Path(folder), dict(pair.split("=") for pair in options.rename))
@@ -90,7 +90,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
 
 
 def fingerprints(folder: Path, rename: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Of every case: file or command -> hash of its numbers."""
+    """For every case, the hashes of numbers by file or command."""
     text = write_text(folder / "text")
     cells = folder / "cells.txt"
     cells.write_text("tanh0 relu1 sigmoid1\nrelu0 identity1 tanh2\n", encoding="utf-8")
@@ -111,7 +111,7 @@ def fingerprints(folder: Path, rename: dict[str, str]) -> dict[str, dict[str, st
 
 
 def write_text(folder: Path) -> Path:
-    """A text with something to learn: words follow one another by rules."""
+    """Write a text with something to learn: words follow each other by rules."""
     generator = random.Random(5)
     words = [f"word{i}" for i in range(30)]
     folder.mkdir()
@@ -129,7 +129,7 @@ def write_text(folder: Path) -> Path:
 
 
 def run(command: str, folder: Path) -> str:
-    """What a command prints; "stopped" sends it SIGTERM after its first round, "torchrun" starts two processes."""
+    """Run a command and return its output; "stopped" sends SIGTERM after a round, "torchrun" starts two processes."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     words = shlex.split(command)
     how = words.pop(0) if words[0] in ("stopped", "torchrun") else ""
@@ -161,7 +161,7 @@ def run(command: str, folder: Path) -> str:
 
 
 def of_folder(folder: Path) -> dict[str, str]:
-    """Hashes of the numbers in every file of a run, but for what no two runs have alike."""
+    """Hashes of the numbers in all files of a run, except for values that differ between any two runs."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -181,7 +181,7 @@ def of_folder(folder: Path) -> dict[str, str]:
 
 
 def numbers(value: Any) -> list[Any]:
-    """All numbers and words of a JSON value in order, but for paths."""
+    """All numbers and words of a JSON value in order, except for paths."""
     if isinstance(value, dict):
         steady = [k for k, v in value.items() if v is not None and not any(word in k for word in VOLATILE)]
         return sorted((numbers(value[key]) for key in steady), key=json.dumps)  # whatever the keys are called
