@@ -20,7 +20,7 @@ DROPOUT = 0.25
 
 @dataclass(frozen=True)
 class Case:
-    """A shape, with sizes as in `wenet_kernels.dag_rnn`. `cell` is the cell of all networks; without it they are random."""
+    """A shape, with sizes as in `wenet_kernels.dag_rnn`. `cell` is the cell of all networks; by default they differ."""
 
     name: str
     networks: int
