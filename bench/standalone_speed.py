@@ -43,7 +43,7 @@ def main() -> None:
 
 def measure(config: SearchConfig, cells: int, vocabulary: int, clock: Clock) -> dict[str, Any]:
     """Seconds of one training window of all cells at once, and summed over the cells one by one."""
-    genotypes = random_genotypes(cells, config.nodes, seed=1)
+    genotypes = random_genotypes(cells, config.most_nodes, seed=1)
     return {
         "cells": cells,
         "vocabulary": vocabulary,

@@ -2,7 +2,7 @@
 
 from wenet_kernels.activations import ACTIVATIONS, activation_names, register_activation, registered_among
 from wenet_kernels.backend import backends, resolve_backend
-from wenet_kernels.cells import CellBatch
+from wenet_kernels.cells import MAX_NODES, CellBatch
 from wenet_kernels.errors import WenetError, check_choice, did_you_mean
 from wenet_kernels.native import native_status
 from wenet_kernels.op import Norm, dag_rnn, project
@@ -14,6 +14,7 @@ __all__ = [
     "ACTIVATIONS",
     "COUPLINGS",
     "FORMS",
+    "MAX_NODES",
     "PRECISIONS",
     "CellBatch",
     "LostRanks",

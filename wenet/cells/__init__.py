@@ -6,7 +6,7 @@ from wenet.cells.genotype import Genotype
 from wenet.cells.instances import PROGRAMS, load_program, program_of
 from wenet.cells.published import PUBLISHED, load_genotype, load_genotypes
 from wenet.cells.source import layer_source, model_source, trained_layer_source, written_step
-from wenet.cells.space import check_activations, random_genotypes
+from wenet.cells.space import check_activations, mutated, random_genotypes, random_mixed_genotypes
 from wenet.cells.traced import cell
 
 __all__ = [
@@ -23,8 +23,10 @@ __all__ = [
     "load_genotypes",
     "load_program",
     "model_source",
+    "mutated",
     "program_of",
     "random_genotypes",
+    "random_mixed_genotypes",
     "trained_layer_source",
     "written_step",
 ]

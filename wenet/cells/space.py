@@ -35,7 +35,7 @@ def random_genotypes(count: int, nodes: int, seed: int, activations: Sequence[st
     if nodes < 1:
         raise WenetError(f"the number of nodes must be at least 1, not {nodes}")
     generator = random.Random(seed)
-    space = math.factorial(nodes) * len(activations) ** nodes
+    space = cells_in_all(nodes, activations)
     genotypes: list[Genotype] = []
     seen: set[Genotype] = set()
     while len(genotypes) < count:
@@ -46,6 +46,62 @@ def random_genotypes(count: int, nodes: int, seed: int, activations: Sequence[st
         if len(seen) == space:
             seen.clear()
     return genotypes
+
+
+def cells_in_all(nodes: int, activations: Sequence[str] = ACTIVATIONS) -> int:
+    """Number of different cells with this many nodes."""
+    return math.factorial(nodes) * len(activations) ** nodes
+
+
+def random_mixed_genotypes(
+    count: int, nodes: range, seed: int, activations: Sequence[str] = ACTIVATIONS
+) -> list[Genotype]:
+    """Draw random cells with different numbers of nodes: in turn one of each number, while there are new ones.
+
+    Args:
+        nodes: the numbers of nodes, such as `range(1, 5)`.
+        count, seed, activations: as in `random_genotypes`.
+
+    Raises:
+        WenetError: as in `random_genotypes`.
+
+    Examples:
+        >>> import wenet
+        >>> [cell.nodes for cell in wenet.cells.random_mixed_genotypes(7, range(1, 4), seed=1, activations=["tanh"])]
+        [1, 2, 3, 2, 3, 3, 3]
+    """
+    space = {number: cells_in_all(number, activations) for number in nodes}
+    drawn = {number: iter(random_genotypes(min(count, space[number]), number, seed, activations)) for number in nodes}
+    cells: list[Genotype] = []
+    while len(cells) < count:
+        turn = [cell for number in nodes if (cell := next(drawn[number], None)) is not None]
+        if not turn:  # the space is exhausted, and starts over
+            drawn = {number: iter(random_genotypes(space[number], number, seed, activations)) for number in nodes}
+        cells += turn
+    return cells[:count]
+
+
+def mutated(genotype: Genotype, generator: random.Random, activations: Sequence[str] = ACTIVATIONS) -> Genotype:
+    """Change one gene of a cell at random: the activation of a node, or the node before it.
+
+    Examples:
+        >>> import random, wenet
+        >>> print(wenet.cells.mutated(wenet.cells.load_genotype("tanh0 relu1 relu2"), random.Random(1)))
+        identity0 relu1 relu2
+    """
+    choices = [
+        (place, gene)
+        for place, (activation, ancestor) in enumerate(genotype.recurrent)
+        for gene in [
+            *((other, ancestor) for other in activations if other != activation),
+            *((activation, other) for other in range(place + 1) if other != ancestor),
+        ]
+    ]
+    if not choices:
+        return genotype
+    place, gene = generator.choice(choices)
+    recurrent = [*genotype.recurrent[:place], gene, *genotype.recurrent[place + 1 :]]
+    return Genotype(recurrent, genotype.concat)
 
 
 def check_activations(activations: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ class Group(StrEnum):
     MODEL = "text and model"
     CELLS = "the space of cells"
     MIXTURE = "the mixture, and what takes its place"
+    RACE = "race and contest"
     STANDALONE = "standalone training and audit"
     OPTIMISATION = "optimisation"
     REGULARISATION = "regularisation"

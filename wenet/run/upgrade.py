@@ -8,7 +8,17 @@ from typing import Any
 RENAMED = {"seeds": "keep", "init_seeds": "initial_cells"}  # settings
 # Settings that older runs lack, with the values that describe them.
 ADDED = {"task": "language", "level": "words", "decoder_bias": "zero"}
-ADDED_TO_SEARCHES = {"carry_embedding": False}
+ADDED_TO_SEARCHES = {
+    "carry_embedding": False,
+    "parameters": None,
+    "contest": False,
+    "rungs": 4,
+    "networks_per_cell": 2,
+    "mutate": False,
+    "rates": "0.005,0.01,0.02",
+    "contest_epochs": 1.0,
+    "contest_seeds": 3,
+}
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,6 +28,8 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
         settings = {RENAMED.get(name, name): value for name, value in found["settings"].items()}
         of_search = ADDED_TO_SEARCHES if "pool" in settings else {}
         found["settings"] = {**ADDED, **of_search, **settings}
+        if type(settings.get("nodes")) is int:
+            found["settings"]["nodes"] = str(settings["nodes"])
     if found.get("kind") == "independent training":
         found["kind"] = "standalone training"
         if not found.get("shared_embedding"):

@@ -41,7 +41,7 @@ def _seconds_per_token(config: SearchConfig, task: Task, data: Any) -> float:
     """The rate of a smaller training step, taken as the same a network and token."""
     networks = max(1, min(config.networks, PROBE_WEIGHTS // network_weights(config)))
     steps, rows = min(PROBE_STEPS, config.bptt), min(PROBE_ROWS, config.data_batch)
-    cells = random_genotypes(networks, config.nodes, seed=0)
+    cells = random_genotypes(networks, config.most_nodes, seed=0)
     with torch.random.fork_rng():  # the probe must not change what the search draws
         torch.manual_seed(config.seed)
         model = build_mixture(config, cells, task, data).to(config.device)

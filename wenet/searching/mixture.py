@@ -398,7 +398,7 @@ class Mixture(Strategy, ModelTrainer):
         networks = -(-config.networks // processes)
         parameters = networks * network_weights(config) + vocabulary * (config.hidden + 1)
         logits = 3 * positions * vocabulary
-        recurrence = networks * positions * recurrence_bytes(config, config.nodes)
+        recurrence = networks * positions * recurrence_bytes(config, config.most_nodes)
         return DTYPES[config.precision].itemsize * (4 * parameters + logits) + recurrence
 
     @classmethod

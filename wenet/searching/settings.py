@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +13,12 @@ from wenet.data import WINDOWS
 from wenet.run import Group, counted
 from wenet.run.settings import option, overridden
 from wenet.training.settings import LearningConfig, inherited
-from wenet_kernels import ACTIVATIONS, WenetError, check_choice
+from wenet_kernels import ACTIVATIONS, MAX_NODES, WenetError, check_choice
 
 # By name, where each is: a module and its class. `repeated` is what --runs asks for.
 STRATEGIES = {
     "wenet": "wenet.searching.mixture:Mixture",
+    "race": "wenet.searching.race:Race",
     "random": "wenet.searching.halving:Halving",
     "repeated": "wenet.searching.repeated:Repeated",
 }
@@ -33,7 +36,17 @@ class SearchConfig(LearningConfig):
     batch: int = option(100, "new networks a round", Group.FIRST, metavar="B", at_least=1)
     keep: int = option(20, "networks kept from one round for the next", Group.FIRST, metavar="K", at_least=1)
     epochs_per_round: float = option(2.0, "passes over the training text a round", Group.FIRST, metavar="F", above=0)
-    nodes: int = option(8, "nodes of a cell", Group.FIRST, metavar="L", at_least=1)
+    nodes: str = option("8", "nodes of a cell; a range such as 1-4 with --strategy race", Group.FIRST, metavar="L")
+    parameters: int | None = option(
+        None,
+        "parameters of the model around a cell, whose --hidden then follows from its nodes",
+        Group.FIRST,
+        metavar="N",
+        at_least=1,
+    )
+    contest: bool = option(
+        False, "end with a contest: the winner against LSTM, GRU and other cells at equal parameters", Group.FIRST
+    )
     runs: int = option(
         1, "separate searches, their winners ranked by standalone training", Group.FIRST, metavar="R", at_least=1
     )
@@ -92,9 +105,31 @@ class SearchConfig(LearningConfig):
     )
     strategy: str = option(
         "wenet",
-        "wenet, or random: successive halving of standalone training at the same number of network-steps",
+        "wenet; race: standalone networks train side by side, and the worse leave rung by rung; or random: successive "
+        "halving from new weights, the same number of network-steps as wenet",
         Group.MIXTURE,
     )
+    rungs: int = option(
+        4, "of a race; each lasts until the networks left have trained twice as long", Group.RACE, at_least=1
+    )
+    networks_per_cell: int = option(
+        2, "of a race, which differ in their initial weights", Group.RACE, metavar="N", at_least=1
+    )
+    mutate: bool = option(
+        False,
+        "fill the places of cells that have left a race with mutations of the best, not from the pool",
+        Group.RACE,
+    )
+    rates: str = option(
+        "0.005,0.01,0.02",
+        "learning rates that a race tries for each number of nodes, and a contest for each contestant",
+        Group.RACE,
+        metavar="RATE,RATE...",
+    )
+    contest_epochs: float = option(
+        1.0, "passes over the training text of a training in the contest", Group.RACE, metavar="F", above=0
+    )
+    contest_seeds: int = option(3, "trainings of each contestant", Group.RACE, metavar="N", at_least=2)
     audit_epochs: float = option(
         1.0, "passes over the training text of a standalone training", Group.STANDALONE, metavar="F", above=0
     )
@@ -108,7 +143,11 @@ class SearchConfig(LearningConfig):
     )
 
     def __post_init__(self) -> None:
+        if type(self.nodes) is int:
+            object.__setattr__(self, "nodes", str(self.nodes))
         super().__post_init__()
+        self._check_nodes()
+        self._check_rates()
         check_activations(self.activations.split(","))
         check_choice("--strategy", self.strategy, [name for name in STRATEGIES if name != "repeated"])
         if self.initial_cells is not None:
@@ -124,12 +163,46 @@ class SearchConfig(LearningConfig):
         if 0 < self.audit < self.keep + 2:
             raise WenetError(f"--audit must be at least {self.keep + 2}: the --keep kept and two rejected cells")
 
+    def _check_nodes(self) -> None:
+        if not re.fullmatch(r"[0-9]{1,3}(-[0-9]{1,3})?", self.nodes):
+            raise WenetError(f"--nodes must be a number or a range such as 1-4, not {self.nodes!r}")
+        counts = self.node_counts
+        if not counts or not 1 <= counts[0] <= counts[-1] <= MAX_NODES:
+            raise WenetError(f"--nodes must be from 1 to {MAX_NODES}, the smaller number first, not {self.nodes}")
+        if len(counts) > 1 and self.strategy == "wenet":
+            raise WenetError(
+                f"--nodes {self.nodes} needs --strategy race or random: mixing weights compare cells of one size"
+            )
+
+    def _check_rates(self) -> None:
+        try:
+            usable = all(0 < rate < math.inf for rate in self.rate_grid)
+        except ValueError:
+            usable = False
+        if not usable:
+            raise WenetError(f"--rates must be numbers above 0 with commas between them, not {self.rates!r}")
+
+    @property
+    def node_counts(self) -> range:
+        """The numbers of nodes that cells may have."""
+        fewest, _, most = self.nodes.partition("-")
+        return range(int(fewest), int(most or fewest) + 1)
+
+    @property
+    def most_nodes(self) -> int:
+        return self.node_counts[-1]
+
+    @property
+    def rate_grid(self) -> list[float]:
+        """Learning rates to choose from, the smallest first."""
+        return sorted({float(rate) for rate in self.rates.split(",")})
+
     def _checked_cells(self, source: str) -> list[Genotype]:
         cells = load_genotypes(source)
         if len(cells) > self.keep:
             raise WenetError(f"--initial-cells has {len(cells)} cells, more than the {self.keep} that --keep allows")
         for number, cell in enumerate(cells, start=1):
-            if cell.nodes != self.nodes:
+            if cell.nodes not in self.node_counts:
                 nodes = counted(cell.nodes, "node")
                 raise WenetError(f"--initial-cells, cell {number}: {nodes}, but --nodes is {self.nodes}")
             if cell in cells[: number - 1]:
@@ -190,6 +263,34 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dropout_output": 0.2,
         "audit_epochs": 0.25,
         "standalone_lr": 1e-2,
+    },
+    # Characters, on which a rate that learns costs minutes: measured in docs/search-quality.md.
+    "race": {
+        "level": "characters",
+        "strategy": "race",
+        "nodes": "1-4",
+        "parameters": 80_000,
+        "pool": 48,
+        "batch": 48,
+        "keep": 4,
+        "epochs_per_round": 0.013,
+        "data_batch": 32,
+        "eval_batch": 64,
+        "bptt": 50,
+        "lr": 1e-2,
+        "clip": 1.0,
+        "init_range": 0.1,
+        "decoder_bias": "frequencies",
+        "weight_decay": 0.0,
+        "dropout_embedding": 0.0,
+        "dropout_x": 0.0,
+        "dropout_h": 0.0,
+        "dropout_output": 0.0,
+        "temporal_activation_reg": 0.0,
+        "norm": "none",
+        "contest": True,
+        "contest_epochs": 0.32,
+        "audit_epochs": 0.32,
     },
 }
 

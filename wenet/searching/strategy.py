@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, Self
 
-from wenet.cells import Genotype, random_genotypes
+from wenet.cells import Genotype, random_genotypes, random_mixed_genotypes
 from wenet.run import Session, counted
 from wenet.searching.settings import STRATEGIES, SearchConfig
 from wenet.tasks import Baseline, Metric, failure_to_learn
@@ -164,4 +164,7 @@ def is_finished(best: Best | None, audited: bool, config: SearchConfig) -> bool:
 def draw_pool(config: SearchConfig) -> list[Genotype]:
     """The random cells that a search goes through, in order."""
     seed = config.seed if config.pool_seed is None else config.pool_seed
-    return random_genotypes(config.pool, config.nodes, seed, config.activations.split(","))
+    activations, counts = config.activations.split(","), config.node_counts
+    if len(counts) > 1:
+        return random_mixed_genotypes(config.pool, counts, seed, activations)
+    return random_genotypes(config.pool, counts[0], seed, activations)

@@ -13,7 +13,7 @@ from wenet.training.held_out import SETTINGS, evaluate
 from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes, standalone_memory
 from wenet.training.nt_asgd import trained_model
 from wenet.training.settings import LSTMS, SOFTMAXES, TRAIN_PRESETS, TrainConfig, resolve_train_config
-from wenet.training.standalone import Outcome, Plan, StandaloneResult, train_standalone, training_windows
+from wenet.training.standalone import Origin, Outcome, Plan, StandaloneResult, train_standalone, training_windows
 from wenet.training.trainer import ModelTrainer, Progress, restore_random, restore_training
 from wenet.training.work import TRAIN, TrainOutcome, run_training
 
@@ -30,6 +30,7 @@ __all__ = [
     "Dynamic",
     "Estimate",
     "ModelTrainer",
+    "Origin",
     "Outcome",
     "Plan",
     "Progress",

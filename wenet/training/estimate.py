@@ -61,7 +61,8 @@ def estimate_standalone(config: Any, networks: int, epochs: float, task: Task, d
     probed = min(networks, max(2, PROBE_WEIGHTS // own))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = build_standalone(config, random_genotypes(probed, config.nodes, seed=0), task, data).to(config.device)
+        cells = random_genotypes(probed, config.most_nodes, seed=0)
+        model = build_standalone(config, cells, task, data).to(config.device)
         optimizer = torch.optim.Adam(model.parameters(), 1e-6, fused=True)
         per_window, per_step = _step_costs(model, optimizer, config, task, data)
     steps, validation = epochs * _steps(config, task, data, "train"), _steps(config, task, data, "valid") / 3

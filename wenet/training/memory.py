@@ -14,7 +14,7 @@ STANDALONE_OUTPUTS = 8  # tensors of an output's size that loss, embedding and d
 def network_weights(config: Any) -> int:
     """Number of weights of one network of a search."""
     width = 2 * config.hidden if config.form == "highway" else config.hidden
-    return (config.nodes + 2) * config.hidden * width
+    return (config.most_nodes + 2) * config.hidden * width
 
 
 def recurrence_bytes(config: Any, nodes: int) -> int:
@@ -39,4 +39,4 @@ def standalone_memory(config: Any, data: Any, networks: int, processes: int) -> 
     words = task_of(config).outputs(data) * (config.hidden + 1)
     outputs = STANDALONE_OUTPUTS * positions * config.hidden
     network = DTYPES[config.precision].itemsize * (4 * network_weights(config) + 6 * words + outputs)
-    return -(-networks // processes) * (network + positions * recurrence_bytes(config, config.nodes))
+    return -(-networks // processes) * (network + positions * recurrence_bytes(config, config.most_nodes))

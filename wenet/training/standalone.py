@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from wenet.cells import Genotype
 from wenet.run import RunFolder, Session, peak_memory, wait_until
 from wenet.tasks import Measurement, Metric
 from wenet.training.architectures import Architecture, build_standalone, read_architecture
-from wenet.training.trainer import Progress, Trainer, random_tensors, restore_random, restore_training, training_tensors
+from wenet.training.trainer import Progress, Trainer, random_tensors, restore_random, restore_training
 from wenet_kernels import WenetError
 
 RECORDS, RESULT = "train.jsonl", "result.json"
+AVERAGE = 0.98  # of the moving average, what a window leaves of it
 CURVE_POINTS = 20  # records of a training, at equal distances
 LARGEST_WEIGHT = 1e15  # a network with larger ones is frozen, as the product of two might overflow
 
@@ -118,6 +119,8 @@ class Plan:
         rates: Adam's rate of each network; empty where all have that of the settings.
         decay: whether the rates fall, from one window to the next, in a line to zero.
         origins: of each network, where it goes on from; empty where all start anew.
+        average: whether the networks are measured with a moving average of their weights; where training is to go on,
+            rates must stay high, and the weights by themselves are noisy.
         leave: whether the networks stay in the folder, for others to go on from.
         held_out: how many windows of the validation part are measured, and each of them recorded; None measures all.
     """
@@ -128,6 +131,7 @@ class Plan:
     rates: Sequence[float] = ()
     decay: bool = False
     origins: Sequence[Origin] = ()
+    average: bool = False
     leave: bool = False
     held_out: int | None = None
 
@@ -137,6 +141,7 @@ class Plan:
             "rates": list(self.rates),
             "decay": self.decay,
             "origins": [[origin.folder.name, origin.place] for origin in self.origins],
+            "average": self.average,
             "leave": self.leave,
             "held_out": self.held_out,
         }
@@ -264,15 +269,19 @@ class StandaloneTraining(Trainer):
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=self.rate, weight_decay=config.weight_decay, fused=True
         )
+        self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()} if plan.average else {}
+        self.set_aside: dict[str, Tensor] = {}  # weights, while the average is in their place
+        self._count_from(self.progress)
         if plan.origins:
             self.progress, tensors = taken_over(plan.origins)
-            self.restore({**training_tensors(self.model, self.optimizer), **tensors})
+            self.restore({**self.tensors(), **tensors})
         self.begun = self.progress.windows
         self.record_every = max(1, (plan.windows - self.begun) // CURVE_POINTS)
         self._count_from(self.progress)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         restore_training(self.model, self.optimizer, tensors)
+        self.average = {name: tensors[f"average.{name}"].to(self.device) for name in self.average}
         self.h = tensors["h"].to(self.device) if "h" in tensors else None
         self._count_from(self.progress)
 
@@ -348,6 +357,9 @@ class StandaloneTraining(Trainer):
         for parameter, old in zip(self.model.parameters(), before, strict=bool(before)):
             share = self.shares.to(old.dtype).view(-1, *[1] * (old.dim() - 1))
             parameter.copy_(old.lerp(parameter, share))
+        for name, average in self.average.items():
+            windows = self.progress.windows + 1
+            average.lerp_(self.model.get_parameter(name), 1 - min(AVERAGE, windows / (9 + windows)))
 
     @torch.no_grad()
     def _freeze(self, failed: Tensor) -> None:
@@ -356,6 +368,8 @@ class StandaloneTraining(Trainer):
             moments = [m for m in self.optimizer.state[parameter].values() if m.shape == parameter.shape]
             for tensor in (parameter, *moments):
                 tensor[failed] = 0
+        for average in self.average.values():
+            average[failed] = 0
         if self.h is not None:
             self.h[failed] = 0
         self.loss_sum[failed] = 0
@@ -404,11 +418,27 @@ class StandaloneTraining(Trainer):
         """Of all networks on a part of the data, or on its first windows."""
         streams = self.task.streams(self.session.data, part, self.config.eval_batch).to(self.device)
         end = len(streams) if windows is None else windows * self.config.bptt + 1
-        return self.task.measure(self.model, streams[:end], self.config.bptt, self.stop_if_asked)
+        with self._averaged():
+            return self.task.measure(self.model, streams[:end], self.config.bptt, self.stop_if_asked)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The average in place of the weights, where there is one; a checkpoint still holds both."""
+        self.set_aside = {name: self.model.get_parameter(name).data for name in self.average}
+        try:
+            for name, average in self.average.items():
+                self.model.get_parameter(name).data = average
+            yield
+        finally:
+            for name, weights in self.set_aside.items():
+                self.model.get_parameter(name).data = weights
+            self.set_aside = {}
 
     def tensors(self) -> dict[str, Tensor]:
         self.progress.loss_sums = self.loss_sum.tolist()
-        return super().tensors()
+        trained = {f"model.{name}": weights for name, weights in self.set_aside.items()}
+        averages = {f"average.{name}": weights for name, weights in self.average.items()}
+        return {**super().tensors(), **trained, **averages}
 
     def units_in_all(self) -> int:
         return self.plan.windows

@@ -1,0 +1,345 @@
+"""A race: standalone networks train side by side, and cells that fall behind leave it, rung by rung."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+
+from wenet.cells import Genotype, mutated
+from wenet.run import Session, counted, duration, figure
+from wenet.searching.settings import SearchConfig
+from wenet.searching.shapes import by_nodes, config_for, session_for
+from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
+from wenet.tasks import Metric, task_of
+from wenet.training import Origin, Plan, StandaloneResult, standalone_memory, train_standalone, training_windows
+from wenet_kernels import WenetError
+
+FOLDER = "rungs"
+SIGNIFICANCE = 0.05  # below which a cell counts as worse than the last of the better half
+LARGEST_SHARE = 0.75  # of the cells of a rung that may go on
+HELD_OUT_SHARE = 4  # a rung is measured on at most one token for so many that it has trained on
+TRIED = 4  # cells of a shape that rates are tried on
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A cell that has finished a rung.
+
+    Attributes:
+        networks: where its networks are left, for the next rung.
+        held_out: the mean of their losses in every window of the validation part that the rung was measured on, in
+            nats; infinite where one of them diverged.
+        value: the metric of the mean loss.
+        generation: in which it entered the race, from 0.
+    """
+
+    genotype: Genotype
+    networks: list[Origin]
+    held_out: list[float]
+    value: float
+    generation: int
+
+    @property
+    def loss(self) -> float:
+        return sum(self.held_out) / len(self.held_out)
+
+    def to_dict(self, rung: int, metric: Metric) -> dict[str, Any]:
+        finite = math.isfinite(self.loss)
+        return {
+            "genotype": str(self.genotype),
+            metric.key: self.value if finite else None,
+            "held_out_loss": self.loss if finite else None,
+            "rung": rung + 1,
+            "rounds_kept": rung,
+            "generation": self.generation + 1,
+        }
+
+
+@dataclass(frozen=True)
+class RaceBest(Best):
+    """The first cell of the last rung.
+
+    Attributes:
+        value: the metric of its networks on the validation part, or the part of it that the rung was measured on.
+        windows: that its networks were trained on.
+        networks_per_cell: how many they are.
+    """
+
+    value: float | None
+    windows: int
+    networks_per_cell: int
+    more_training: ClassVar[str] = "--rungs"
+
+    @classmethod
+    def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
+        values[metric.key] = values.pop("value")
+        return values
+
+    @classmethod
+    def _from_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
+        return {**values, "value": values[metric.key]}
+
+    def how_it_won(self, metric: Metric) -> str:
+        value = figure(self.value, metric.places, "diverged")
+        return (
+            f"first of {counted(self.networks_searched, 'cell')} in a race: validation {metric.name} {value} after "
+            f"{counted(self.windows, 'window')}, mean of {counted(self.networks_per_cell, 'network')}"
+        )
+
+    def sentences(self, metric: Metric) -> Iterator[str]:
+        cells, windows = counted(self.networks_searched, "random cell"), counted(self.windows, "window")
+        networks = counted(self.networks_per_cell, "network")
+        yield (
+            f"{cells} raced: their networks trained side by side, and at every rung those that did worse on held-out "
+            f"data left. This one came first: after {windows} its {networks} had a mean validation {metric.name} of "
+            f"{figure(self.value, metric.places, 'no finite value')}."
+        )
+
+    def reached(self) -> tuple[str, float | None]:
+        return "the first cell of the race", self.value
+
+    def is_ranked_by_chance(self) -> bool:
+        return False
+
+
+@dataclass
+class Course:
+    """What has happened in a race so far."""
+
+    finished: list[list[Runner]]  # by rung
+    gone_on: set[tuple[int, Genotype]] = field(default_factory=set)  # rung and cell
+    results: list[StandaloneResult] = field(default_factory=list)
+
+
+class Race(Strategy):
+    """Standalone networks race in generations of `batch` cells.
+
+    At every rung the networks of a cell train on, until they have seen twice as many windows; then cells are compared
+    by their loss on the same held-out windows, with a moving average of the weights. Cells in the worse half leave,
+    unless a paired t-test over the windows cannot tell them from the last of the better half. The next generation
+    takes their places, from the pool or by mutations of the best; its cells have to be among the better half of all
+    that ever finished the rung (as in asynchronous successive halving, Li et al. 2020).
+    """
+
+    best_type = RaceBest
+    stage = "rung"
+    figures = ("rungs",)
+
+    def __init__(self, session: Session[SearchConfig]) -> None:
+        super().__init__(session)
+        self.config, self.folder, self.metric = session.config, session.folder, session.task.metric
+        first = training_windows(session, self.config.epochs_per_round)
+        self.windows = [first * 2**rung for rung in range(self.config.rungs)]
+        self.pool = draw_pool(self.config)
+        self.generator = random.Random(self.config.seed)
+        self.rate: dict[int, float] = {}  # by the number of nodes
+        self.course = Course([[] for _ in self.windows])
+
+    def run(self) -> RaceBest:
+        """All generations, from where they were left."""
+        self.folder.truncate_records(RECORDS, 0)  # finished trainings are read again, so records are written again
+        for generation in range(self.config.rounds):
+            entrants = [Runner(cell, [], [], math.nan, generation) for cell in self._new_cells(generation)]
+            for rung in range(len(self.windows)):
+                if not entrants:
+                    break
+                ran = self._run_rung(generation, rung, entrants)
+                self.course.finished[rung] += ran
+                self._record(generation, rung, ran)
+                entrants = self._going_on(rung)
+        best = self._best()
+        self.folder.write_json("best.json", best.to_dict(self.metric))
+        return best
+
+    def _new_cells(self, generation: int) -> list[Genotype]:
+        """The next of the pool; or mutations of the best cells so far, each of them new to the race."""
+        count = self.config.batch
+        from_pool = self.pool[generation * count : (generation + 1) * count]
+        if generation == 0 or not self.config.mutate:
+            return from_pool
+        seen = {runner.genotype for runner in self.course.finished[0]}
+        parents = [runner.genotype for runner in self._standings()[: self.config.keep]]
+        cells: list[Genotype] = []
+        for _ in range(100 * len(from_pool)):  # small spaces run out
+            cell = mutated(self.generator.choice(parents), self.generator, self.config.activations.split(","))
+            if cell not in seen:
+                seen.add(cell)
+                cells.append(cell)
+            if len(cells) == len(from_pool):
+                break
+        return cells
+
+    def _run_rung(self, generation: int, rung: int, entrants: Sequence[Runner]) -> list[Runner]:
+        """Train the entrants' networks on, all of one number of nodes at once."""
+        found: list[Runner] = []
+        for nodes, cells in by_nodes([runner.genotype for runner in entrants]).items():
+            group = [runner for runner in entrants if runner.genotype.nodes == nodes]
+            session = session_for(cells[0], self.session)
+            path = self.folder.path / FOLDER / f"{generation + 1}-{rung + 1}-{nodes}"
+            if nodes not in self.rate:
+                self.rate[nodes] = self._choose_rate(session, cells[:TRIED], nodes)
+            copies = self.config.networks_per_cell
+            plan = Plan(
+                [cell for cell in cells for _ in range(copies)],
+                self.windows[rung],
+                self.config.seed + generation,
+                rates=[self.rate[nodes]] * (copies * len(cells)),
+                origins=[network for runner in group for network in runner.networks],
+                average=True,
+                leave=True,
+                held_out=self._held_out_windows(rung),
+            )
+            result = train_standalone(session, path, plan, self._label(generation, rung, nodes))
+            self.course.results.append(result)
+            losses = torch.tensor(result.held_out, dtype=torch.float64)  # [windows, n]
+            for place, runner in enumerate(group):
+                own = slice(place * copies, (place + 1) * copies)
+                diverged = any(outcome.diverged_at is not None for outcome in result.outcomes[own])
+                held_out = [math.inf] * len(losses) if diverged else losses[:, own].mean(1).tolist()
+                networks = [Origin(path, number) for number in range(own.start, own.stop)]
+                value = self.session.task.in_metric(sum(held_out) / len(held_out))
+                found.append(replace(runner, networks=networks, held_out=held_out, value=value))
+        return sorted(found, key=lambda runner: runner.loss)
+
+    def _choose_rate(self, session: Session[SearchConfig], cells: Sequence[Genotype], nodes: int) -> float:
+        """The rate at which some cells of a shape have the lowest mean loss after the windows of the first rung."""
+        rates = self.config.rate_grid
+        if len(rates) == 1:
+            return rates[0]
+        plan = Plan(
+            [cell for _ in rates for cell in cells],
+            self.windows[0],
+            self.config.seed,
+            rates=[rate for rate in rates for _ in cells],
+            average=True,
+            held_out=self._held_out_windows(0),
+        )
+        path = self.folder.path / FOLDER / f"rates-{nodes}"
+        result = train_standalone(session, path, plan, f"rates for {counted(nodes, 'node')}")
+        self.course.results.append(result)
+        losses = torch.tensor(result.held_out, dtype=torch.float64).mean(0)  # [n]
+        diverged = torch.tensor([outcome.diverged_at is not None for outcome in result.outcomes])
+        means = losses.masked_fill(diverged, math.inf).view(len(rates), len(cells)).mean(1)
+        return rates[int(means.argmin())]
+
+    def _held_out_windows(self, rung: int) -> int:
+        """How many windows of the validation part a rung is measured on."""
+        config, task = self.config, self.session.task
+        streams = task.streams(self.session.data, "valid", config.eval_batch)
+        whole = -(-task.steps_per_pass(streams) // config.bptt)
+        trained = self.windows[rung] * config.data_batch
+        return max(2, min(whole, trained // (HELD_OUT_SHARE * config.eval_batch)))
+
+    def _label(self, generation: int, rung: int, nodes: int) -> str:
+        which = f"generation {generation + 1}/{self.config.rounds}, " if self.config.rounds > 1 else ""
+        return f"{which}rung {rung + 1}/{len(self.windows)}, {counted(nodes, 'node')}"
+
+    def _going_on(self, rung: int) -> list[Runner]:
+        """Those that have finished a rung, have not gone on before, and may now."""
+        if rung + 1 == len(self.windows):
+            return []
+        ranked = sorted(self.course.finished[rung], key=lambda runner: runner.loss)
+        better = -(-len(ranked) // 2)
+        last, most = ranked[better - 1], max(better, int(LARGEST_SHARE * len(ranked)))
+        allowed = ranked[:better] + [runner for runner in ranked[better:most] if not is_worse(runner, last)]
+        going = [runner for runner in allowed if (rung, runner.genotype) not in self.course.gone_on]
+        self.course.gone_on |= {(rung, runner.genotype) for runner in going}
+        return [runner for runner in going if math.isfinite(runner.loss)]
+
+    def _standings(self) -> list[Runner]:
+        """All cells, those that came furthest first, of them those with the lowest loss."""
+        seen: set[Genotype] = set()
+        standings = []
+        for finished in reversed(self.course.finished):
+            for runner in sorted(finished, key=lambda runner: runner.loss):
+                if runner.genotype not in seen:
+                    seen.add(runner.genotype)
+                    standings.append(runner)
+        return standings
+
+    def _record(self, generation: int, rung: int, ran: Sequence[Runner]) -> None:
+        """What a rung came to. The last record of a race is of its last rung, with all who ever finished that."""
+        last = rung + 1 == len(self.windows)
+        ranked = sorted(self.course.finished[rung], key=lambda runner: runner.loss) if last else list(ran)
+        seconds = round(sum(result.seconds for result in self.course.results), 3)
+        best = ranked[0].to_dict(rung, self.metric)
+        record = {
+            "round": rung + 1,
+            "generation": generation + 1,
+            "windows": self.windows[rung],
+            "tokens": self.windows[rung] * self.config.bptt * self.config.data_batch,
+            "train_loss": None,
+            f"valid_{self.metric.key}": best[self.metric.key],
+            "seconds_so_far": seconds,
+            "peak_memory_bytes": max(result.peak_memory for result in self.course.results),
+            "networks": [runner.to_dict(rung, self.metric) for runner in ranked],
+        }
+        self.folder.append_record(RECORDS, record)
+        self.session.console.say(
+            f"{self._label(generation, rung, 0).rpartition(',')[0]} done after {duration(seconds)}: "
+            f"{counted(len(ran), 'cell')}, {counted(self.windows[rung], 'window')}, best validation {self.metric.name} "
+            f"{figure(best[self.metric.key], self.metric.places, 'not finite, as all diverged')}: {best['genotype']}"
+        )
+
+    def _best(self) -> RaceBest:
+        winner = self._standings()[0]
+        rung = max(number for number, finished in enumerate(self.course.finished) if finished)
+        results = self.course.results
+        return RaceBest(
+            genotype=winner.genotype,
+            value=winner.value if math.isfinite(winner.loss) else None,
+            windows=self.windows[rung],
+            networks_per_cell=self.config.networks_per_cell,
+            rounds_kept=rung,
+            rounds=len(self.windows),
+            rounds_planned=len(self.windows),
+            networks_searched=len(self.course.finished[0]),
+            network_windows=sum(result.network_windows for result in results),
+            seconds=round(sum(result.seconds for result in results), 3),
+            peak_memory_bytes=max(result.peak_memory for result in results),
+        )
+
+    @classmethod
+    def check(cls, config: SearchConfig, processes: int = 1) -> None:
+        if processes > 1:
+            raise WenetError("--strategy race works in one process; leave out torchrun, or name another strategy")
+        if config.initial_cells is not None:
+            raise WenetError("--initial-cells is for --strategy wenet; a race draws its cells at random")
+
+    @classmethod
+    def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
+        """Of the rung with the most networks of one shape."""
+        cells = draw_pool(config)[: config.batch]
+        needs = [
+            standalone_memory(
+                config_for(own[0], config, task_of(config), data), data, len(own) * config.networks_per_cell, processes
+            )
+            for own in by_nodes(cells).values()
+        ]
+        return max(needs)
+
+    @classmethod
+    def stages(cls, config: SearchConfig) -> int:
+        return config.rungs * config.rounds
+
+    @classmethod
+    def score(cls, record: Record, place: int) -> float:
+        """The rungs that it has reached, and its loss in the last."""
+        network = record["networks"][place]
+        loss = network["held_out_loss"]
+        return float(network["rung"]) + (0.0 if loss is None else 1 / (1 + loss))
+
+
+def is_worse(runner: Runner, other: Runner) -> bool:
+    """Whether the loss of one is larger than that of the other, window by window, by a paired t-test."""
+    from scipy import stats  # takes a second to import
+
+    if not (math.isfinite(runner.loss) and math.isfinite(other.loss)):
+        return not math.isfinite(runner.loss)
+    p = stats.ttest_rel(runner.held_out, other.held_out, alternative="greater").pvalue
+    return bool(p < SIGNIFICANCE)
