@@ -14,12 +14,16 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import load_file
+
 from wenet.cells import Genotype
 from wenet.nn import DagRNN, LanguageModel
 from wenet.report import words
 from wenet.report.run import Run, read_run
 from wenet.run import RunFolder, resolve_machine, stored_config, stored_data
-from wenet.searching import NextSteps, SearchOutcome, final_ranking
+from wenet.searching import SEARCH, NextSteps, SearchOutcome, final_ranking
+from wenet.searching.contest import MODEL as WINNERS_MODEL
+from wenet.searching.contest import winners_model
 from wenet.tasks import task_of
 from wenet.training import TRAIN, TrainOutcome, trained_model
 from wenet_kernels import WenetError
@@ -148,6 +152,7 @@ class SearchResult(Shown, SearchOutcome):
         next_steps: commands to continue with.
         baseline: the value that a model must beat, if known.
         audit: the contents of `audit.json`, if there was an audit.
+        contest: the contents of `contest.json`, if there was a contest.
 
     Example:
         >>> import wenet
@@ -167,6 +172,23 @@ class SearchResult(Shown, SearchOutcome):
         ranking = final_ranking(run.records, run.settings["keep"], run.strategy)
         rows = ({"rank": rank, **cell.to_dict()} for rank, cell in enumerate(ranking, start=1))
         return Table({**row, **({key: audited.get(row["genotype"])} if audited else {})} for row in rows)
+
+    @property
+    def model(self) -> LanguageModel:
+        """The winner as the contest trained it, on this machine's device and ready for evaluation.
+
+        Raises:
+            WenetError: there was no contest; a process is at work in the folder, or the text has gone or changed.
+        """
+        path = self.folder / WINNERS_MODEL
+        if not path.exists():
+            raise WenetError(f"{self.folder} has no trained model; search with --contest, or train the cell")
+        with closing(RunFolder.open(self.folder)) as run:
+            stored = stored_config(run, SEARCH)
+            task = task_of(stored)
+            data = stored_data(run, stored, task, None)
+        config = resolve_machine(replace(stored, backend="auto", device="auto"), self.genotype)
+        return winners_model(config, self.genotype, task, data, load_file(path)).to(config.device).eval()
 
     def plot_weights(self) -> Figure:
         """The sorted weights of the last round (the paper's Figure 4)."""
@@ -242,5 +264,13 @@ def load(folder: str | Path) -> SearchResult | TrainResult:
     assert run.winner is not None
     steps = NextSteps.of(run.search_config, run.path, run.config["data_dir"])
     return SearchResult(
-        run.settings["dataset"], run.winner.genotype, run.winner, run.path, run.metric, steps, run.baseline, run.audit
+        run.settings["dataset"],
+        run.winner.genotype,
+        run.winner,
+        run.path,
+        run.metric,
+        steps,
+        run.baseline,
+        run.audit,
+        run.contest,
     )

@@ -13,13 +13,14 @@ from wenet.run import stored_baseline
 from wenet.run.upgrade import upgraded
 from wenet.searching import Best, SearchConfig, Strategy, is_finished, read_best, resolve_config, strategy_of
 from wenet.searching.audit import RESULT as AUDIT
+from wenet.searching.contest import RESULT as CONTEST
 from wenet.searching.strategy import RECORDS as SEARCH_RECORDS
 from wenet.tasks import Baseline, Metric, Task, task_of
 from wenet.training.nt_asgd import RECORDS as TRAIN_RECORDS
 from wenet_kernels import WenetError
 
 RECORDS = {"search": SEARCH_RECORDS, "train": TRAIN_RECORDS}  # by kind of run
-FILES = ("config.json", "best.json", AUDIT, *RECORDS.values())
+FILES = ("config.json", "best.json", AUDIT, CONTEST, *RECORDS.values())
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Run:
         records: one record per round or epoch.
         best: the contents of `best.json`; empty if there is none yet.
         audit: the contents of `audit.json`, if there was an audit.
+        contest: the contents of `contest.json`, if there was a contest.
         flaws: sentences about damaged files.
     """
 
@@ -39,6 +41,7 @@ class Run:
     records: list[dict[str, Any]]
     best: dict[str, Any]
     audit: dict[str, Any] | None
+    contest: dict[str, Any] | None
     flaws: list[str]
 
     @property
@@ -85,7 +88,7 @@ class Run:
     def finished(self) -> bool:
         if self.kind == "train":
             return self.best.get(f"test_{self.metric.key}") is not None
-        return is_finished(self.winner, self.audit is not None, self.search_config)
+        return is_finished(self.winner, self.audit is not None, self.contest is not None, self.search_config)
 
 
 def read_run(path: Path) -> Run:
@@ -105,7 +108,8 @@ def read_run(path: Path) -> Run:
     records = _read_records(path / RECORDS[config["kind"]], flaws)
     best = _read_json(path / "best.json") if (path / "best.json").exists() else {}
     audit = _upgraded_audit(_read_json(path / AUDIT)) if (path / AUDIT).exists() else None
-    return Run(path, config["kind"], config, records, best, audit, flaws)
+    contest = _read_json(path / CONTEST) if (path / CONTEST).exists() else None
+    return Run(path, config["kind"], config, records, best, audit, contest, flaws)
 
 
 def _upgraded_audit(audit: dict[str, Any]) -> dict[str, Any]:

@@ -188,6 +188,17 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """The p of Welch's t-test, two-sided; None where there is nothing to compare."""
+    from scipy import stats  # takes a second to import
+
+    a, b = ([value for value in values if math.isfinite(value)] for values in (first, second))
+    if min(len(a), len(b)) < 2:
+        return None
+    p = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+    return p if math.isfinite(p) else None
+
+
 def seniority(records: Sequence[Record], keep: int) -> dict[str, Any]:
     """Whether rank follows how long a cell has been kept.
 

@@ -20,7 +20,10 @@ PROBE_WEIGHTS = 5_000_000  # in the networks of the probe: enough to be typical,
 
 def estimate_search(config: SearchConfig, task: Task, data: Any) -> Estimate:
     """Estimate a search on the device and backend that its settings name."""
-    return Estimate(_seconds(config, task, data), estimate_search_memory(config, data))
+    seconds = strategy_of(config).seconds(config, task, data)
+    if seconds is None:
+        seconds = _seconds(config, task, data)
+    return Estimate(seconds, estimate_search_memory(config, data))
 
 
 def estimate_search_memory(config: SearchConfig, data: Any, processes: int = 1) -> int:

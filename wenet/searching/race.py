@@ -15,8 +15,16 @@ from wenet.run import Session, counted, duration, figure
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import by_nodes, config_for, session_for
 from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
-from wenet.tasks import Metric, task_of
-from wenet.training import Origin, Plan, StandaloneResult, standalone_memory, train_standalone, training_windows
+from wenet.tasks import Metric, Task, task_of
+from wenet.training import (
+    Origin,
+    Plan,
+    StandaloneResult,
+    seconds_per_network,
+    standalone_memory,
+    train_standalone,
+    training_windows,
+)
 from wenet_kernels import WenetError
 
 FOLDER = "rungs"
@@ -324,6 +332,11 @@ class Race(Strategy):
         return max(needs)
 
     @classmethod
+    def seconds(cls, config: SearchConfig, task: Task, data: Any) -> float:
+        """As if half of the cells of each shape left at every rung."""
+        return sum(_seconds_of(own, config, task, data) for own in by_nodes(draw_pool(config)).values())
+
+    @classmethod
     def stages(cls, config: SearchConfig) -> int:
         return config.rungs * config.rounds
 
@@ -333,6 +346,17 @@ class Race(Strategy):
         network = record["networks"][place]
         loss = network["held_out_loss"]
         return float(network["rung"]) + (0.0 if loss is None else 1 / (1 + loss))
+
+
+def _seconds_of(cells: Sequence[Genotype], config: SearchConfig, task: Task, data: Any) -> float:
+    """An estimate for the cells of one shape: rates first, then all rungs."""
+    networks = float(min(TRIED, len(cells)) * (len(config.rate_grid) if len(config.rate_grid) > 1 else 0))
+    for rung in range(config.rungs):
+        trained = 1.0 if rung == 0 else 2.0 ** (rung - 1)  # of the windows of the first rung, by each network left
+        networks += math.ceil(len(cells) / 2**rung) * config.networks_per_cell * trained
+    shaped = config_for(cells[0], config, task, data)
+    validation = 1 + 1 / (3 * HELD_OUT_SHARE)
+    return validation * networks * seconds_per_network(shaped, config.epochs_per_round, task, data)
 
 
 def is_worse(runner: Runner, other: Runner) -> bool:

@@ -108,7 +108,7 @@ class Repeated(Strategy):
             return False
         config = replace(self.session.config, runs=1)
         value = json.loads((folder / "best.json").read_text(encoding="utf-8"))
-        return is_finished(read_best(value, config, self.session.task.metric), (folder / AUDIT).exists(), config)
+        return is_finished(read_best(value, config, self.session.task.metric), (folder / AUDIT).exists(), True, config)
 
     def _rank(self, bests: Sequence[dict[str, Any]]) -> RepeatedBest:
         """Of what `best.json` of each run holds; `seconds` count the runs and the ranking."""

@@ -160,6 +160,8 @@ class SearchConfig(LearningConfig):
             raise WenetError(
                 "--form plain needs --norm none: its state starts at zero, and normalised over a batch it stays there"
             )
+        if self.contest and self.runs > 1:
+            raise WenetError("a contest ends one search; leave out --runs, or say --no-contest")
         if 0 < self.audit < self.keep + 2:
             raise WenetError(f"--audit must be at least {self.keep + 2}: the --keep kept and two rejected cells")
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from wenet.cells import Genotype, random_genotypes, random_mixed_genotypes
 from wenet.run import Session, counted
 from wenet.searching.settings import STRATEGIES, SearchConfig
-from wenet.tasks import Baseline, Metric, failure_to_learn
+from wenet.tasks import Baseline, Metric, Task, failure_to_learn
 
 RECORDS = "search.jsonl"
 Record = dict[str, Any]
@@ -129,6 +129,11 @@ class Strategy(ABC):
         """Bytes that each process needs besides the interpreter."""
 
     @classmethod
+    def seconds(cls, config: SearchConfig, task: Task, data: Any) -> float | None:
+        """An estimate of the time that the search takes; None if a mixture of as many networks takes as long."""
+        return None
+
+    @classmethod
     @abstractmethod
     def stages(cls, config: SearchConfig) -> int:
         """How many there are."""
@@ -156,9 +161,11 @@ def read_best(value: dict[str, Any], config: SearchConfig, metric: Metric) -> Be
     return strategy_of(config).best_type.from_dict(value, metric)
 
 
-def is_finished(best: Best | None, audited: bool, config: SearchConfig) -> bool:
-    """Whether a search has done all rounds, and its audit where one was asked for; repeated runs have one each."""
-    return best is not None and best.finished and (audited or not config.audit or config.runs > 1)
+def is_finished(best: Best | None, audited: bool, contested: bool, config: SearchConfig) -> bool:
+    """Whether a search has done all rounds, and the audit and contest asked for; repeated runs have an audit each."""
+    if best is None or not best.finished:
+        return False
+    return (audited or not config.audit or config.runs > 1) and (contested or not config.contest)
 
 
 def draw_pool(config: SearchConfig) -> list[Genotype]:

@@ -23,7 +23,7 @@ from wenet.run import (
     stored_config,
     stored_data,
 )
-from wenet.searching.audit import summary
+from wenet.searching.audit import summary, welch
 from wenet.searching.settings import SearchConfig
 from wenet.searching.work import SEARCH
 from wenet.tasks import Metric, task_of
@@ -111,22 +111,11 @@ def _ranking(
             "values": [value if math.isfinite(value) else None for value in of_cell],
             **summary(of_cell),
             "against": None if name == first else first,
-            "p": None if name == first else _welch(values[first], of_cell),
+            "p": None if name == first else welch(values[first], of_cell),
         }
         for name, of_cell in values.items()
     ]
     return sorted(found, key=lambda cell: math.inf if cell["mean"] is None else metric.order(cell["mean"]))
-
-
-def _welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """None where there is nothing to compare."""
-    from scipy import stats  # takes a second to import
-
-    a, b = ([value for value in values if math.isfinite(value)] for values in (first, second))
-    if min(len(a), len(b)) < 2:
-        return None
-    p = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
-    return p if math.isfinite(p) else None
 
 
 def describe_ranking(result: dict[str, Any], metric: Metric) -> str:

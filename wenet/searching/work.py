@@ -12,6 +12,7 @@ from wenet.cells import Genotype
 from wenet.parallel import Ranks
 from wenet.run import TEXT_SETTINGS, Session, Work, counted, duration, resolve_machine, size
 from wenet.searching.audit import describe_audit, run_audit, usual_audit
+from wenet.searching.contest import describe_contest, estimate_contest, hold_contest
 from wenet.searching.estimate import estimate_search, estimate_search_memory
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
 from wenet.searching.strategy import Best, strategy_of
@@ -76,6 +77,7 @@ class SearchOutcome:
         folder: of the run.
         baseline: what the metric must beat, where the run knows of it.
         audit: what `audit.json` holds, where there is one.
+        contest: what `contest.json` holds, where there is one.
     """
 
     dataset: str
@@ -86,6 +88,7 @@ class SearchOutcome:
     next_steps: NextSteps
     baseline: Baseline | None = None
     audit: dict[str, Any] | None = None
+    contest: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         return describe_search(self)
@@ -111,6 +114,8 @@ class SearchWork(Work[SearchConfig]):
     def check_ranks(self, config: SearchConfig, ranks: Ranks) -> None:
         super().check_ranks(config, ranks)
         strategy_of(config).check(config, ranks.count)
+        if config.contest and not ranks.alone:
+            raise WenetError("a contest works in one process; leave out torchrun, or say --no-contest")
 
     def memory(self, config: SearchConfig, cell: Genotype | None, data: Any, ranks: Ranks) -> int:
         return estimate_search_memory(config, data, ranks.count)
@@ -149,6 +154,9 @@ class SearchWork(Work[SearchConfig]):
         if config.audit:
             epochs = counted(config.audit_epochs, "epoch")
             say(f"audit     {counted(config.audit, 'cell')} standalone for {epochs}, on top of that time")
+        if config.contest:
+            seconds = duration(estimate_contest(session))
+            say(f"contest   of the winner with LSTM, GRU and other cells: about {seconds} on top of that time")
 
 
 SEARCH = SearchWork()
@@ -159,10 +167,11 @@ def run_search(session: Session[SearchConfig]) -> SearchOutcome:
     config = session.config
     best = strategy_of(config)(session).run()
     audit = run_audit(session) if config.audit and config.runs == 1 else None
+    contest = hold_contest(session) if config.contest else None
     folder, watched = session.folder.path, session.ranks.alone and not session.console.silent
     steps = NextSteps.estimated(session, best.genotype) if watched else NextSteps.of_session(session)
     return SearchOutcome(
-        config.dataset, best.genotype, best, folder, session.task.metric, steps, session.baseline, audit
+        config.dataset, best.genotype, best, folder, session.task.metric, steps, session.baseline, audit, contest
     )
 
 
@@ -189,6 +198,7 @@ def describe_search(result: SearchOutcome) -> str:
             f"cost      {duration(best.seconds)}, peak memory {size(best.peak_memory_bytes)}",
             *best.lines(result.metric),
             *_how_good_the_ranking_is(result),
+            *(describe_contest(result.contest, result.metric) if result.contest else []),
             f"report    {folder}/report.html",
             f"files     {folder}/best.json (the cell), config.json (settings), and of every search search.jsonl",
             "next      " + _with_time(result.next_steps.train, result.next_steps.train_seconds),
@@ -209,7 +219,7 @@ def _how_good_the_ranking_is(result: SearchOutcome) -> list[str]:
     caution = [] if failure is None else [f"caution   {failure}"]
     if result.audit:
         return caution + describe_audit(result.audit, result.metric)
-    if failure is None and result.best.is_ranked_by_chance():
+    if failure is None and result.contest is None and result.best.is_ranked_by_chance():
         return [
             "caution   this is one search, and nothing shows yet that its cell beats a random one; measure it with",
             f"          {_with_time(result.next_steps.audit, result.next_steps.audit_seconds)}",

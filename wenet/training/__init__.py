@@ -8,7 +8,7 @@ from wenet.training.architectures import (
     hidden_for,
     parameter_count,
 )
-from wenet.training.estimate import Estimate, estimate_standalone, estimate_training, timed_step
+from wenet.training.estimate import Estimate, estimate_standalone, estimate_training, seconds_per_network, timed_step
 from wenet.training.held_out import SETTINGS, evaluate
 from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes, standalone_memory
 from wenet.training.nt_asgd import trained_model
@@ -49,6 +49,7 @@ __all__ = [
     "restore_random",
     "restore_training",
     "run_training",
+    "seconds_per_network",
     "standalone_memory",
     "timed_step",
     "train_standalone",

@@ -20,6 +20,7 @@ from wenet.training.nt_asgd import build_model
 from wenet.training.settings import TrainConfig
 
 PROBE_STEPS = (2, 10)
+MOST_PROBED = 16
 PROBE_WEIGHTS = 1_500_000  # of the standalone models in a probe, which must be quick
 
 
@@ -56,17 +57,30 @@ def estimate_training_memory(config: TrainConfig, genotype: Genotype | None, tas
 
 
 def estimate_standalone(config: Any, networks: int, epochs: float, task: Task, data: Any) -> float:
-    """Seconds for standalone training of many cells, extrapolated from a few."""
+    """Seconds for standalone training of many cells and their validation, extrapolated from a few."""
+    validation = _steps(config, task, data, "valid") / 3 / _steps(config, task, data, "train")
+    return networks * seconds_per_network(config, epochs, task, data, epochs + validation)
+
+
+def seconds_per_network(
+    config: Any, epochs: float, task: Task, data: Any, epochs_of_steps: float | None = None
+) -> float:
+    """Seconds that one network among several takes for some passes over the training text.
+
+    Args:
+        epochs_of_steps: passes that the part of the cost which grows with the time steps is counted for.
+    """
     own = network_weights(config) + task.outputs(data) * (config.hidden + 1)
-    probed = min(networks, max(2, PROBE_WEIGHTS // own))
+    probed = max(2, min(MOST_PROBED, PROBE_WEIGHTS // own))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         cells = random_genotypes(probed, config.most_nodes, seed=0)
         model = build_standalone(config, cells, task, data).to(config.device)
         optimizer = torch.optim.Adam(model.parameters(), 1e-6, fused=True)
         per_window, per_step = _step_costs(model, optimizer, config, task, data)
-    steps, validation = epochs * _steps(config, task, data, "train"), _steps(config, task, data, "valid") / 3
-    return networks / probed * (steps / config.bptt * per_window + (steps + validation) * per_step)
+    steps = _steps(config, task, data, "train")
+    counted_steps = steps * (epochs if epochs_of_steps is None else epochs_of_steps)
+    return (epochs * steps / config.bptt * per_window + counted_steps * per_step) / probed
 
 
 def _seconds_per_epoch(config: TrainConfig, genotype: Genotype | None, task: Task, data: Any) -> float:

@@ -35,12 +35,14 @@ class Outcome:
         value: the task's metric on the validation part; infinitely bad if training diverged.
         train_loss: mean over the last twentieth of the training.
         diverged_at: the window in which training diverged.
+        test: the metric on the test part, where the plan asks for it.
     """
 
     genotype: Architecture
     value: float
     train_loss: float | None
     diverged_at: int | None
+    test: float | None = None
 
     @property
     def cell(self) -> Genotype:
@@ -50,17 +52,21 @@ class Outcome:
 
     def to_dict(self, metric: Metric) -> dict[str, Any]:
         """Convert to JSON, with the metric under its own key."""
-        return {
+        values = {
             "genotype": str(self.genotype),
             metric.key: self.value if math.isfinite(self.value) else None,
             "train_loss": self.train_loss,
             "diverged_at": self.diverged_at,
         }
+        return values if self.test is None else {**values, "test": self.test if math.isfinite(self.test) else None}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], metric: Metric) -> Outcome:
         measured = metric.worst if value[metric.key] is None else value[metric.key]
-        return cls(read_architecture(value["genotype"]), measured, value["train_loss"], value["diverged_at"])
+        test = value.get("test")
+        if "test" in value and test is None:  # measured, and not finite
+            test = metric.worst
+        return cls(read_architecture(value["genotype"]), measured, value["train_loss"], value["diverged_at"], test)
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,7 @@ class Plan:
         average: whether the networks are measured with a moving average of their weights; where training is to go on,
             rates must stay high, and the weights by themselves are noisy.
         leave: whether the networks stay in the folder, for others to go on from.
+        test: whether the test part is measured too, at the end.
         held_out: how many windows of the validation part are measured, and each of them recorded; None measures all.
     """
 
@@ -133,6 +140,7 @@ class Plan:
     origins: Sequence[Origin] = ()
     average: bool = False
     leave: bool = False
+    test: bool = False
     held_out: int | None = None
 
     def stored(self) -> dict[str, Any]:
@@ -143,6 +151,7 @@ class Plan:
             "origins": [[origin.folder.name, origin.place] for origin in self.origins],
             "average": self.average,
             "leave": self.leave,
+            "test": self.test,
             "held_out": self.held_out,
         }
         return {
@@ -403,11 +412,15 @@ class StandaloneTraining(Trainer):
         if self.plan.leave:
             self.save(self.tensors())
         measured = self.measure("valid", self.plan.held_out)
+        worst = self.task.metric.worst
+        test = self.measure("test").metric.tolist() if self.plan.test else [None] * len(self.plan.architectures)
         last = self.folder.records(RECORDS)[-1]["train_loss"]
         outcomes = [
-            Outcome(architecture, value if window is None else self.task.metric.worst, loss, window)
-            for architecture, value, loss, window in zip(
-                self.plan.architectures, measured.metric.tolist(), last, self.progress.diverged_at, strict=True
+            Outcome(architecture, value, loss, window, tested)
+            if window is None
+            else Outcome(architecture, worst, loss, window, None if tested is None else worst)
+            for architecture, value, loss, window, tested in zip(
+                self.plan.architectures, measured.metric.tolist(), last, self.progress.diverged_at, test, strict=True
             )
         ]
         trained = len(outcomes) * (self.plan.windows - self.begun)

@@ -1,0 +1,294 @@
+"""The contest that ends a search: its winner against other cells and PyTorch's layers, on equal terms."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wenet.cells import Genotype, load_genotype
+from wenet.nn import DagRNN
+from wenet.run import RunFolder, Session, counted, duration, figure
+from wenet.run.folder import write_tensors
+from wenet.searching.audit import final_ranking, welch
+from wenet.searching.settings import SearchConfig
+from wenet.searching.shapes import config_for
+from wenet.searching.strategy import RECORDS, strategy_of
+from wenet.tasks import Metric, Task
+from wenet.training import (
+    Architecture,
+    Plan,
+    StandaloneResult,
+    build_standalone,
+    parameter_count,
+    seconds_per_network,
+    train_standalone,
+    training_windows,
+)
+
+FOLDER, RESULT, MODEL = "contest", "contest.json", "winner.safetensors"
+WINNER = "winner"
+RATE_SHARE = 2  # rates are tried for one part in so many of the windows
+CONTESTANTS = 6  # at most
+TIMED_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """What takes part, and the settings of its size."""
+
+    name: str
+    architecture: Architecture
+    config: SearchConfig
+
+    @property
+    def group(self) -> str:
+        """Contestants of equal groups train at once: cells of one shape, or one layer."""
+        kind = self.architecture if isinstance(self.architecture, str) else f"{self.architecture.nodes}-nodes"
+        return f"{kind}-{self.config.hidden}"
+
+
+def hold_contest(session: Session[SearchConfig]) -> dict[str, Any]:
+    """Train the winner of a finished search beside its rivals; returns what `contest.json` holds.
+
+    All have as many parameters as the settings name, or as the winner has; PyTorch's layers a few more rather than
+    fewer. Each trains at the rate of the settings' grid that is best for it after half of the windows, with a seed that
+    is not used again. The test part is read once, after the last training.
+
+    Raises:
+        WenetError: as in `train_standalone`; a contest of other settings was begun in this folder.
+        Stopped: the same call goes on from there.
+    """
+    config, task, data = session.config, session.task, session.data
+    contestants = _contestants(session)
+    windows = training_windows(session, config.contest_epochs)
+    session.console.say(
+        f"contest: {counted(len(contestants), 'contestant')}, {counted(config.contest_seeds, 'training')} each, "
+        f"{counted(windows, 'window')}"
+    )
+    results: list[StandaloneResult] = []
+    found: list[dict[str, Any]] = []
+    for group in _groups(contestants):
+        rates, trials = _choose_rates(session, group, windows)
+        path, training = _train_group(session, group, [rates[entrant.name] for entrant in group], windows)
+        results += [trials, training]
+        found += [
+            _measured(session, entrant, rates[entrant.name], training, place) for place, entrant in enumerate(group)
+        ]
+        if any(entrant.name == WINNER for entrant in group):
+            _save_winner(session, group, path, training)
+    order = sorted(found, key=lambda row: math.inf if row["mean"] is None else task.metric.order(row["mean"]))
+    winner = next(row for row in found if row["name"] == WINNER)
+    result = {
+        "windows": windows,
+        "seeds": config.contest_seeds,
+        "rates": config.rate_grid,
+        "parameters": parameter_count(contestants[0].config, contestants[0].architecture, task, data),
+        "network_windows": sum(each.network_windows for each in results),
+        "seconds": round(sum(each.seconds for each in results), 3),
+        "contestants": [{**row, "p": None if row is winner else welch(winner["test"], row["test"])} for row in order],
+    }
+    session.folder.write_json(RESULT, result)
+    return result
+
+
+def _contestants(session: Session[SearchConfig]) -> list[Contestant]:
+    """The winner first, then the runner-up, the median cell, a published cell, and PyTorch's layers."""
+    config, task, data = session.config, session.task, session.data
+    ranking = final_ranking(session.folder.records(RECORDS), config.keep, strategy_of(config))
+    cells = [cell.genotype for cell in ranking]
+    named: dict[str, Architecture] = {WINNER: cells[0]}
+    if len(cells) > 1:
+        named["runner-up"] = cells[1]
+    if len(cells) > 4:
+        named["median cell"] = cells[len(cells) // 2]
+    named |= {"darts-v2": load_genotype("darts-v2"), "lstm": "lstm", "gru": "gru"}
+    first = config_for(cells[0], config, task, data)
+    wanted = config.parameters or parameter_count(first, cells[0], task, data)
+    return [
+        Contestant(name, architecture, config_for(architecture, config, task, data, wanted))
+        for name, architecture in named.items()
+    ]
+
+
+def _groups(contestants: Sequence[Contestant]) -> Iterator[list[Contestant]]:
+    for group in dict.fromkeys(entrant.group for entrant in contestants):
+        yield [entrant for entrant in contestants if entrant.group == group]
+
+
+def _choose_rates(
+    session: Session[SearchConfig], group: Sequence[Contestant], windows: int
+) -> tuple[dict[str, float], StandaloneResult]:
+    """The best rate of each contestant by the metric on the validation part."""
+    rates, order = session.config.rate_grid, session.task.metric.order
+    plan = Plan(
+        [entrant.architecture for entrant in group for _ in rates],
+        max(1, windows // RATE_SHARE),
+        session.config.seed,
+        rates=rates * len(group),
+        decay=True,
+    )
+    trials = train_standalone(*_place(session, group, "rates"), plan, f"rates, {_names(group)}")
+    chosen = {}
+    for place, entrant in enumerate(group):
+        own = trials.outcomes[place * len(rates) : (place + 1) * len(rates)]
+        chosen[entrant.name] = min(zip(rates, own, strict=True), key=lambda pair: order(pair[1].value))[0]
+    return chosen, trials
+
+
+def _train_group(
+    session: Session[SearchConfig], group: Sequence[Contestant], rates: Sequence[float], windows: int
+) -> tuple[Path, StandaloneResult]:
+    """All trainings of all contestants of a group, at once."""
+    seeds = session.config.contest_seeds
+    plan = Plan(
+        [entrant.architecture for entrant in group for _ in range(seeds)],
+        windows,
+        session.config.seed + 1,
+        rates=[rate for rate in rates for _ in range(seeds)],
+        decay=True,
+        leave=any(entrant.name == WINNER for entrant in group),
+        test=True,
+    )
+    own, path = _place(session, group, "training")
+    return path, train_standalone(own, path, plan, f"contest, {_names(group)}")
+
+
+def _place(
+    session: Session[SearchConfig], group: Sequence[Contestant], what: str
+) -> tuple[Session[SearchConfig], Path]:
+    own = replace(session, config=group[0].config)
+    return own, session.folder.path / FOLDER / f"{what}-{group[0].group}"
+
+
+def _names(group: Sequence[Contestant]) -> str:
+    return " and ".join(entrant.name for entrant in group)
+
+
+def _measured(
+    session: Session[SearchConfig], entrant: Contestant, rate: float, training: StandaloneResult, place: int
+) -> dict[str, Any]:
+    """A contestant's row of the table."""
+    seeds = session.config.contest_seeds
+    outcomes = training.outcomes[place * seeds : (place + 1) * seeds]
+    test = [outcome.test for outcome in outcomes if outcome.test is not None and math.isfinite(outcome.test)]
+    return {
+        "name": entrant.name,
+        "genotype": str(entrant.architecture),
+        "hidden": entrant.config.hidden,
+        "parameters": parameter_count(entrant.config, entrant.architecture, session.task, session.data),
+        "rate": rate,
+        "valid": [outcome.value if math.isfinite(outcome.value) else None for outcome in outcomes],
+        "test": test,
+        "mean": statistics.fmean(test) if test else None,
+        "sd": statistics.stdev(test) if len(test) > 1 else None,
+        "microseconds": round(_microseconds_per_step(session, entrant), 2),
+    }
+
+
+def _microseconds_per_step(session: Session[SearchConfig], entrant: Contestant) -> float:
+    """Of the layer over one sequence, without gradients, the fastest of three."""
+    with torch.random.fork_rng():
+        model = build_standalone(entrant.config, [entrant.architecture], session.task, session.data)
+    layer = model.rnn.to(session.device).eval()
+    x = torch.zeros(1, TIMED_STEPS, 1, layer.input_size, device=session.device)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        with torch.no_grad():
+            layer(x)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        seconds.append(time.perf_counter() - started)
+    return 1e6 * min(seconds) / TIMED_STEPS
+
+
+def _save_winner(
+    session: Session[SearchConfig], group: Sequence[Contestant], path: Path, training: StandaloneResult
+) -> None:
+    """Keep the winner's model with the best value on the validation part; the others' weights go."""
+    place = next(number for number, entrant in enumerate(group) if entrant.name == WINNER)
+    seeds, order = session.config.contest_seeds, session.task.metric.order
+    own = range(place * seeds, (place + 1) * seeds)
+    best = min(own, key=lambda number: order(training.outcomes[number].value))
+    if (session.folder.path / MODEL).exists():
+        return
+    with closing(RunFolder.open(path)) as run:
+        checkpoint = run.load_checkpoint()
+        assert checkpoint is not None
+        tensors = {
+            name.removeprefix("model."): tensor[best]
+            for name, tensor in checkpoint[1].items()
+            if name.startswith("model.") and not name.endswith("_extra_state")
+        }
+        partial = session.folder.path / f".{MODEL}"
+        write_tensors(partial, tensors, {"genotype": str(group[place].architecture)})
+        partial.replace(session.folder.path / MODEL)
+        run.remove_checkpoints()
+
+
+def winners_model(
+    config: SearchConfig, genotype: Genotype, task: Task, data: Any, tensors: Mapping[str, Tensor]
+) -> Any:
+    """The model of `winner.safetensors`: a single one around the cell."""
+    sized = config_for(genotype, config, task, data)
+    layer = DagRNN(
+        sized.hidden, sized.hidden, genotype, form=sized.form, backend=sized.backend, precision=sized.precision
+    )
+    model = task.model(layer, sized, data)
+    weights = {name.replace("embedding", "embedding.weight"): tensor for name, tensor in tensors.items()}
+    model.load_state_dict({**model.state_dict(), **weights})
+    return model
+
+
+def estimate_contest(session: Session[SearchConfig]) -> float:
+    """Seconds of the contest, as if all contestants were cells with as many nodes as the largest of the search."""
+    config, task, data = session.config, session.task, session.data
+    cell = Genotype([("tanh", 0)] * config.most_nodes)
+    sized = config_for(cell, config, task, data)
+    held_out = sum(task.positions(data, part) for part in ("valid", "test")) / 3 / task.positions(data, "train")
+    epochs = config.contest_epochs * (config.contest_seeds + len(config.rate_grid) / RATE_SHARE)
+    return CONTESTANTS * seconds_per_network(sized, epochs + config.contest_seeds * held_out, task, data)
+
+
+def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
+    """A line for each contestant, the best first, and what the contest says of the winner."""
+    seeds, places = result["seeds"], metric.final_places
+    lines = [
+        f"contest   test {metric.name} of {counted(seeds, 'training')} each, {result['parameters']:,} parameters, "
+        f"{counted(result['windows'], 'window')}; {duration(result['seconds'])} of the cost:"
+    ]
+    for row in result["contestants"]:
+        spread = "" if row["sd"] is None else f" ± {row['sd']:.{places}f}"
+        p = "" if row["p"] is None else f"p = {row['p']:.2g}"
+        lines.append(
+            f"          {figure(row['mean'], places, 'diverged')}{spread}  {row['name']:<11}  {p:<11}  "
+            f"rate {row['rate']:g}, hidden {row['hidden']}, {row['parameters']:,} parameters, "
+            f"{row['microseconds']:.0f} µs a step"
+        )
+    return [*lines, f"          {verdict(result, metric)}"]
+
+
+def verdict(result: Mapping[str, Any], metric: Metric, layers: Sequence[str] = ("lstm", "gru")) -> str:
+    """What may be said of the winner beside PyTorch's layers: no more than the trainings show."""
+    winner = next(row for row in result["contestants"] if row["name"] == WINNER)
+    parts = []
+    for row in result["contestants"]:
+        if row["name"] not in layers:
+            continue
+        if row["p"] is None or winner["mean"] is None:
+            parts.append(f"cannot be compared with {row['name']}")
+        elif row["p"] >= 0.05:
+            parts.append(f"is not shown to differ from {row['name']}")
+        else:
+            better = metric.order(winner["mean"]) < metric.order(row["mean"])
+            parts.append(f"is {'better' if better else 'worse'} than {row['name']}")
+    return f"the winner {' and '.join(parts)} (p < 0.05, Welch's t-test)"
