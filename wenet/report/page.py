@@ -128,6 +128,10 @@ def _tables(run: Run) -> list[Section]:
     sections = []
     if run.kind == "search" and run.records:
         sections.append(("kept", "Cells kept at the end", _table(*words.kept_table(run))))
+    if run.contest is not None:
+        sections.append(
+            ("contestants", "The contest in figures", _table(*words.contest_table(run.contest, run.metric)))
+        )
     if run.best.get("runs"):
         sections.append(("runs", "Winners of the runs", _runs(run)))
     if run.kind == "train" and run.records:

@@ -166,10 +166,14 @@ def rungs_picture(run: Run) -> Picture:
     """The metric of each cell in each rung of successive halving, with survivors highlighted."""
     records, metric = run.records, run.metric
     key = metric.key
+    furthest: dict[str, int] = {}
+    for record in records:
+        for cell in record["networks"]:
+            furthest[cell["genotype"]] = max(record["round"], furthest.get(cell["genotype"], 0))
     points = [
-        (record["round"], cell[key], place <= (len(record["networks"]) + 1) // 2)
+        (record["round"], cell[key], furthest[cell["genotype"]] > record["round"])
         for record in records
-        for place, cell in enumerate(record["networks"], start=1)
+        for cell in record["networks"]
         if cell[key] is not None
     ]
     with styled():
@@ -185,7 +189,7 @@ def rungs_picture(run: Run) -> Picture:
         axes.set(xlabel="rung", ylabel=f"validation {metric.name}, standalone")
         axes.margins(x=0.15)
         mark_whole_numbers(axes)
-        _legend(axes, [("o", BLUE, "better half, goes on"), ("o", GREY, "dropped")], columns=2)
+        _legend(axes, [("o", BLUE, "goes on"), ("o", GREY, "dropped")], columns=2)
     table: Table = [["rung", "rank", "genotype", key]]
     table += [
         [record["round"], rank, cell["genotype"], cell[key]]
@@ -194,10 +198,10 @@ def rungs_picture(run: Run) -> Picture:
     ]
     lowest = [(r["round"], r[f"valid_{key}"]) for r in records if r[f"valid_{key}"] is not None]
     description = (
-        f"A point for each cell in each rung, {len(records)} in all; from rung to rung half as many are trained twice "
-        "as long. " + _from_to("The best", metric, lowest, "rung")
+        f"A point for each cell in each of {max(r['round'] for r in records)} rungs; from rung to rung about half as "
+        "many are trained for longer. " + _from_to("The best", metric, lowest, "rung")
     )
-    return Picture("rungs", "Successive halving", description, drawing, table)
+    return Picture("rungs", "Rung by rung", description, drawing, table)
 
 
 def audit_picture(audit: Record, metric: Metric) -> Picture:
@@ -229,6 +233,31 @@ def audit_picture(audit: Record, metric: Metric) -> Picture:
         "well, points fall to the right."
     )
     return Picture("audit", "Score of the search and standalone training", description, drawing, table)
+
+
+def contest_picture(contest: Record, metric: Metric) -> Picture:
+    """Every training of the contest, and the mean of each contestant, the best at the top."""
+    rows = contest["contestants"]
+    with styled():
+        drawing = new_drawing(0.9 + 0.36 * len(rows))
+        axes = drawing.add_subplot()
+        for height, row in enumerate(reversed(rows)):
+            colour = ORANGE if row["name"] == "winner" else BLUE
+            axes.plot(row["test"], [height] * len(row["test"]), "o", color=colour, markersize=5, alpha=0.6)
+            if row["mean"] is not None:
+                axes.plot([row["mean"]], [height], "|", color=colour, markersize=16, markeredgewidth=2)
+        axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
+        axes.set(xlabel=f"test {metric.name}")
+        axes.margins(y=0.12)
+    table: Table = [["contestant", "genotype", f"test {metric.name}"]]
+    table += [[row["name"], row["genotype"], value] for row in rows for value in row["test"]]
+    better = "left" if metric.lower_is_better else "right"
+    description = (
+        f"A point for each training of a contestant, a line at their mean; further {better} is better. All models have "
+        f"about {contest['parameters']:,} parameters and were trained on {counted(contest['windows'], 'window')}, each "
+        "at its own best rate."
+    )
+    return Picture("contest", "The contest", description, drawing, table)
 
 
 def training_curves_picture(run: Run) -> Picture:

@@ -13,6 +13,7 @@ from wenet.cells.published import PUBLISHED
 from wenet.report.run import Run
 from wenet.run import Config, as_flag, counted, duration, figure, flag, size
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
+from wenet.searching.contest import verdict
 from wenet.tasks import Metric, failure_to_learn
 from wenet.training import TrainConfig, resolve_train_config
 
@@ -59,6 +60,11 @@ def _search_summary(run: Run) -> Iterator[str]:
     yield from run.winner.sentences(run.metric)
     if run.audit is not None:
         yield from _audit_summary(run.audit, run.metric)
+    if run.contest is not None:
+        seeds, parameters = counted(run.contest["seeds"], "training"), f"{run.contest['parameters']:,}"
+        yield _as_sentence(
+            f"in the contest of models with {parameters} parameters, {seeds} each, {verdict(run.contest, run.metric)}"
+        )
 
 
 def _audit_summary(audit: dict[str, Any], metric: Metric) -> Iterator[str]:
@@ -175,6 +181,8 @@ def machine_and_cost(run: Run) -> list[Row]:
         rows.append(("peak memory", size(run.best["peak_memory_bytes"])))
     if run.audit is not None:
         rows.append(("audit", f"{duration(run.audit['seconds'])} more"))
+    if run.contest is not None:
+        rows.append(("contest", f"{duration(run.contest['seconds'])} more"))
     tokens = sum(record["tokens"] for record in run.records)
     if tokens:
         seconds = max(run.records[-1]["seconds_so_far"], 1e-3)
@@ -233,6 +241,37 @@ def kept_table(run: Run) -> tuple[Row, list[Row]]:
         rows.append((str(rank), *columns.values(), str(network["rounds_kept"]), *standalone, network["genotype"]))
     standalone = [f"standalone {run.metric.name}"] * bool(known)
     return ("rank", *of_strategy, "earlier rounds", *standalone, "cell"), rows
+
+
+def contest_table(contest: dict[str, Any], metric: Metric) -> tuple[Row, list[Row]]:
+    """Columns and rows of the contest, the best first."""
+    places = metric.final_places
+    columns = (
+        "contestant",
+        f"test {metric.name}",
+        "standard deviation",
+        "p against the winner",
+        "rate",
+        "hidden",
+        "parameters",
+        "µs a step",
+        "cell",
+    )
+    rows: list[Row] = [
+        (
+            str(row["name"]),
+            figure(row["mean"], places, "diverged"),
+            figure(row["sd"], places, UNKNOWN),
+            UNKNOWN if row["p"] is None else f"{row['p']:.2g}",
+            f"{row['rate']:g}",
+            str(row["hidden"]),
+            f"{row['parameters']:,}",
+            f"{row['microseconds']:.0f}",
+            str(row["genotype"]),
+        )
+        for row in contest["contestants"]
+    ]
+    return columns, rows
 
 
 def run_columns(run: Run) -> Row:

@@ -70,4 +70,6 @@ def pictures_of(run: Run) -> list[Picture]:
         pictures += [plots.SEARCH_FIGURES[name](run) for name in run.strategy.figures]
     if run.audit is not None:
         pictures.append(plots.audit_picture(run.audit, run.metric))
+    if run.contest is not None:
+        pictures.insert(1, plots.contest_picture(run.contest, run.metric))
     return pictures

@@ -332,6 +332,14 @@ class Race(Strategy):
         return max(needs)
 
     @classmethod
+    def outline(cls, config: SearchConfig) -> str:
+        of_size = f"hidden {config.hidden}" if config.parameters is None else f"{config.parameters:,} parameters"
+        return (
+            f"{counted(config.pool, 'cell')} of {config.nodes} nodes and {of_size}, "
+            f"{counted(config.networks_per_cell, 'network')} each, {counted(config.rungs, 'rung')}"
+        )
+
+    @classmethod
     def seconds(cls, config: SearchConfig, task: Task, data: Any) -> float:
         """As if half of the cells of each shape left at every rung."""
         return sum(_seconds_of(own, config, task, data) for own in by_nodes(draw_pool(config)).values())

@@ -129,6 +129,14 @@ class Strategy(ABC):
         """Bytes that each process needs besides the interpreter."""
 
     @classmethod
+    def outline(cls, config: SearchConfig) -> str:
+        """Size and course of the search in a few words, for a terminal."""
+        return (
+            f"{counted(config.pool, 'network')}, {config.batch} new + {config.keep} kept a round, "
+            f"{counted(config.rounds, 'round')} of {counted(config.epochs_per_round, 'epoch')}, hidden {config.hidden}"
+        )
+
+    @classmethod
     def seconds(cls, config: SearchConfig, task: Task, data: Any) -> float | None:
         """An estimate of the time that the search takes; None if a mixture of as many networks takes as long."""
         return None

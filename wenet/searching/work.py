@@ -177,11 +177,8 @@ def run_search(session: Session[SearchConfig]) -> SearchOutcome:
 
 def _preset_line(preset: str, config: SearchConfig, session: Session[SearchConfig]) -> str:
     expected = estimate_search(config, session.task, session.data)
-    return (
-        f"{preset:<9} {counted(config.pool, 'network')}, {config.batch} new + {config.keep} kept a round, "
-        f"{counted(config.rounds, 'round')} of {counted(config.epochs_per_round, 'epoch')}, hidden {config.hidden}: "
-        f"about {duration(expected.seconds)}, {size(expected.memory)}"
-    )
+    outline = strategy_of(config).outline(config)
+    return f"{preset:<9} {outline}: about {duration(expected.seconds)}, {size(expected.memory)}"
 
 
 def describe_search(result: SearchOutcome) -> str:

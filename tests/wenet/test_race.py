@@ -1,0 +1,225 @@
+"""Races and contests on a small text: who leaves, who comes back after a stop, and what may be claimed."""
+
+import json
+import math
+import random
+import signal
+
+import pytest
+import torch
+
+import wenet
+from wenet import WenetError, random_genotypes
+from wenet.cells import mutated, random_mixed_genotypes
+from wenet.cli.search import main as search_main
+from wenet.data import load_corpus
+from wenet.searching.contest import verdict
+from wenet.searching.race import Runner, is_worse
+from wenet.searching.settings import resolve_config
+from wenet.tasks import LanguageModelling, task_of
+from wenet.training import hidden_for, parameter_count
+from wenet.training.standalone import StandaloneTraining
+
+from .helpers import fails, results, write_text
+
+RACE = [
+    *("--preset", "race", "--level", "words", "--parameters", "900", "--nodes", "1-2", "--pool", "8", "--batch", "8"),
+    *("--keep", "2", "--rungs", "3", "--epochs-per-round", "0.4", "--data-batch", "4", "--eval-batch", "2"),
+    *("--bptt", "6", "--rates", "0.01,0.03", "--contest-epochs", "1", "--contest-seeds", "2", "--quiet"),
+]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def raced(text, tmp_path_factory):
+    """The folder of a finished race with its contest."""
+    folder = tmp_path_factory.mktemp("race") / "run"
+    assert search_main([str(text), *RACE, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_the_worse_leave_rung_by_rung(raced):
+    records = [json.loads(line) for line in (raced / "search.jsonl").read_text().splitlines()]
+    assert [record["round"] for record in records] == [1, 2, 3]
+    cells = [[network["genotype"] for network in record["networks"]] for record in records]
+    assert len(cells[0]) == 8 and {len(cell.split()) for cell in cells[0]} == {1, 2}
+    for before, after, windows in zip(cells, cells[1:], records[1:], strict=False):
+        assert -(-len(before) // 2) <= len(after) <= math.ceil(0.75 * len(before))
+        assert set(before[: -(-len(before) // 2)]) <= set(after)
+        assert windows["windows"] == 2 * records[windows["round"] - 2]["windows"]
+    for record in records:
+        losses = [network["held_out_loss"] for network in record["networks"]]
+        assert losses == sorted(losses) and len(set(losses)) > 1
+    best = json.loads((raced / "best.json").read_text())
+    assert best["text"] == cells[-1][0] and best["networks_searched"] == 8
+
+
+def test_losses_fall_as_networks_train_on(raced):
+    records = [json.loads(line) for line in (raced / "search.jsonl").read_text().splitlines()]
+    first, last = ({n["genotype"]: n["held_out_loss"] for n in record["networks"]} for record in records[::2])
+    assert all(last[cell] < first[cell] - 0.2 for cell in last)
+
+
+def test_contestants_have_as_many_parameters(raced, text):
+    contest = json.loads((raced / "contest.json").read_text())
+    rows = {row["name"]: row for row in contest["contestants"]}
+    assert list(rows) != sorted(rows) and set(rows) == {"winner", "runner-up", "median cell", "darts-v2", "lstm", "gru"}
+    for name, row in rows.items():
+        assert len(row["test"]) == 2 and row["rate"] in (0.01, 0.03) and row["microseconds"] > 0
+        assert row["parameters"] >= 900 if name in ("lstm", "gru") else row["parameters"] <= 900
+        assert 0.7 * 900 < row["parameters"] < 1.3 * 900
+    means = [row["mean"] for row in contest["contestants"]]
+    assert means == sorted(means)
+    assert rows["winner"]["p"] is None and all(0 <= row["p"] <= 1 for name, row in rows.items() if name != "winner")
+
+
+def test_the_trained_winner_is_loaded(raced, text):
+    """The best of its trainings on the validation part gives the figure of the contest on the test part."""
+    found = wenet.load(raced)
+    assert found.finished and found.contest is not None
+    row = next(row for row in found.contest["contestants"] if row["name"] == "winner")
+    assert found.model.rnn.hidden_size == row["hidden"]
+    task, data = LanguageModelling(), load_corpus(str(text))
+    streams = task.streams(data, "test", 2)
+    reached = float(task.measure(found.model, streams, 6).metric)
+    assert reached == pytest.approx(row["test"][row["valid"].index(min(row["valid"]))], rel=1e-4)
+
+
+def test_the_report_shows_the_contest(raced):
+    page = (raced / "report.html").read_text()
+    assert "The contest in figures" in page and "µs a step" in page
+    assert (raced / "figures" / "contest.svg").exists() and (raced / "figures" / "rungs.csv").exists()
+    assert "The winner" in page or "the winner" in page
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Sends a signal in the given step of standalone training, counted over all trainings."""
+    real, steps = StandaloneTraining.step, []
+
+    def prepare(number):
+        def step(self, *operands):
+            steps.append(1)
+            if len(steps) == number:
+                self.session.interrupt.requested = signal.SIGTERM
+            return real(self, *operands)
+
+        monkeypatch.setattr(StandaloneTraining, "step", step)
+
+    return prepare
+
+
+@pytest.mark.parametrize("moment", [7, 400])
+def test_a_stopped_race_goes_on(raced, text, tmp_path, stop_at, moment, monkeypatch):
+    """In a rung, and in the contest: the same records, the same table, to the last bit."""
+    again = tmp_path / "again"
+    stop_at(moment)
+    assert search_main([str(text), *RACE, "--out", str(again)]) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert search_main(["--resume", str(again), "--quiet"]) == 0
+    assert results(again) == results(raced)
+    ours, theirs = (json.loads((run / "contest.json").read_text())["contestants"] for run in (again, raced))
+    measured = ("name", "rate", "valid", "test")
+    assert [[row[key] for key in measured] for row in ours] == [[row[key] for key in measured] for row in theirs]
+
+
+def test_generations_take_the_places(text, tmp_path):
+    flags = [*RACE, "--batch", "4", "--no-contest"]
+    for name, more in (("pool", []), ("mutations", ["--mutate"])):
+        assert search_main([str(text), *flags, *more, "--out", str(tmp_path / name)]) == 0
+    found = {}
+    for name in ("pool", "mutations"):
+        records = [json.loads(line) for line in (tmp_path / name / "search.jsonl").read_text().splitlines()]
+        assert {record["generation"] for record in records} == {1, 2}
+        first = [r for r in records if r["round"] == 1]
+        found[name] = [{network["genotype"] for network in record["networks"]} for record in first]
+        assert len(found[name][0] | found[name][1]) == 8
+        assert records[-1]["round"] == 3
+    assert found["pool"][0] == found["mutations"][0] and found["pool"][1] != found["mutations"][1]
+
+
+def test_one_gene_is_mutated():
+    generator = random.Random(3)
+    for cell in random_genotypes(40, 4, 1):
+        other = mutated(cell, generator)
+        changed = [a != b for a, b in zip(cell.recurrent, other.recurrent, strict=True)]
+        assert sum(changed) == 1
+        (before, after) = next((a, b) for a, b in zip(cell.recurrent, other.recurrent, strict=True) if a != b)
+        assert (before[0] == after[0]) is not (before[1] == after[1])
+
+
+def test_pools_of_several_sizes():
+    cells = random_mixed_genotypes(30, range(1, 4), 1, ["tanh", "relu"])
+    assert len(set(cells)) == 30 and [cell.nodes for cell in cells].count(1) == 2
+    assert random_mixed_genotypes(30, range(1, 4), 1, ["tanh", "relu"]) == cells
+    assert len(random_mixed_genotypes(50, range(1, 3), 1, ["tanh"])) == 50
+
+
+def test_sizes_at_equal_parameters(text):
+    data = load_corpus(str(text))
+    config = resolve_config("race", {"level": "words", "dataset": str(text), "precision": "fp32", "backend": "auto"})
+    task = task_of(config)
+    for cell in random_genotypes(1, 1, 1) + random_genotypes(1, 6, 1):
+        size = hidden_for(5000, config, cell, task, data)
+        here, above = (
+            parameter_count(
+                resolve_config("race", {"level": "words", "hidden": h, "precision": "fp32"}), cell, task, data
+            )
+            for h in (size, size + 1)
+        )
+        assert here <= 5000 < above
+
+
+def test_a_test_tells_worse_from_equal():
+    def runner(losses):
+        return Runner(random_genotypes(1, 2, 0)[0], [], losses, 0.0, 0)
+
+    torch.manual_seed(0)
+    base = torch.randn(40)
+    noise = 0.1 * torch.randn(40)
+    assert is_worse(runner((base + 0.2 + noise).tolist()), runner(base.tolist()))
+    assert not is_worse(runner((base + noise - noise.mean()).tolist()), runner(base.tolist()))
+    assert not is_worse(runner(base.tolist()), runner((base + 0.2).tolist()))
+    assert is_worse(runner([math.inf] * 40), runner(base.tolist()))
+
+
+def test_no_more_is_claimed_than_was_measured():
+    metric = LanguageModelling.metric
+
+    def said(p, mean, other=50.0):
+        rows = [{"name": "winner", "mean": mean, "p": None}, {"name": "lstm", "mean": other, "p": p}]
+        return verdict({"contestants": rows}, metric, ["lstm"])
+
+    assert "is better than lstm" in said(0.01, 48.0)
+    assert "is worse than lstm" in said(0.01, 52.0)
+    assert "is not shown to differ from lstm" in said(0.2, 40.0)
+    assert "cannot be compared with lstm" in said(None, 48.0) and "cannot be compared" in said(0.01, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--nodes", "4-1"], "the smaller number first"),
+        (["--nodes", "0-2"], "--nodes must be from 1 to 64"),
+        (["--nodes", "two"], "a number or a range such as 1-4"),
+        (["--strategy", "wenet"], "--nodes 1-2 needs --strategy race"),
+        (["--rates", "0.1,x"], "--rates must be numbers above 0"),
+        (["--rates", "0"], "--rates must be numbers above 0"),
+        (["--runs", "2"], "say --no-contest"),
+        (["--contest-seeds", "1"], "--contest-seeds must be at least 2"),
+        (["--initial-cells", "tanh0"], "--initial-cells is for --strategy wenet"),
+    ],
+)
+def test_impossible_races_are_refused(text, tmp_path, capsys, flags, message):
+    assert message in fails(capsys, text, *RACE, *flags, "--out", tmp_path / "run")
+
+
+def test_a_search_without_contest_has_no_model(text, tmp_path):
+    found = wenet.search(str(text), preset="quick", pool=2, batch=2, keep=1, hidden=6, nodes=2, data_batch=4,
+                         eval_batch=2, bptt=6, epochs_per_round=0.2, out=tmp_path / "run")  # fmt: skip
+    with pytest.raises(WenetError, match="has no trained model; search with --contest"):
+        assert found.model
