@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from wenet.cells import Genotype
 from wenet.report.run import read_run
 from wenet.results import SearchResult, TrainResult
-from wenet.run import TEXT_SETTINGS, Session, Surroundings, default_preset
+from wenet.run import TEXT_SETTINGS, Session, Surroundings, Work, default_preset
 from wenet.searching import PRESETS, SEARCH, begun_audit, hold_tournament, resolve_config, run_search
 from wenet.training import LSTMS, SOFTMAXES, TRAIN, TRAIN_PRESETS, resolve_train_config, run_training
 from wenet_kernels import WenetError
@@ -83,7 +83,7 @@ def search(
 
     Args:
         dataset: "sotu" (embedded, the default), "ptb", "wikitext-2", or a folder with train/valid/test text.
-        preset: "paper" or "quick"; by default "paper" with a GPU and "quick" without.
+        preset: "paper", "quick" or "race"; by default "paper" with a GPU and "race" without.
         config_file: settings that rank below the options.
         options: any field of `Surroundings` (`out`, `data_dir`, `console` ...) and of `SearchConfig`. Several processes
             of torchrun that make the same call divide the networks of each round, or with `runs` whole runs.
@@ -99,7 +99,7 @@ def search(
         (8, 4)
     """
     surroundings = Surroundings.taken_from(options)
-    chosen, given = _settings(dataset, preset, config_file, options)
+    chosen, given = _settings(SEARCH, dataset, preset, config_file, options)
     with Session.begin(SEARCH, chosen, given, surroundings) as session:
         outcome = run_search(session)
         _write_report(session)
@@ -168,7 +168,7 @@ def train(
     surroundings = Surroundings.taken_from(options)
     if cell is not None:
         options["cell"] = str(cell)
-    chosen, given = _settings(dataset, preset, config_file, options)
+    chosen, given = _settings(TRAIN, dataset, preset, config_file, options)
     given, surroundings = _on_the_text_of_its_run(given, surroundings)
     with Session.begin(TRAIN, chosen, given, surroundings) as session:
         outcome = run_training(session)
@@ -232,14 +232,18 @@ def rank_cells(
 
 
 def _settings(
-    dataset: str | None, preset: str | None, config_file: Mapping[str, Any] | None, options: Mapping[str, Any]
+    work: Work[Any],
+    dataset: str | None,
+    preset: str | None,
+    config_file: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
 ) -> tuple[str, dict[str, Any]]:
     """The preset, and the settings that override it; named arguments override those of a file."""
     given = {**(config_file or {}), **options}
     if dataset is not None:
         given["dataset"] = dataset
     preset_in_file = given.pop("preset", None)
-    return preset or preset_in_file or default_preset(), given
+    return preset or preset_in_file or default_preset(work.preset_without_gpu), given
 
 
 def _on_the_text_of_its_run(given: dict[str, Any], surroundings: Surroundings) -> tuple[dict[str, Any], Surroundings]:

@@ -203,8 +203,8 @@ def test_no_more_is_claimed_than_was_measured():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--nodes", "4-1"], "the smaller number first"),
-        (["--nodes", "0-2"], "--nodes must be from 1 to 64"),
+        (["--nodes", "4-1"], "a range the smaller first"),
+        (["--nodes", "0-2"], "a cell has 1 to 64 nodes"),
         (["--nodes", "two"], "a number or a range such as 1-4"),
         (["--strategy", "wenet"], "--nodes 1-2 needs --strategy race"),
         (["--rates", "0.1,x"], "--rates must be numbers above 0"),

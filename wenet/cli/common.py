@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from wenet.parallel import joined
-from wenet.run import Config, Console, Group, Stopped, Surroundings, default_preset, flag, read_config_file, value_type
+from wenet.run import Config, Console, Group, Stopped, Surroundings, flag, read_config_file, value_type
 from wenet_kernels import LostRanks, WenetError, did_you_mean
 
 Result = TypeVar("Result")
@@ -93,26 +93,26 @@ def begin_or_resume(
         return console, resume(folder, **common)
 
 
-def run_parser(command: str, description: str, resolve: Callable[..., Config], at_end_of: str) -> Parser:
+def run_parser(command: str, description: str, resolve: Callable[..., Config], preset: str, at_end_of: str) -> Parser:
     """A parser with the flags of a resumable run and one for each setting; help shows the preset's defaults."""
 
     class Help(argparse.Action):
         """Shows the defaults that apply with the flags before it."""
 
         def __call__(self, parser: Any, namespace: argparse.Namespace, *_: Any) -> None:
-            _grouped_parser(command, description, _in_force(resolve, vars(namespace)), at_end_of).print_help()
+            _grouped_parser(command, description, _in_force(resolve, preset, vars(namespace)), at_end_of).print_help()
             parser.exit()
 
-    parser = _grouped_parser(command, description, resolve(default_preset()), at_end_of)
+    parser = _grouped_parser(command, description, resolve(preset), at_end_of)
     parser.add_argument("-h", "--help", action=Help, nargs=0)
     return parser
 
 
-def _in_force(resolve: Callable[..., Config], given: Mapping[str, Any]) -> Config:
+def _in_force(resolve: Callable[..., Config], default: str, given: Mapping[str, Any]) -> Config:
     """The settings of a command with these flags."""
     settings = {**(read_config_file(given["config"]) if "config" in given else {}), **given}
     known = {option.name for option in dataclasses.fields(resolve("paper"))}
-    preset = settings.pop("preset", None) or default_preset()
+    preset = settings.pop("preset", None) or default
     return resolve(preset, {name: value for name, value in settings.items() if name in known})
 
 

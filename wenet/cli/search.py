@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from wenet.api import resume_search, search
 from wenet.cli.common import begin_or_resume, reporting, run_parser
-from wenet.searching.settings import resolve_config
+from wenet.run import default_preset
+from wenet.searching import SEARCH, resolve_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,8 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _search(arguments: Sequence[str] | None) -> None:
     parser = run_parser(
         "wenet-search",
-        "Find a recurrent cell for a text: many random cells compete inside one language model.",
+        "Find a recurrent cell for a text: many random cells compete, and the winner meets an LSTM and a GRU.",
         resolve_config,
+        default_preset(SEARCH.preset_without_gpu),
         at_end_of="round",
     )
     console, result = begin_or_resume(parser, arguments, search, resume_search, resumed_with=("audit", "audit_epochs"))

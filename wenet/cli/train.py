@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from wenet.api import resume_train, train
 from wenet.cli.common import begin_or_resume, reporting, run_parser
-from wenet.training.settings import resolve_train_config
+from wenet.run import default_preset
+from wenet.training import TRAIN, resolve_train_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,6 +20,7 @@ def _train(arguments: Sequence[str] | None) -> None:
         "wenet-train",
         "Train one recurrent cell as a language model, and test it.",
         resolve_train_config,
+        default_preset(TRAIN.preset_without_gpu),
         at_end_of="epoch",
     )
     console, result = begin_or_resume(parser, arguments, train, resume_train)

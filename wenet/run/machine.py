@@ -33,9 +33,9 @@ def resolve_machine(config: AnyConfig, cell: Genotype | None = None) -> AnyConfi
     return replace(config, device=str(device), backend=backend, precision=precision)
 
 
-def default_preset() -> str:
-    """The preset of a run on this machine if none is named."""
-    return "paper" if torch.cuda.is_available() else "quick"
+def default_preset(without_gpu: str) -> str:
+    """The preset of a run on this machine if none is named: the paper's settings on a GPU, else smaller ones."""
+    return "paper" if torch.cuda.is_available() else without_gpu
 
 
 def _device(name: str) -> torch.device:

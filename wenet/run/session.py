@@ -59,6 +59,7 @@ class Work(ABC, Generic[AnyConfig]):
 
     kind: ClassVar[str]  # in `config.json`
     noun: ClassVar[str]  # in messages
+    preset_without_gpu: ClassVar[str] = "quick"
 
     @abstractmethod
     def resolve(self, preset: str, *layers: Mapping[str, Any]) -> AnyConfig:

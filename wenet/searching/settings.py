@@ -32,6 +32,7 @@ class SearchConfig(LearningConfig):
         WenetError: a value outside its range.
     """
 
+    preset: str = inherited("preset", "paper", "paper, quick or race; by default paper with a GPU, race without")
     pool: int = option(10_000, "networks to search in all", Group.FIRST, metavar="T", at_least=1)
     batch: int = option(100, "new networks a round", Group.FIRST, metavar="B", at_least=1)
     keep: int = option(20, "networks kept from one round for the next", Group.FIRST, metavar="K", at_least=1)
@@ -166,11 +167,11 @@ class SearchConfig(LearningConfig):
             raise WenetError(f"--audit must be at least {self.keep + 2}: the --keep kept and two rejected cells")
 
     def _check_nodes(self) -> None:
-        if not re.fullmatch(r"[0-9]{1,3}(-[0-9]{1,3})?", self.nodes):
+        if not re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?", self.nodes):
             raise WenetError(f"--nodes must be a number or a range such as 1-4, not {self.nodes!r}")
         counts = self.node_counts
         if not counts or not 1 <= counts[0] <= counts[-1] <= MAX_NODES:
-            raise WenetError(f"--nodes must be from 1 to {MAX_NODES}, the smaller number first, not {self.nodes}")
+            raise WenetError(f"--nodes {self.nodes}: a cell has 1 to {MAX_NODES} nodes, and a range the smaller first")
         if len(counts) > 1 and self.strategy == "wenet":
             raise WenetError(
                 f"--nodes {self.nodes} needs --strategy race or random: mixing weights compare cells of one size"

@@ -102,6 +102,7 @@ class SearchWork(Work[SearchConfig]):
 
     kind = "search"
     noun = "a search"
+    preset_without_gpu = "race"
 
     def resolve(self, preset: str, *layers: Mapping[str, Any]) -> SearchConfig:
         config = resolve_config(preset, *layers)

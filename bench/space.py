@@ -1,0 +1,133 @@
+"""A table of the space of cells, and strategies replayed on it: what a search of hours would choose, in seconds.
+
+`python -m bench.space TABLE` replays races and random search on many pools drawn from the table.
+
+Example:
+    >>> from bench.space import Table, race
+    >>> import numpy as np
+    >>> curves = np.array([[[3.0, 1.0]] * 2, [[3.1, 1.5]] * 2])  # [cells, trainings, points]
+    >>> table = Table({}, ["tanh0", "relu0"], curves[:, :, -1], curves)
+    >>> race(table, [0, 1], rungs=2)
+    Choice(cell=0, cost=1.5)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+POOLS = 500
+
+
+class Choice(NamedTuple):
+    """What a strategy chose, and its cost in whole trainings of one cell."""
+
+    cell: int
+    cost: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every cell's trainings.
+
+    Attributes:
+        settings: what the table was made with.
+        cells: as text.
+        values: the metric on the validation part at the end, `[cells, trainings]`; infinite where training diverged.
+        curves: mean training losses between points at equal distances, `[cells, trainings, points]`.
+    """
+
+    settings: dict[str, Any]
+    cells: list[str]
+    values: np.ndarray
+    curves: np.ndarray
+
+    @classmethod
+    def load(cls, path: Path) -> Table:
+        """Read what `bench.space_table` wrote."""
+        made_with, *rows = [json.loads(line) for line in lzma.decompress(path.read_bytes()).decode().splitlines()]
+        cells = list(dict.fromkeys(row["cell"] for row in rows))
+        of_cell = {cell: [row for row in rows if row["cell"] == cell] for cell in cells}
+        number = {None: np.inf}
+        values = np.array([[number.get(row["value"], row["value"]) for row in of_cell[cell]] for cell in cells])
+        curves = np.array(
+            [[[number.get(loss, loss) for loss in row["curve"]] for row in of_cell[cell]] for cell in cells]
+        )
+        return cls(made_with, cells, values, curves)
+
+    @property
+    def truth(self) -> np.ndarray:
+        """The mean of each cell's trainings."""
+        return self.values.mean(1)
+
+    def ceiling(self) -> float:
+        """How well two trainings of the same cells agree, Kendall's tau."""
+        return float(stats.kendalltau(self.values[:, 0], self.values[:, 1]).statistic)
+
+    def agreement(self) -> list[float]:
+        """Kendall's tau of one training's loss at each point of its curve with the other one's end."""
+        ends = self.values[:, ::-1]  # of the other training
+        return [
+            float(np.mean([stats.kendalltau(self.curves[:, own, point], ends[:, own]).statistic for own in (0, 1)]))
+            for point in range(self.curves.shape[2])
+        ]
+
+
+def race(table: Table, pool: Sequence[int], rungs: int, training: int = 0) -> Choice:
+    """Halve the pool at every rung by the loss so far; a rung's windows double, the last one's are all there are."""
+    points = table.curves.shape[2]
+    left, cost, done = list(pool), 0.0, 0
+    for rung in range(rungs):
+        until = max(1, round(points / 2 ** (rungs - 1 - rung)))
+        cost += len(left) * (until - done) / points
+        done = until
+        left.sort(key=lambda cell: table.curves[cell, training, until - 1])
+        if rung + 1 < rungs:
+            left = left[: -(-len(left) // 2)]
+    return Choice(left[0], cost)
+
+
+def random_search(table: Table, pool: Sequence[int], cost: float, training: int = 0) -> Choice:
+    """Train as many cells to the end as the cost allows, and take the best."""
+    tried = list(pool)[: max(1, int(cost))]
+    return Choice(min(tried, key=lambda cell: table.values[cell, training]), float(len(tried)))
+
+
+def regrets(table: Table, choose: Callable[[list[int]], Choice], pool: int, seed: int = 0) -> tuple[np.ndarray, float]:
+    """What is lost on random pools, and the mean cost: the value of the chosen cell less that of the best of its pool,
+    both in the training that was not looked at."""
+    generator = np.random.default_rng(seed)
+    found, costs = [], []
+    for _ in range(POOLS):
+        cells = generator.choice(len(table.cells), pool, replace=False).tolist()
+        choice = choose(cells)
+        found.append(table.values[choice.cell, 1] - table.values[cells, 1].min())
+        costs.append(choice.cost)
+    return np.array(found), float(np.mean(costs))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--pool", type=int, default=64, metavar="N", help="cells of each pool (default: %(default)s)")
+    options = parser.parse_args()
+    table = Table.load(options.table)
+    print(f"{len(table.cells)} cells, two trainings agree with tau {table.ceiling():.2f}")
+    print("one training's loss on the way against the other's end:", " ".join(f"{t:.2f}" for t in table.agreement()))
+    for rungs in range(1, 6):
+        lost, cost = regrets(table, partial(race, table, rungs=rungs), options.pool)
+        equal, _ = regrets(table, partial(random_search, table, cost=cost), options.pool)
+        print(f"race of {rungs} rungs: cost {cost:.1f}, regret {lost.mean():.4f}; random search {equal.mean():.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The table of the space: made on a tiny text, read again, and replayed."""
+
+import numpy as np
+import pytest
+
+from bench.space import Table, main, race, random_search, regrets
+from bench.space_table import main as make
+from bench.space_table import pool
+
+from .wenet.helpers import write_text
+
+
+@pytest.fixture
+def table():
+    """Eight cells; what a training shows early is right, but for the best, which is a slow one."""
+    ends = np.arange(8.0)
+    early = np.array([4.5, *range(1, 8)]) + 10
+    curves = np.stack([np.stack([early, ends], 1)] * 2, 1)  # [8, 2, 2]
+    return Table({}, [f"cell {n}" for n in range(8)], np.stack([ends, ends], 1), curves)
+
+
+def test_a_table_is_made_and_read(tmp_path, monkeypatch, capsys):
+    text = write_text(tmp_path / "text")
+    flags = ["--cells", "12", "--windows", "60", "--parameters", "700", "--out", str(tmp_path / "out")]
+    for _ in range(2):  # the second reads what the first has trained
+        monkeypatch.setattr("sys.argv", ["space_table", str(text), *flags, "--table", str(tmp_path / "table.xz")])
+        make()
+    found = Table.load(tmp_path / "table.xz")
+    assert found.cells == [str(cell) for cell in pool(12)] and found.settings["windows"] == 60
+    assert found.values.shape == (12, 2) and found.curves.shape == (12, 2, 20)
+    assert len({len(cell.split()) for cell in found.cells}) > 3
+    assert (found.curves[:, :, 0] > found.curves[:, :, -1] + 0.2).all() and (found.values[:, 0] != found.values[:, 1]).all()
+    monkeypatch.setattr("sys.argv", ["space", str(tmp_path / "table.xz"), "--pool", "8"])
+    main()
+    assert "race of 3 rungs: cost" in capsys.readouterr().out
+
+
+def test_strategies_are_replayed(table):
+    everything = range(8)
+    assert race(table, everything, rungs=1) == (0, 8.0)
+    assert race(table, everything, rungs=2) == (1, 8 / 2 + 4 / 2)  # the slow one leaves at the first rung
+    assert random_search(table, [5, 3, 0], 2.9) == (3, 2.0)
+    lost, cost = regrets(table, lambda pool: race(table, pool, 2), 8)
+    assert set(lost) == {1.0} and cost == 6.0
+    assert table.ceiling() == pytest.approx(1.0) and table.agreement()[0] < table.agreement()[1] == pytest.approx(1.0)
