@@ -29,7 +29,9 @@ def test_a_table_is_made_and_read(tmp_path, monkeypatch, capsys):
     assert found.cells == [str(cell) for cell in pool(12)] and found.settings["windows"] == 60
     assert found.values.shape == (12, 2) and found.curves.shape == (12, 2, 20)
     assert len({len(cell.split()) for cell in found.cells}) > 3
-    assert (found.curves[:, :, 0] > found.curves[:, :, -1] + 0.2).all() and (found.values[:, 0] != found.values[:, 1]).all()
+    assert (found.curves[:, :, 0] > found.curves[:, :, -1] + 0.2).all() and (
+        found.values[:, 0] != found.values[:, 1]
+    ).all()
     monkeypatch.setattr("sys.argv", ["space", str(tmp_path / "table.xz"), "--pool", "8"])
     main()
     assert "race of 3 rungs: cost" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import signal
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import wenet
 from wenet import WenetError, random_genotypes
 from wenet.cells import mutated, random_mixed_genotypes
+from wenet.cli.rank import main as rank_main
 from wenet.cli.search import main as search_main
 from wenet.data import load_corpus
 from wenet.searching.contest import verdict
@@ -140,6 +142,25 @@ def test_generations_take_the_places(text, tmp_path):
         assert len(found[name][0] | found[name][1]) == 8
         assert records[-1]["round"] == 3
     assert found["pool"][0] == found["mutations"][0] and found["pool"][1] != found["mutations"][1]
+
+
+def test_cells_of_all_sizes_are_ranked_and_audited(raced, tmp_path, capsys):
+    """The race's winner has one or two nodes here; a cell of four has a smaller state, and as many parameters."""
+    flags = ["--seeds", "2", "--epochs", "0.2", "--out", str(tmp_path / "ranking")]
+    assert rank_main([str(raced), "relu0 tanh1 relu1 tanh2", "gru", *flags]) == 0
+    found = json.loads((tmp_path / "ranking" / "ranking.json").read_text())["cells"]
+    assert {cell["name"] for cell in found} == {str(raced), "relu0 tanh1 relu1 tanh2", "gru"}
+    copy = shutil.copytree(raced, tmp_path / "copy")
+    assert search_main(["--resume", str(copy), "--audit", "6", "--quiet"]) == 0
+    audit = json.loads((copy / "audit.json").read_text())
+    assert {len(cell["genotype"].split()) for cell in audit["networks"]} == {1, 2}
+
+
+def test_halving_takes_cells_of_all_sizes(text, tmp_path):
+    assert search_main([str(text), *RACE, "--strategy", "random", "--no-contest", "--out", str(tmp_path / "run")]) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "search.jsonl").read_text().splitlines()]
+    assert [len(record["networks"]) for record in records] == [8, 4, 2]
+    assert {len(network["genotype"].split()) for network in records[0]["networks"]} == {1, 2}
 
 
 def test_one_gene_is_mutated():

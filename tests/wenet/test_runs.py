@@ -180,7 +180,6 @@ def test_ranking_refuses(text, tmp_path, capsys):
     for arguments, message in (
         ([str(run)], "at least two"),
         ([str(run), "relu0 relu0 relu0", "--seeds", "1"], "--seeds must be at least 2"),
-        ([str(run), "relu0"], "same number of nodes"),
         (["darts-v2", "relu0"], "no run folder darts-v2"),
         (["lstm", str(run)], "lstm cannot come first"),
         ([str(run), "lstn"], "did you mean 'lstm'?"),

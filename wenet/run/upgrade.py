@@ -19,6 +19,8 @@ ADDED_TO_SEARCHES = {
     "contest_epochs": 1.0,
     "contest_seeds": 3,
 }
+# Settings that a resumed run may change, and that no standalone training within it depends on.
+OF_THE_WHOLE = ("audit", "audit_epochs", "contest", "contest_epochs", "contest_seeds")
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,8 +32,15 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
         found["settings"] = {**ADDED, **of_search, **settings}
         if type(settings.get("nodes")) is int:
             found["settings"]["nodes"] = str(settings["nodes"])
+    if found.get("kind") in ("standalone training", "independent training"):
+        found["settings"] = without_the_whole(found["settings"])
     if found.get("kind") == "independent training":
         found["kind"] = "standalone training"
         if not found.get("shared_embedding"):
             found.pop("shared_embedding", None)
     return found
+
+
+def without_the_whole(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a standalone training within a run depends on."""
+    return {name: value for name, value in settings.items() if name not in OF_THE_WHOLE}

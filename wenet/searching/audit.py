@@ -16,11 +16,12 @@ from typing import Any
 from wenet.cells import Genotype
 from wenet.run import Session, counted, duration, share
 from wenet.searching.settings import SearchConfig
+from wenet.searching.shapes import train_cells
 from wenet.searching.strategy import RECORDS, Record, Strategy, strategy_of
 from wenet.tasks import Metric
-from wenet.training.standalone import Outcome, Plan, train_standalone, training_windows
+from wenet.training.standalone import Outcome, training_windows
 
-FOLDER, RESULT = "audit", "audit.json"
+FOLDER, RESULT, BEGUN = "audit", "audit.json", "audit-begun.json"
 CONFIDENCE, RESAMPLES = 0.95, 2000
 
 
@@ -65,8 +66,9 @@ def run_audit(session: Session[SearchConfig]) -> dict[str, Any]:
         f"audit: {counted(len(chosen), 'cell')} standalone for {counted(config.audit_epochs, 'epoch')}, "
         f"{counted(windows, 'window')}"
     )
-    plan = Plan([cell.genotype for cell in chosen], windows, config.seed)
-    training = train_standalone(session, folder.path / FOLDER, plan, "audit")
+    folder.write_json(BEGUN, {"audit": config.audit, "audit_epochs": config.audit_epochs})
+    cells = [cell.genotype for cell in chosen]
+    training = train_cells(session, folder.path / FOLDER, cells, windows, config.seed, "audit")
     searched = records[-1]["seconds_so_far"]
     result = {
         "cells": len(chosen),
@@ -94,10 +96,14 @@ def usual_audit(keep: int) -> int:
 
 
 def begun_audit(folder: Path) -> tuple[int, float] | None:
-    """Cells and epochs of the audit that was begun on a run, if any."""
+    """The cells and epochs of the audit begun in a run, if any."""
     try:
-        begun = next(folder.glob(f"{FOLDER}*/config.json"))  # of several ranks each has a folder
-        settings = json.loads(begun.read_text(encoding="utf-8"))["settings"]
+        begun = folder / BEGUN
+        if begun.exists():
+            settings = json.loads(begun.read_text(encoding="utf-8"))
+        else:  # older versions kept them with the training
+            first = next(folder.glob(f"{FOLDER}*/config.json"))
+            settings = json.loads(first.read_text(encoding="utf-8"))["settings"]
         return settings["audit"], settings["audit_epochs"]
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         return None

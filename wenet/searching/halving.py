@@ -10,9 +10,10 @@ from typing import Any
 from wenet.cells import Genotype
 from wenet.run import Session, counted, duration, figure
 from wenet.searching.settings import SearchConfig
+from wenet.searching.shapes import by_nodes, config_for, train_cells
 from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
-from wenet.tasks import Metric
-from wenet.training import Outcome, Plan, StandaloneResult, standalone_memory, train_standalone, training_windows
+from wenet.tasks import Metric, task_of
+from wenet.training import Outcome, StandaloneResult, standalone_memory, training_windows
 from wenet_kernels import WenetError
 
 FOLDER = "rungs"
@@ -104,14 +105,12 @@ class Halving(Strategy):
     def _train_rung(self, rung: int, cells: Sequence[Genotype]) -> list[StandaloneResult]:
         groups = self._groups(cells)
         return [
-            train_standalone(
+            train_cells(
                 self.session,
                 self.folder.path / FOLDER / f"{rung + 1}-{group + 1}",
-                Plan(
-                    cells[group * self.config.batch : (group + 1) * self.config.batch],
-                    self._windows(rung),
-                    self.config.seed + rung,
-                ),
+                cells[group * self.config.batch : (group + 1) * self.config.batch],
+                self._windows(rung),
+                self.config.seed + rung,
                 f"rung {rung + 1}/{len(self.rungs)}, group {group + 1}/{groups}",
             )
             for group in range(groups)
@@ -163,7 +162,11 @@ class Halving(Strategy):
 
     @classmethod
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
-        return standalone_memory(config, data, min(config.batch, config.pool), processes)
+        cells = draw_pool(config)[: config.batch]
+        return max(
+            standalone_memory(config_for(own[0], config, task_of(config), data), data, len(own), processes)
+            for own in by_nodes(cells).values()
+        )
 
     @classmethod
     def stages(cls, config: SearchConfig) -> int:

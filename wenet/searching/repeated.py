@@ -14,9 +14,10 @@ from wenet.run import counted, duration, figure, share, wait_until
 from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.audit import run_audit
 from wenet.searching.settings import SearchConfig
+from wenet.searching.shapes import train_cells
 from wenet.searching.strategy import RECORDS, Best, Record, Strategy, is_finished, read_best, strategy_of
 from wenet.tasks import Metric
-from wenet.training import Plan, standalone_memory, train_standalone, training_windows
+from wenet.training import standalone_memory, training_windows
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ class Repeated(Strategy):
         session, config, metric = self.session, self.session.config, self.session.task.metric
         windows = training_windows(session, config.audit_epochs)
         winners = [Genotype.from_dict(best["genotype"]) for best in bests]
-        plan = Plan(winners, windows, config.seed)
-        training = train_standalone(session, session.folder.path / "ranking", plan, "ranking")
+        path = session.folder.path / "ranking"
+        training = train_cells(session, path, winners, windows, config.seed, "ranking")
         order = sorted(range(len(winners)), key=lambda number: metric.order(training.outcomes[number].value))
         first = bests[order[0]]
         best = RepeatedBest(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from wenet.cells import Genotype
-from wenet.run import Session
+from wenet.run import Session, counted
 from wenet.searching.settings import SearchConfig
 from wenet.tasks import Task
-from wenet.training import Architecture, hidden_for
+from wenet.training import Architecture, Plan, StandaloneResult, hidden_for, train_standalone
 
 
 def config_for(
@@ -37,6 +38,43 @@ def session_for(
 ) -> Session[SearchConfig]:
     """The session with the settings of `config_for`."""
     return replace(session, config=config_for(architecture, session.config, session.task, session.data, parameters))
+
+
+def train_cells(
+    session: Session[SearchConfig],
+    path: Path,
+    cells: Sequence[Genotype],
+    windows: int,
+    seed: int,
+    label: str,
+    parameters: int | None = None,
+) -> StandaloneResult:
+    """Train a standalone model of every cell, those of one shape at once, and each from new weights.
+
+    Args:
+        path: of the training; cells of several shapes have folders beside it.
+        parameters: as in `config_for`.
+
+    Returns:
+        outcomes in the order of the cells.
+    """
+    groups = by_nodes(cells)
+    parts = {
+        nodes: train_standalone(
+            session_for(own[0], session, parameters),
+            path if len(groups) == 1 else path.with_name(f"{path.name}-{nodes}-nodes"),
+            Plan(own, windows, seed),
+            label if len(groups) == 1 else f"{label}, {counted(nodes, 'node')}",
+        )
+        for nodes, own in groups.items()
+    }
+    outcomes = {nodes: iter(part.outcomes) for nodes, part in parts.items()}
+    return StandaloneResult(
+        [next(outcomes[cell.nodes]) for cell in cells],
+        sum(part.network_windows for part in parts.values()),
+        round(sum(part.seconds for part in parts.values()), 3),
+        max(part.peak_memory for part in parts.values()),
+    )
 
 
 def by_nodes(cells: Sequence[Genotype]) -> dict[int, list[Genotype]]:

@@ -25,9 +25,10 @@ from wenet.run import (
 )
 from wenet.searching.audit import summary, welch
 from wenet.searching.settings import SearchConfig
+from wenet.searching.shapes import by_nodes, session_for
 from wenet.searching.work import SEARCH
 from wenet.tasks import Metric, task_of
-from wenet.training import LAYERS, Architecture, Plan, hidden_for, parameter_count, train_standalone, training_windows
+from wenet.training import LAYERS, Architecture, Plan, parameter_count, train_standalone, training_windows
 from wenet_kernels import WenetError
 
 RESULT = "ranking.json"
@@ -87,15 +88,25 @@ def _rank(session: Session[SearchConfig], entrants: Mapping[str, Architecture], 
 def _groups(
     session: Session[SearchConfig], entrants: Mapping[str, Architecture]
 ) -> dict[str, tuple[Session[SearchConfig], list[str]]]:
-    """What trains at once, by the ending of its folder's name: all cells; and each layer, of a hidden size that gives
-    it as many parameters as the first cell has."""
-    config, task, data = session.config, session.task, session.data
-    wanted = parameter_count(config, next(iter(entrants.values())), task, data)
-    groups = {"": (session, [name for name, entrant in entrants.items() if isinstance(entrant, Genotype)])}
+    """What trains at once, by the ending of its folder's name: cells of equally many nodes, and each layer, all at a
+    hidden size that gives them as many parameters as the first cell has."""
+    first = next(iter(entrants.values()))
+    sized = session_for(first, session)
+    wanted = parameter_count(sized.config, first, session.task, session.data)
+    cells = {name: entrant for name, entrant in entrants.items() if isinstance(entrant, Genotype)}
+    shapes = by_nodes(list(cells.values()))
+    groups = {
+        "" if len(shapes) == 1 else f"-{nodes}-nodes": (
+            session_for(own[0], session, wanted),
+            [name for name, cell in cells.items() if cell.nodes == nodes],
+        )
+        for nodes, own in shapes.items()
+    }
     for layer in (name for name in entrants if name in LAYERS):
-        size = hidden_for(wanted, config, layer, task, data, generous=True)
-        session.console.say(f"{layer}: one layer of size {size}, with as many parameters as a cell of {config.hidden}")
-        groups[f"-{layer}"] = (replace(session, config=replace(config, hidden=size)), [layer])
+        own = session_for(layer, session, wanted)
+        size, of_cell = own.config.hidden, sized.config.hidden
+        session.console.say(f"{layer}: one layer of size {size}, with as many parameters as a cell of {of_cell}")
+        groups[f"-{layer}"] = (own, [layer])
     return groups
 
 

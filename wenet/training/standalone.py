@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wenet.cells import Genotype
 from wenet.run import RunFolder, Session, peak_memory, wait_until
+from wenet.run.upgrade import without_the_whole
 from wenet.tasks import Measurement, Metric
 from wenet.training.architectures import Architecture, build_standalone, read_architecture
 from wenet.training.trainer import Progress, Trainer, random_tensors, restore_random, restore_training
@@ -213,7 +214,7 @@ def _train_some(
     """Train the networks of one process."""
     stored = {
         "kind": "standalone training",
-        "settings": session.config.to_dict(),
+        "settings": without_the_whole(session.config.to_dict()),
         "corpus": session.data.fingerprint,
         **plan.stored(),
     }
