@@ -50,7 +50,7 @@ def main() -> None:
     config = resolve_machine(resolve_config("quick", {**SETTINGS, "seed": options.seed}))
     corpus = task_of(config).load(config, options.data_dir)
     data = replace(corpus, train=corpus.train[:TRAINED_ON], valid=corpus.valid[:VALIDATED_ON])
-    cells = random_genotypes(options.cells, config.nodes, options.pool_seed)
+    cells = random_genotypes(options.cells, config.most_nodes, options.pool_seed)
     losses = {norm: standalone_losses(replace(config, norm=norm), cells, data, max(options.windows)) for norm in NORMS}
     quality = -losses["none"]
     records = [
