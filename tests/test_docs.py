@@ -30,6 +30,7 @@ from wenet.training import settings as training
 small = {{"hidden": 6, "data_batch": 4, "eval_batch": 4, "bptt": 8}}
 for preset in searching.PRESETS.values():
     preset.update(small, pool=4, batch=2, keep=1, epochs_per_round=0.1)
+searching.PRESETS["race"].update(batch=4, parameters=900, rungs=2, contest_epochs=0.1, contest_seeds=2)
 training.TRAIN_PRESETS["quick"].update(small, test_batch=4, epochs=2)
 training._paper_settings = lambda given: training.TRAIN_PRESETS["quick"]
 read_texts = corpus.read_texts

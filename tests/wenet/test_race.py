@@ -195,6 +195,12 @@ def test_sizes_at_equal_parameters(text):
         assert here <= 5000 < above
 
 
+def test_a_hidden_size_asked_for_counts_more_than_the_presets_parameters():
+    assert resolve_config("race").parameters == 80_000
+    assert resolve_config("race", {"hidden": 32}).parameters is None
+    assert resolve_config("race", {"hidden": 32}, {"parameters": 900}).parameters == 900
+
+
 def test_a_test_tells_worse_from_equal():
     def runner(losses):
         return Runner(random_genotypes(1, 2, 0)[0], [], losses, 0.0, 0)

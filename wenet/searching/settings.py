@@ -46,7 +46,7 @@ class SearchConfig(LearningConfig):
         at_least=1,
     )
     contest: bool = option(
-        False, "end with a contest: the winner against LSTM, GRU and other cells at equal parameters", Group.FIRST
+        False, "end with a contest: the winner against LSTM, GRU and other cells at equal parameters", Group.RACE
     )
     runs: int = option(
         1, "separate searches, their winners ranked by standalone training", Group.FIRST, metavar="R", at_least=1
@@ -54,7 +54,7 @@ class SearchConfig(LearningConfig):
     audit: int = option(
         0,
         "train N of the cells standalone after the search, the kept and some of the rejected; also with --resume",
-        Group.FIRST,
+        Group.STANDALONE,
         metavar="N",
         at_least=0,
     )
@@ -307,4 +307,8 @@ def resolve_config(preset: str, *layers: Mapping[str, Any]) -> SearchConfig:
         WenetError: an unknown preset or setting, or a value of the wrong type or outside its range.
     """
     check_choice("preset", preset, PRESETS)
-    return SearchConfig(**{**overridden(SearchConfig, PRESETS[preset], *layers), "preset": preset})
+    values = overridden(SearchConfig, PRESETS[preset], *layers)
+    asked = overridden(SearchConfig, *layers)
+    if "hidden" in asked and "parameters" not in asked:
+        values["parameters"] = None  # a size that is asked for counts more than one that a preset lets follow
+    return SearchConfig(**{**values, "preset": preset})
