@@ -31,7 +31,7 @@ def test_defaults_shown_are_those_in_force():
         in_force = resolve_config(preset).to_dict()
         for name in set(in_force) - {"dataset", "preset"}:
             assert shown[name] == in_force[name] or repr(shown[name]) == "<by preset>", name
-    assert shown["bptt"] == 35 and repr(shown["pool"]) == "<by preset>" and shown["checkpoint_every"] == 5.0
+    assert shown["form"] == "highway" and repr(shown["pool"]) == "<by preset>" and shown["checkpoint_every"] == 5.0
     training = inspect.signature(train).parameters
     for cell in ("lstm", "darts-v2"):
         in_force = resolve_train_config("paper", {"cell": cell}).to_dict()

@@ -185,7 +185,7 @@ def test_help_shows_the_defaults_in_force(capsys, main, arguments, default):
 
 
 def test_help_shows_the_preset_of_this_machine(capsys, monkeypatch):
-    for gpu, preset in ((False, "quick"), (True, "paper")):
+    for gpu, preset in ((False, "race"), (True, "paper")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         helped(search_main)
         assert f"those of --preset {preset};" in " ".join(capsys.readouterr().out.split())
