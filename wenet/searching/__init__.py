@@ -1,4 +1,4 @@
-"""Searching: strategies, and what measures their results."""
+"""Searching: strategies, and measurements of their results."""
 
 from wenet.searching.audit import begun_audit, correlation_in_words, final_ranking, spread_in_words, usual_audit
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config

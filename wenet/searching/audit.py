@@ -1,4 +1,4 @@
-"""What a search result is worth: cells of the search trained standalone, and how well the search had ranked them."""
+"""Audit a search: train some of its cells standalone, and measure how well the search ranked them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ CONFIDENCE, RESAMPLES = 0.95, 2000
 
 @dataclass(frozen=True)
 class Ranked:
-    """A cell as the search left it.
+    """A cell at the end of a search.
 
     Attributes:
-        score: what its strategy ranked it by.
-        kept: whether it was among the K kept at the end.
+        score: the score by which the strategy ranked it.
+        kept: whether it was among the K cells kept at the end.
     """
 
     genotype: Genotype
@@ -51,11 +51,11 @@ class Ranked:
 
 
 def run_audit(session: Session[SearchConfig]) -> dict[str, Any]:
-    """Audit a finished search; returns what `audit.json` holds.
+    """Audit a finished search; returns the contents of `audit.json`.
 
     Raises:
-        WenetError: as in `train_standalone`; an audit of other settings was begun in this folder.
-        Stopped: the same call goes on from there.
+        WenetError: as in `train_standalone`; also if an audit with other settings was begun in this folder.
+        Stopped: a signal came; the same call resumes the audit.
     """
     config, folder, metric = session.config, session.folder, session.task.metric
     records = folder.records(RECORDS)
@@ -91,12 +91,12 @@ def run_audit(session: Session[SearchConfig]) -> dict[str, Any]:
 
 
 def usual_audit(keep: int) -> int:
-    """How many cells to audit where K were kept: these, and enough rejected ones to compare them with."""
+    """The usual number of cells to audit: the K kept, and enough rejected ones for a comparison."""
     return max(24, keep + 12)
 
 
 def begun_audit(folder: Path) -> tuple[int, float] | None:
-    """The cells and epochs of the audit begun in a run, if any."""
+    """Number of cells and epochs of the audit begun in a run, if any."""
     try:
         begun = folder / BEGUN
         if begun.exists():
@@ -110,7 +110,7 @@ def begun_audit(folder: Path) -> tuple[int, float] | None:
 
 
 def final_ranking(records: Sequence[Record], keep: int, strategy: type[Strategy]) -> list[Ranked]:
-    """Every cell that a search has seen with its last score, the best first."""
+    """All cells of a search with their last score, the best first."""
     ranked = {}
     for record in records:
         for place, network in enumerate(record["networks"]):
@@ -125,7 +125,7 @@ def final_ranking(records: Sequence[Record], keep: int, strategy: type[Strategy]
 
 
 def choose(ranking: Sequence[Ranked], count: int, seed: int) -> list[Ranked]:
-    """The kept, and rejected cells from the whole range of scores: one at random out of each of equal strata."""
+    """Choose the kept cells, and rejected ones from the whole range of scores: a random one from each of equal strata."""
     kept = [cell for cell in ranking if cell.kept]
     rejected = [cell for cell in ranking if not cell.kept]
     strata = min(count - len(kept), len(rejected))
@@ -135,10 +135,10 @@ def choose(ranking: Sequence[Ranked], count: int, seed: int) -> list[Ranked]:
 
 
 def verdict(cells: Sequence[Ranked], outcomes: Sequence[Outcome], metric: Metric, seed: int) -> dict[str, Any]:
-    """How the ranking of the search agrees with standalone quality.
+    """Measure the agreement of the search's ranking with standalone quality.
 
-    The correlations are of score with quality: 1 is full agreement, 0 is chance. A cell that diverged counts as worse
-    than all that did not. The kept are compared with the rejected by a one-sided Mann-Whitney test.
+    Correlations are between score and quality: 1 is full agreement, 0 is chance. A diverged cell counts as worse than
+    all others. A one-sided Mann-Whitney test compares kept and rejected cells.
     """
     from scipy import stats  # takes a second to import
 
@@ -161,14 +161,14 @@ def verdict(cells: Sequence[Ranked], outcomes: Sequence[Outcome], metric: Metric
 def correlation(
     measure: Callable[..., Any], first: Sequence[float], second: Sequence[float], seed: int
 ) -> dict[str, float | None]:
-    """A rank correlation with its two-sided p and the bootstrap interval over cells; None where it is undefined."""
+    """A rank correlation with its two-sided p and a bootstrap interval over cells; None if it is undefined."""
     from scipy import stats
 
     if len(set(first)) < 2 or len(set(second)) < 2:
         return {"value": None, "low": None, "high": None, "p": None}
     found = measure(first, second)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few cells a resample may hold the same one throughout
+        warnings.simplefilter("ignore")  # with few cells, a resample may contain only one of them
         interval = stats.bootstrap(
             (first, second),
             lambda x, y: measure(x, y).statistic,
@@ -184,7 +184,7 @@ def correlation(
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Number, mean and standard deviation over the cells that did not diverge, and how many did."""
+    """Number, mean and standard deviation over the cells that did not diverge, and the number that did."""
     finite = [value for value in values if math.isfinite(value)]
     return {
         "cells": len(values),
@@ -206,10 +206,10 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 
 def seniority(records: Sequence[Record], keep: int) -> dict[str, Any]:
-    """Whether rank follows how long a cell has been kept.
+    """Measure whether rank follows seniority, the number of rounds for which a cell has been kept.
 
-    The share of kept cells that are kept again a round, beside what chance would give, and in the last round the
-    correlation of place, the first being the highest, with the number of rounds kept. Needs no training.
+    Returned are the share of kept cells that a round keeps again, with its value by chance, and for the last round the
+    correlation of place (the first is the highest) with the number of rounds kept. This needs no training.
     """
     from scipy import stats
 
@@ -226,7 +226,7 @@ def seniority(records: Sequence[Record], keep: int) -> dict[str, Any]:
 
 
 def describe_audit(audit: dict[str, Any], metric: Metric) -> list[str]:
-    """The verdict in lines for a person."""
+    """The verdict in lines, for a terminal."""
     kept, rejected, p = audit["kept"], audit["rejected"], audit["kept_better_p"]
     again, places = audit["seniority"]["kept_again"], metric.places
     compared = "" if p is None else f"; one-sided test that the kept are better: p = {p:.3f}"
@@ -247,7 +247,7 @@ def describe_audit(audit: dict[str, Any], metric: Metric) -> list[str]:
 
 
 def correlation_in_words(found: dict[str, float | None], confidence: float) -> str:
-    """A correlation with its interval and p, or why there is none."""
+    """A correlation with its interval and p in words, or the reason why there is none."""
     if found["value"] is None:
         return "undefined, as all are equal"
     interval = "too few cells for an interval"
@@ -258,7 +258,7 @@ def correlation_in_words(found: dict[str, float | None], confidence: float) -> s
 
 
 def spread_in_words(found: dict[str, Any], places: int) -> str:
-    """Mean and standard deviation of a group of cells, as far as it has them."""
+    """Mean and standard deviation of a group of cells in words, if it has them."""
     if found["cells"] == 0:
         return "none"
     cells = counted(found["cells"], "cell")

@@ -24,8 +24,8 @@ class HalvingBest(Best):
     """The best cell of the last rung.
 
     Attributes:
-        value: the metric on the validation part after standalone training; None where all diverged.
-        windows: that it was trained on in the last rung.
+        value: its validation metric after standalone training; None if all cells diverged.
+        windows: number of windows it was trained on in the last rung.
     """
 
     value: float | None
@@ -62,11 +62,11 @@ class HalvingBest(Best):
 
 
 class Halving(Strategy):
-    """Successive halving over the pool that a search with the same settings would search.
+    """Successive halving over the pool of a search with the same settings.
 
-    The budget is that of the search, in windows of training times networks, in equal parts over the rungs. A rung
-    trains its cells from new weights, at most `batch` of them at once, and the better half on the validation part goes
-    on to the next, where each is trained for twice as long.
+    The budget equals that of the search, in windows of training times networks, and is divided equally among the rungs.
+    Each rung trains its cells from new weights, at most `batch` at once. The half with the better validation metric
+    reaches the next rung, where each cell is trained for twice as long.
     """
 
     best_type = HalvingBest
@@ -81,8 +81,8 @@ class Halving(Strategy):
         self.budget = network_rounds(self.config) * training_windows(session, self.config.epochs_per_round)
 
     def run(self) -> HalvingBest:
-        """All rungs, from where they were left."""
-        self.folder.truncate_records(RECORDS, 0)  # finished trainings are read again, so records are written again
+        """Run all rungs, resuming where they were stopped."""
+        self.folder.truncate_records(RECORDS, 0)  # finished trainings are read again, and records rewritten
         cells = draw_pool(self.config)
         results: list[StandaloneResult] = []
         for rung in range(len(self.rungs)):
@@ -124,7 +124,7 @@ class Halving(Strategy):
         record = {
             "round": rung + 1,
             "windows": windows,
-            "tokens": windows * self.config.bptt * self.config.data_batch,  # of each network, the last window in full
+            "tokens": windows * self.config.bptt * self.config.data_batch,  # per network, the last window in full
             "train_loss": sum(losses) / len(losses) if losses else None,
             f"valid_{self.metric.key}": reached,
             "seconds_so_far": seconds,
@@ -174,12 +174,12 @@ class Halving(Strategy):
 
     @classmethod
     def score(cls, record: Record, place: int) -> float:
-        """The rungs that it has reached, and its place in the last."""
+        """The number of rungs a cell reached, then its place in the last of them."""
         return float(record["round"] - place / len(record["networks"]))
 
 
 def rungs(config: SearchConfig) -> list[int]:
-    """Cells of each rung, halved until two are left, or one where the pool is no more."""
+    """The number of cells in each rung, halved until two are left, or one if the pool has only one."""
     counts = [config.pool]
     while counts[-1] > 2:
         counts.append(-(-counts[-1] // 2))
@@ -187,5 +187,5 @@ def rungs(config: SearchConfig) -> list[int]:
 
 
 def network_rounds(config: SearchConfig) -> int:
-    """Networks that a search trains, counted once for each round."""
+    """The number of networks that a search trains, counted once per round."""
     return config.pool + min(config.keep, config.batch) * (config.rounds - 1)

@@ -1,4 +1,4 @@
-"""Algorithm 2: train batches of different networks together, and keep those that the mixture leans on."""
+"""Algorithm 2: train batches of different networks together, and keep those with the largest weights."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from wenet.tasks import Metric, Task, task_of
 from wenet.training import ModelTrainer, Progress, network_weights, recurrence_bytes, restore_random, restore_training
 from wenet_kernels import WenetError
 
-CURVE_POINTS = 20  # of the training loss, in the record of a round
-CARRIED = ("embedding.weight", "decoder_bias")  # from round to round, where that is asked for
+CURVE_POINTS = 20  # points of the training loss in a round's record
+CARRIED = ("embedding.weight", "decoder_bias")  # parameters carried from round to round on request
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network of a round, and after the round its share of the mixture.
+    """A network of a round, with its share of the mixture after the round.
 
     Attributes:
-        rounds_kept: how often it has been kept.
-        held_out_loss: of its own output on the validation part, where networks are ranked by that.
+        rounds_kept: number of rounds after which it was kept.
+        held_out_loss: validation loss of its own output, if networks are ranked by it.
     """
 
     genotype: Genotype
@@ -41,7 +41,7 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """Networks of a round are ranked by it, the highest first."""
+        """The number that ranks the networks of a round, the highest first."""
         return self.weight if self.held_out_loss is None else -self.held_out_loss
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,12 +54,12 @@ class Candidate:
 
 @dataclass
 class SearchProgress(Progress):
-    """How far a search has come."""
+    """The progress of a search."""
 
     round: int = 0  # rounds finished
-    step: int = 0  # of the text, where the next window begins; a round of part of an epoch goes on from the last one
-    losses: list[float] = field(default_factory=list)  # of each window of this round
-    tokens: int = 0  # trained on in this round
+    step: int = 0  # of the text, where the next window begins; a round starts where the last one ended
+    losses: list[float] = field(default_factory=list)  # one per window of this round
+    tokens: int = 0  # read in this round
     kept: list[Candidate] = field(default_factory=list)  # from the last round, best first
     seconds: float = 0.0
 
@@ -69,19 +69,19 @@ class SearchProgress(Progress):
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> SearchProgress:
         given = dict(value)
-        kept = given.pop("seeds", None) or given.pop("kept", [])  # "seeds" in checkpoints of old
+        kept = given.pop("seeds", None) or given.pop("kept", [])  # "seeds" in old checkpoints
         given.pop("kept", None)
         return cls(**given, kept=[Candidate.from_dict(candidate) for candidate in kept])
 
 
 @dataclass(frozen=True)
 class MixtureBest(Best):
-    """The network that the last mixture leans on most, or that has the lowest loss by its own output.
+    """The network with the largest weight in the last mixture, or with the lowest loss of its own output.
 
     Attributes:
-        weight, uniform_weight: its share of the last mixture, and that of each network were all alike.
-        held_out_loss: what it was ranked by, if not by its weight.
-        mixture_value: the metric of the whole last mixture on the validation part; None where it is not finite.
+        weight, uniform_weight: its share of the last mixture, and an equal share.
+        held_out_loss: the loss that ranked it, if not ranked by weight.
+        mixture_value: validation metric of the last mixture as a whole; None if it is not finite.
     """
 
     weight: float
@@ -147,8 +147,7 @@ class MixtureBest(Best):
 class Mixture(Strategy, ModelTrainer):
     """One search by Algorithm 2; a stage of training is a round.
 
-    Args:
-        session: the test part of its data is not touched. Its processes divide the networks of every round.
+    The test part of the data is not used. Several processes divide the networks of every round.
     """
 
     best_type = MixtureBest
@@ -165,8 +164,8 @@ class Mixture(Strategy, ModelTrainer):
         windows = self._windows_per_pass()
         self.windows_per_round = max(1, round(config.epochs_per_round * windows))
         self.progress = SearchProgress(0.0, kept=[Candidate(cell) for cell in config.initial_cells_given])
-        self.checkpoint: dict[str, Tensor] = {}  # that the search goes on from
-        self.carried: dict[str, Tensor] = {}  # into the next round, by its name in the model
+        self.checkpoint: dict[str, Tensor] = {}  # the tensors that the search resumes from
+        self.carried: dict[str, Tensor] = {}  # into the next round, by parameter name
         self.valid_key = f"valid_{self.task.metric.key}"
 
     def _windows_per_pass(self) -> int:
@@ -174,7 +173,7 @@ class Mixture(Strategy, ModelTrainer):
         return math.ceil(self.task.steps_per_pass(self.train_streams) / mean)
 
     def run(self) -> MixtureBest:
-        """Algorithm 2, from the last checkpoint where there is one."""
+        """Run Algorithm 2, from the last checkpoint if there is one."""
         self.train(self.config.seed)
         return self._best()
 
@@ -187,7 +186,7 @@ class Mixture(Strategy, ModelTrainer):
         self.carried = {n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)}
 
     def read_progress(self, value: dict[str, Any]) -> SearchProgress:
-        if "cursor" in value:  # the number of the next window, in checkpoints of old runs
+        if "cursor" in value:  # in checkpoints of old runs: the number of the next window
             value = {**value, "step": value["cursor"] * self.config.bptt}
             del value["cursor"]
         return SearchProgress.from_dict(value)
@@ -196,8 +195,8 @@ class Mixture(Strategy, ModelTrainer):
         return self.progress.round >= self.config.rounds
 
     def begin_stage(self) -> None:
-        """A new model of new cells and kept ones, with what is carried from the last round; where a checkpoint was
-        written in this round, as it was then."""
+        """Build a new model of new and kept cells, with parameters carried from the last round; or restore it from a
+        checkpoint of this round."""
         first = self.progress.round * self.config.batch
         new = [Candidate(genotype) for genotype in self.pool[first : first + self.config.batch]]
         self.candidates = new + self.progress.kept
@@ -208,7 +207,7 @@ class Mixture(Strategy, ModelTrainer):
         self.h = None
         if self.progress.losses:
             restore_training(self.model, self.optimizer, self.checkpoint)
-            restore_random(self.checkpoint, self.device)  # again: building the model drew from the generators
+            restore_random(self.checkpoint, self.device)  # again, because building the model used the generators
             self.h = self.checkpoint["h"].to(self.device)
 
     def stage_done(self) -> bool:
@@ -217,13 +216,13 @@ class Mixture(Strategy, ModelTrainer):
     def next_window(self) -> tuple[Tensor, Tensor]:
         length = window_length(self.config.bptt, self.config.windows)
         if self.progress.step == 0:
-            self.h = None  # each pass over the text starts from a state of zero
+            self.h = None  # each pass over the text starts from a zero state
         return self.task.window(self.train_streams, self.progress.step, length)
 
     def step(self, inputs: Tensor, targets: Tensor) -> float:
         """Line 8: train parameters and mixing weights together on the training part.
 
-        Where windows are drawn their rates are in proportion to their length, as in the bases.
+        With windows of random length, rates are proportional to the length, as in the models the paper builds on.
         """
         loss = self.differentiate(inputs, targets)
         if self.config.windows != "fixed":
@@ -250,7 +249,7 @@ class Mixture(Strategy, ModelTrainer):
         return clip_gradients(shared, divided, self.config.clip, self.ranks)
 
     def end_stage(self) -> None:
-        """Line 9: keep the K networks of the largest weights, or of another score; record them all."""
+        """Line 9: keep the K networks with the largest weights or other scores, and record all networks."""
         weights = mixing_weights(self.model)
         self.check_finite("sum of the mixing weights", torch.tensor(sum(weights)))
         valid, losses = self._validate(), self._own_losses()
@@ -258,7 +257,7 @@ class Mixture(Strategy, ModelTrainer):
             replace(candidate, weight=weight, held_out_loss=loss)
             for candidate, weight, loss in zip(self.candidates, weights, losses, strict=True)
         ]
-        # A stable order: of two equal scores the earlier candidate comes first, in every run.
+        # The sort is stable: among equal scores the earlier candidate comes first, in every run.
         ranked = sorted(measured, key=lambda candidate: -candidate.score)
         seconds = self.lap()
         record = self._record(ranked, valid)
@@ -274,7 +273,7 @@ class Mixture(Strategy, ModelTrainer):
         self.save({f"carried.{name}": tensor for name, tensor in self.carried.items()})
 
     def _validate(self) -> float | None:
-        """The metric of the mixture; None where it is not finite, which the ranking need not mind."""
+        """The metric of the mixture; None if it is not finite, which does not affect the ranking."""
         measured = self.task.measure(self.model, self.valid_streams, self.config.bptt, self.stop_if_asked)
         if math.isfinite(measured.metric):
             return float(measured.metric)
@@ -292,7 +291,7 @@ class Mixture(Strategy, ModelTrainer):
         return f"{super().mend()}, or do without the batch statistics over {rows} rows by --norm none"
 
     def _own_losses(self) -> Sequence[float | None]:
-        """Of each network's own output; None where the weights rank, as they do where a loss is not finite."""
+        """Validation losses of the networks' own outputs; None if weights rank, or if a loss is not finite."""
         unranked = [None] * len(self.candidates)
         if self.config.score == "weight":
             return unranked
@@ -392,7 +391,7 @@ class Mixture(Strategy, ModelTrainer):
 
     @classmethod
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
-        """Parameters with their gradients and Adam's two moments, and what backward needs."""
+        """Parameters, gradients, Adam's two moments, and tensors kept for backward."""
         longest = config.bptt + (LONGER_AT_MOST if config.windows == "merity" else 0)
         positions, vocabulary = longest * config.data_batch, task_of(config).outputs(data)
         networks = -(-config.networks // processes)
@@ -407,8 +406,8 @@ class Mixture(Strategy, ModelTrainer):
 
     @classmethod
     def score(cls, record: Record, place: int) -> float:
-        """Its weight in units of an equal share, so that rounds of different sizes compare; where networks were ranked
-        by their validation loss, how far that was below the mean of the round."""
+        """The weight in units of an equal share, so that rounds of different sizes compare. If networks were ranked by
+        validation loss, its distance below the mean of the round."""
         networks = record["networks"]
         loss = networks[place].get("held_out_loss")
         if loss is None:
@@ -424,7 +423,7 @@ class Mixture(Strategy, ModelTrainer):
 def build_mixture(
     config: SearchConfig, genotypes: Sequence[Genotype], task: Task, data: Any, ranks: Ranks = ALONE
 ) -> LanguageModel:
-    """The weighted networks within the task's model (Figure 3); each of several processes has some of the networks."""
+    """Build the task's model around weighted networks (Figure 3); several processes divide the networks."""
     options: dict[str, Any] = {
         "form": config.form,
         "norm": None if config.norm == "none" else config.norm,
@@ -445,7 +444,7 @@ def build_mixture(
 
 
 def build_optimizer(config: SearchConfig, model: LanguageModel) -> torch.optim.Adam:
-    """Adam over parameters and mixing weights together, each at its own rate."""
+    """Adam for parameters and mixing weights, each with its own rate."""
     mixing = [parameter for name, parameter in model.named_parameters() if name == "rnn.mix_logits"]
     others = [parameter for name, parameter in model.named_parameters() if name != "rnn.mix_logits"]
     groups = [
@@ -464,6 +463,6 @@ def mixing_weights(model: LanguageModel) -> list[float]:
 
 
 def _means(values: Sequence[float], points: int) -> list[float]:
-    """The values averaged into at most so many stretches of equal length."""
+    """Average values over stretches of equal length, to at most `points` values."""
     stretch = math.ceil(len(values) / points)
     return [sum(part) / len(part) for part in (values[i : i + stretch] for i in range(0, len(values), stretch))]

@@ -1,4 +1,4 @@
-"""Several searches: their winners ranked by standalone training, and what they have in common."""
+"""Several searches: rank their winners by standalone training, and compare the cells they kept."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class RepeatedBest(Best):
     """The best of several searches' winners.
 
     Attributes:
-        value: the metric on the validation part after standalone training; None where all diverged.
-        windows: of that training.
-        ranking_seconds: that it took.
+        value: its validation metric after standalone training; None if all winners diverged.
+        windows: number of windows of that training.
+        ranking_seconds: seconds of that training.
         runs: the winners' outcomes, the best first.
-        overlap: of the cells that two searches kept, where all went through one pool.
-        own: what `best.json` of the search that found it says.
+        overlap: share of kept cells that two searches have in common, if all used one pool.
+        own: the contents of `best.json` of the search that found the cell.
     """
 
     value: float | None
@@ -82,10 +82,10 @@ class RepeatedBest(Best):
 
 
 class Repeated(Strategy):
-    """Searches of different seeds, each a run folder of its own that a stopped run goes on in; then their ranking.
+    """Searches with different seeds, each in its own run folder in which it can be resumed; then their ranking.
 
-    The ranking trains the winners of all runs at once, and keeps the best on the validation part (paper, section 4.1).
-    Of several processes each takes some of the searches, alone.
+    The ranking trains the winners of all runs at once and keeps the one with the best validation metric (paper, section
+    4.1). Several processes divide the searches.
     """
 
     best_type = RepeatedBest
@@ -104,7 +104,7 @@ class Repeated(Strategy):
         return self._rank([session.folder.read_json(f"{folder.name}/best.json") for folder in folders])
 
     def _is_finished(self, folder: Path) -> bool:
-        """Whether a run that another process may be working on has come to its end."""
+        """Whether a run, possibly of another process, is finished."""
         if not (folder / "best.json").exists():
             return False
         config = replace(self.session.config, runs=1)
@@ -112,7 +112,7 @@ class Repeated(Strategy):
         return is_finished(read_best(value, config, self.session.task.metric), (folder / AUDIT).exists(), True, config)
 
     def _rank(self, bests: Sequence[dict[str, Any]]) -> RepeatedBest:
-        """Of what `best.json` of each run holds; `seconds` count the runs and the ranking."""
+        """Rank the winners, given `best.json` of each run; `seconds` include runs and ranking."""
         session, config, metric = self.session, self.session.config, self.session.task.metric
         windows = training_windows(session, config.audit_epochs)
         winners = [Genotype.from_dict(best["genotype"]) for best in bests]
@@ -140,7 +140,7 @@ class Repeated(Strategy):
         return best
 
     def _kept(self) -> list[list[str]]:
-        """The K cells that each run kept at its end."""
+        """The K cells that each run kept in the end."""
         kept = []
         for number in range(self.session.config.runs):
             last = self.session.folder.records(f"run-{number + 1}/{RECORDS}")[-1]
@@ -166,6 +166,6 @@ class Repeated(Strategy):
 
 
 def overlap(kept: Sequence[Sequence[str]], pool: int) -> dict[str, float]:
-    """Mean share of the kept cells that two searches of one pool have in common, and what chance would give."""
+    """Mean share of kept cells that two searches of one pool have in common, and its value by chance."""
     shares = [len(set(a) & set(b)) / min(len(a), len(b)) for a, b in combinations(kept, 2)]
     return {"share": sum(shares) / len(shares), "by_chance": max(len(cells) for cells in kept) / pool}

@@ -15,7 +15,7 @@ from wenet.run.settings import option, overridden
 from wenet.training.settings import LearningConfig, inherited
 from wenet_kernels import ACTIVATIONS, MAX_NODES, WenetError, check_choice
 
-# By name, where each is: a module and its class. `repeated` is what --runs asks for.
+# Module and class of each strategy, by name. `repeated` serves --runs.
 STRATEGIES = {
     "wenet": "wenet.searching.mixture:Mixture",
     "race": "wenet.searching.race:Race",
@@ -26,10 +26,10 @@ STRATEGIES = {
 
 @dataclass(frozen=True)
 class SearchConfig(LearningConfig):
-    """Everything that decides the result of a search. The defaults are the paper's (section 4.1) where it states them.
+    """All settings that affect the result of a search. Defaults are the paper's (section 4.1), where it states them.
 
     Raises:
-        WenetError: a value outside its range.
+        WenetError: a value is out of range.
     """
 
     preset: str = inherited("preset", "paper", "paper, quick or race; by default paper with a GPU, race without")
@@ -68,14 +68,14 @@ class SearchConfig(LearningConfig):
         None, "of the pool alone, where it is to differ from --seed", Group.CELLS, at_least=0
     )
     norm: str = option("batch", "batch (normalise every node) or none", Group.MIXTURE, choices=("batch", "none"))
-    # Not in the paper: the rate of DARTS's architecture weights.
+    # The paper does not state this; it is the rate of DARTS's architecture weights.
     mix_lr: float = option(3e-3, "Adam's learning rate of the mixing weights", Group.MIXTURE, metavar="RATE", above=0)
     eval_batch: int = inherited(
         "eval_batch", 10, "text streams side by side in validation; with --norm batch --data-batch"
     )
     # The paper: "identical to those in" Merity et al. and Yang et al., who agree: penalties of 2 and 1, word dropout of
-    # 0.1, windows drawn. Here they are those of the search code of DARTS, on which the paper's is built: 0, 0.001, 0
-    # and windows of --bptt steps. With Adam, whose rates the paper leaves open, neither was measured against the other.
+    # 0.1, windows of random length. The defaults follow the search code of DARTS, on which the paper builds: 0, 0.001,
+    # 0 and windows of --bptt steps. The two were not compared with Adam, whose rates the paper leaves open.
     windows: str = option(
         "fixed",
         "length of a search's windows: fixed (--bptt), darts (one in twenty is half as long) or merity (drawn around "
@@ -152,12 +152,12 @@ class SearchConfig(LearningConfig):
         check_activations(self.activations.split(","))
         check_choice("--strategy", self.strategy, [name for name in STRATEGIES if name != "repeated"])
         if self.initial_cells is not None:
-            # The cells in place of the file: the file may be gone when the run goes on.
+            # Store the cells in place of the file, which may be gone when the run is resumed.
             object.__setattr__(self, "initial_cells", "; ".join(map(str, self._checked_cells(self.initial_cells))))
         if self.norm == "batch" and self.data_batch < 2:
             raise WenetError("--data-batch must be at least 2 with --norm batch, which compares the rows of a batch")
         if self.norm == "batch" and self.form == "plain":
-            # At h = 0 eq. (1) gives s_0 = 0 for any input; what activations then make of that is alike in all rows.
+            # At h = 0 eq. (1) gives s_0 = 0 for any input, and activations turn that into equal values in all rows.
             raise WenetError(
                 "--form plain needs --norm none: its state starts at zero, and normalised over a batch it stays there"
             )
@@ -214,7 +214,7 @@ class SearchConfig(LearningConfig):
 
     @property
     def initial_cells_given(self) -> list[Genotype]:
-        """The cells that compete in the first round besides new ones."""
+        """Cells that compete in the first round besides the new ones."""
         return [] if self.initial_cells is None else load_genotypes(self.initial_cells)
 
     @property
@@ -228,24 +228,24 @@ class SearchConfig(LearningConfig):
 
     @property
     def valid_rows(self) -> int:
-        """Text streams side by side in the validation of a mixture: as many as in training where it is normalised over
-        them, for the statistics of another number of rows would be others."""
+        """Text streams side by side in the validation of a mixture. With batch normalisation as many as in training,
+        because the statistics depend on the number of rows."""
         return self.data_batch if self.norm == "batch" else self.eval_batch
 
     @property
     def networks(self) -> int:
-        """The most networks that train together."""
+        """The largest number of networks that train together."""
         return min(self.batch, self.pool) + (self.keep if self.rounds > 1 else len(self.initial_cells_given))
 
     @property
     def fewest_networks(self) -> int:
-        """The fewest that train together: in the first round nothing is kept yet, in the last few new ones."""
+        """The smallest number that train together: the first round has no kept cells, the last perhaps few new ones."""
         if self.rounds == 1:
             return self.pool
         return min(self.batch, self.pool - (self.rounds - 1) * self.batch + min(self.keep, self.batch))
 
 
-# What `quick` changes: a search of some minutes on two processor cores.
+# The changes of the preset `quick`: a search of a few minutes on two processor cores.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "quick": {
@@ -301,10 +301,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def resolve_config(preset: str, *layers: Mapping[str, Any]) -> SearchConfig:
-    """Settings of a search: a preset, overridden by each layer in turn.
+    """Resolve the settings of a search: a preset, overridden by each layer in turn.
 
     Raises:
-        WenetError: an unknown preset or setting, or a value of the wrong type or outside its range.
+        WenetError: a preset or setting is unknown, or a value has the wrong type or is out of range.
     """
     check_choice("preset", preset, PRESETS)
     values = overridden(SearchConfig, PRESETS[preset], *layers)

@@ -1,4 +1,4 @@
-"""The protocol of a search strategy, and the best cell that one ends with."""
+"""The protocol of search strategies, and their result."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Best:
-    """The winner of a search, and how it was found; `best.json` holds it.
+    """The winner of a search and how it was found, as stored in `best.json`.
 
     Attributes:
-        rounds_kept: rounds after which the cell was kept, before the last one and with it.
-        rounds, rounds_planned: done, and to be done in all.
-        networks_searched: different cells that have taken part.
-        network_windows: windows trained on, counted for each network.
+        rounds_kept: number of rounds after which the cell was kept, including the last.
+        rounds, rounds_planned: rounds done, and rounds in all.
+        networks_searched: number of different cells that took part.
+        network_windows: windows trained on, summed over networks.
     """
 
     genotype: Genotype
@@ -43,13 +43,13 @@ class Best:
         return self.rounds >= self.rounds_planned
 
     def to_dict(self, metric: Metric) -> dict[str, Any]:
-        """For `best.json`; values of the task's metric go by its key."""
+        """Convert for `best.json`, with values of the task's metric under its key."""
         values = {key: value for key, value in vars(self).items() if key != "genotype"}
         return {"genotype": self.genotype.to_dict(), "text": str(self.genotype), **self._in_file(values, metric)}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], metric: Metric) -> Self:
-        """Read what `to_dict` gave."""
+        """Read the result of `to_dict`."""
         given = cls._from_file(dict(value), metric)
         known = {name: given[name] for name in cls.__dataclass_fields__ if name in given}
         return cls(**{**known, "genotype": Genotype.from_dict(value["genotype"])})
@@ -63,24 +63,23 @@ class Best:
         return values
 
     def how_it_won(self, metric: Metric) -> str:
-        """For a terminal: what tells the winner from the others."""
+        """The reason why the winner won, for a terminal."""
         return f"best of {counted(self.networks_searched, 'network')}"
 
     def lines(self, metric: Metric) -> list[str]:
-        """For a terminal: what else is known of it."""
+        """Further facts about the winner, for a terminal."""
         return []
 
     def sentences(self, metric: Metric) -> Iterator[str]:
-        """For the report: what was found, a paragraph each."""
+        """The result in paragraphs, for the report."""
         yield f"Of {counted(self.networks_searched, 'random cell')} this one won."
 
     def reached(self) -> tuple[str, float | None] | None:
-        """What was trained last, in words, and the metric that it reached, None where that is not finite; None where
-        nothing was trained."""
+        """The last trained model in words, and its metric, None if not finite; or None if nothing was trained."""
         return None
 
     def failure_to_learn(self, metric: Metric, baseline: Baseline | None) -> str | None:
-        """What to say where what was trained does not beat the baseline, and so cannot tell good cells from bad."""
+        """A warning if the last trained model does not beat the baseline, and so cannot distinguish cells."""
         reached = self.reached()
         failure = reached and failure_to_learn(*reached, metric, baseline)
         if not failure:
@@ -88,12 +87,12 @@ class Best:
         return f"{failure}. The ranking of the cells means nothing yet: raise {self.more_training} or change --lr"
 
     def is_ranked_by_chance(self) -> bool:
-        """Whether nothing yet shows that the ranking beats chance."""
+        """Whether nothing shows so far that the ranking is better than chance."""
         return True
 
 
 class Strategy(ABC):
-    """A way to search: it runs a session to its best cell, and knows what its records mean.
+    """A way to search: it runs a session to the best cell, and knows the meaning of its records.
 
     To add one, write a module with a subclass and name it in `wenet.searching.settings.STRATEGIES`.
 
@@ -103,16 +102,16 @@ class Strategy(ABC):
     """
 
     best_type: ClassVar[type[Best]] = Best
-    stage: ClassVar[str] = "round"  # what a record is about
-    figures: ClassVar[tuple[str, ...]] = ()  # that the report draws of the records
-    note: ClassVar[str] = ""  # for the first lines of a search, where the time it takes needs a word
+    stage: ClassVar[str] = "round"  # the stage of a record
+    figures: ClassVar[tuple[str, ...]] = ()  # figures of the records in the report
+    note: ClassVar[str] = ""  # a remark on the estimated time, for the first lines of a search
 
     def __init__(self, session: Session[SearchConfig]) -> None:
         self.session = session
 
     @abstractmethod
     def run(self) -> Best:
-        """Search, from where a stopped search was left.
+        """Search, resuming where a stopped search ended.
 
         Raises:
             WenetError: training diverged, the disk is full, or the checkpoint cannot be used.
@@ -121,12 +120,12 @@ class Strategy(ABC):
 
     @classmethod
     def check(cls, config: SearchConfig, processes: int = 1) -> None:
-        """Refuse settings, or a number of processes, that this strategy cannot follow."""
+        """Refuse settings or numbers of processes that this strategy does not support."""
 
     @classmethod
     @abstractmethod
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
-        """Bytes that each process needs besides the interpreter."""
+        """Bytes needed by each process besides the interpreter."""
 
     @classmethod
     def outline(cls, config: SearchConfig) -> str:
@@ -144,28 +143,28 @@ class Strategy(ABC):
     @classmethod
     @abstractmethod
     def stages(cls, config: SearchConfig) -> int:
-        """How many there are."""
+        """The number of stages."""
 
     @classmethod
     @abstractmethod
     def score(cls, record: Record, place: int) -> float:
-        """What the network at a place of a record was ranked by, so that scores of different stages compare."""
+        """The score of the network at a place of a record, comparable between stages."""
 
     @classmethod
     def columns(cls, record: Record, network: Record) -> dict[str, str]:
-        """Figures of a kept cell, for a table."""
+        """Further columns for a kept cell in a table."""
         return {}
 
 
 def strategy_of(config: SearchConfig) -> type[Strategy]:
-    """The strategy that the settings ask for."""
+    """The strategy of the settings."""
     module, name = STRATEGIES["repeated" if config.runs > 1 else config.strategy].split(":")
     strategy: type[Strategy] = getattr(import_module(module), name)
     return strategy
 
 
 def read_best(value: dict[str, Any], config: SearchConfig, metric: Metric) -> Best:
-    """What `best.json` holds."""
+    """Read the contents of `best.json`."""
     return strategy_of(config).best_type.from_dict(value, metric)
 
 
@@ -177,7 +176,7 @@ def is_finished(best: Best | None, audited: bool, contested: bool, config: Searc
 
 
 def draw_pool(config: SearchConfig) -> list[Genotype]:
-    """The random cells that a search goes through, in order."""
+    """Draw the random cells of a search, in the order of use."""
     seed = config.seed if config.pool_seed is None else config.pool_seed
     activations, counts = config.activations.split(","), config.node_counts
     if len(counts) > 1:

@@ -1,4 +1,4 @@
-"""Cells on equal terms: the same standalone training of each over several seeds, and whether they differ."""
+"""Rank cells on equal terms: the same standalone training for each, with several seeds, and tests of differences."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _groups(
 def _ranking(
     entrants: Mapping[str, Architecture], values: Mapping[str, Sequence[float]], metric: Metric
 ) -> list[dict[str, Any]]:
-    """Cells by their mean value, those that always diverged at the end."""
+    """The cells by their mean value; cells that always diverged come last."""
     first = next(iter(entrants))
     found = [
         {
@@ -130,7 +130,7 @@ def _ranking(
 
 
 def describe_ranking(result: dict[str, Any], metric: Metric) -> str:
-    """A line for each cell, the best first."""
+    """Describe the ranking, the best cell first."""
     seeds = len(result["cells"][0]["values"])
     lines = [f"validation {metric.name} after {counted(result['epochs'], 'epoch')}, mean over {counted(seeds, 'seed')}"]
     for cell in result["cells"]:

@@ -1,4 +1,4 @@
-"""A search as a run: what it checks, says and takes, and what it comes to."""
+"""A search as a run: checks, messages, cost and result."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from wenet.tasks import Baseline, Metric
 from wenet.training import estimate_standalone, estimate_training, resolve_train_config
 from wenet_kernels import WenetError
 
-FOLLOWING_PRESET = "quick"  # of the training that is proposed after a search
+FOLLOWING_PRESET = "quick"  # preset of the training proposed after a search
 
 
 @dataclass(frozen=True)
 class NextSteps:
-    """The commands that a search can be followed by, and about how many seconds each takes on this machine.
+    """Commands to continue with after a search, and the estimated seconds of each on this machine.
 
     Attributes:
         audit, train: the commands.
-        audit_seconds, train_seconds: None where nobody has estimated them.
+        audit_seconds, train_seconds: None if not estimated.
     """
 
     audit: str
@@ -39,7 +39,7 @@ class NextSteps:
 
     @classmethod
     def of(cls, config: SearchConfig, folder: Path, data_dir: str | None) -> NextSteps:
-        """The commands alone."""
+        """The commands without estimates."""
         audit = ["wenet-search", "--resume", str(folder), "--audit", str(usual_audit(config.keep))]
         train = ["wenet-train", config.dataset, "--cell", str(folder), "--preset", FOLLOWING_PRESET]
         if config.level != resolve_train_config(FOLLOWING_PRESET).level:
@@ -56,7 +56,7 @@ class NextSteps:
 
     @classmethod
     def estimated(cls, session: Session[SearchConfig], genotype: Genotype) -> NextSteps:
-        """With the time of each, which takes a second to estimate."""
+        """The commands with their estimated times, which takes a second."""
         config, task, data = session.config, session.task, session.data
         cells = min(usual_audit(config.keep), config.pool)
         shared = {name: getattr(config, name) for name in (*TEXT_SETTINGS, "device", "backend")}
@@ -70,14 +70,14 @@ class NextSteps:
 
 @dataclass(frozen=True, repr=False)
 class SearchOutcome:
-    """What a search found on a text.
+    """The result of a search on a text.
 
     Attributes:
         best: how the cell was found.
-        folder: of the run.
-        baseline: what the metric must beat, where the run knows of it.
-        audit: what `audit.json` holds, where there is one.
-        contest: what `contest.json` holds, where there is one.
+        folder: the run's folder.
+        baseline: the value that a model must beat, if known.
+        audit: the contents of `audit.json`, if there was an audit.
+        contest: the contents of `contest.json`, if there was a contest.
     """
 
     dataset: str
@@ -98,7 +98,7 @@ class SearchOutcome:
 
 
 class SearchWork(Work[SearchConfig]):
-    """What a session must know of a search."""
+    """A search, as a session sees it."""
 
     kind = "search"
     noun = "a search"
@@ -126,12 +126,12 @@ class SearchWork(Work[SearchConfig]):
 
     @staticmethod
     def divided_dimension(name: str, dimensions: int) -> int | None:
-        """All that has a leading n but the mixing weights, by which it is told from them and from the moments of the
-        embedding: it has three dimensions or more."""
+        """Divide all tensors with a leading n except the mixing weights. These tensors have three or more dimensions,
+        unlike mixing weights and moments of the embedding."""
         return 0 if dimensions >= 3 and name.startswith(("model.", "optimizer.")) else None
 
     def announce(self, session: Session[SearchConfig], given: Mapping[str, Any]) -> None:
-        """What each preset would take here."""
+        """Print the estimated cost of each preset."""
         config, say, ranks = session.config, session.console.say, session.ranks
         if not ranks.alone:
             divided = (
@@ -139,13 +139,13 @@ class SearchWork(Work[SearchConfig]):
             )
             memory = size(self.memory(config, None, session.data, ranks))
             say(f"ranks     {ranks.count}, which divide {divided}: about {memory} each")
-            return  # how long it will take depends on what is between them
+            return  # the time depends on the connection between them
         for preset in PRESETS:
             chosen = preset == config.preset
             try:
                 candidate = config if chosen else resolve_machine(self.resolve(preset, given))
             except WenetError:
-                continue  # the settings given fit the preset of this run alone
+                continue  # the given settings only fit the preset of this run
             say(_preset_line(preset, candidate, session) + ("   <- this run" if chosen else ""))
         note = strategy_of(config).note
         if note:
@@ -164,7 +164,7 @@ SEARCH = SearchWork()
 
 
 def run_search(session: Session[SearchConfig]) -> SearchOutcome:
-    """The search of a session by its strategy, and the audit where one is asked for."""
+    """Run the search of a session by its strategy, and the audit if there is one."""
     config = session.config
     best = strategy_of(config)(session).run()
     audit = run_audit(session) if config.audit and config.runs == 1 else None
@@ -183,7 +183,7 @@ def _preset_line(preset: str, config: SearchConfig, session: Session[SearchConfi
 
 
 def describe_search(result: SearchOutcome) -> str:
-    """The winner as a person wants it: drawn, beside what chance would give, with its cost and what to do next."""
+    """Describe the winner: a drawing, its weight compared with chance, cost, and next steps."""
     best, folder = result.best, result.folder
     return "\n".join(
         [
