@@ -125,7 +125,7 @@ def final_ranking(records: Sequence[Record], keep: int, strategy: type[Strategy]
 
 
 def choose(ranking: Sequence[Ranked], count: int, seed: int) -> list[Ranked]:
-    """Choose the kept cells, and rejected ones from the whole range of scores: a random one from each of equal strata."""
+    """Choose the kept cells, and rejected ones over the range of scores: a random one from each of equal strata."""
     kept = [cell for cell in ranking if cell.kept]
     rejected = [cell for cell in ranking if not cell.kept]
     strata = min(count - len(kept), len(rejected))

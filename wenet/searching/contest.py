@@ -36,14 +36,14 @@ from wenet.training import (
 
 FOLDER, RESULT, MODEL = "contest", "contest.json", "winner.safetensors"
 WINNER = "winner"
-RATE_SHARE = 2  # rates are tried for one part in so many of the windows
+RATE_SHARE = 2  # rates are tried for one in this many of the windows
 CONTESTANTS = 6  # at most
 TIMED_STEPS = 200
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """What takes part, and the settings of its size."""
+    """A participant, and the settings of its size."""
 
     name: str
     architecture: Architecture
@@ -57,15 +57,15 @@ class Contestant:
 
 
 def hold_contest(session: Session[SearchConfig]) -> dict[str, Any]:
-    """Train the winner of a finished search beside its rivals; returns what `contest.json` holds.
+    """Train the winner of a finished search beside its rivals; returns the contents of `contest.json`.
 
-    All have as many parameters as the settings name, or as the winner has; PyTorch's layers a few more rather than
-    fewer. Each trains at the rate of the settings' grid that is best for it after half of the windows, with a seed that
-    is not used again. The test part is read once, after the last training.
+    All have as many parameters as the settings name, or as the winner has; PyTorch's layers have a few more rather than
+    fewer. Each trains at its best rate of the settings' grid, chosen after half of the windows with a seed that is not
+    used again. The test part is read once, after the last training.
 
     Raises:
-        WenetError: as in `train_standalone`; a contest of other settings was begun in this folder.
-        Stopped: the same call goes on from there.
+        WenetError: as in `train_standalone`; also if a contest with other settings was begun in this folder.
+        Stopped: a signal came; the same call resumes the contest.
     """
     config, task, data = session.config, session.task, session.data
     contestants = _contestants(session)
@@ -127,7 +127,7 @@ def _groups(contestants: Sequence[Contestant]) -> Iterator[list[Contestant]]:
 def _choose_rates(
     session: Session[SearchConfig], group: Sequence[Contestant], windows: int
 ) -> tuple[dict[str, float], StandaloneResult]:
-    """The best rate of each contestant by the metric on the validation part."""
+    """The best rate of each contestant by the validation metric."""
     rates, order = session.config.rate_grid, session.task.metric.order
     plan = Plan(
         [entrant.architecture for entrant in group for _ in rates],
@@ -147,7 +147,7 @@ def _choose_rates(
 def _train_group(
     session: Session[SearchConfig], group: Sequence[Contestant], rates: Sequence[float], windows: int
 ) -> tuple[Path, StandaloneResult]:
-    """All trainings of all contestants of a group, at once."""
+    """Run all trainings of all contestants in a group, at once."""
     seeds = session.config.contest_seeds
     plan = Plan(
         [entrant.architecture for entrant in group for _ in range(seeds)],
@@ -195,7 +195,7 @@ def _measured(
 
 
 def _microseconds_per_step(session: Session[SearchConfig], entrant: Contestant) -> float:
-    """Of the layer over one sequence, without gradients, the fastest of three."""
+    """Time of the layer for one sequence without gradients, the fastest of three."""
     with torch.random.fork_rng():
         model = build_standalone(entrant.config, [entrant.architecture], session.task, session.data)
     layer = model.rnn.to(session.device).eval()
@@ -214,7 +214,7 @@ def _microseconds_per_step(session: Session[SearchConfig], entrant: Contestant) 
 def _save_winner(
     session: Session[SearchConfig], group: Sequence[Contestant], path: Path, training: StandaloneResult
 ) -> None:
-    """Keep the winner's model with the best value on the validation part; the others' weights go."""
+    """Keep the winner's model with the best validation metric; delete the weights of all others."""
     place = next(number for number, entrant in enumerate(group) if entrant.name == WINNER)
     seeds, order = session.config.contest_seeds, session.task.metric.order
     own = range(place * seeds, (place + 1) * seeds)
@@ -260,7 +260,7 @@ def estimate_contest(session: Session[SearchConfig]) -> float:
 
 
 def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
-    """A line for each contestant, the best first, and what the contest says of the winner."""
+    """Describe the contest: a line for each contestant, the best first, and a verdict on the winner."""
     seeds, places = result["seeds"], metric.final_places
     lines = [
         f"contest   test {metric.name} of {counted(seeds, 'training')} each, {result['parameters']:,} parameters, "
@@ -278,7 +278,7 @@ def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
 
 
 def verdict(result: Mapping[str, Any], metric: Metric, layers: Sequence[str] = ("lstm", "gru")) -> str:
-    """What may be said of the winner beside PyTorch's layers: no more than the trainings show."""
+    """A sentence that compares the winner with PyTorch's layers, and claims only what the trainings show."""
     winner = next(row for row in result["contestants"] if row["name"] == WINNER)
     parts = []
     for row in result["contestants"]:

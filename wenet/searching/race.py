@@ -28,10 +28,10 @@ from wenet.training import (
 from wenet_kernels import WenetError
 
 FOLDER = "rungs"
-SIGNIFICANCE = 0.05  # below which a cell counts as worse than the last of the better half
+SIGNIFICANCE = 0.05  # p below which a cell counts as worse than the last of the better half
 LARGEST_SHARE = 0.75  # of the cells of a rung that may go on
-HELD_OUT_SHARE = 4  # a rung is measured on at most one token for so many that it has trained on
-TRIED = 4  # cells of a shape that rates are tried on
+HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trained on
+TRIED = 4  # cells of a shape on which rates are tried
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,10 @@ class Runner:
     """A cell that has finished a rung.
 
     Attributes:
-        networks: where its networks are left, for the next rung.
-        held_out: the mean of their losses in every window of the validation part that the rung was measured on, in
-            nats; infinite where one of them diverged.
+        networks: the places of its networks, from which the next rung continues.
+        held_out: their mean loss in each validation window of the rung, in nats; infinite if one of them diverged.
         value: the metric of the mean loss.
-        generation: in which it entered the race, from 0.
+        generation: the generation, from 0, in which it entered the race.
     """
 
     genotype: Genotype
@@ -73,9 +72,9 @@ class RaceBest(Best):
     """The first cell of the last rung.
 
     Attributes:
-        value: the metric of its networks on the validation part, or the part of it that the rung was measured on.
-        windows: that its networks were trained on.
-        networks_per_cell: how many they are.
+        value: the metric of its networks on the validation part, as far as the rung was measured on it.
+        windows: number of windows that its networks were trained on.
+        networks_per_cell: number of its networks.
     """
 
     value: float | None
@@ -117,7 +116,7 @@ class RaceBest(Best):
 
 @dataclass
 class Course:
-    """What has happened in a race so far."""
+    """The events of a race so far."""
 
     finished: list[list[Runner]]  # by rung
     gone_on: set[tuple[int, Genotype]] = field(default_factory=set)  # rung and cell
@@ -149,8 +148,8 @@ class Race(Strategy):
         self.course = Course([[] for _ in self.windows])
 
     def run(self) -> RaceBest:
-        """All generations, from where they were left."""
-        self.folder.truncate_records(RECORDS, 0)  # finished trainings are read again, so records are written again
+        """Run all generations, resuming where they were stopped."""
+        self.folder.truncate_records(RECORDS, 0)  # finished trainings are read again, and records rewritten
         for generation in range(self.config.rounds):
             entrants = [Runner(cell, [], [], math.nan, generation) for cell in self._new_cells(generation)]
             for rung in range(len(self.windows)):
@@ -236,7 +235,7 @@ class Race(Strategy):
         return rates[int(means.argmin())]
 
     def _held_out_windows(self, rung: int) -> int:
-        """How many windows of the validation part a rung is measured on."""
+        """The number of validation windows on which a rung is measured."""
         config, task = self.config, self.session.task
         streams = task.streams(self.session.data, "valid", config.eval_batch)
         whole = -(-task.steps_per_pass(streams) // config.bptt)
@@ -248,7 +247,7 @@ class Race(Strategy):
         return f"{which}rung {rung + 1}/{len(self.windows)}, {counted(nodes, 'node')}"
 
     def _going_on(self, rung: int) -> list[Runner]:
-        """Those that have finished a rung, have not gone on before, and may now."""
+        """Cells that finished a rung and may now go on for the first time."""
         if rung + 1 == len(self.windows):
             return []
         ranked = sorted(self.course.finished[rung], key=lambda runner: runner.loss)
@@ -260,7 +259,7 @@ class Race(Strategy):
         return [runner for runner in going if math.isfinite(runner.loss)]
 
     def _standings(self) -> list[Runner]:
-        """All cells, those that came furthest first, of them those with the lowest loss."""
+        """All cells, sorted by the rung they reached, then by loss."""
         seen: set[Genotype] = set()
         standings = []
         for finished in reversed(self.course.finished):
@@ -271,7 +270,7 @@ class Race(Strategy):
         return standings
 
     def _record(self, generation: int, rung: int, ran: Sequence[Runner]) -> None:
-        """What a rung came to. The last record of a race is of its last rung, with all who ever finished that."""
+        """The record of a rung. The last record of a race is that of the last rung, with all cells that finished it."""
         last = rung + 1 == len(self.windows)
         ranked = sorted(self.course.finished[rung], key=lambda runner: runner.loss) if last else list(ran)
         seconds = round(sum(result.seconds for result in self.course.results), 3)
@@ -321,7 +320,7 @@ class Race(Strategy):
 
     @classmethod
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
-        """Of the rung with the most networks of one shape."""
+        """Memory of the rung with the most networks of one shape."""
         cells = draw_pool(config)[: config.batch]
         needs = [
             standalone_memory(
@@ -341,7 +340,7 @@ class Race(Strategy):
 
     @classmethod
     def seconds(cls, config: SearchConfig, task: Task, data: Any) -> float:
-        """As if half of the cells of each shape left at every rung."""
+        """Estimated seconds, as if half of the cells of each shape left at every rung."""
         return sum(_seconds_of(own, config, task, data) for own in by_nodes(draw_pool(config)).values())
 
     @classmethod
@@ -350,7 +349,7 @@ class Race(Strategy):
 
     @classmethod
     def score(cls, record: Record, place: int) -> float:
-        """The rungs that it has reached, and its loss in the last."""
+        """The number of rungs that a cell reached, and its loss in the last of them."""
         network = record["networks"][place]
         loss = network["held_out_loss"]
         return float(network["rung"]) + (0.0 if loss is None else 1 / (1 + loss))
@@ -368,7 +367,7 @@ def _seconds_of(cells: Sequence[Genotype], config: SearchConfig, task: Task, dat
 
 
 def is_worse(runner: Runner, other: Runner) -> bool:
-    """Whether the loss of one is larger than that of the other, window by window, by a paired t-test."""
+    """Whether one loss is larger than the other by a paired t-test over windows."""
     from scipy import stats  # takes a second to import
 
     if not (math.isfinite(runner.loss) and math.isfinite(other.loss)):

@@ -1,4 +1,4 @@
-"""Cells of different sizes at equal parameters: those of one shape train at once."""
+"""Cells of different sizes at equal parameters; cells of one shape train at once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from wenet.training import Architecture, Plan, StandaloneResult, hidden_for, tra
 def config_for(
     architecture: Architecture, config: SearchConfig, task: Task, data: Any, parameters: int | None = None
 ) -> SearchConfig:
-    """Settings with the nodes of a cell, or of a layer beside cells, and the hidden size that its parameters allow.
+    """Settings with a cell's nodes, or for a layer beside cells, and the hidden size that its parameters allow.
 
-    A layer gets a few parameters more rather than fewer: a claim to be better than it must not rest on size.
+    A layer gets a few parameters more rather than fewer, so that no claim to be better rests on size.
 
     Args:
-        parameters: of the whole model; by default those of the settings. If these name none, the hidden size stays.
+        parameters: number of parameters of the whole model; by default that of the settings. If they name none, the
+            hidden size stays.
     """
     nodes = str(architecture.nodes) if isinstance(architecture, Genotype) else config.nodes
     wanted = parameters or config.parameters
@@ -49,14 +50,14 @@ def train_cells(
     label: str,
     parameters: int | None = None,
 ) -> StandaloneResult:
-    """Train a standalone model of every cell, those of one shape at once, and each from new weights.
+    """Train a standalone model of each cell from new weights; cells of one shape train at once.
 
     Args:
-        path: of the training; cells of several shapes have folders beside it.
+        path: the folder of the training; cells of further shapes have folders beside it.
         parameters: as in `config_for`.
 
     Returns:
-        outcomes in the order of the cells.
+        Outcomes in the order of the cells.
     """
     groups = by_nodes(cells)
     parts = {

@@ -22,7 +22,7 @@ from wenet.training.trainer import Progress, Trainer, random_tensors, restore_ra
 from wenet_kernels import WenetError
 
 RECORDS, RESULT = "train.jsonl", "result.json"
-AVERAGE = 0.98  # of the moving average, what a window leaves of it
+AVERAGE = 0.98  # the part of the moving average that a window keeps
 CURVE_POINTS = 20  # records of a training, at equal distances
 LARGEST_WEIGHT = 1e15  # a network with larger ones is frozen, as the product of two might overflow
 
@@ -36,7 +36,7 @@ class Outcome:
         value: the task's metric on the validation part; infinitely bad if training diverged.
         train_loss: mean over the last twentieth of the training.
         diverged_at: the window in which training diverged.
-        test: the metric on the test part, where the plan asks for it.
+        test: the metric on the test part, if the plan includes it.
     """
 
     genotype: Architecture
@@ -47,7 +47,7 @@ class Outcome:
 
     @property
     def cell(self) -> Genotype:
-        """Of a network that has one."""
+        """The cell of a network that has one."""
         assert isinstance(self.genotype, Genotype)
         return self.genotype
 
@@ -77,8 +77,7 @@ class StandaloneResult:
     Attributes:
         network_windows: networks times windows trained on.
         peak_memory: bytes.
-        held_out: the loss of every network in every window of the validation part, `[windows][n]`, where the plan asks
-            for them.
+        held_out: each network's loss in each validation window, `[windows][n]`, if the plan includes them.
     """
 
     outcomes: list[Outcome]
@@ -108,7 +107,7 @@ class StandaloneResult:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a network goes on from: the folder of a training that left its networks, and its place there."""
+    """The origin of a network: the folder of a training that left its networks, and its place there."""
 
     folder: Path
     place: int
@@ -116,21 +115,21 @@ class Origin:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which networks a standalone training trains, and how.
+    """The networks of a standalone training, and how to train them.
 
     Attributes:
-        architectures: one for each network: cells of equally many nodes, or a layer's name as often as wanted.
-        windows: to train on, those before included where the networks go on from other trainings; the text starts
-            again where it ends.
-        seed: of the initial weights and the dropouts.
-        rates: Adam's rate of each network; empty where all have that of the settings.
-        decay: whether the rates fall, from one window to the next, in a line to zero.
-        origins: of each network, where it goes on from; empty where all start anew.
-        average: whether the networks are measured with a moving average of their weights; where training is to go on,
-            rates must stay high, and the weights by themselves are noisy.
-        leave: whether the networks stay in the folder, for others to go on from.
-        test: whether the test part is measured too, at the end.
-        held_out: how many windows of the validation part are measured, and each of them recorded; None measures all.
+        architectures: one per network: cells with equal numbers of nodes, or a layer's name, repeated as needed.
+        windows: number of windows to train on, including earlier ones of networks that continue from other trainings;
+            at its end the text starts over.
+        seed: seed of initial weights and dropouts.
+        rates: Adam's rate of each network; empty if all use that of the settings.
+        decay: whether rates fall linearly to zero, window by window.
+        origins: the origin of each network; empty if all start anew.
+        average: whether networks are measured with a moving average of their weights. If training is to continue, rates
+            must stay high, and the weights themselves are noisy.
+        leave: whether the networks stay in the folder, so that others can continue from them.
+        test: whether the test part is measured in the end.
+        held_out: number of validation windows to measure and record one by one; None measures all.
     """
 
     architectures: Sequence[Architecture]
@@ -145,7 +144,7 @@ class Plan:
     held_out: int | None = None
 
     def stored(self) -> dict[str, Any]:
-        """For `config.json`; what is as usual is left out."""
+        """Convert for `config.json`, leaving out default values."""
         unusual = {
             "rates": list(self.rates),
             "decay": self.decay,
@@ -163,7 +162,7 @@ class Plan:
         }
 
     def of(self, part: slice) -> Plan:
-        """The same for some of the networks."""
+        """The plan for some of the networks."""
         parts = {name: getattr(self, name)[part] for name in ("architectures", "rates", "origins")}
         return replace(self, **parts)
 
@@ -180,7 +179,7 @@ class StandaloneProgress(Progress):
 
 
 def train_standalone(session: Session[Any], path: Path, plan: Plan, label: str) -> StandaloneResult:
-    """Train a standalone model of every network, all at once. A training begun before goes on, a finished one is read.
+    """Train a standalone model of every network, all at once. An unfinished training is resumed, a finished one read.
 
     Args:
         path: the training's own folder, made if needed. Several processes divide the networks and work independently,
@@ -240,7 +239,7 @@ class StandaloneTraining(Trainer):
     Args:
         session: its settings decide sizes, rates, dropouts and batches. Nothing is normalised, as in the paper's
             evaluation (section 4.2).
-        plan: which networks, and how.
+        plan: the networks, and how to train them.
         label: the training's name on the console.
         among: `(total, slice)`: initialise as if all `total` networks had been drawn, so processes agree.
     """
@@ -280,7 +279,7 @@ class StandaloneTraining(Trainer):
             self.model.parameters(), lr=self.rate, weight_decay=config.weight_decay, fused=True
         )
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()} if plan.average else {}
-        self.set_aside: dict[str, Tensor] = {}  # weights, while the average is in their place
+        self.set_aside: dict[str, Tensor] = {}  # the weights, while the average replaces them
         self._count_from(self.progress)
         if plan.origins:
             self.progress, tensors = taken_over(plan.origins)
@@ -358,7 +357,7 @@ class StandaloneTraining(Trainer):
 
     @torch.no_grad()
     def _update(self) -> None:
-        """Adam's step, and of that to each network its share, as all share one optimizer and its largest rate."""
+        """Take Adam's step, scaled for each network, because all share one optimizer with the largest rate."""
         left = 1 - self.progress.windows / self.plan.windows if self.plan.decay else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * left
@@ -429,7 +428,7 @@ class StandaloneTraining(Trainer):
         self.result = StandaloneResult(outcomes, trained, round(self.lap(), 3), peak_memory(self.device), held_out)
 
     def measure(self, part: str, windows: int | None = None) -> Measurement:
-        """Of all networks on a part of the data, or on its first windows."""
+        """Measure all networks on a part of the data, or on its first windows."""
         streams = self.task.streams(self.session.data, part, self.config.eval_batch).to(self.device)
         end = len(streams) if windows is None else windows * self.config.bptt + 1
         with self._averaged():
@@ -437,7 +436,7 @@ class StandaloneTraining(Trainer):
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """The average in place of the weights, where there is one; a checkpoint still holds both."""
+        """A context with the average, if there is one, in place of the weights; checkpoints still hold both."""
         self.set_aside = {name: self.model.get_parameter(name).data for name in self.average}
         try:
             for name, average in self.average.items():
@@ -462,7 +461,7 @@ class StandaloneTraining(Trainer):
 
 
 def taken_over(origins: Sequence[Origin]) -> tuple[StandaloneProgress, dict[str, Tensor]]:
-    """The progress and tensors of networks from the trainings that left them, which are equally far.
+    """The progress and tensors of networks from the trainings that left them, all at the same window.
 
     Raises:
         WenetError: a training's last checkpoint is damaged or gone.
@@ -482,7 +481,7 @@ def taken_over(origins: Sequence[Origin]) -> tuple[StandaloneProgress, dict[str,
         if name.startswith("random.") or tensor.dim() == 0
         else torch.stack([left[origin.folder][1][name][origin.place] for origin in origins])
         for name, tensor in tensors.items()
-        if not name.endswith("_extra_state")  # which says what cells there were
+        if not name.endswith("_extra_state")  # the label with the earlier cells
     }
 
 
