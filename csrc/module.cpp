@@ -11,6 +11,7 @@
 #include "cpu/check.h"
 #include "cpu/dispatch.h"
 #include "cpu/features.h"
+#include "cpu/plan.h"
 
 namespace py = pybind11;
 using namespace wenet;
@@ -60,7 +61,7 @@ void run(Recurrence r, std::optional<py::function> between_steps, Pass pass) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.attr("INTERFACE") = 3;  // as in wenet_kernels/native.py
+  m.attr("INTERFACE") = 4;  // as in wenet_kernels/native.py
   m.def("instruction_sets", &instruction_sets,
         "Instruction sets that this processor can run, from the plainest to the widest.");
   m.def("kernel_sets", &kernel_sets, "Those of them that the kernels were built for.");
@@ -130,6 +131,54 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("grad_input", &Projection::grad_input)
       .def_readwrite("grad_weight", &Projection::grad_weight);
 
+  py::class_<ProgramRun>(m, "ProgramRun")
+      .def(py::init<>())
+      .def_readwrite("steps", &ProgramRun::steps)
+      .def_readwrite("networks", &ProgramRun::networks)
+      .def_readwrite("rows", &ProgramRun::rows)
+      .def_readwrite("hidden", &ProgramRun::hidden)
+      .def_readwrite("states", &ProgramRun::states)
+      .def_readwrite("instructions", &ProgramRun::instructions)
+      .def_readwrite("of_input", &ProgramRun::of_input)
+      .def_readwrite("weights", &ProgramRun::weights)
+      .def_readwrite("vectors", &ProgramRun::vectors)
+      .def_readwrite("constants", &ProgramRun::constants)
+      .def_readwrite("weighted", &ProgramRun::weighted)
+      .def_readwrite("puts_out_h", &ProgramRun::puts_out_h)
+      .def_readwrite("threads", &ProgramRun::threads)
+      .def_readwrite("pre", &ProgramRun::pre)
+      .def_readwrite("pre_step_stride", &ProgramRun::pre_step_stride)
+      .def_readwrite("pre_column_stride", &ProgramRun::pre_column_stride)
+      .def_readwrite("first_states", &ProgramRun::first_states)
+      .def_readwrite("weight", &ProgramRun::weight)
+      .def_readwrite("vector", &ProgramRun::vector)
+      .def_readwrite("mix", &ProgramRun::mix)
+      .def_readwrite("mask_h", &ProgramRun::mask_h)
+      .def_readwrite("instruction", &ProgramRun::instruction)
+      .def_readwrite("first", &ProgramRun::first)
+      .def_readwrite("result", &ProgramRun::result)
+      .def_readwrite("constant", &ProgramRun::constant);
+
+  py::class_<ProgramEvaluation>(m, "ProgramEvaluation")
+      .def(py::init<>())
+      .def_readwrite("output", &ProgramEvaluation::output)
+      .def_readwrite("apart", &ProgramEvaluation::apart)
+      .def_readwrite("kept", &ProgramEvaluation::kept);
+
+  py::class_<ProgramGradients>(m, "ProgramGradients")
+      .def(py::init<>())
+      .def_readwrite("output", &ProgramGradients::output)
+      .def_readwrite("apart", &ProgramGradients::apart)
+      .def_readwrite("pre", &ProgramGradients::pre)
+      .def_readwrite("states", &ProgramGradients::states)
+      .def_readwrite("weight", &ProgramGradients::weight)
+      .def_readwrite("vector", &ProgramGradients::vector)
+      .def_readwrite("mix", &ProgramGradients::mix);
+
+  m.def(
+      "kept_slots", [](const ProgramRun& r) { return check(r), Plan(r).largest().slots; },
+      "Values that the programs of a run keep for their derivatives, in all.");
+
   py::class_<Kernels>(m, "Kernels")
       .def(py::init(&kernels), py::arg("instruction_set"), py::arg("factor"))
       .def_readonly("width", &Kernels::width)
@@ -146,6 +195,16 @@ PYBIND11_MODULE(_native, m) {
             run(r, std::move(between_steps), [&](const Recurrence& r) { k.backward(r, e, g); });
           },
           py::arg("recurrence"), py::arg("evaluation"), py::arg("gradients"), py::arg("between_steps") = py::none())
+      .def(
+          "program_forward",
+          [](const Kernels& k, const ProgramRun& r, const ProgramEvaluation& e) { check(r), k.program_forward(r, e); },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "program_backward",
+          [](const Kernels& k, const ProgramRun& r, const ProgramEvaluation& e, const ProgramGradients& g) {
+            check(r), k.program_backward(r, e, g);
+          },
+          py::call_guard<py::gil_scoped_release>())
       .def(
           "project", [](const Kernels& k, const Projection& p) { check(p), k.project(p); },
           py::call_guard<py::gil_scoped_release>())

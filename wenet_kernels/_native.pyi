@@ -73,6 +73,49 @@ class Projection:
     grad_input: int
     grad_weight: int
 
+class ProgramRun:
+    steps: int
+    networks: int
+    rows: int
+    hidden: int
+    states: int
+    instructions: int
+    of_input: int
+    weights: int
+    vectors: int
+    constants: int
+    weighted: bool
+    puts_out_h: bool
+    threads: int
+    pre: int
+    pre_step_stride: int
+    pre_column_stride: int
+    first_states: int
+    weight: int
+    vector: int
+    mix: int
+    mask_h: int
+    instruction: int
+    first: int
+    result: int
+    constant: int
+
+class ProgramEvaluation:
+    output: int
+    apart: int
+    kept: int
+
+class ProgramGradients:
+    output: int
+    apart: int
+    pre: int
+    states: int
+    weight: int
+    vector: int
+    mix: int
+
+def kept_slots(run: ProgramRun) -> int: ...
+
 class Kernels:
     width: int
     def __init__(self, instruction_set: str, factor: Factor) -> None: ...
@@ -86,5 +129,7 @@ class Kernels:
         gradients: Gradients,
         between_steps: Callable[[int], object] | None = None,
     ) -> None: ...
+    def program_forward(self, run: ProgramRun, evaluation: ProgramEvaluation) -> None: ...
+    def program_backward(self, run: ProgramRun, evaluation: ProgramEvaluation, gradients: ProgramGradients) -> None: ...
     def project(self, projection: Projection) -> None: ...
     def project_backward(self, projection: Projection) -> None: ...

@@ -60,7 +60,7 @@ def kept_shape(
     steps: int, networks: int, rows: int, hidden: int, nodes: int, form: str, dtype: torch.dtype, precision: str
 ) -> tuple[int, ...]:
     """The shape of gates and candidates, in blocks of as many hidden units as a vector holds."""
-    width = _kernels(dtype, "full").width
+    width = kernels(dtype, "full").width
     vectors = -(-hidden // width) * (2 if form == "highway" else 1)
     return networks, steps, nodes + 1, vectors, rows, width
 
@@ -71,13 +71,13 @@ def forward(r: Recurrence, keep: bool) -> Evaluation:
     statistics = (steps, networks, nodes + 1, hidden) if r.norm == "batch" else (0,)
     evaluation = Evaluation(
         r.pre.new_empty(steps, *r.h0.shape),
-        _reusable(kept_shape(*r.sizes, r.form, r.pre.dtype, r.precision), r.pre.dtype) if keep else r.pre.new_empty(0),
+        reusable(kept_shape(*r.sizes, r.form, r.pre.dtype, r.precision), r.pre.dtype) if keep else r.pre.new_empty(0),
         r.pre.new_empty(statistics),
         r.pre.new_empty(statistics),
     )
     operands = _laid_out(r)
     between_steps = (lambda t: sum_over_ranks(evaluation.output[t])) if r.all_ranks else None
-    _kernels(r.pre.dtype, r.precision).forward(_recurrence(operands), _evaluation(evaluation), between_steps)
+    kernels(r.pre.dtype, r.precision).forward(_recurrence(operands), _evaluation(evaluation), between_steps)
     return evaluation
 
 
@@ -85,10 +85,10 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
     """The derivatives of a loss, given its derivative with respect to the output."""
     operands = _laid_out(r)
     grads = Gradients(
-        _reusable(r.pre.shape, r.pre.dtype).as_strided(r.pre.shape, operands.pre.stride()),
+        reusable(r.pre.shape, r.pre.dtype).as_strided(r.pre.shape, operands.pre.stride()),
         torch.empty_like(operands.h0),
-        _reusable(r.weight_hidden.shape, r.pre.dtype),
-        _reusable(r.weight_nodes.shape, r.pre.dtype),
+        reusable(r.weight_hidden.shape, r.pre.dtype),
+        reusable(r.weight_nodes.shape, r.pre.dtype),
         r.pre.new_empty(0 if r.mix is None else r.mix.shape),
     )
     addresses = _native.Gradients()
@@ -97,9 +97,7 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
         setattr(addresses, name, getattr(grads, name).data_ptr())
     # Each step passes its derivative to the step before in the memory that finally holds the derivative of h0.
     between_steps = (lambda t: sum_over_ranks(grads.h0)) if r.all_ranks else None
-    _kernels(r.pre.dtype, r.precision).backward(
-        _recurrence(operands), _evaluation(evaluation), addresses, between_steps
-    )
+    kernels(r.pre.dtype, r.precision).backward(_recurrence(operands), _evaluation(evaluation), addresses, between_steps)
     grad_pre = torch.empty_like(r.pre)
     return grads if grad_pre.stride() == grads.pre.stride() else grads._replace(pre=grad_pre.copy_(grads.pre))
 
@@ -107,18 +105,18 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
 def project(x: Tensor, weight: Tensor) -> Tensor:
     """The product of `[R, I]` with each network's `[I, G]`, as `[n, R, G]`."""
     x, weight = x.contiguous(), weight.contiguous()
-    output = _reusable((weight.shape[0], x.shape[0], weight.shape[2]), x.dtype)
-    _kernels(x.dtype, "full").project(_projection(x, weight, output))
+    output = reusable((weight.shape[0], x.shape[0], weight.shape[2]), x.dtype)
+    kernels(x.dtype, "full").project(_projection(x, weight, output))
     return output
 
 
 def project_backward(grad_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Derivatives with respect to input and weights."""
     grad_output, x, weight = grad_output.contiguous(), x.contiguous(), weight.contiguous()
-    grad_x, grad_weight = torch.empty_like(x), _reusable(weight.shape, x.dtype)
+    grad_x, grad_weight = torch.empty_like(x), reusable(weight.shape, x.dtype)
     native = _projection(x, weight, grad_output)
     native.grad_input, native.grad_weight = grad_x.data_ptr(), grad_weight.data_ptr()
-    _kernels(x.dtype, "full").project_backward(native)
+    kernels(x.dtype, "full").project_backward(native)
     return grad_x, grad_weight
 
 
@@ -131,7 +129,8 @@ def _projection(x: Tensor, weight: Tensor, output: Tensor) -> _native.Projection
     return native
 
 
-def _kernels(dtype: torch.dtype, precision: str) -> _native.Kernels:
+def kernels(dtype: torch.dtype, precision: str) -> _native.Kernels:
+    """Those for operands of a type and products of a precision."""
     factor = "bf16" if precision == "bf16" else "fp64" if dtype == torch.float64 else "fp32"
     return _kernels_of(os.environ.get(INSTRUCTION_SET_VARIABLE, "auto"), factor)
 
@@ -141,7 +140,7 @@ def _kernels_of(instruction_set: str, factor: str) -> _native.Kernels:
     return _native.Kernels(instruction_set, getattr(_native.Factor, factor))
 
 
-def _reusable(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def reusable(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor whose memory the next call can reuse without new pages from the system."""
     tensor = torch.frombuffer(_native.Block(math.prod(shape) * dtype.itemsize), dtype=dtype)
     return tensor.resize_(shape)  # a view would have a base, which autograd tracks

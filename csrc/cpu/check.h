@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cpu/program.h"
 #include "cpu/recurrence.h"
 
 namespace wenet {
@@ -8,5 +9,6 @@ namespace wenet {
 // missing, or a table that names a node or an activation that does not exist. What an address holds cannot be checked.
 void check(const Recurrence& r);
 void check(const Projection& p);
+void check(const ProgramRun& r);
 
 }  // namespace wenet

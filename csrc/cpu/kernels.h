@@ -3,6 +3,7 @@
 
 #include "cpu/backward.h"
 #include "cpu/forward.h"
+#include "cpu/program_backward.h"
 #include "cpu/projection.h"
 
 namespace wenet {
@@ -12,7 +13,8 @@ namespace WENET_ISA {
 template <typename P>
 Kernels kernels() {
   using T = typename Factors<P>::Sum;
-  return {kWidth<T>, forward<T, P>, backward<T, P>, project<T>, project_backward<T>};
+  return {kWidth<T>,           forward<T, P>,      backward<T, P>,     project<T>,
+          project_backward<T>, program_forward<T>, program_backward<T>};
 }
 
 }  // namespace WENET_ISA

@@ -112,6 +112,21 @@ WENET_INLINE void transpose(Vector<T> (&square)[kWidth<T>]) {
   }
 }
 
+// A square of weights, `lanes` rows of `count` numbers, becomes columns of a packed transposed matrix.
+template <typename T, typename P>
+WENET_INLINE void pack_square(const T* from, int64_t width, int lanes, int count, bool late, P* to) {
+  constexpr int W = kWidth<T>;
+  Vector<T> square[W] = {};
+  for (int row = 0; row < lanes; ++row) {
+    __builtin_prefetch(from + row * width + 4 * W);
+    square[row] = load_part(from + row * width, count);
+  }
+  transpose<T>(square);
+  for (int column = 0; column < count; column += kTogether<P>) {
+    put(to + column * W, Factors<P>::join(square + column), late);
+  }
+}
+
 // Packed transposed weights [G, rows]: for each vector of rows all G columns in the order of the vectors of a product,
 // [blocks, G, W].
 template <typename T, typename P>
@@ -121,19 +136,9 @@ void pack_transposed(const T* weight, const Layout<T>& rows, const Layout<T>& la
   const int64_t width = layout.width();
   for (int64_t b = first; b < last; ++b) {
     P* to = packed + b * layout.template depth<P>() * W;
-    const int lanes = rows.count(b);
     for (int64_t v = 0; v < layout.vectors(); ++v) {
-      const T* from = weight + b * W * width + layout.column(v);
       const int count = layout.count(v / layout.per);
-      Vector<T> square[W] = {};
-      for (int row = 0; row < lanes; ++row) {
-        __builtin_prefetch(from + row * width + 4 * W);
-        square[row] = load_part(from + row * width, count);
-      }
-      transpose<T>(square);
-      for (int column = 0; column < count; column += kTogether<P>) {
-        put(to + column * W, Factors<P>::join(square + column), late);
-      }
+      pack_square<T, P>(weight + b * W * width + layout.column(v), width, rows.count(b), count, late, to);
       to += packed_rows<P>(count) * W;
     }
   }

@@ -59,6 +59,10 @@ struct Projection {
   Address grad_input = 0, grad_weight = 0;
 };
 
+struct ProgramRun;
+struct ProgramEvaluation;
+struct ProgramGradients;
+
 // Type of the factors of products. All else is of the same type, or with bf16 in fp32.
 enum class Factor : int { fp32, fp64, bf16 };
 
@@ -69,6 +73,8 @@ struct Kernels {
   void (*backward)(const Recurrence&, const Evaluation&, const Gradients&);
   void (*project)(const Projection&);
   void (*project_backward)(const Projection&);
+  void (*program_forward)(const ProgramRun&, const ProgramEvaluation&);
+  void (*program_backward)(const ProgramRun&, const ProgramEvaluation&, const ProgramGradients&);
 };
 
 }  // namespace wenet

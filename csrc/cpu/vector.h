@@ -15,6 +15,7 @@
 #endif
 
 #define WENET_INLINE inline __attribute__((always_inline))
+#define WENET_LAMBDA __attribute__((always_inline))
 
 namespace wenet {
 namespace WENET_ISA {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wenet_kernels.errors import WenetError, check_choice
-from wenet_kernels.programs import reference
+from wenet_kernels.programs import cpu, reference
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
 from wenet_kernels.registration import vjp
 
@@ -45,9 +45,9 @@ class Reference:
         return pulled_back(r.values(), grad_output, grad_apart)
 
 
-BACKENDS: dict[str, Backend] = {"reference": Reference()}
-OTHERS = ("cpu", "triton")  # which run other cells, but not these
-PREFERENCE: dict[str, tuple[str, ...]] = {}  # by device, best first
+BACKENDS: dict[str, Backend] = {"reference": Reference(), "cpu": cpu}
+OTHERS = ("triton",)  # which run other cells, but not these
+PREFERENCE = {"cpu": ("cpu", "reference")}  # by device, best first
 
 
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -33,10 +33,12 @@ BINARY = ("add", "sub", "mul")
 TERNARY = ("blend",)  # of g, a, b: a + g (b - a)
 WITH_NUMBER = ("times", "plus", "from")  # of k and a: k a, k + a, k - a
 
-OPERANDS: dict[str, int] = {  # how many values an operation reads; the products are free to choose
+# How many values an operation reads; the products are free to choose. In the order of codes, as in csrc/cpu/program.h.
+OPERANDS: dict[str, int] = {
     **dict.fromkeys(LEARNED, 0),
-    **dict.fromkeys(UNARY + WITH_NUMBER, 1),
+    **dict.fromkeys(UNARY, 1),
     **dict.fromkeys(BINARY, 2),
     **dict.fromkeys(TERNARY, 3),
+    **dict.fromkeys(WITH_NUMBER, 1),
 }
 OPERATIONS = (*PRODUCTS, *OPERANDS)

@@ -17,7 +17,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "sigmoid": torch.sigmoid,
     "softplus": lambda a: torch.logaddexp(a, torch.zeros_like(a)),  # of PyTorch's own, all of it is differentiable
     "silu": functional.silu,
-    "hardsigmoid": lambda a: torch.clamp(a / 6 + 0.5, 0, 1),
+    "hardsigmoid": functional.hardsigmoid,
     "hardtanh": functional.hardtanh,
     "add": torch.add,
     "sub": torch.sub,

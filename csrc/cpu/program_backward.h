@@ -1,0 +1,427 @@
+// Derivatives of programs: the instructions in reverse, step by step from the last, then the weight gradients as
+// products over all steps at once.
+#pragma once
+
+#include "cpu/program_forward.h"
+
+namespace wenet {
+namespace WENET_ISA {
+
+template <typename T>
+class ProgramBackward : ProgramPass<T> {
+  using Base = ProgramPass<T>;
+  using Base::r_, Base::evaluation_, Base::plan_, Base::largest_, Base::hidden_, Base::blocks_, Base::block_size_;
+  using Base::state_size_, Base::chains_;
+
+ public:
+  ProgramBackward(const ProgramRun& r, const ProgramEvaluation& evaluation, const ProgramGradients& gradients)
+      : Base(r, evaluation),
+        gradients_(gradients),
+        packed_(r.weights * packed_size()),
+        grad_states_(grad_chains() * 2 * r.states * state_size_),
+        grad_mixture_(r.weighted ? r.states * state_size_ : 0),
+        wides_(r.threads * largest_.wides * state_size_),
+        locals_(r.threads * largest_.locals * block_size_),
+        rebuilt_(r.threads * largest_.rebuilt_count * state_size_),
+        rebuilt_locals_(r.threads * largest_.rebuilt_count * block_size_),
+        columns_(r.threads * 2 * largest_.products * state_size_),
+        products_(r.threads * 2 * block_size_),
+        grad_products_(r.weights * r.steps * state_size_),
+        factors_(r.mask_h ? groups() * r.steps * state_size_ : 0),
+        vectors_(r.vectors * blocks_ * kWidth<T>),
+        grad_mix_(r.weighted ? r.networks * blocks_ * kWidth<T> : 0),
+        outer_products_(r.threads * 2 * outer_product_size()),
+        values_(r.threads * largest_.values),
+        grads_(r.threads * largest_.values) {
+    run_team(*this, r.threads, r.networks);
+  }
+
+  void run(const Member& member) {
+    const Range mine = member.networks(r_.networks);
+    for (int64_t k = mine.first; k < mine.last; ++k) begin_network(member, k);
+    begin_all(member);
+    member.sync();
+    if (r_.weighted) {
+      for (int64_t t = r_.steps; t-- > 0;) {
+        for (int64_t k = mine.first; k < mine.last; ++k) step(member, t, k);
+        member.sync();
+        collect(member, t);
+        member.sync();
+      }
+    } else {
+      for (int64_t k = mine.first; k < mine.last; ++k) {
+        for (int64_t t = r_.steps; t-- > 0;) step(member, t, k);
+        finish_states(member, k);
+      }
+      member.sync();
+    }
+    weight_gradients(member);
+    finish_vectors(member);
+    if (r_.weighted && member.rank() == 0) finish_grad_mix();
+  }
+
+ private:
+  int64_t grad_chains() const { return r_.networks; }
+  int64_t groups() const {
+    int64_t count = 0;
+    for (int64_t k = 0; k < r_.networks; ++k) count += plan_.schedule(k).groups;
+    return count;
+  }
+  int64_t first_group(int64_t network) const {
+    int64_t count = 0;
+    for (int64_t k = 0; k < network; ++k) count += plan_.schedule(k).groups;
+    return count;
+  }
+  int64_t packed_size() const { return blocks_ * r_.hidden * kWidth<T>; }  // of a product
+  T* packed(const Schedule& s, const Group& group) {
+    return packed_.data() + (s.first_product + group.product) * packed_size();
+  }
+  int64_t outer_product_size() const { return blocks_ * kWidth<T> * kWidth<T>; }
+  Value<T>* values(const Member& member) { return values_.data() + member.rank() * largest_.values; }
+  Value<T>* grads(const Member& member) { return grads_.data() + member.rank() * largest_.values; }
+
+  // Of a network's states before step t. That behind step t lies in the other half.
+  Value<T> grad_state(int64_t network, int64_t t, int64_t s) {
+    return Base::matrix(grad_states_, (network * 2 + t % 2) * r_.states + s);
+  }
+  Value<T> grad_mixture(int64_t s) { return Base::matrix(grad_mixture_, s); }
+  // Of the products of a group, [blocks, products, M, W]; threads that share a network may still read the last ones.
+  T* columns(const Member& member, int64_t t, int64_t network, const Group& group) {
+    const int64_t half = Base::half(r_.steps - 1 - t, network);
+    return columns_.data() + ((member.slot() * 2 + half) * largest_.products + group.product) * state_size_;
+  }
+  // The same over time, [blocks, products, T, M, W].
+  T* grad_products(const Schedule& s, const Group& group) {
+    return grad_products_.data() + (s.first_product + group.product) * r_.steps * state_size_;
+  }
+  // What the products of a group read, over time.
+  T* factor(int64_t network, const Schedule& s, int64_t g) {
+    if (!r_.mask_h) return Base::slot_over_time(s, s.group[g].kept);
+    return factors_.data() + (first_group(network) + g) * r_.steps * state_size_;
+  }
+  T* vector_sum(int64_t vector, int64_t b) { return vectors_.data() + (vector * blocks_ + b) * kWidth<T>; }
+  T* mix_sum(int64_t network, int64_t b) { return grad_mix_.data() + (network * blocks_ + b) * kWidth<T>; }
+
+  // Weights transposed; what products read through the mask; and nothing yet behind the last step.
+  void begin_network(const Member& member, int64_t network) {
+    const Schedule& s = plan_.schedule(network);
+    const Range blocks = member.blocks(blocks_);
+    for (int64_t g = 0; g < s.groups; ++g) {
+      for (int64_t b = blocks.first; b < blocks.last; ++b) {
+        pack_group(s, s.group[g], b);
+        if (r_.mask_h) mask_factor(network, s, g, b);
+      }
+    }
+    for (int64_t i = 0; i < r_.states; ++i) {
+      for (int64_t b = blocks.first; b < blocks.last; ++b) {
+        zero_rows(grad_state(network, r_.steps, i).block(b), r_.rows);
+      }
+    }
+  }
+
+  void pack_group(const Schedule& s, const Group& group, int64_t b) {
+    constexpr int W = kWidth<T>;
+    T* to = packed(s, group) + b * r_.hidden * group.count * W;
+    for (int64_t c = 0; c < blocks_; ++c) {
+      for (int64_t j = 0; j < group.count; ++j) {
+        const T* from = Base::weight(s, group, j) + b * W * r_.hidden + c * W;
+        pack_square<T, T>(from, r_.hidden, hidden_.count(b), hidden_.count(c), false, to);
+        to += hidden_.count(c) * W;
+      }
+    }
+  }
+
+  void mask_factor(int64_t network, const Schedule& s, int64_t g, int64_t b) {
+    const T* from = Base::slot_over_time(s, s.group[g].kept) + b * r_.steps * block_size_;
+    T* to = factor(network, s, g) + b * r_.steps * block_size_;
+    for (int64_t t = 0; t < r_.steps; ++t) {
+      mask_rows(from + t * block_size_, Base::mask(b), to + t * block_size_, r_.rows);
+    }
+  }
+
+  void begin_all(const Member& member) {
+    const Range blocks = member.part(blocks_);
+    for (int64_t b = blocks.first; b < blocks.last; ++b) {
+      for (int64_t v = 0; v < r_.vectors; ++v) store<T>(vector_sum(v, b), Vector<T>{});
+      if (!r_.weighted) continue;
+      for (int64_t k = 0; k < r_.networks; ++k) store<T>(mix_sum(k, b), Vector<T>{});
+      for (int64_t i = 0; i < r_.states; ++i) {
+        zero_rows(grad_mixture(i).block(b), r_.rows);
+        add_given(r_.steps - 1, 0, i, b, grad_mixture(i).block(b));
+      }
+    }
+  }
+
+  // What the caller has given of a state behind step t.
+  void add_given(int64_t t, int64_t chain, int64_t s, int64_t b, T* to) {
+    const bool is_output = s == 0 && r_.puts_out_h;
+    const Address from = is_output ? gradients_.output : gradients_.apart;
+    if (from == 0) return;
+    const int64_t offset = Base::output_offset(is_output ? 0 : Base::apart(s), t, chain, b);
+    add_gathered(reinterpret_cast<const T*>(from) + offset, r_.hidden, hidden_.count(b), T(1), false, to, r_.rows);
+  }
+
+  // Where the values of a network, and their derivatives, lie in a step.
+  void locate(const Member& member, int64_t t, int64_t network, const Schedule& s) {
+    Value<T>*value = values(member), *grad = grads(member);
+    for (int64_t v = 0; v < s.values; ++v) {
+      const Location& place = s.location[v];
+      value[v] = Base::kept(s, s.slot[v], t);
+      switch (place.place) {
+        case Place::local: grad[v] = Base::one_block(locals_, member.rank() * largest_.locals + place.index); break;
+        case Place::wide: grad[v] = Base::matrix(wides_, member.slot() * largest_.wides + place.index); break;
+        case Place::state: grad[v] = grad_state(network, t, place.index); break;
+        case Place::next_state: grad[v] = grad_state(network, t + 1, place.index); break;
+      }
+    }
+    for (int64_t i = 0; i < s.rebuilt_count; ++i) {
+      Value<T>& found = value[s.rebuilt[i].value];
+      if (s.stages == 1) {
+        found = Base::one_block(rebuilt_locals_, member.rank() * largest_.rebuilt_count + i);
+      } else {
+        found = Base::matrix(rebuilt_, member.slot() * largest_.rebuilt_count + i);
+      }
+    }
+  }
+
+  // One network in one time step, in reverse.
+  void step(const Member& member, int64_t t, int64_t network) {
+    const Schedule& s = plan_.schedule(network);
+    const Range blocks = member.blocks(blocks_);
+    locate(member, t, network, s);
+    if (s.groups == 0) member.sync_network();
+    if (s.stages > 1) {
+      for (int64_t b = blocks.first; b < blocks.last; ++b) begin_step(member, t, network, s, b);
+    }
+    for (int64_t i = s.stages; i-- > 0;) {
+      const Stage& stage = s.stage[i];
+      for (int64_t b = blocks.first; b < blocks.last; ++b) {
+        if (s.stages == 1) begin_step(member, t, network, s, b);
+        for (int64_t j = stage.last_step; j-- > stage.first_step;) instruction(member, t, network, s.step[j], b);
+      }
+      if (stage.last_group == stage.first_group) continue;
+      member.sync_network();
+      for (int64_t g = stage.first_group; g < stage.last_group; ++g)
+        product_backward(member, t, network, s.group[g], blocks);
+    }
+  }
+
+  // What is needed of the values is computed again, and the derivatives of the results come in.
+  void begin_step(const Member& member, int64_t t, int64_t network, const Schedule& s, int64_t b) {
+    const Value<T>*value = values(member), *grad = grads(member);
+    for (int64_t i = 0; i < s.rebuilt_count; ++i) {
+      const Step& step = s.rebuilt[i];
+      Base::compute(step, t, b, nullptr, value, value[step.value].block(b), nullptr);
+    }
+    for (int64_t i = 0; i < r_.states; ++i) {
+      T* to = grad_state(network, t + 1, i).block(b);
+      if (!r_.weighted) {
+        add_given(t, network, i, b, to);
+        continue;
+      }
+      const T* mixture = grad_mixture(i).block(b);
+      add_product_sum(mixture, value[s.result[i]].block(b), mix_sum(network, b));
+      zero_rows(to, r_.rows);
+      add_scaled_rows(mixture, Base::mix(network), to, r_.rows);
+    }
+    for (int64_t i = 0; i < s.copies; ++i) {
+      const Derivative<T> to{grad[s.result[s.copy[i]]].block(b), s.copy_first[i]};
+      const T* from = grad_state(network, t + 1, s.copy[i]).block(b);
+      for (int64_t m = 0; m < block_size_; m += kWidth<T>) to(m, load(from + m));
+    }
+    if (!r_.puts_out_h) add_output(member, t, network, s, b);
+  }
+
+  // The derivative of an output that is apart from the states.
+  void add_output(const Member& member, int64_t t, int64_t network, const Schedule& s, int64_t b) {
+    const int32_t output = s.result[r_.states];
+    const bool is_h = output == s.result[0];
+    const T* from = reinterpret_cast<const T*>(gradients_.output) + Base::output_offset(0, t, Base::chain(network), b);
+    const T factor = r_.weighted ? Base::mix(network) : T(1);
+    if (r_.weighted) {
+      T* given = products_.data() + member.rank() * 2 * block_size_;
+      gather_block(from, r_.hidden, hidden_.count(b), r_.rows, given);
+      add_product_sum(given, values(member)[output].block(b), mix_sum(network, b));
+    }
+    // Into a new h that was copied from elsewhere it would come too late.
+    T* to = grads(member)[output].block(b);
+    add_gathered(from, r_.hidden, hidden_.count(b), factor, !is_h && s.output_first, to, r_.rows);
+  }
+
+  void add_product_sum(const T* a, const T* b, T* to) {
+    Vector<T> total = load(to);
+    for (int64_t m = 0; m < block_size_; m += kWidth<T>) total += load(a + m) * load(b + m);
+    store<T>(to, total);
+  }
+
+  // From the derivative of an instruction's value to those of its operands, for one block.
+  void instruction(const Member& member, int64_t t, int64_t network, const Step& step, int64_t b) {
+    const Value<T>*value = values(member), *grad = grads(member);
+    const T* from = grad[step.value].block(b);
+    if (step.code == kProduct) return product(member, t, network, step, b, from, value[step.value].block(b));
+    if (step.code == kVector) return add_sum(from, vector_sum(step.vector, b));
+    const T* operand[3] = {};
+    Derivative<T> to[3];
+    for (int i = 0; i < 3; ++i) {
+      if (step.operand[i] == kNone) continue;
+      operand[i] = value[step.operand[i]].block(b);
+      to[i] = {grad[step.operand[i]].block(b), step.first[i]};
+    }
+    instruction_backward(step, from, value[step.value].block(b), operand, to, r_.rows);
+  }
+
+  void add_sum(const T* from, T* to) {
+    Vector<T> total = load(to);
+    for (int64_t m = 0; m < block_size_; m += kWidth<T>) total += load(from + m);
+    store<T>(to, total);
+  }
+
+  // The derivative of a product's result, with respect to which those of all that it is made of are had.
+  void product(const Member& member, int64_t t, int64_t network, const Step& step, int64_t b, const T* from,
+               const T* value) {
+    const Schedule& s = plan_.schedule(network);
+    T *column = nullptr, *streamed = nullptr;
+    if (step.group != kNone) {
+      const Group& group = s.group[step.group];
+      const int64_t v = b * group.count + step.column;
+      column = columns(member, t, network, group) + v * block_size_;
+      streamed = grad_products(s, group) + (v * r_.steps + t) * block_size_;
+    }
+    T* pre = nullptr;
+    if (step.pre != kNone) pre = reinterpret_cast<T*>(gradients_.pre) + Base::pre_offset(t, step.pre, b);
+    T* sum = step.vector == kNone ? nullptr : vector_sum(step.vector, b);
+    const int count = hidden_.count(b);
+    with_code(step.activation, [&](auto code) {
+      constexpr int32_t kCode = decltype(code)::value;
+      Vector<T> total{};
+      for (int64_t m = 0; m < r_.rows; ++m) {
+        const int64_t at = m * kWidth<T>;
+        Vector<T> g = load(from + at);
+        if constexpr (kCode != kNone) g *= slope_of<kCode>(load(value + at));
+        total += g;
+        if (column) store<T>(column + at, g), stream(streamed + at, g);
+        if (pre) store_part(pre + m * r_.hidden, g, count);
+      }
+      if (sum) store<T>(sum, load(sum) + total);
+    });
+  }
+
+  // Through the products of a group, for a range of blocks of the value that they read.
+  void product_backward(const Member& member, int64_t t, int64_t network, const Group& group, Range blocks) {
+    const Schedule& s = plan_.schedule(network);
+    const Blocked<const T> grad{columns(member, t, network, group), block_size_};
+    const Layout<T> depth{r_.hidden, group.count};
+    const Value<T> to = grads(member)[group.left];
+    T* product = products_.data() + member.rank() * 2 * block_size_;
+    for (int64_t b = blocks.first; b < blocks.last; b += 2) {
+      const int64_t last = smaller(b + 2, blocks.last);
+      const T* right = packed(s, group) + b * r_.hidden * group.count * kWidth<T>;
+      multiply_vectors<T>(last - b, grad, depth, right, r_.rows, product);
+      for (int64_t i = b; i < last; ++i) {
+        const Derivative<T> add{to.block(i), group.first};
+        const T *from = product + (i - b) * block_size_, *mask = Base::mask(i);
+        for (int64_t m = 0; m < block_size_; m += kWidth<T>) {
+          add(m, mask ? load(from + m) * load(mask + m) : load(from + m));
+        }
+      }
+    }
+  }
+
+  // The mixture's derivatives before step t from those of the networks, and what the caller gave of the step before.
+  void collect(const Member& member, int64_t t) {
+    const Range blocks = member.part(blocks_);
+    for (int64_t i = 0; i < r_.states; ++i) {
+      for (int64_t b = blocks.first; b < blocks.last; ++b) {
+        T* to = grad_mixture(i).block(b);
+        zero_rows(to, r_.rows);
+        for (int64_t k = 0; k < r_.networks; ++k) add_scaled_rows(grad_state(k, t, i).block(b), T(1), to, r_.rows);
+        if (t > 0) {
+          add_given(t - 1, 0, i, b, to);
+        } else {
+          write_first(0, i, b, to);
+        }
+      }
+    }
+  }
+
+  void finish_states(const Member& member, int64_t network) {
+    const Range blocks = member.blocks(blocks_);
+    for (int64_t i = 0; i < r_.states; ++i) {
+      for (int64_t b = blocks.first; b < blocks.last; ++b) {
+        write_first(network, i, b, grad_state(network, 0, i).block(b));
+      }
+    }
+  }
+
+  void write_first(int64_t chain, int64_t s, int64_t b, const T* from) {
+    T* to = reinterpret_cast<T*>(gradients_.states) + (s * chains_ + chain) * r_.rows * r_.hidden + b * kWidth<T>;
+    scatter_block(from, r_.rows, hidden_.count(b), r_.hidden, to);
+  }
+
+  // Every product's weight gradient, divided by pairs of vectors of columns of its group.
+  void weight_gradients(const Member& member) {
+    T* out = outer_products_.data() + member.rank() * 2 * outer_product_size();
+    const Range mine = member.part(total_pairs());
+    int64_t item = 0;
+    for (int64_t k = 0; k < r_.networks; ++k) {
+      const Schedule& s = plan_.schedule(k);
+      for (int64_t g = 0; g < s.groups; ++g) {
+        const int64_t vectors = blocks_ * s.group[g].count, pairs = ceil_div(vectors, 2);
+        const int64_t first = mine.first > item ? mine.first - item : 0, last = smaller(pairs, mine.last - item);
+        for (int64_t i = first; i < last; ++i) weight_gradient(k, s, g, 2 * i, smaller(2 * i + 2, vectors), out);
+        item += pairs;
+      }
+    }
+  }
+  int64_t total_pairs() const {
+    int64_t total = 0;
+    for (int64_t k = 0; k < r_.networks; ++k) {
+      const Schedule& s = plan_.schedule(k);
+      for (int64_t g = 0; g < s.groups; ++g) total += ceil_div(blocks_ * s.group[g].count, 2);
+    }
+    return total;
+  }
+
+  void weight_gradient(int64_t network, const Schedule& s, int64_t g, int64_t first, int64_t last, T* out) {
+    const Group& group = s.group[g];
+    const int64_t over_time = r_.steps * block_size_;
+    const Blocked<const T> left{factor(network, s, g), over_time};
+    const Blocked<const T> right{grad_products(s, group) + first * over_time, over_time};
+    outer_vectors<T>(last - first, left, right, r_.steps * r_.rows, hidden_, out);
+    for (int64_t v = first; v < last; ++v, out += outer_product_size()) {
+      const int64_t b = v / group.count;
+      const int64_t weight = s.weight[group.product + v % group.count];
+      T* to = reinterpret_cast<T*>(gradients_.weight) + weight * r_.hidden * r_.hidden + b * kWidth<T>;
+      scatter_block(out, r_.hidden, hidden_.count(b), r_.hidden, to);
+    }
+  }
+
+  void finish_vectors(const Member& member) {
+    const Range mine = member.part(r_.vectors);
+    for (int64_t v = mine.first; v < mine.last; ++v) {
+      T* to = reinterpret_cast<T*>(gradients_.vector) + v * r_.hidden;
+      for (int64_t b = 0; b < blocks_; ++b) store_part(to + b * kWidth<T>, load(vector_sum(v, b)), hidden_.count(b));
+    }
+  }
+
+  void finish_grad_mix() {
+    for (int64_t k = 0; k < r_.networks; ++k) {
+      T total = 0;
+      for (int64_t b = 0; b < blocks_; ++b) total += sum<T>(load(mix_sum(k, b)));
+      reinterpret_cast<T*>(gradients_.mix)[k] = total;
+    }
+  }
+
+  const ProgramGradients& gradients_;
+  Buffer<T> packed_, grad_states_, grad_mixture_, wides_, locals_, rebuilt_, rebuilt_locals_, columns_, products_;
+  Buffer<T> grad_products_, factors_, vectors_, grad_mix_, outer_products_;
+  Buffer<Value<T>> values_, grads_;
+};
+
+template <typename T>
+void program_backward(const ProgramRun& r, const ProgramEvaluation& evaluation, const ProgramGradients& gradients) {
+  ProgramBackward<T> pass(r, evaluation, gradients);
+}
+
+}  // namespace WENET_ISA
+}  // namespace wenet

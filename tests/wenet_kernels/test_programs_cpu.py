@@ -1,0 +1,157 @@
+"""Programs in the native kernels: against the reference, on any number of threads, and with tables that are wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from tests.wenet_kernels.program_cases import ProgramCase, program_case, random_program
+from wenet_kernels import Program, native_status
+from wenet_kernels.cpu import INSTRUCTION_SET_VARIABLE, KERNEL_SETS
+from wenet_kernels.programs import cpu as native
+from wenet_kernels.programs.evaluation import ProgramRun
+
+pytestmark = pytest.mark.skipif("pure Python" in native_status(), reason=native_status())
+
+EXAMPLES = int(os.environ.get("WENET_EXAMPLES", "60"))  # of each of the drawn programs
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+def drawn_case(generator: random.Random, dtype: torch.dtype = torch.float64) -> ProgramCase:
+    states, count = generator.randint(1, 4), generator.choice((1, 1, 2, 3, 5))
+    programs = [random_program(generator, states, generator.randint(3, 25)) for _ in range(count)]
+    torch.manual_seed(generator.randrange(1000))
+    sizes = generator.randint(1, 4), generator.randint(1, 7), generator.choice((1, 3, 8, 13, 17, 33, 40))
+    return program_case(programs, *sizes, generator.random() < 0.4, generator.random() < 0.4, dtype)
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).norm() / expected.norm().clamp(min=1e-6)).item()
+
+
+@pytest.mark.parametrize("instruction_set", KERNEL_SETS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_drawn_programs_against_the_reference(instruction_set, count, monkeypatch):
+    """To six digits, not to twelve: where a tanh is nearly one, its slope has lost the others."""
+    monkeypatch.setenv(INSTRUCTION_SET_VARIABLE, instruction_set)
+    generator = random.Random(count)
+    with threads(count):
+        for _ in range(EXAMPLES):
+            case = drawn_case(generator)
+            for found, expected in zip(case.results("cpu"), case.results("reference"), strict=True):
+                assert error(found, expected) < 1e-6, case.batch
+
+
+def test_single_precision_against_double():
+    generator = random.Random(5)
+    for _ in range(EXAMPLES):
+        case = drawn_case(generator, torch.float32)
+        with torch.no_grad():
+            exact = [None if each is None else each.double() for each in operands(case)]
+        exact_case = ProgramCase(*exact, case.batch)
+        for leaf in exact_case.leaves:
+            leaf.requires_grad_()
+        expected, eager = exact_case.run("reference"), case.run("reference")
+        for found, truth, other in zip(case.run("cpu"), expected, eager, strict=True):
+            assert error(found.double(), truth) <= 2 * error(other.double(), truth) + 1e-5, case.batch
+
+
+def operands(case: ProgramCase) -> list[torch.Tensor | None]:
+    return [case.pre, case.states, case.weight, case.vectors, case.mix, case.mask_h]
+
+
+def test_the_same_bits_on_any_number_of_threads():
+    generator = random.Random(6)
+    for _ in range(EXAMPLES):
+        case = drawn_case(generator, torch.float32)
+        results = []
+        for count in (1, 2, 3):
+            with threads(count):
+                results.append(case.results("cpu"))
+        for others in results[1:]:
+            assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True)), case.batch
+
+
+def test_saturated_values_stay_finite():
+    case = program_case([Program.from_text("h | softplus(linear(x)) * tanh(silu(linear(x, h)))")], 3, 2, 20)
+    with torch.no_grad():
+        case.pre.mul_(1e3)
+    for found, expected in zip(case.results("cpu"), case.results("reference"), strict=True):
+        assert found.isfinite().all() and error(found, expected) < 1e-9
+
+
+def test_operands_of_any_layout():
+    case = program_case([Program.from_text("h | tanh(linear(x, h)) * sigmoid(linear(x, h))")], 3, 4, 20)
+    expected = case.results("cpu")
+    case.pre = case.pre.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    case.weight = case.weight.detach().mT.contiguous().mT.requires_grad_()
+    for found, other in zip(case.results("cpu"), expected, strict=True):
+        torch.testing.assert_close(found, other)
+
+
+@pytest.fixture
+def run():
+    """A valid run of two programs, and its tables."""
+    case = program_case(
+        [Program.from_text("h | tanh(linear(x, h)) * vector()"), Program.from_text("h | 0.5 * (h + linear(x))")],
+        2,
+        3,
+        4,
+    )
+    tables = case.batch.tables()
+    own = {name: table.clone() for name, table in tables._asdict().items()}
+    given = ProgramRun(*(each if each is None else each.detach() for each in operands(case)), case.batch.text)
+    made = native._run(given)
+    names = {"instructions": "instruction", "first": "first", "results": "result", "constants": "constant"}
+    for name, address in names.items():
+        setattr(made, address, own[name].data_ptr())
+    return made, own, given
+
+
+def launch(made, given):
+    output = torch.empty(2, 2, 3, 4, dtype=torch.float64)
+    evaluation = native._native.ProgramEvaluation()
+    evaluation.output = output.data_ptr()
+    native.cpu.kernels(torch.float64, "full").program_forward(made, evaluation)
+
+
+def test_wrong_tables_are_an_error_and_never_a_crash(run):
+    made, own, given = run
+    launch(made, given)
+    generator = random.Random(1)
+    refused = 0
+    for _ in range(3000):
+        name = generator.choice(("instructions", "instructions", "instructions", "first", "results"))
+        flat = own[name].flatten()
+        place = generator.randrange(len(flat))
+        before = flat[place].item()
+        flat[place] = generator.choice((-(2**31), -2, -1, 0, 1, 2, 3, 4, 7, 15, 16, 100, 2**31 - 1))
+        own[name].view(-1)[place] = flat[place]
+        try:
+            launch(made, given)
+        except ValueError as fault:
+            assert "were called with" in str(fault)
+            refused += 1
+        own[name].view(-1)[place] = before
+    assert refused > 1500
+    launch(made, given)
+
+
+@pytest.mark.parametrize("name", ["steps", "networks", "rows", "hidden", "states", "threads", "weights", "vectors"])
+def test_wrong_sizes_are_an_error(run, name):
+    made, _, given = run
+    setattr(made, name, -1)
+    with pytest.raises(ValueError, match="were called with"):
+        launch(made, given)

@@ -1,0 +1,126 @@
+"""Programs in the native kernels of `csrc/cpu`: all instructions behind the products, block by block."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from wenet_kernels import cpu
+from wenet_kernels.programs.batch import ProgramBatch
+from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
+
+if TYPE_CHECKING:
+    from wenet_kernels import _native
+else:
+    from wenet_kernels.native import native as _native
+
+
+def obstacle(kind: str, dtype: torch.dtype) -> str:
+    """Why it cannot run on a kind of device with operands of a type; empty where it can."""
+    status = cpu.status()
+    if status != "ready":
+        return status
+    return cpu.refusal(dtype, "full") if cpu.runs_on(kind) else f"it does not run on {kind}"
+
+
+def kept_shape(r: ProgramRun) -> tuple[int, ...]:
+    """Values in blocks of as many hidden units as a vector holds, of which the rows of all steps lie together."""
+    width = cpu.kernels(r.pre.dtype, "full").width
+    steps, _, rows, hidden = r.pre.shape
+    return _kept_slots(r.programs, r.mix is not None), -(-hidden // width), steps, rows, width
+
+
+@functools.cache
+def _kept_slots(programs: str, weighted: bool) -> int:
+    """How many values the programs keep, of whatever sizes."""
+    run = _tables_of(ProgramBatch(programs))
+    run.weighted, run.mix = weighted, int(weighted)
+    run.steps = run.rows = run.hidden = 1
+    run.pre = run.first_states = run.weight = run.vector = 1  # which nothing looks at
+    return _native.kept_slots(run)
+
+
+def forward(r: ProgramRun, keep: bool) -> ProgramEvaluation:
+    """Run all programs over all time steps; `keep` stores what backward needs."""
+    batch = ProgramBatch(r.programs)
+    shape = (r.pre.shape[0], *r.states.shape[1:])
+    evaluation = ProgramEvaluation(
+        r.pre.new_empty(shape),
+        r.pre.new_empty((batch.apart, *shape) if batch.apart else (0,)),
+        cpu.reusable(kept_shape(r), r.pre.dtype) if keep else r.pre.new_empty(0),
+    )
+    operands = _laid_out(r)
+    cpu.kernels(r.pre.dtype, "full").program_forward(_run(operands), _evaluation(evaluation))
+    return evaluation
+
+
+def backward(
+    r: ProgramRun, evaluation: ProgramEvaluation, grad_output: Tensor, grad_apart: Tensor | None
+) -> ProgramGradients:
+    """Derivatives of a loss, given those with respect to the output and, where there are, to what is apart."""
+    operands = _laid_out(r)
+    evaluation = ProgramEvaluation(*(each.contiguous() for each in evaluation))
+    grad_output, grad_apart = grad_output.contiguous(), None if grad_apart is None else grad_apart.contiguous()
+    grads = ProgramGradients(
+        cpu.reusable(r.pre.shape, r.pre.dtype).as_strided(r.pre.shape, operands.pre.stride()),
+        torch.empty_like(operands.states),
+        torch.empty_like(operands.weight),
+        torch.empty_like(operands.vectors),
+        r.pre.new_empty(0 if r.mix is None else r.mix.shape),
+    )
+    native = _native.ProgramGradients()
+    native.output = grad_output.data_ptr()
+    native.apart = 0 if grad_apart is None else grad_apart.data_ptr()
+    native.pre, native.states, native.weight = (each.data_ptr() for each in grads[:3])
+    native.vector, native.mix = grads.vectors.data_ptr(), grads.mix.data_ptr()
+    cpu.kernels(r.pre.dtype, "full").program_backward(_run(operands), _evaluation(evaluation), native)
+    grad_pre = torch.empty_like(r.pre)
+    return grads if grad_pre.stride() == grads.pre.stride() else grads._replace(pre=grad_pre.copy_(grads.pre))
+
+
+def _laid_out(r: ProgramRun) -> ProgramRun:
+    """The operands as the kernels read them: contiguous, but `pre` in either order of steps and columns."""
+    return replace(
+        r,
+        pre=r.pre if r.pre.transpose(0, 1).is_contiguous() else r.pre.contiguous(),
+        states=r.states.contiguous(),
+        weight=r.weight.contiguous(),
+        vectors=r.vectors.contiguous(),
+        mix=None if r.mix is None else r.mix.contiguous(),
+        mask_h=None if r.mask_h is None else r.mask_h.contiguous(),
+    )
+
+
+def _run(r: ProgramRun) -> _native.ProgramRun:
+    native = _tables_of(ProgramBatch(r.programs))
+    native.steps, _, native.rows, native.hidden = r.pre.shape
+    native.threads = torch.get_num_threads()
+    native.weighted = r.mix is not None
+    native.pre_step_stride, native.pre_column_stride = r.pre.stride()[:2]
+    native.pre, native.first_states = r.pre.data_ptr(), r.states.data_ptr()
+    native.weight, native.vector = r.weight.data_ptr(), r.vectors.data_ptr()
+    native.mix = 0 if r.mix is None else r.mix.data_ptr()
+    native.mask_h = 0 if r.mask_h is None else r.mask_h.data_ptr()
+    return native
+
+
+def _tables_of(batch: ProgramBatch) -> _native.ProgramRun:
+    native = _native.ProgramRun()
+    native.networks, native.states = batch.count, batch.states
+    native.of_input, native.weights, native.vectors = batch.of_input, batch.weights, batch.vectors
+    native.puts_out_h = batch.puts_out_h
+    tables = batch.tables()
+    native.instruction, native.first = tables.instructions.data_ptr(), tables.first.data_ptr()
+    native.result, native.constant = tables.results.data_ptr(), tables.constants.data_ptr()
+    native.instructions, native.constants = len(tables.instructions), len(tables.constants)
+    return native
+
+
+def _evaluation(evaluation: ProgramEvaluation) -> _native.ProgramEvaluation:
+    native = _native.ProgramEvaluation()
+    native.output, native.apart, native.kept = (each.data_ptr() for each in evaluation)
+    return native
