@@ -13,6 +13,7 @@ from wenet.report.run import read_run
 from wenet.results import SearchResult, TrainResult
 from wenet.run import TEXT_SETTINGS, Session, Surroundings, Work, default_preset
 from wenet.searching import PRESETS, SEARCH, begun_audit, hold_tournament, resolve_config, run_search
+from wenet.searching.contest import FOLDER as CONTEST_FOLDER
 from wenet.training import LSTMS, SOFTMAXES, TRAIN, TRAIN_PRESETS, resolve_train_config, run_training
 from wenet_kernels import WenetError
 
@@ -108,13 +109,18 @@ def search(
 
 @takes(Surroundings())
 def resume_search(
-    folder: str | Path, *, audit: int | None = None, audit_epochs: float | None = None, **options: Any
+    folder: str | Path,
+    *,
+    audit: int | None = None,
+    audit_epochs: float | None = None,
+    contest: bool | None = None,
+    **options: Any,
 ) -> SearchResult:
     """Continue a search bit-exactly from its last checkpoint.
 
     Args:
         folder: the run's folder.
-        audit, audit_epochs: as in `SearchConfig`, for a search that began without an audit.
+        audit, audit_epochs, contest: as in `SearchConfig`, for a search that began without an audit or contest.
         options: any field of `Surroundings`. The result is bit-exact only with as many processes as before.
 
     Raises:
@@ -130,7 +136,10 @@ def resume_search(
     surroundings = _only_surroundings(options)
     if audit is None:
         audit, audit_epochs = begun_audit(Path(folder)) or (None, audit_epochs)
-    with Session.resume(SEARCH, folder, surroundings, audit=audit, audit_epochs=audit_epochs) as session:
+    if contest is None and (Path(folder) / CONTEST_FOLDER).exists():
+        contest = True  # one was begun
+    changes = {"audit": audit, "audit_epochs": audit_epochs, "contest": contest}
+    with Session.resume(SEARCH, folder, surroundings, **changes) as session:
         outcome = run_search(session)
         _write_report(session)
         return SearchResult(**vars(outcome))

@@ -22,7 +22,7 @@ from wenet.tasks import LanguageModelling, task_of
 from wenet.training import hidden_for, parameter_count
 from wenet.training.standalone import StandaloneTraining
 
-from .helpers import fails, results, write_text
+from .helpers import TINY, fails, results, write_text
 
 RACE = [
     *("--preset", "race", "--level", "words", "--parameters", "900", "--nodes", "1-2", "--pool", "8", "--batch", "8"),
@@ -193,6 +193,31 @@ def test_sizes_at_equal_parameters(text):
             for h in (size, size + 1)
         )
         assert here <= 5000 < above
+
+
+def test_a_contest_is_added_to_a_finished_search(text, tmp_path, stop_at, monkeypatch):
+    """Of the paper's kind, whose cells all have two nodes; stopped in the contest, it goes on without being told."""
+    run = tmp_path / "run"
+    small = [
+        *TINY,
+        "--nodes",
+        "2",
+        "--rates",
+        "0.01,0.03",
+        "--contest-epochs",
+        "0.5",
+        "--contest-seeds",
+        "2",
+        "--quiet",
+    ]
+    assert search_main([str(text), *small, "--out", str(run)]) == 0
+    stop_at(10)
+    assert search_main(["--resume", str(run), "--contest"]) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert search_main(["--resume", str(run)]) == 0
+    rows = {row["name"]: row for row in json.loads((run / "contest.json").read_text())["contestants"]}
+    assert rows["winner"]["hidden"] == 8 and rows["lstm"]["parameters"] >= rows["winner"]["parameters"]
+    assert wenet.load(run).model.rnn.hidden_size == 8
 
 
 def test_a_hidden_size_asked_for_counts_more_than_the_presets_parameters():

@@ -23,5 +23,6 @@ def _search(arguments: Sequence[str] | None) -> None:
         default_preset(SEARCH.preset_without_gpu),
         at_end_of="round",
     )
-    console, result = begin_or_resume(parser, arguments, search, resume_search, resumed_with=("audit", "audit_epochs"))
+    added = ("audit", "audit_epochs", "contest")
+    console, result = begin_or_resume(parser, arguments, search, resume_search, resumed_with=added)
     console.say(f"\n{result}")
