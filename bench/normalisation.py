@@ -1,4 +1,4 @@
-"""`python -m bench.normalisation`: what batch normalisation does to a mixture, beside one without.
+"""`python -m bench.normalisation`: the effect of batch normalisation on a mixture.
 
 Four trainings of the same random cells, on characters of the Penn Treebank: as a mixture and all standalone, without
 normalisation and with it. Of each mixture, after some windows: its loss, how its weights agree with standalone quality
@@ -80,7 +80,7 @@ def standalone_losses(config: SearchConfig, cells: list[Genotype], data: Any, wi
 
 
 def mixture_records(config: SearchConfig, cells: list[Genotype], data: Any, marks: list[int]) -> Iterator[Record]:
-    """A mixture after so many windows each."""
+    """Records of a mixture after some numbers of windows."""
     torch.manual_seed(config.seed)
     model = build_mixture(config, cells, task_of(config), data).to(config.device)
     optimizer = build_optimizer(config, model)
@@ -126,7 +126,7 @@ def measured(model: LanguageModel, config: SearchConfig, data: Any) -> Record:
 
 @torch.no_grad()
 def left_of_a_change(model: LanguageModel, config: SearchConfig, data: Any) -> list[float]:
-    """Of a change of the state that a text has left, after `LATER` steps of the same text."""
+    """The remainder of a change of the state after `LATER` steps of the same text."""
     task = task_of(config)
     streams = task.streams(data, "valid", config.data_batch).to(config.device)
     settling, text = (model._embed(task.window(streams, start, LATER[-1])[0]) for start in (0, LATER[-1]))
@@ -146,7 +146,7 @@ def agreement(weights: list[float], quality: Tensor, cells: list[Genotype]) -> R
 
 
 def table(records: list[Record]) -> str:
-    """In Markdown."""
+    """The records as a table in Markdown."""
     early, late = LATER
     lines = [
         "| norm | windows | nats per character | τ with quality | τ with sigmoids | left of a change after "

@@ -15,15 +15,15 @@ from wenet.report.figures import MUTED, Picture, new_drawing, styled
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "recurrence.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
-# What forward with backward must reach on two cores: of the dense rate, and how many times faster than each peer.
+# Targets of forward with backward on two cores: share of the dense rate, and speed-up over each peer.
 TARGETS: dict[str, dict[str, float]] = {
     "paper": {"dense": 1.0, "batched": 8, "loop": 7, "compile": 4},
     "quick": {"dense": 0.7, "batched": 6, "loop": 14, "compile": 2.5},
     "cell-200": {"dense": 0.6, "loop": 2.5},
     "cell-850": {"dense": 1.0, "loop": 1.25},
 }
-BF16_TARGETS: dict[str, float | None] = {"paper": 1.5, "quick": None}  # times as fast as fp32
-FLAT_TARGET = 1.15  # dearest over cheapest cost a network
+BF16_TARGETS: dict[str, float | None] = {"paper": 1.5, "quick": None}  # speed-up over fp32
+FLAT_TARGET = 1.15  # largest over smallest cost per network
 FLAT_CASES = ("n-16", "n-64", "n-120")
 
 BATCHED = ("traced", "reference")  # two ways to write batched eager PyTorch; the faster one counts
@@ -116,7 +116,7 @@ def _target_table(run: Run) -> Iterator[str]:
     for case, target in TARGETS.items():
         for backend in run.backends():
             figure = run.find(case, backend)
-            if figure is None or backend == "reference":  # which is one of the peers
+            if figure is None or backend == "reference":  # the reference is one of the peers
                 continue
             dense = against(figure.of_dense, target.get("dense"))
             peers = [_over(run, figure, name, target.get(name)) for name in ("batched", "loop", "compile")]
@@ -132,7 +132,7 @@ def _over(run: Run, figure: Figure, name: str, target: float | None) -> str:
 
 
 def against(value: float, target: float | None) -> str:
-    """A ratio beside what it must reach."""
+    """A ratio beside its target."""
     if target is None:
         return f"{value:.2f}"
     return f"**{value:.2f}** ≥ {target:g}" if value >= target else f"{value:.2f} < {target:g}"

@@ -77,7 +77,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Quality:
-    """What one search made of the pool.
+    """The result of one search on the pool.
 
     Attributes:
         scores: of every cell of the pool, as `wenet.searching.audit.final_ranking` has them; higher is better.
@@ -95,7 +95,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Standalone:
-    """What standalone training made of the pool.
+    """The result of standalone training on the pool.
 
     Attributes:
         trainings: validation perplexity of every cell in each training of it, `[trainings, cells]`; infinite where
@@ -112,12 +112,12 @@ class Standalone:
 
     @property
     def perplexities(self) -> np.ndarray:
-        """Of every cell the geometric mean, which is that of the mean loss."""
+        """Geometric mean of each cell's perplexities, which corresponds to its mean loss."""
         return np.exp(np.log(self.trainings).mean(axis=0))
 
     @property
     def quality(self) -> np.ndarray:
-        """Higher is better; a place in a ranking, so that a cell that diverged counts like any other that is last."""
+        """Places in a ranking, higher is better; diverged cells count as last."""
         return stats.rankdata(-self.perplexities)
 
 
@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_row(path: Path, added: dict[str, Any]) -> list[dict[str, Any]]:
-    """Put a row in the place of that of the same setting, or beside the others; returns all, ordered as SETTINGS."""
+    """Replace the row of the same setting, or add it; returns all rows in the order of SETTINGS."""
     rows = {r["setting"]: r for r in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
     rows[added["setting"]] = added
     ordered = [rows[name] for name in SETTINGS if name in rows]
@@ -170,14 +170,14 @@ def add_row(path: Path, added: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def write_document(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """The tables into the document, and beside it what they were made from."""
+    """Write the tables into the document, and their data beside it."""
     draw(rows, path.parent / FIGURE)
     (path.parent / FIGURES).write_text(json.dumps(rows) + "\n", encoding="utf-8")
     path.write_text(insert(path.read_text(encoding="utf-8"), render(rows)), encoding="utf-8")
 
 
 def _given(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What a setting asks of `search`, under these options."""
+    """The arguments of `search` for a setting with these options."""
     asked = {"pool": options.pool, "max_vocabulary": options.max_vocabulary, "pool_seed": options.pool_seed}
     return {**SETTINGS[name], **{key: value for key, value in asked.items() if value is not None}}
 
@@ -188,7 +188,7 @@ def _config(name: str, options: argparse.Namespace) -> SearchConfig:
 
 
 def search_once(name: str, seed: int, options: argparse.Namespace) -> Path:
-    """One search, in a folder of its own that is gone on with where it is there; returns the folder."""
+    """Run or resume one search in its own folder; returns the folder."""
     folder = options.out / f"{_file_name(name)}-{seed}"
     if not _finished(folder):
         console = Console(quiet=True)
@@ -214,7 +214,7 @@ def _file_name(name: str) -> str:
 
 
 def train_pool(config: SearchConfig, corpus: Corpus, folder: Path, trainings: int) -> Standalone:
-    """Train every cell of the pool standalone, so many times, or go on with that, or read what is finished."""
+    """Train every cell of the pool standalone several times; unfinished trainings are resumed, finished ones read."""
     surroundings = Surroundings(console=Console(quiet=True))
     with Interrupt() as interrupt, closing(RunFolder.open_or_create(folder, {})) as run:
         session = Session(config, None, LanguageModelling(), corpus, run, interrupt, surroundings)
@@ -235,7 +235,7 @@ def train_once(
     for first in range(0, len(pool), GROUP):
         part, cells = folder / f"from-{first + 1}", pool[first : first + GROUP]
         label = f"training {seed}, pool {first + 1} to {first + len(cells)}"
-        if (part / TRAINING_RESULT).exists():  # perhaps of a version that had fewer settings
+        if (part / TRAINING_RESULT).exists():  # possibly of a version with fewer settings
             training = StandaloneResult.from_dict(json.loads((part / TRAINING_RESULT).read_text()), METRIC)
         else:
             session.console.say(label)
@@ -252,7 +252,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def read_search(folder: Path, pool: Sequence[str], seeds: int) -> Quality:
-    """What a finished search made of the pool, which it went through whole."""
+    """The result of a finished search, which went through the whole pool."""
     records = _records(folder / RECORDS)
     ranked = {str(cell.genotype): cell for cell in final_ranking(records, seeds, Mixture)}
     first_round = {network["genotype"]: record["round"] for record in records[::-1] for network in record["networks"]}
@@ -267,7 +267,7 @@ def read_search(folder: Path, pool: Sequence[str], seeds: int) -> Quality:
 
 
 def traits(cells: Sequence[Genotype]) -> dict[str, np.ndarray]:
-    """What can be counted of each cell without training it."""
+    """Properties of each cell that need no training."""
     depths = [_depths(cell) for cell in cells]
     inner = [{ancestor for _, ancestor in cell.recurrent} - {0} for cell in cells]
     counts = {name: np.array([cell.activations.count(name) for cell in cells]) for name in ACTIVATIONS}
@@ -276,7 +276,7 @@ def traits(cells: Sequence[Genotype]) -> dict[str, np.ndarray]:
 
 
 def _depths(cell: Genotype) -> list[int]:
-    """Of every node, how many edges it is above the init node."""
+    """For every node, the number of edges to the init node."""
     depths = [0]
     for _, ancestor in cell.recurrent:
         depths.append(depths[ancestor] + 1)
@@ -325,7 +325,7 @@ def row(
 
 
 def _reasons(searches: Sequence[Quality], standalone: Standalone) -> dict[str, float]:
-    """What else the score may follow, as mean Kendall's tau over searches, and what a fast learner is worth."""
+    """Mean Kendall's tau over searches between the score and other properties, and the quality of fast learners."""
     quality, fast = standalone.quality, stats.rankdata(-standalone.early)
     taus = [
         {
@@ -341,13 +341,12 @@ def _reasons(searches: Sequence[Quality], standalone: Standalone) -> dict[str, f
 
 
 def _tau(first: np.ndarray, second: np.ndarray) -> float:
-    """Kendall's tau; zero where one side does not distinguish at all."""
+    """Kendall's tau; zero if all values on one side are equal."""
     return float(np.nan_to_num(stats.kendalltau(first, second).statistic))
 
 
 def _mean_between(scores: Sequence[np.ndarray]) -> float | None:
-    """Mean tau between two searches, or two trainings: how much a ranking owes to chance limits how well it can agree
-    with anything."""
+    """Mean tau between two searches or two trainings. Chance in a ranking limits its agreement with anything else."""
     taus = [_tau(first, second) for first, second in combinations(scores, 2)]
     return float(np.mean(taus)) if taus else None
 
@@ -410,7 +409,7 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _origin(options: argparse.Namespace) -> str:
-    """What was run, without where files lie, and with what."""
+    """The command without paths, and the software versions."""
     given = {name: value for name, value in vars(options).items() if value is not None}
     words = ["python", "-m", "bench.search_quality", given.pop("dataset")]
     for name, value in given.items():
@@ -430,8 +429,8 @@ def _versions() -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Place by mean score over searches against standalone perplexity, a panel a setting; filled where a search kept a
-    cell."""
+    """Place by mean score over searches against standalone perplexity, one panel per setting; cells that a search kept
+    are filled."""
     columns = min(3, len(rows))
     lines = -(-len(rows) // columns)
     with styled():
@@ -445,7 +444,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _draw_setting(axes: Axes, r: dict[str, Any]) -> None:
-    """A cell far out, which would press all others together, is a triangle at the edge."""
+    """Draw outliers, which would compress the scale for all others, as triangles at the edge."""
     place = stats.rankdata(-np.mean(r["scores"], axis=0))
     kept = np.isin(np.arange(r["cells"]), r["kept_cells"])
     perplexities = np.array(r["perplexities"])

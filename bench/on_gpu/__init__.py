@@ -1,1 +1,1 @@
-"""What `python bench/gpu.py` runs, each section in a process that has a GPU to itself."""
+"""The sections of `python bench/gpu.py`, each run in its own process with a GPU of its own."""

@@ -21,7 +21,7 @@ from wenet_kernels.aot import record_launches
 from wenet_kernels.triton.plan import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
-# What can be left out of the kernels, as attributes of modules of `wenet_kernels.triton` that say so.
+# Parts of the kernels that can be switched off, as attributes of modules of `wenet_kernels.triton`.
 TRICKS: dict[str, tuple[str, str, object]] = {
     "prefetch of weights": ("workspace", "PREFETCH", False),
     "copies ahead": ("plan", "MOST_STAGES", 1),
@@ -31,7 +31,7 @@ TRICKS: dict[str, tuple[str, str, object]] = {
 
 @contextmanager
 def without(trick: str | None) -> Iterator[None]:
-    """Workspaces made within the block do without a trick."""
+    """A context in which new workspaces do without one of the tricks."""
     with ExitStack() as stack:
         if trick is not None:
             module, name, value = TRICKS[trick]
@@ -40,7 +40,7 @@ def without(trick: str | None) -> Iterator[None]:
 
 
 def setting(case: Case, precision: str) -> dict[str, Any]:
-    """What kernels depend on, as `wenet_kernels.aot` takes it."""
+    """The settings of kernels in the form of `wenet_kernels.aot`."""
     return {
         "networks": case.networks, "rows": case.rows, "hidden": case.hidden, "nodes": NODES, "form": case.form,
         "norm": case.norm or "none", "precision": precision, "weighted": case.coupling == "weighted",
@@ -49,7 +49,7 @@ def setting(case: Case, precision: str) -> dict[str, Any]:
 
 
 def compile_part(choice: Choice, part: int, parts: int, device: torch.device) -> int:
-    """Compile every `parts`-th kernel of a choice, from `part` on, as its launch would; returns how many."""
+    """Compile every `parts`-th kernel of a choice, from `part` on, as its launch would; returns their number."""
     position = compiled = 0
     for trick, case, precision in choice.to_compile():
         with without(trick):
@@ -63,7 +63,7 @@ def compile_part(choice: Choice, part: int, parts: int, device: torch.device) ->
 
 
 class Compiling:
-    """The processes; they write into Triton's cache, where launches look first."""
+    """The compiling processes; they write into Triton's cache, where launches look first."""
 
     def __init__(self, choice: str, parts: int | None = None) -> None:
         parts = parts or min(14, max(1, (os.cpu_count() or 2) - 1))
@@ -72,7 +72,7 @@ class Compiling:
         self.processes = [subprocess.Popen([*command, str(part)], cwd=ROOT, **streams) for part in range(parts)]
 
     def wait(self, deadline: float) -> list[str]:
-        """Until all have ended, or are stopped at a time of `time.monotonic`; returns what went wrong.
+        """Wait until all have ended, or stop them at a time of `time.monotonic`; returns their errors.
 
         A kernel that is missing then is compiled at its first launch.
         """

@@ -1,4 +1,4 @@
-"""What is measured: shapes, who computes them, and in which precisions."""
+"""The choice of measurements: shapes, contestants and precisions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from bench.cases import COMPARED, LARGE_CELL, PAPER, SWEEPS, Case
 
-PRECISIONS = {"fp32": "full", "tf32": "tf32", "bf16": "bf16"}  # as the floors name them, and as the kernels do
+PRECISIONS = {"fp32": "full", "tf32": "tf32", "bf16": "bf16"}  # names in the floors, and in the kernels
 COMPILED = "compile"  # takes minutes to compile
 
 
@@ -45,7 +45,7 @@ class Choice:
         return {**self.ours, **self.peers}
 
     def to_compile(self) -> Iterator[tuple[str | None, Case, str]]:
-        """Without which trick, which shape, in which precision of the kernels; the most needed first."""
+        """Trick to leave out, shape and precision of the kernels; the most important first."""
         for precision in self.compiled:
             for case in self.targets:
                 yield None, case, precision

@@ -1,4 +1,4 @@
-"""How things are timed on a GPU: the same for our kernels and for their peers."""
+"""Timing on a GPU, the same for our kernels and for their peers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WARM_UP, ROUNDS, ROUND_SECONDS, MOST_CALLS, MOST_SECONDS = 3, 7, 0.04, 1000, 2.0
 
 
 class Gpu:
-    """The current CUDA device, as the sections use it. A rehearsal without one puts another object in its place."""
+    """The current CUDA device, as the sections use it. Tests without a GPU use another object in its place."""
 
     kind = "cuda"
 
@@ -32,7 +32,7 @@ class Gpu:
         return float(torch.cuda.get_device_properties().L2_cache_size)
 
     def graphed(self, call: Callable[[], object]) -> Callable[[], object]:
-        """A call as one CUDA graph."""
+        """Record a call as one CUDA graph."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -45,7 +45,7 @@ class Gpu:
         return graph.replay
 
     def seconds_between(self, call: Callable[[], object], count: int) -> float:
-        """Of so many calls between two events."""
+        """Seconds of a number of calls between two events."""
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         first.record()
         for _ in range(count):
@@ -55,7 +55,7 @@ class Gpu:
         return first.elapsed_time(last) / 1e3
 
     def peak_bytes(self, call: Callable[[], object]) -> int:
-        """By which memory grows at most in a call."""
+        """The largest growth of memory during a call, in bytes."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -64,12 +64,12 @@ class Gpu:
         return torch.cuda.max_memory_allocated() - before
 
     def release(self) -> None:
-        """Hand back what earlier measurements took."""
+        """Release the memory of earlier measurements."""
         torch.cuda.empty_cache()
 
     @contextmanager
     def profiled(self) -> Iterator[None]:
-        """What runs within the block is seen by a profiler that was told to wait for it."""
+        """A context that a waiting profiler records."""
         torch.cuda.synchronize()
         torch.cuda.profiler.start()
         yield
@@ -77,7 +77,7 @@ class Gpu:
         torch.cuda.profiler.stop()
 
     def trace(self, call: Callable[[], object]) -> dict[str, Any]:
-        """A call in the format of Chrome's tracing."""
+        """Trace a call in the format of Chrome."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"
             with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
@@ -89,7 +89,7 @@ class Gpu:
 
 
 def seconds_of(gpu: Gpu, call: Callable[[], object]) -> float:
-    """Median time of a call: many, back to back, between two events; several times over."""
+    """Median time of a call, from several series of calls between two events."""
     for _ in range(WARM_UP):
         once = gpu.seconds_between(call, 1)
     count = max(1, min(MOST_CALLS, math.ceil(ROUND_SECONDS / max(once, 1e-9))))
@@ -101,7 +101,7 @@ def seconds_of(gpu: Gpu, call: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Launch:
-    """What ran on the GPU, in microseconds."""
+    """An activity of the GPU, in microseconds."""
 
     name: str
     start: float
@@ -109,7 +109,7 @@ class Launch:
 
 
 def launches_in(trace: dict[str, Any]) -> list[Launch]:
-    """Kernels, copies and fills, in the order in which they began."""
+    """Kernels, copies and fills, in the order of their starts."""
     found = [
         Launch(event["name"], float(event["ts"]), float(event["dur"]))
         for event in trace["traceEvents"]
@@ -119,7 +119,7 @@ def launches_in(trace: dict[str, Any]) -> list[Launch]:
 
 
 def summarise(launches: Sequence[Launch]) -> list[dict[str, Any]]:
-    """Of each kernel: launches, median duration, median gap to what ended before it; the most costly first.
+    """For each kernel: launches, median duration, median gap to the activity before it; the most costly first.
 
     The last row is all of them, with the gaps in all as its gap.
     """

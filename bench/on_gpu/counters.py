@@ -1,4 +1,4 @@
-"""What NVIDIA's profiler counts in one launch of each main kernel."""
+"""Counts of NVIDIA's profiler for one launch of each main kernel."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "SchedulerStats", "WarpStateStats", "Occupancy")
 METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum", "lts__t_bytes.sum", "gpu__time_duration.sum")
-# Of the hundreds of columns, those that are kept: bytes, time, instructions issued, and why warps waited.
+# The columns to keep, among hundreds: bytes, time, issued instructions, and reasons for waiting warps.
 KEPT = re.compile(r"dram__bytes|lts__t_bytes|gpu__time_duration|issue_active|issued|issue_stalled|sm__warps_active")
 
 
 def find_profiler() -> str | None:
-    """Nsight Compute, on the path or where its installer puts it."""
+    """Nsight Compute, on the path or in the installer's default place."""
     elsewhere = sorted(Path("/opt/nvidia/nsight-compute").glob("*/ncu"))
     return shutil.which("ncu") or (str(elsewhere[-1]) if elsewhere else None)
 
 
 def profiler_command(profiler: str, log: Path, command: Sequence[str]) -> list[str]:
-    """A command under the profiler, which leaves the clocks alone and looks only where it is told to."""
+    """A command under the profiler, which leaves the clocks unchanged and records only the marked context."""
     options = ["--clock-control", "none", "--profile-from-start", "off", "--target-processes", "all"]
     sections = [part for section in SECTIONS for part in ("--section", section)]
     output = ["--metrics", ",".join(METRICS), "--csv", "--page", "raw", "--log-file", str(log)]

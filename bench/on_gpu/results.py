@@ -1,4 +1,4 @@
-"""What a stage has found, and the files that it is written to; imports nothing that takes time."""
+"""The results of a stage and their files; imports nothing slow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class Results:
-    """What the JSON file holds; times are in seconds."""
+    """The contents of the JSON file; times are in seconds."""
 
     stage: str
     device: str = "unknown"
@@ -24,7 +24,7 @@ class Results:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     counters: dict[str, dict[str, float]] = field(default_factory=dict)  # of one launch of each main kernel
     sections: dict[str, float] = field(default_factory=dict)  # seconds that each took
-    left_out: dict[str, str] = field(default_factory=dict)  # what was not measured, or not to its end, and why
+    left_out: dict[str, str] = field(default_factory=dict)  # measurements that are missing or unfinished, and why
 
     @property
     def failed_checks(self) -> list[str]:
@@ -46,14 +46,14 @@ class Report:
         path = self.folder / f"{self.results.stage}.json"
         new = path.with_suffix(".new")
         new.write_text(json.dumps(asdict(self.results), indent=1) + "\n", encoding="utf-8")
-        new.replace(path)  # at once: a section may be stopped at any time
+        new.replace(path)  # atomic: a section may be stopped at any time
         path.with_suffix(".md").write_text("\n".join(table(self.results)) + "\n", encoding="utf-8")
 
     def attempt(self, what: str, measure: Callable[[], None]) -> None:
-        """A measurement that adds its figures to the results, or in their place why there are none."""
+        """A context for a measurement: on failure, the results get the reason in place of figures."""
         try:
             measure()
-        except Exception as error:  # compilers raise what they like; all else is measured all the same
+        except Exception as error:  # compilers may raise anything; the other measurements go on
             self.leave_out(what, reason(error))
         self.write()
 
@@ -73,7 +73,7 @@ class Report:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an error says, with its kind."""
+    """The first line of an error, with its type."""
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 

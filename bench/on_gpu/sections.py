@@ -1,4 +1,4 @@
-"""The sections of `python bench/gpu.py`: each measures something, and what fails in one is left out of the results."""
+"""The sections of `python bench/gpu.py`; measurements that fail are left out of the results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from wenet.searching.settings import resolve_config
 from wenet_kernels import WenetError
 from wenet_kernels import triton as backend
 
-LOOP_STEPS = 5  # of the loop over many networks, whose graph would be too large; its time goes with the steps
+LOOP_STEPS = 5  # of the loop over many networks, whose graph would be too large; its time is proportional to the steps
 PTB_TRAINING_TOKENS = 929_589
 EVALUATION_ROWS, EVALUATION_STEPS = 64, 35
 MAIN_KERNELS = ("step_forward", "step_backward", "weight_gradient")
@@ -81,11 +81,11 @@ class float32_products:
         torch.set_float32_matmul_precision(self.before)
 
 
-# ---- what the floors are made of
+# ---- parts of the floors
 
 
 def measure_card(bench: Bench, elements: int = 1 << 28, size: int = 8192) -> None:
-    """Bandwidth of memory and cache, dense rates, and what it takes that a launch follows another."""
+    """Bandwidth of memory and cache, dense rates, and the time between two launches."""
     card, gpu = bench.report.results.card, bench.gpu
 
     def versions() -> None:
@@ -136,7 +136,7 @@ def dense_rate(gpu: Gpu, precision: str, size: int) -> float:
 
 
 def seconds_of_handover(gpu: Gpu, count: int = 200) -> float:
-    """Of one of many launches in a graph, each of which reads what the one before it wrote."""
+    """Seconds of one of many launches in a graph, each of which reads the result of the one before."""
     number = torch.zeros(1, device=gpu.kind)
 
     def chain() -> None:
@@ -147,13 +147,13 @@ def seconds_of_handover(gpu: Gpu, count: int = 200) -> float:
 
 
 def found_versions() -> dict[str, str]:
-    """Of the software, the driver and this checkout."""
+    """Versions of the software, the driver and this checkout."""
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "cuda": str(torch.version.cuda)}
     try:
         import triton
 
         versions["triton"] = triton.__version__
-    except Exception as error:  # it may be there and broken
+    except Exception as error:  # it may be installed but broken
         versions["triton"] = reason(error)
     versions["driver"] = _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     versions["commit"] = _first_line("git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD")
@@ -168,7 +168,7 @@ def _first_line(*command: str) -> str:
     return (done.stdout.strip().splitlines() or ["unknown"])[0]
 
 
-# ---- whether results are right
+# ---- correctness
 
 
 def parity_names(choice: Choice) -> list[str]:
@@ -199,7 +199,7 @@ def measure_parity(bench: Bench) -> None:
 
 
 class nan_in_new_memory:
-    """Within the block, the kernels' memory is NaN where nothing has been written."""
+    """A context in which new memory of kernels is filled with NaN."""
 
     def __enter__(self) -> None:
         def filled(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -243,11 +243,11 @@ def measure_repeats(bench: Bench) -> None:
         bench.attempt(f"{case.name}, {bench.choice.repeats} repeats", functools.partial(repeat, case))
 
 
-# ---- how long the recurrence takes
+# ---- time of the recurrence
 
 
 def measure_recurrence(bench: Bench, pairs: Sequence[tuple[Case, str]]) -> None:
-    """Cases with who computes them, in this order, forward and with backward."""
+    """Measure cases and contestants in this order, forward and with backward."""
 
     def measure(case: Case, name: str) -> None:
         contestant = ready(bench, case, name)
@@ -277,7 +277,7 @@ def ready(bench: Bench, case: Case, name: str) -> Contestant:
 
 
 def timed(bench: Bench, case: Case, name: str, contestant: Contestant, backward: bool) -> dict[str, Any]:
-    """As replays of one CUDA graph, and as a program calls it."""
+    """Time a contestant as replays of one CUDA graph, and as plain calls."""
     precision = bench.choice.contestants.get(name, "tf32")
 
     def call() -> None:
@@ -370,7 +370,7 @@ def measure_epochs(bench: Bench) -> None:
 
 
 def measure_search_epoch(bench: Bench, precision: str, preset: str = "paper", **settings: object) -> None:
-    """Training windows of a search at the paper's setting, on PTB where it is at hand, else on the embedded text."""
+    """Training windows of a search at the paper's setting, on PTB if available, else on the embedded text."""
     from bench.profile_window import prepare_window
 
     given = {"dataset": "ptb", "device": bench.gpu.kind, "precision": precision, **settings}
@@ -423,7 +423,7 @@ def add_epoch(bench: Bench, what: str, text: str, windows: int, seconds: float, 
 
 
 def launch_once_each(bench: Bench) -> None:
-    """Let a profiler that waits for its start see one launch of each main kernel, of a second time step."""
+    """Show a waiting profiler one launch of each main kernel, in the second time step."""
     from wenet_kernels.triton.workspace import Workspace
 
     launch, seen = Workspace._launch, dict.fromkeys(MAIN_KERNELS, 0)

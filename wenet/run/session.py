@@ -162,7 +162,7 @@ class Session(Generic[AnyConfig]):
         data = task.load(config, as_path(surroundings.data_dir))
         config = _with_absolute_dataset(config)
         for part, rows in work.streams(config).items():
-            task.streams(data, part, rows)  # refuses a part too short for so many
+            task.streams(data, part, rows)  # refuses a part that is too short
         say_data_and_machine(surroundings.console, config, cell, data)  # before anything slow
         work.check_ranks(config, ranks)
         flags = work.memory_flags(config)

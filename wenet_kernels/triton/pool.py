@@ -66,7 +66,7 @@ class Pool:
         self.lock = threading.RLock()
 
     def take(self, shape: Shape, steps: int, device: torch.device) -> Lane:
-        """A free lane for at least so many steps.
+        """A free lane for at least `steps` steps.
 
         Raises:
             WenetError: a new one is needed, and the device has too little memory left.
