@@ -227,7 +227,7 @@ def test_what_normalisation_does(tmp_path, norm):
     config = resolve_config("quick", {**normalisation.SETTINGS, **sizes, "norm": norm, "backend": "reference"})
     config = resolve_machine(config)
     data = task_of(config).load(config, None)
-    cells = random_genotypes(3, config.nodes, 1)
+    cells = random_genotypes(3, config.most_nodes, 1)
     quality = -normalisation.standalone_losses(config, cells, data, 4)
     records = list(normalisation.mixture_records(config, cells, data, [2, 4]))
     assert [record["windows"] for record in records] == [0, 2, 4]
