@@ -90,19 +90,43 @@ WENET_INLINE void fence() {
 #endif
 }
 
-// The first `count` numbers, zeros behind them.
+#if defined(__AVX512F__)
+WENET_INLINE Vector<float> load_some(const float* from, int count) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+}
+WENET_INLINE Vector<double> load_some(const double* from, int count) {
+  return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+}
+WENET_INLINE void store_some(float* to, Vector<float> v, int count) {
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), v);
+}
+WENET_INLINE void store_some(double* to, Vector<double> v, int count) {
+  _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), v);
+}
+#else
 template <typename T>
-WENET_INLINE Vector<T> load_part(const T* from, int count) {
-  if (count == kWidth<T>) return load(from);
+WENET_INLINE Vector<T> load_some(const T* from, int count) {
   Vector<T> v{};
   for (int i = 0; i < count; ++i) v[i] = from[i];
   return v;
 }
 
 template <typename T>
+WENET_INLINE void store_some(T* to, Vector<T> v, int count) {
+  for (int i = 0; i < count; ++i) to[i] = v[i];
+}
+#endif
+
+// The first `count` numbers, zeros behind them.
+template <typename T>
+WENET_INLINE Vector<T> load_part(const T* from, int count) {
+  return count == kWidth<T> ? load(from) : load_some(from, count);
+}
+
+template <typename T>
 WENET_INLINE void store_part(T* to, Vector<T> v, int count) {
   if (count == kWidth<T>) return store(to, v);
-  for (int i = 0; i < count; ++i) to[i] = v[i];
+  store_some(to, v, count);
 }
 
 template <typename T>

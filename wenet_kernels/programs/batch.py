@@ -71,13 +71,11 @@ class ProgramBatch:
     """
 
     def __init__(self, text: str) -> None:
-        self.text = text
-        self.programs = _programs(text)
-        self.count, self.states = len(self.programs), self.programs[0].states
-        self.of_input = sum(program.of_input for program in self.programs)
-        self.weights = sum(program.of_values for program in self.programs)
-        self.vectors = sum(program.biases + len(program.learned) for program in self.programs)
-        self.puts_out_h = all(program.output == program.results[0] for program in self.programs)
+        facts = _facts(text)
+        self.text, self.programs = text, facts.programs
+        self.count, self.states = len(facts.programs), facts.programs[0].states
+        self.of_input, self.weights, self.vectors = facts.of_input, facts.weights, facts.vectors
+        self.puts_out_h = facts.puts_out_h
 
     @classmethod
     def of(cls, programs: Iterable[Program]) -> ProgramBatch:
@@ -111,20 +109,34 @@ class ProgramBatch:
         return f"ProgramBatch({self.text!r})"
 
 
+class _Facts(NamedTuple):
+    programs: tuple[Program, ...]
+    of_input: int
+    weights: int
+    vectors: int
+    puts_out_h: bool
+
+
 @functools.cache
-def _programs(text: str) -> tuple[Program, ...]:
+def _facts(text: str) -> _Facts:
     if not text.strip():
         raise WenetError("a batch of programs needs at least one")
     programs = tuple(Program.from_text(each.strip()) for each in text.split(";"))
     states = {program.states for program in programs}
     if len(states) > 1:
         raise WenetError(f"programs of one batch need to carry equally many states, these carry {sorted(states)}")
-    return programs
+    return _Facts(
+        programs,
+        sum(program.of_input for program in programs),
+        sum(program.of_values for program in programs),
+        sum(program.biases + len(program.learned) for program in programs),
+        all(program.output == program.results[0] for program in programs),
+    )
 
 
 @functools.cache
 def _rows(text: str) -> Rows:
-    programs = _programs(text)
+    programs = _facts(text).programs
     counter = _Counter()
     instructions = [row for program in programs for row in counter.rows(program)]
     first = [0]
