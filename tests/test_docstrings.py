@@ -14,6 +14,7 @@ from .wenet.helpers import write_text
 
 MODULES = [
     "wenet.api",
+    "wenet.cells.gated",
     "wenet.cells.genotype",
     "wenet.cells.instances",
     "wenet.cells.published",

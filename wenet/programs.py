@@ -1,5 +1,6 @@
 """What cells in Python are written with, under `wenet.cell`, and published cells that are programs."""
 
+from wenet.cells.gated import mutated, random_programs
 from wenet.cells.instances import PROGRAMS, load_program, program_of
 from wenet.cells.traced import (
     blend,
@@ -27,8 +28,10 @@ __all__ = [
     "linear",
     "load_program",
     "mean",
+    "mutated",
     "product",
     "program_of",
+    "random_programs",
     "relu",
     "scalar",
     "sigmoid",
