@@ -13,6 +13,7 @@ from wenet.cells import Genotype
 from wenet.nn import LAYERS, StandaloneRNN, WeightedDagRNN
 from wenet.run.settings import DTYPES
 from wenet.tasks import Task
+from wenet_kernels import WenetError
 
 Architecture = Genotype | str  # a cell, or the name of a layer in `LAYERS`
 
@@ -64,16 +65,24 @@ def parameter_count(config: Any, architecture: Architecture, task: Task, data: A
 def hidden_for(
     parameters: int, config: Any, architecture: Architecture, task: Task, data: Any, generous: bool = False
 ) -> int:
-    """The hidden size at which a model has as many parameters as wanted, as nearly as sizes allow.
+    """The largest hidden size at which a model has no more parameters than wanted.
 
     Args:
-        generous: a few more parameters rather than a few less, as a rival of our cells should have.
+        generous: give the smallest size with no fewer parameters instead, as a rival of our cells should have.
+
+    Raises:
+        WenetError: a model of size 1 already has more.
     """
 
     def count(size: int) -> int:
         return parameter_count(replace(config, hidden=size), architecture, task, data)
 
-    sizes = range(1, 1 + max(1, round(parameters**0.5)))
+    sizes = range(1, 2 + round(parameters**0.5))
+    fewest = count(1)
+    if fewest > parameters:
+        raise WenetError(
+            f"--parameters must be at least {fewest:,} for this text and {architecture}, not {parameters:,}"
+        )
     if generous:
-        return sizes[min(bisect_left(sizes, parameters, key=count), len(sizes) - 1)]
-    return sizes[max(0, bisect_right(sizes, parameters, key=count) - 1)]
+        return sizes[bisect_left(sizes, parameters, key=count)]
+    return sizes[bisect_right(sizes, parameters, key=count) - 1]
