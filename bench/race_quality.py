@@ -19,7 +19,7 @@ from scipy import stats
 
 from wenet.cells import random_genotypes
 from wenet.run import Console, Interrupt, RunFolder, Session, Surroundings, resolve_machine
-from wenet.searching.audit import correlation
+from wenet.searching.audit import correlation, summary
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.searching.shapes import session_for
 from wenet.tasks import task_of
@@ -85,7 +85,7 @@ def measure(whole: Session[SearchConfig], options: argparse.Namespace) -> dict[s
         "cells": count,
         "rate": rate,
         "ceiling": _tau(trainings[0], trainings[1]),
-        "values": {"mean": float(truth.mean()), "sd": float(truth.std(ddof=1)), "best": float(truth.min())},
+        "values": summary(truth.tolist()),
         "other_rate": _tau(first[next(r for r in RATES if r != rate)], truth),
         "rungs": rows,
     }
