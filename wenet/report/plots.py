@@ -163,15 +163,16 @@ def search_curves_picture(run: Run) -> Picture:
 
 
 def rungs_picture(run: Run) -> Picture:
-    """The metric of each cell in each rung of successive halving, with survivors highlighted."""
+    """The metric of each cell in each rung, and whether it went on or won."""
     records, metric = run.records, run.metric
     key = metric.key
     furthest: dict[str, int] = {}
     for record in records:
         for cell in record["networks"]:
             furthest[cell["genotype"]] = max(record["round"], furthest.get(cell["genotype"], 0))
+    first = records[-1]["networks"][0]
     points = [
-        (record["round"], cell[key], furthest[cell["genotype"]] > record["round"])
+        (record["round"], cell[key], "first" if cell is first else furthest[cell["genotype"]] > record["round"])
         for record in records
         for cell in record["networks"]
         if cell[key] is not None
@@ -179,8 +180,8 @@ def rungs_picture(run: Run) -> Picture:
     with styled():
         drawing = new_drawing(3.1)
         axes = drawing.add_subplot()
-        for kept, colour in ((False, GREY), (True, BLUE)):
-            group = [(rung, value) for rung, value, went_on in points if went_on is kept]
+        for fate, colour in ((False, GREY), (True, BLUE), ("first", ORANGE)):
+            group = [(rung, value) for rung, value, its_fate in points if its_fate is fate]
             if group:
                 axes.plot(*zip(*group, strict=True), "o", color=colour, markersize=4, alpha=0.8)
         if points:
@@ -189,7 +190,7 @@ def rungs_picture(run: Run) -> Picture:
         axes.set(xlabel="rung", ylabel=f"validation {metric.name}, standalone")
         axes.margins(x=0.15)
         mark_whole_numbers(axes)
-        _legend(axes, [("o", BLUE, "goes on"), ("o", GREY, "dropped")], columns=2)
+        _legend(axes, [("o", BLUE, "goes on"), ("o", ORANGE, "first"), ("o", GREY, "goes no further")], columns=3)
     table: Table = [["rung", "rank", "genotype", key]]
     table += [
         [record["round"], rank, cell["genotype"], cell[key]]
