@@ -83,9 +83,9 @@ def test_what_a_page_says_works(page, environment, tmp_path):
 
 
 def test_a_command_that_fails_is_noticed(environment, tmp_path):
-    with pytest.raises(AssertionError, match="unknown flag '--frobnicate'; see wenet-search --help"):
+    with pytest.raises(AssertionError, match="unknown flag '--xyzzy'; see wenet-search --help"):
         page = tmp_path / "page.md"
-        page.write_text("```bash\nwenet-search --frobnicate\n```\n")
+        page.write_text("```bash\nwenet-search --xyzzy\n```\n")
         test_what_a_page_says_works(page, environment, tmp_path)
 
 
