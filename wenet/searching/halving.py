@@ -11,7 +11,7 @@ from wenet.cells import Genotype
 from wenet.run import Session, counted, duration, figure
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import by_nodes, config_for, train_cells
-from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
+from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy, draw_pool
 from wenet.tasks import Metric, task_of
 from wenet.training import Outcome, StandaloneResult, standalone_memory, training_windows
 from wenet_kernels import WenetError
@@ -20,25 +20,13 @@ FOLDER = "rungs"
 
 
 @dataclass(frozen=True)
-class HalvingBest(Best):
+class HalvingBest(StandaloneBest):
     """The best cell of the last rung.
 
     Attributes:
         value: its validation metric after standalone training; None if all cells diverged.
         windows: number of windows it was trained on in the last rung.
     """
-
-    value: float | None
-    windows: int
-
-    @classmethod
-    def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
-        values[metric.key] = values.pop("value")
-        return values
-
-    @classmethod
-    def _from_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
-        return {**values, "value": values[metric.key]}
 
     def how_it_won(self, metric: Metric) -> str:
         value = figure(self.value, metric.places, "diverged")
@@ -56,9 +44,6 @@ class HalvingBest(Best):
 
     def reached(self) -> tuple[str, float | None]:
         return "the best cell of the last rung", self.value
-
-    def is_ranked_by_chance(self) -> bool:
-        return False
 
 
 class Halving(Strategy):

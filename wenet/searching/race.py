@@ -14,7 +14,7 @@ from wenet.cells import Genotype, mutated
 from wenet.run import Session, counted, duration, figure
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import by_nodes, config_for, session_for
-from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
+from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy, draw_pool
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import (
     Origin,
@@ -68,7 +68,7 @@ class Runner:
 
 
 @dataclass(frozen=True)
-class RaceBest(Best):
+class RaceBest(StandaloneBest):
     """The first cell of the last rung.
 
     Attributes:
@@ -77,19 +77,8 @@ class RaceBest(Best):
         networks_per_cell: number of its networks.
     """
 
-    value: float | None
-    windows: int
     networks_per_cell: int
     more_training: ClassVar[str] = "--rungs"
-
-    @classmethod
-    def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
-        values[metric.key] = values.pop("value")
-        return values
-
-    @classmethod
-    def _from_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
-        return {**values, "value": values[metric.key]}
 
     def how_it_won(self, metric: Metric) -> str:
         value = figure(self.value, metric.places, "diverged")
@@ -109,9 +98,6 @@ class RaceBest(Best):
 
     def reached(self) -> tuple[str, float | None]:
         return "the first cell of the race", self.value
-
-    def is_ranked_by_chance(self) -> bool:
-        return False
 
 
 @dataclass
@@ -201,7 +187,7 @@ class Race(Strategy):
                 leave=True,
                 held_out=self._held_out_windows(rung),
             )
-            result = train_standalone(session, path, plan, self._label(generation, rung, nodes))
+            result = train_standalone(session, path, plan, f"{self._label(generation, rung)}, {counted(nodes, 'node')}")
             self.course.results.append(result)
             losses = torch.tensor(result.held_out, dtype=torch.float64)  # [windows, n]
             for place, runner in enumerate(group):
@@ -242,9 +228,9 @@ class Race(Strategy):
         trained = self.windows[rung] * config.data_batch
         return max(2, min(whole, trained // (HELD_OUT_SHARE * config.eval_batch)))
 
-    def _label(self, generation: int, rung: int, nodes: int) -> str:
+    def _label(self, generation: int, rung: int) -> str:
         which = f"generation {generation + 1}/{self.config.rounds}, " if self.config.rounds > 1 else ""
-        return f"{which}rung {rung + 1}/{len(self.windows)}, {counted(nodes, 'node')}"
+        return f"{which}rung {rung + 1}/{len(self.windows)}"
 
     def _going_on(self, rung: int) -> list[Runner]:
         """Cells that finished a rung and may now go on for the first time."""
@@ -288,7 +274,7 @@ class Race(Strategy):
         }
         self.folder.append_record(RECORDS, record)
         self.session.console.say(
-            f"{self._label(generation, rung, 0).rpartition(',')[0]} done after {duration(seconds)}: "
+            f"{self._label(generation, rung)} done after {duration(seconds)}: "
             f"{counted(len(ran), 'cell')}, {counted(self.windows[rung], 'window')}, best validation {self.metric.name} "
             f"{figure(best[self.metric.key], self.metric.places, 'not finite, as all diverged')}: {best['genotype']}"
         )

@@ -15,13 +15,13 @@ from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.audit import run_audit
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import train_cells
-from wenet.searching.strategy import RECORDS, Best, Record, Strategy, is_finished, read_best, strategy_of
+from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy, is_finished, read_best, strategy_of
 from wenet.tasks import Metric
 from wenet.training import standalone_memory, training_windows
 
 
 @dataclass(frozen=True)
-class RepeatedBest(Best):
+class RepeatedBest(StandaloneBest):
     """The best of several searches' winners.
 
     Attributes:
@@ -33,8 +33,6 @@ class RepeatedBest(Best):
         own: the contents of `best.json` of the search that found the cell.
     """
 
-    value: float | None
-    windows: int
     ranking_seconds: float
     runs: list[dict[str, Any]]
     overlap: dict[str, float] | None
@@ -43,12 +41,12 @@ class RepeatedBest(Best):
 
     @classmethod
     def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
-        values[metric.key] = values.pop("value")
-        return {**values.pop("own"), **values}
+        found = super()._in_file(values, metric)
+        return {**found.pop("own"), **found}
 
     @classmethod
     def _from_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
-        return {**values, "value": values[metric.key], "own": values}
+        return {**super()._from_file(values, metric), "own": values}
 
     def how_it_won(self, metric: Metric) -> str:
         runs = f"first of the winners of {len(self.runs)} runs after standalone training"
@@ -76,9 +74,6 @@ class RepeatedBest(Best):
 
     def reached(self) -> tuple[str, float | None]:
         return "the best of the winners", self.value
-
-    def is_ranked_by_chance(self) -> bool:
-        return False
 
 
 class Repeated(Strategy):

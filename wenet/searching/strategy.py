@@ -91,6 +91,31 @@ class Best:
         return True
 
 
+@dataclass(frozen=True)
+class StandaloneBest(Best):
+    """A winner by the metric of standalone training.
+
+    Attributes:
+        value: its metric on the validation part; None if training diverged.
+        windows: number of windows of that training.
+    """
+
+    value: float | None
+    windows: int
+
+    @classmethod
+    def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
+        values[metric.key] = values.pop("value")
+        return values
+
+    @classmethod
+    def _from_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
+        return {**values, "value": values[metric.key]}
+
+    def is_ranked_by_chance(self) -> bool:
+        return False
+
+
 class Strategy(ABC):
     """A way to search: it runs a session to the best cell, and knows the meaning of its records.
 

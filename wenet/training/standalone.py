@@ -274,7 +274,8 @@ class StandaloneTraining(Trainer):
         self.model = build_standalone(config, plan.architectures, self.task, data, self.among).to(self.device)
         usual = config.lr if config.standalone_lr is None else config.standalone_lr
         rates = torch.tensor(plan.rates or [usual] * len(plan.architectures), dtype=torch.float64)
-        self.rate, self.shares = float(rates.max()), (rates / rates.max()).to(self.device)  # of the largest rate, [n]
+        self.rate, self.one_rate = float(rates.max()), bool((rates == rates.max()).all())
+        self.shares = (rates / rates.max()).to(self.device)  # of the largest rate, [n]
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=self.rate, weight_decay=config.weight_decay, fused=True
         )
@@ -286,7 +287,6 @@ class StandaloneTraining(Trainer):
             self.restore({**self.tensors(), **tensors})
         self.begun = self.progress.windows
         self.record_every = max(1, (plan.windows - self.begun) // CURVE_POINTS)
-        self._count_from(self.progress)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         restore_training(self.model, self.optimizer, tensors)
@@ -361,7 +361,7 @@ class StandaloneTraining(Trainer):
         left = 1 - self.progress.windows / self.plan.windows if self.plan.decay else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * left
-        before = [] if bool((self.shares == 1).all()) else [p.clone() for p in self.model.parameters()]
+        before = [] if self.one_rate else [p.clone() for p in self.model.parameters()]
         self.optimizer.step()
         for parameter, old in zip(self.model.parameters(), before, strict=bool(before)):
             share = self.shares.to(old.dtype).view(-1, *[1] * (old.dim() - 1))
