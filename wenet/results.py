@@ -20,11 +20,12 @@ from wenet.cells import Genotype
 from wenet.nn import DagRNN, LanguageModel
 from wenet.report import words
 from wenet.report.run import Run, read_run
-from wenet.run import RunFolder, resolve_machine, stored_config, stored_data
+from wenet.run import RunFolder, Work, resolve_machine, stored_config, stored_data
+from wenet.run.settings import AnyConfig
 from wenet.searching import SEARCH, NextSteps, SearchOutcome, final_ranking
 from wenet.searching.contest import MODEL as WINNERS_MODEL
 from wenet.searching.contest import winners_model
-from wenet.tasks import task_of
+from wenet.tasks import Task, task_of
 from wenet.training import TRAIN, TrainOutcome, trained_model
 from wenet_kernels import WenetError
 
@@ -184,10 +185,7 @@ class SearchResult(Shown, SearchOutcome):
         if not path.exists():
             raise WenetError(f"{self.folder} has no trained model; search with --contest, or train the cell")
         with closing(RunFolder.open(self.folder)) as run:
-            stored = stored_config(run, SEARCH)
-            task = task_of(stored)
-            data = stored_data(run, stored, task, None)
-        config = resolve_machine(replace(stored, backend="auto", device="auto"), self.genotype)
+            config, task, data = _on_this_machine(run, SEARCH, self.genotype)
         return winners_model(config, self.genotype, task, data, load_file(path)).to(config.device).eval()
 
     def plot_weights(self) -> Figure:
@@ -237,12 +235,18 @@ class TrainResult(Shown, TrainOutcome):
             WenetError: another process uses the folder, or the text is gone or changed.
         """
         with closing(RunFolder.open(self.folder)) as run:
-            stored, genotype = stored_config(run, TRAIN), TRAIN.stored_cell(run.config)
-            task = task_of(stored)
-            data = stored_data(run, stored, task, None)
+            genotype = TRAIN.stored_cell(run.config)
+            config, task, data = _on_this_machine(run, TRAIN, genotype)
             _, tensors = run.load_best()
-        config = resolve_machine(replace(stored, backend="auto", device="auto"), genotype)
         return trained_model(config, genotype, task, data, tensors).to(config.device).eval()
+
+
+def _on_this_machine(run: RunFolder, work: Work[AnyConfig], genotype: Genotype | None) -> tuple[AnyConfig, Task, Any]:
+    """The settings of a run as they are best here, with its task and data."""
+    stored = stored_config(run, work)
+    task = task_of(stored)
+    data = stored_data(run, stored, task, None)
+    return resolve_machine(replace(stored, backend="auto", device="auto"), genotype), task, data
 
 
 def load(folder: str | Path) -> SearchResult | TrainResult:

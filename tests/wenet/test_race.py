@@ -20,7 +20,6 @@ from wenet.searching.race import Runner, is_worse
 from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling, task_of
 from wenet.training import hidden_for, parameter_count
-from wenet.training.standalone import StandaloneTraining
 
 from .helpers import TINY, fails, results, write_text
 
@@ -91,28 +90,19 @@ def test_the_trained_winner_is_loaded(raced, text):
     assert reached == pytest.approx(row["test"][row["valid"].index(min(row["valid"]))], rel=1e-4)
 
 
+def test_a_contest_in_double_precision(text, tmp_path):
+    flags = [*RACE, "--pool", "3", "--rungs", "1", "--contest-epochs", "0.2", "--precision", "fp64"]
+    assert search_main([str(text), *flags, "--out", str(tmp_path / "run")]) == 0
+    model = wenet.load(tmp_path / "run").model
+    scores, _ = model(torch.zeros(3, 1, dtype=torch.long))
+    assert scores.dtype == torch.float64 and scores.std() > 0
+
+
 def test_the_report_shows_the_contest(raced):
     page = (raced / "report.html").read_text()
     assert "The contest in figures" in page and "µs a step" in page
     assert (raced / "figures" / "contest.svg").exists() and (raced / "figures" / "rungs.csv").exists()
     assert "The winner" in page or "the winner" in page
-
-
-@pytest.fixture
-def stop_at(monkeypatch):
-    """Sends a signal in the given step of standalone training, counted over all trainings."""
-    real, steps = StandaloneTraining.step, []
-
-    def prepare(number):
-        def step(self, *operands):
-            steps.append(1)
-            if len(steps) == number:
-                self.session.interrupt.requested = signal.SIGTERM
-            return real(self, *operands)
-
-        monkeypatch.setattr(StandaloneTraining, "step", step)
-
-    return prepare
 
 
 @pytest.mark.parametrize("moment", [7, 400])

@@ -13,7 +13,6 @@ from wenet.data import load_corpus
 from wenet.searching.halving import network_rounds, rungs
 from wenet.searching.repeated import overlap
 from wenet.searching.settings import resolve_config
-from wenet.training.standalone import StandaloneTraining
 
 from .helpers import TINY as REFERENCE
 from .helpers import results, write_text
@@ -26,25 +25,6 @@ RUNS = [*TINY, "--runs", "2", "--pool-seed", "5", "--audit-epochs", "0.3"]
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     return write_text(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture
-def stop_at(monkeypatch):
-    """Sends a signal in the given step of standalone training, counted over all trainings."""
-    real = StandaloneTraining.step
-
-    def prepare(number):
-        steps = []
-
-        def step(self, *operands):
-            steps.append(1)
-            if len(steps) == number:
-                self.session.interrupt.requested = signal.SIGTERM
-            return real(self, *operands)
-
-        monkeypatch.setattr(StandaloneTraining, "step", step)
-
-    return prepare
 
 
 def test_rungs_halve():

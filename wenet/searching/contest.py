@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from wenet.cells import Genotype, load_genotype
-from wenet.nn import DagRNN
-from wenet.run import RunFolder, Session, counted, duration, figure
+from wenet.files import written_whole
+from wenet.run import DTYPES, RunFolder, Session, counted, duration, figure
 from wenet.run.folder import write_tensors
 from wenet.searching.audit import final_ranking, welch
 from wenet.searching.settings import SearchConfig
@@ -27,6 +27,7 @@ from wenet.training import (
     Architecture,
     Plan,
     StandaloneResult,
+    build_cell,
     build_standalone,
     parameter_count,
     seconds_per_network,
@@ -199,7 +200,7 @@ def _microseconds_per_step(session: Session[SearchConfig], entrant: Contestant) 
     with torch.random.fork_rng():
         model = build_standalone(entrant.config, [entrant.architecture], session.task, session.data)
     layer = model.rnn.to(session.device).eval()
-    x = torch.zeros(1, TIMED_STEPS, 1, layer.input_size, device=session.device)
+    x = torch.zeros(1, TIMED_STEPS, 1, layer.input_size).to(next(layer.parameters()))
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
@@ -215,12 +216,12 @@ def _save_winner(
     session: Session[SearchConfig], group: Sequence[Contestant], path: Path, training: StandaloneResult
 ) -> None:
     """Keep the winner's model with the best validation metric; delete the weights of all others."""
+    if (session.folder.path / MODEL).exists():
+        return
     place = next(number for number, entrant in enumerate(group) if entrant.name == WINNER)
     seeds, order = session.config.contest_seeds, session.task.metric.order
     own = range(place * seeds, (place + 1) * seeds)
     best = min(own, key=lambda number: order(training.outcomes[number].value))
-    if (session.folder.path / MODEL).exists():
-        return
     with closing(RunFolder.open(path)) as run:
         checkpoint = run.load_checkpoint()
         assert checkpoint is not None
@@ -229,9 +230,8 @@ def _save_winner(
             for name, tensor in checkpoint[1].items()
             if name.startswith("model.") and not name.endswith("_extra_state")
         }
-        partial = session.folder.path / f".{MODEL}"
-        write_tensors(partial, tensors, {"genotype": str(group[place].architecture)})
-        partial.replace(session.folder.path / MODEL)
+        with written_whole(session.folder.path / MODEL) as partial:
+            write_tensors(partial, tensors, {"genotype": str(group[place].architecture)})
         run.remove_checkpoints()
 
 
@@ -240,10 +240,7 @@ def winners_model(
 ) -> Any:
     """The model of `winner.safetensors`: a single one around the cell."""
     sized = config_for(genotype, config, task, data)
-    layer = DagRNN(
-        sized.hidden, sized.hidden, genotype, form=sized.form, backend=sized.backend, precision=sized.precision
-    )
-    model = task.model(layer, sized, data)
+    model = task.model(build_cell(sized, genotype, sized.hidden), sized, data).to(DTYPES[sized.precision])
     weights = {name.replace("embedding", "embedding.weight"): tensor for name, tensor in tensors.items()}
     model.load_state_dict({**model.state_dict(), **weights})
     return model

@@ -11,7 +11,7 @@ from wenet.training.architectures import (
 from wenet.training.estimate import Estimate, estimate_standalone, estimate_training, seconds_per_network, timed_step
 from wenet.training.held_out import SETTINGS, evaluate
 from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes, standalone_memory
-from wenet.training.nt_asgd import trained_model
+from wenet.training.nt_asgd import build_cell, trained_model
 from wenet.training.settings import LSTMS, SOFTMAXES, TRAIN_PRESETS, TrainConfig, resolve_train_config
 from wenet.training.standalone import Origin, Outcome, Plan, StandaloneResult, train_standalone, training_windows
 from wenet.training.trainer import ModelTrainer, Progress, restore_random, restore_training
@@ -37,6 +37,7 @@ __all__ = [
     "StandaloneResult",
     "TrainConfig",
     "TrainOutcome",
+    "build_cell",
     "build_standalone",
     "estimate_standalone",
     "estimate_training",

@@ -299,7 +299,8 @@ def build_model(config: TrainConfig, genotype: Genotype | None, task: Task, data
     return model.to(DTYPES[config.precision])
 
 
-def build_cell(config: TrainConfig, genotype: Genotype, embedding: int) -> DagRNN:
+def build_cell(config: Any, genotype: Genotype, embedding: int) -> DagRNN:
+    """Build a layer of a cell with the sizes and dropouts of the settings, of a training or a search."""
     return DagRNN(
         embedding,
         config.hidden,
