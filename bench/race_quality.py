@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from bench.sessions import session_in
 from wenet.cells import random_genotypes
-from wenet.run import Console, Interrupt, RunFolder, Session, Surroundings, resolve_machine
+from wenet.run import Session, resolve_machine
 from wenet.searching.audit import correlation, summary
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.searching.shapes import session_for
@@ -36,10 +36,8 @@ def main() -> None:
     config = resolve_machine(
         resolve_config("race", {**given, "nodes": options.nodes, "parameters": options.parameters})
     )
-    task = task_of(config)
-    data = task.load(config, options.data_dir)
-    with Interrupt() as interrupt, closing(RunFolder.open_or_create(options.out, {})) as run:
-        whole = Session(config, None, task, data, run, interrupt, Surroundings(console=Console(quiet=True)))
+    data = task_of(config).load(config, options.data_dir)
+    with session_in(options.out, config, data) as whole:
         found = measure(whole, options)
     options.out.joinpath("race-quality.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(found))
@@ -105,7 +103,10 @@ def table(found: dict[str, Any]) -> str:
 
 
 def _written(tau: dict[str, float | None]) -> str:
-    return "undefined" if tau["value"] is None else f"{tau['value']:.2f} ({tau['low']:.2f} to {tau['high']:.2f})"
+    if tau["value"] is None:
+        return "undefined"
+    interval = "" if tau["low"] is None else f" ({tau['low']:.2f} to {tau['high']:.2f})"  # too few cells for one
+    return f"{tau['value']:.2f}{interval}"
 
 
 def _parser() -> argparse.ArgumentParser:

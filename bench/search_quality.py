@@ -14,7 +14,6 @@ import shlex
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import combinations
@@ -26,12 +25,13 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from bench.report import insert
+from bench.sessions import session_in
 from wenet import resume_search, search
 from wenet.cells.genotype import Genotype
 from wenet.data import Corpus, load_corpus
 from wenet.report.cells import save_picture
 from wenet.report.figures import BLUE, Picture, new_drawing, styled
-from wenet.run import Interrupt, RunFolder, Session, Surroundings
+from wenet.run import Session
 from wenet.run.console import Console, duration
 from wenet.run.machine import resolve_machine
 from wenet.run.settings import flag
@@ -215,9 +215,7 @@ def _file_name(name: str) -> str:
 
 def train_pool(config: SearchConfig, corpus: Corpus, folder: Path, trainings: int) -> Standalone:
     """Train every cell of the pool standalone several times; unfinished trainings are resumed, finished ones read."""
-    surroundings = Surroundings(console=Console(quiet=True))
-    with Interrupt() as interrupt, closing(RunFolder.open_or_create(folder, {})) as run:
-        session = Session(config, None, LanguageModelling(), corpus, run, interrupt, surroundings)
+    with session_in(folder, config, corpus) as session:
         windows = training_windows(session, config.audit_epochs)
         found = [train_once(session, folder / f"seed-{seed}", windows, seed) for seed in range(1, trainings + 1)]
     perplexities, early, seconds = zip(*found, strict=True)

@@ -10,12 +10,12 @@ import argparse
 import json
 import lzma
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from bench.sessions import session_in
 from wenet.cells import PUBLISHED, Genotype, load_genotype, random_mixed_genotypes
-from wenet.run import Console, Interrupt, RunFolder, Session, Surroundings, resolve_machine
+from wenet.run import Session, resolve_machine
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.searching.shapes import by_nodes, session_for
 from wenet.tasks import task_of
@@ -31,11 +31,9 @@ def main() -> None:
     config = resolve_machine(
         resolve_config("race", {"dataset": options.dataset, "parameters": options.parameters, "nodes": "1-8"})
     )
-    task = task_of(config)
-    data = task.load(config, options.data_dir)
+    data = task_of(config).load(config, options.data_dir)
     cells = pool(options.cells)
-    with Interrupt() as interrupt, closing(RunFolder.open_or_create(options.out, {})) as run:
-        session = Session(config, None, task, data, run, interrupt, Surroundings(console=Console(quiet=True)))
+    with session_in(options.out, config, data) as session:
         rows = [
             row
             for seed in range(1, options.trainings + 1)

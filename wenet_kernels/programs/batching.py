@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from wenet_kernels.batching import Call, Dims, Result, fold, one_by_one, to_front, unfold
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
 
@@ -23,7 +21,8 @@ def cell_rnn(call: Call, size: int, dims: Dims, *arguments: Any) -> Result:
         return one_by_one(call, size, dims, arguments)
     output, apart, kept = call(*_folded(size, r, dims).values(), keep, backend)
     # What is kept remains of all networks together, as `cell_rnn_backward` wants it.
-    return (unfold(output, size, 1), _unfold_apart(apart, size), kept), (1, _apart_dim(apart), None)
+    apart_dim = 2 if apart.dim() > 1 else None
+    return (unfold(output, size, 1), unfold(apart, size, apart_dim), kept), (1, apart_dim, None)
 
 
 def cell_rnn_backward(call: Call, size: int, dims: Dims, *arguments: Any) -> Result:
@@ -60,11 +59,3 @@ def _folded(size: int, r: ProgramRun, dims: Sequence[int | None]) -> ProgramRun:
         name: fold(getattr(r, name), batched[name], size, dim) for name, dim in _NETWORKS.items()
     }
     return replace(r, programs="; ".join([r.programs] * size), **changes)
-
-
-def _unfold_apart(apart: Tensor, size: int) -> Tensor:
-    return unfold(apart, size, _apart_dim(apart))
-
-
-def _apart_dim(apart: Tensor) -> int | None:
-    return 2 if apart.dim() > 1 else None
