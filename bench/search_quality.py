@@ -27,8 +27,8 @@ from scipy import stats
 from bench.report import insert
 from bench.sessions import session_in
 from wenet import resume_search, search
-from wenet.cells.genotype import Genotype
-from wenet.data import Corpus, load_corpus
+from wenet.cells import Genotype
+from wenet.data import LEVELS
 from wenet.report.cells import save_picture
 from wenet.report.figures import BLUE, Picture, new_drawing, styled
 from wenet.run import Session
@@ -36,10 +36,10 @@ from wenet.run.console import Console, duration
 from wenet.run.machine import resolve_machine
 from wenet.run.settings import flag
 from wenet.searching.audit import RESAMPLES, final_ranking, summary, training_windows
-from wenet.searching.mixture import RECORDS, Mixture, draw_pool
 from wenet.searching.repeated import overlap
 from wenet.searching.settings import SearchConfig, resolve_config
-from wenet.tasks import LanguageModelling
+from wenet.searching.strategy import RECORDS, draw_pool, strategy_of
+from wenet.tasks import LanguageModelling, Metric, task_of
 from wenet.training.standalone import RECORDS as TRAINING_RECORDS
 from wenet.training.standalone import RESULT as TRAINING_RESULT
 from wenet.training.standalone import Plan, StandaloneResult, train_standalone
@@ -48,30 +48,26 @@ from wenet_kernels import ACTIVATIONS
 
 FIGURE, FIGURES = "figures/search-quality.svg", "figures/search-quality.json"  # beside the document
 GROUP = 20  # cells trained standalone at once
-METRIC = LanguageModelling.metric
+RACE_RUNGS = 3
+RACE_SHARE = 1 / 4  # of a mixture's windows in the first rung; two networks a cell and later rungs make it as dear
 EARLY = 2  # records of a standalone training, of 20, after which learning is called early
-
-PLAIN = {"form": "plain", "norm": "none"}  # normalised, a plain cell cannot leave a state of zero
 
 # Departures from the preset; "default" is the preset itself.
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
-    "mixing rate / 3": {"mix_lr": 3.3e-3},
-    "mixing rate x 3": {"mix_lr": 3e-2},
-    "without norm": {"norm": "none"},
-    "twice the training a round": {"epochs_per_round": 0.8},
-    "parameters' rate / 3": {"lr": 6.7e-3},
-    "dropouts of the paper": {"dropout_embedding": 0.2, "dropout_x": 0.75, "dropout_h": 0.25, "dropout_output": 0.75},
-    "plain form, without norm": PLAIN,
+    "batch norm": {"norm": "batch"},
+    "mixing rate / 3": {"mix_lr": 1.7e-3},
+    "mixing rate x 3": {"mix_lr": 1.5e-2},
+    "embedding carried on": {"carry_embedding": True},
+    "plain form": {"form": "plain"},
     # Departures from the paper.
     "weights shared": {"cell_weights": "shared"},
     "score held out": {"score": "held-out"},
-    "networks dropped, 0.25": {"mix_dropout": 0.25},
     "networks dropped, 0.75": {"mix_dropout": 0.75},
     "networks dropped, 0.75, held out": {"mix_dropout": 0.75, "score": "held-out"},
-    "plain form, score held out": {**PLAIN, "score": "held-out"},
-    # The baseline, at as many network-steps.
+    # Standalone trainings, for about as many network-steps.
     "successive halving": {"strategy": "random"},
+    "race": {"strategy": "race", "batch": 1000, "rungs": RACE_RUNGS, "rates": "0.005"},
 }
 
 
@@ -98,8 +94,8 @@ class Standalone:
     """The result of standalone training on the pool.
 
     Attributes:
-        trainings: validation perplexity of every cell in each training of it, `[trainings, cells]`; infinite where
-            training diverged.
+        trainings: the metric of every cell on the validation part in each training of it, `[trainings, cells]`;
+            infinite where training diverged.
         early: training loss of every cell in the second twentieth of its training, mean over trainings.
         seconds: of all trainings.
         windows: of one training.
@@ -111,30 +107,29 @@ class Standalone:
     windows: int
 
     @property
-    def perplexities(self) -> np.ndarray:
-        """Geometric mean of each cell's perplexities, which corresponds to its mean loss."""
+    def values(self) -> np.ndarray:
+        """Geometric mean of each cell's values; of perplexities, that is the perplexity of the mean loss."""
         return np.exp(np.log(self.trainings).mean(axis=0))
 
     @property
     def quality(self) -> np.ndarray:
         """Places in a ranking, higher is better; diverged cells count as last."""
-        return stats.rankdata(-self.perplexities)
+        return stats.rankdata(-self.values)
 
 
 def main() -> None:
     options = _parser().parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    corpus = load_corpus(options.dataset, options.data_dir, options.max_vocabulary)
     found = {
         name: [search_once(name, seed, options) for seed in range(1, options.seeds + 1)] for name in options.settings
     }
     for name, folders in found.items():
         config = _config(name, options)
-        standalone = train_pool(config, corpus, options.out / f"pool-{config.form}", options.trainings)
+        standalone = train_pool(config, options.data_dir, options.out / f"pool-{config.form}", options.trainings)
         cells = draw_pool(config)
         pool = [str(cell) for cell in cells]
-        searches = [read_search(folder, pool, config.keep) for folder in folders]
-        measured = row(name, searches, standalone, traits(cells))
+        searches = [read_search(folder, pool, config) for folder in folders]
+        measured = row(name, searches, standalone, traits(cells), task_of(config).metric)
         origin = {"pool_seed": options.pool_seed, "from": _origin(options)}
         rows = add_row(options.out / "search-quality.json", {**measured, **origin})
     print(render(rows))
@@ -149,7 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="searches a setting (default: %(default)s)")
     parser.add_argument("--pool", type=int, metavar="T", help="cells in all (default: the preset's)")
     parser.add_argument("--pool-seed", type=int, default=1, metavar="N", help="of the one pool of all searches")
+    parser.add_argument("--level", choices=LEVELS, help="words or characters (default: the preset's)")
     parser.add_argument("--max-vocabulary", type=int, metavar="N", help="as in wenet-search")
+    parser.add_argument("--epochs-per-round", type=float, metavar="F", help="as in wenet-search")
     parser.add_argument("--epochs", type=float, default=0.25, metavar="F", help="of a standalone training")
     parser.add_argument("--trainings", type=int, default=2, metavar="N", help="standalone, of each cell")
     parser.add_argument("--data-dir", type=Path, metavar="DIR")
@@ -178,8 +175,12 @@ def write_document(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def _given(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `search` for a setting with these options."""
-    asked = {"pool": options.pool, "max_vocabulary": options.max_vocabulary, "pool_seed": options.pool_seed}
-    return {**SETTINGS[name], **{key: value for key, value in asked.items() if value is not None}}
+    names = ("level", "pool", "max_vocabulary", "pool_seed", "epochs_per_round")
+    asked = {name: value for name in names if (value := getattr(options, name)) is not None}
+    given = {**asked, **SETTINGS[name]}
+    if name == "race":
+        given["epochs_per_round"] = RACE_SHARE * resolve_config("quick", given).epochs_per_round
+    return given
 
 
 def _config(name: str, options: argparse.Namespace) -> SearchConfig:
@@ -213,46 +214,47 @@ def _file_name(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.replace("/", "by")).split())
 
 
-def train_pool(config: SearchConfig, corpus: Corpus, folder: Path, trainings: int) -> Standalone:
+def train_pool(config: SearchConfig, data_dir: Path | None, folder: Path, trainings: int) -> Standalone:
     """Train every cell of the pool standalone several times; unfinished trainings are resumed, finished ones read."""
-    with session_in(folder, config, corpus) as session:
+    data = task_of(config).load(config, data_dir)
+    with session_in(folder, config, data) as session:
         windows = training_windows(session, config.audit_epochs)
         found = [train_once(session, folder / f"seed-{seed}", windows, seed) for seed in range(1, trainings + 1)]
-    perplexities, early, seconds = zip(*found, strict=True)
-    return Standalone(np.array(perplexities), np.mean(early, axis=0), sum(seconds), windows)
+    values, early, seconds = zip(*found, strict=True)
+    return Standalone(np.array(values), np.mean(early, axis=0), sum(seconds), windows)
 
 
 def train_once(
     session: Session[SearchConfig], folder: Path, windows: int, seed: int
 ) -> tuple[list[float], list[float], float]:
-    """One training of every cell of the pool: perplexities, early losses and seconds."""
+    """One training of every cell of the pool: values, early losses and seconds."""
     pool = draw_pool(session.config)
-    perplexities: list[float] = []
+    values: list[float] = []
     early: list[float] = []
     seconds = 0.0
     for first in range(0, len(pool), GROUP):
         part, cells = folder / f"from-{first + 1}", pool[first : first + GROUP]
         label = f"training {seed}, pool {first + 1} to {first + len(cells)}"
         if (part / TRAINING_RESULT).exists():  # possibly of a version with fewer settings
-            training = StandaloneResult.from_dict(json.loads((part / TRAINING_RESULT).read_text()), METRIC)
+            training = StandaloneResult.from_dict(json.loads((part / TRAINING_RESULT).read_text()), session.task.metric)
         else:
             session.console.say(label)
             training = train_standalone(session, part, Plan(cells, windows, seed), label)
-        perplexities += [outcome.value for outcome in training.outcomes]
+        values += [outcome.value for outcome in training.outcomes]
         losses = _records(part / TRAINING_RECORDS)[EARLY - 1]["train_loss"]
         early += [np.inf if loss is None else loss for loss in losses]
         seconds += training.seconds
-    return perplexities, early, seconds
+    return values, early, seconds
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def read_search(folder: Path, pool: Sequence[str], seeds: int) -> Quality:
+def read_search(folder: Path, pool: Sequence[str], config: SearchConfig) -> Quality:
     """The result of a finished search, which went through the whole pool."""
     records = _records(folder / RECORDS)
-    ranked = {str(cell.genotype): cell for cell in final_ranking(records, seeds, Mixture)}
+    ranked = {str(cell.genotype): cell for cell in final_ranking(records, config.keep, strategy_of(config))}
     first_round = {network["genotype"]: record["round"] for record in records[::-1] for network in record["networks"]}
     numbers = {genotype: number for number, genotype in enumerate(pool)}
     return Quality(
@@ -282,7 +284,11 @@ def _depths(cell: Genotype) -> list[int]:
 
 
 def row(
-    name: str, searches: Sequence[Quality], standalone: Standalone, cell_traits: Mapping[str, np.ndarray]
+    name: str,
+    searches: Sequence[Quality],
+    standalone: Standalone,
+    cell_traits: Mapping[str, np.ndarray],
+    metric: Metric = LanguageModelling.metric,
 ) -> dict[str, Any]:
     """The figures of a setting over its searches.
 
@@ -291,7 +297,7 @@ def row(
     independent witnesses.
     """
     scores, quality = [search.scores for search in searches], standalone.quality
-    finite = np.where(np.isfinite(standalone.perplexities), standalone.perplexities, np.nan)
+    finite = np.where(np.isfinite(standalone.values), standalone.values, np.nan)
     kept = [search.kept for search in searches]
     return {
         "setting": name,
@@ -304,9 +310,9 @@ def row(
         "between_searches": _mean_between(scores),
         "between_trainings": _mean_between([stats.rankdata(-t) for t in standalone.trainings]),
         "kept_cells": kept,
-        "kept_perplexities": [finite[k].tolist() for k in kept],
+        "kept_values": [finite[k].tolist() for k in kept],
         "kept": float(np.nanmean([np.nanmean(finite[k]) for k in kept])),
-        "pool": summary(standalone.perplexities.tolist()),
+        "pool": summary(standalone.values.tolist()),
         "kept_p": _permutation_p(lambda shuffled: float(np.mean([shuffled[k].mean() for k in kept])), quality),
         "winner": float(np.nanmean([finite[k[0]] for k in kept])),
         "best": float(np.nanmin(finite)),
@@ -317,8 +323,10 @@ def row(
         "seconds": [search.seconds for search in searches],
         "standalone_seconds": standalone.seconds,
         "standalone_windows": standalone.windows,
+        "metric": metric.name,
+        "places": metric.places,
         "scores": [s.tolist() for s in scores],
-        "perplexities": finite.tolist(),
+        "values": finite.tolist(),
     }
 
 
@@ -397,7 +405,7 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
             f"{rows[0]['standalone_windows']:,} windows."
             + ("" if agreement is None else f" Two trainings of the same cells agree with τ = {agreement:.2f}."),
             "\n".join(quality_table(rows)),
-            f"![Place by score of every cell against its standalone perplexity]({FIGURE})",
+            f"![Place by score of every cell against its quality trained standalone]({FIGURE})",
             "What the score follows, as mean Kendall's tau over the searches of a setting:",
             "\n".join(reasons_table(rows)),
             "Which cells score high, as Kendall's tau with what can be counted of a cell; first, which are good:",
@@ -427,8 +435,8 @@ def _versions() -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Place by mean score over searches against standalone perplexity, one panel per setting; cells that a search kept
-    are filled."""
+    """Place by mean score over searches against quality trained standalone, one panel per setting; cells that a search
+    kept are filled."""
     columns = min(3, len(rows))
     lines = -(-len(rows) // columns)
     with styled():
@@ -437,7 +445,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             _draw_setting(axes, r)
         for axes in list(drawing.axes)[len(rows) :]:
             axes.remove()
-    title = "Place by score of every cell against its standalone perplexity"
+    title = "Place by score of every cell against its quality trained standalone"
     save_picture(Picture("search-quality", title, f"{title}, a panel for each setting.", drawing, []), path)
 
 
@@ -445,37 +453,38 @@ def _draw_setting(axes: Axes, r: dict[str, Any]) -> None:
     """Draw outliers, which would compress the scale for all others, as triangles at the edge."""
     place = stats.rankdata(-np.mean(r["scores"], axis=0))
     kept = np.isin(np.arange(r["cells"]), r["kept_cells"])
-    perplexities = np.array(r["perplexities"])
-    quarter, median, three_quarters = np.nanquantile(perplexities, (0.25, 0.5, 0.75))
+    values = np.array(r["values"])
+    quarter, median, three_quarters = np.nanquantile(values, (0.25, 0.5, 0.75))
     edge = median + 5 * (three_quarters - quarter)
-    far = perplexities > edge
+    far = values > edge
     for cells, marker in ((~far, "o"), (far, ">")):
-        x, faces = np.minimum(perplexities[cells], edge), np.where(kept[cells], BLUE, "none")
+        x, faces = np.minimum(values[cells], edge), np.where(kept[cells], BLUE, "none")
         axes.scatter(x, place[cells], s=14, marker=marker, facecolors=faces, edgecolors=BLUE)
     axes.invert_yaxis()
     axes.set_title(f"{r['setting']}\nτ {r['tau']:.2f}", fontsize=9)
-    axes.set_xlabel("standalone perplexity")
+    axes.set_xlabel(f"{r['metric']}, standalone")
     axes.set_ylabel("place by score")
 
 
 def quality_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
-        "| setting | searches | Kendall's tau, mean (95 % interval) | p | of each search | perplexity of the kept "
+        "| setting | searches | Kendall's tau, mean (95 % interval) | p | of each search "
+        f"| {rows[0]['metric']} of the kept "
         "| of the pool | kept better, p | of the first | τ between searches | kept alike (chance) | a search |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
-        low, high = r["tau_interval"]
+        (low, high), places = r["tau_interval"], r["places"]
         cells = [
             r["setting"],
             str(len(r["taus"])),
             f"{r['tau']:.2f} ({low:.2f} to {high:.2f})",
             f"{r['tau_p']:.3f}",
             ", ".join(f"{tau:.2f}" for tau in r["taus"]),
-            f"{r['kept']:.1f}",
-            f"{r['pool']['mean']:.1f} ± {r['pool']['sd']:.1f}",
+            f"{r['kept']:.{places}f}",
+            f"{r['pool']['mean']:.{places}f} ± {r['pool']['sd']:.{places}f}",
             f"{r['kept_p']:.3f}",
-            f"{r['winner']:.1f}",
+            f"{r['winner']:.{places}f}",
             "-" if r["between_searches"] is None else f"{r['between_searches']:.2f}",
             "-" if r["overlap"] is None else f"{r['overlap']['share']:.0%} ({r['overlap']['by_chance']:.0%})",
             duration(statistics.fmean(r["seconds"])),
