@@ -75,34 +75,32 @@ def measure(whole: Session[SearchConfig], options: argparse.Namespace) -> dict[s
         result = train_standalone(session, path, plan, f"race, {windows // share} windows")
         origins = [Origin(path, place) for place in range(count)]
         losses = np.array(result.held_out).mean(0)
-        rows.append({"windows": windows // share, "mean": float(losses.mean()), "tau": _tau(losses, truth)})
+        rows.append({"windows": windows // share, "mean": float(losses.mean()), "tau": tau_of(losses, truth)})
     return {
-        "settings": {
-            name: getattr(options, name) for name in ("dataset", "level", "nodes", "parameters", "windows", "pool_seed")
-        },
+        "settings": {name: getattr(options, name) for name in KEPT},
         "cells": count,
         "rate": rate,
-        "ceiling": _tau(trainings[0], trainings[1]),
+        "ceiling": tau_of(trainings[0], trainings[1]),
         "values": summary(truth.tolist()),
-        "other_rate": _tau(first[next(r for r in RATES if r != rate)], truth),
+        "other_rate": tau_of(first[next(r for r in RATES if r != rate)], truth),
         "rungs": rows,
     }
 
 
-def _tau(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
+def tau_of(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
     return correlation(stats.kendalltau, first.tolist(), second.tolist(), 1)
 
 
 def table(found: dict[str, Any]) -> str:
     """As Markdown."""
     lines = ["| score | τ with the end (95 %) |", "|---|---|"]
-    lines += [f"| race, {row['windows']} windows | {_written(row['tau'])} |" for row in found["rungs"]]
-    lines.append(f"| the same training at the other rate | {_written(found['other_rate'])} |")
-    lines.append(f"| ceiling: a second training at rate {found['rate']} | {_written(found['ceiling'])} |")
+    lines += [f"| race, {row['windows']} windows | {written(row['tau'])} |" for row in found["rungs"]]
+    lines.append(f"| the same training at the other rate | {written(found['other_rate'])} |")
+    lines.append(f"| ceiling: a second training at rate {found['rate']} | {written(found['ceiling'])} |")
     return "\n".join(lines)
 
 
-def _written(tau: dict[str, float | None]) -> str:
+def written(tau: dict[str, float | None]) -> str:
     if tau["value"] is None:
         return "undefined"
     interval = "" if tau["low"] is None else f" ({tau['low']:.2f} to {tau['high']:.2f})"  # too few cells for one

@@ -1,7 +1,8 @@
-"""The bench of a race's ranking, on a tiny text."""
+"""The benches of a race's ranking and of sampled softmaxes, on a tiny text."""
 
 import json
 
+from bench import sampled_softmax
 from bench.race_quality import main
 
 from .wenet.helpers import write_text
@@ -21,3 +22,14 @@ def test_a_pool_is_measured_and_read_again(tmp_path, monkeypatch, capsys):
     assert "| race, 24 windows |" in said and "| ceiling: a second training" in said
     main()  # reads what is there
     assert json.loads((out / "race-quality.json").read_text()) == found
+
+
+def test_sampled_softmaxes_are_measured(tmp_path, monkeypatch, capsys):
+    text, out = write_text(tmp_path / "text"), tmp_path / "out"
+    flags = ["--cells", "4", "--windows", "6", "--sampled", "2", "1000"]
+    monkeypatch.setattr("sys.argv", ["sampled_softmax", str(text), *flags, "--out", str(out)])
+    sampled_softmax.main()
+    found = json.loads((out / "sampled-softmax.json").read_text())
+    assert [row["words"] for row in found] == [0, 2, 1000]
+    assert found[1]["mean"] == found[2]["mean"] != found[0]["mean"]  # a window of so small a text has all its words
+    assert "| words of the window and 1,000 |" in capsys.readouterr().out

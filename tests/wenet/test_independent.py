@@ -175,13 +175,21 @@ def test_weights_too_large_to_multiply(train):
     assert [outcome.diverged_at for outcome in result.outcomes] == [0] * 4
 
 
-@pytest.mark.parametrize("stop_at", [1, 17, 29])
-def test_stopped_and_resumed_to_the_last_bit(train, before_step, stop_at):
-    whole = train("whole")
+@pytest.mark.parametrize(("stop_at", "settings"), [(1, {}), (17, {}), (29, {}), (17, {"sampled_words": 2, "bptt": 2})])
+def test_stopped_and_resumed_to_the_last_bit(train, before_step, stop_at, settings):
+    whole = train("whole", **settings)
     before_step(stop(stop_at))
     with pytest.raises(Stopped):
-        train("stopped", checkpoint_every=0.0)
-    assert found(train("stopped", checkpoint_every=0.0)) == found(whole)
+        train("stopped", checkpoint_every=0.0, **settings)
+    assert found(train("stopped", checkpoint_every=0.0, **settings)) == found(whole)
+
+
+def test_a_sampled_softmax_trains_otherwise_and_validates_on_all_words(train):
+    """Words that a window lacks are drawn; windows of two steps and four rows lack most."""
+    full, sampled = train("full", bptt=2), train("sampled", bptt=2, sampled_words=2)
+    assert found(full) != found(sampled)
+    for one, other in zip(full.outcomes, sampled.outcomes, strict=True):
+        assert other.value == pytest.approx(one.value, rel=0.2)
 
 
 def test_stopped_after_a_divergence(train, before_step):

@@ -7,7 +7,7 @@ import torch
 from wenet import Genotype, WenetError, random_genotypes
 from wenet.cells.published import DARTS_V1, DARTS_V2, NAONET, load_genotype
 from wenet.nn.dropout import locked_dropout
-from wenet.nn.language import LanguageModel, StandaloneLanguageModels
+from wenet.nn.language import LanguageModel, StandaloneLanguageModels, sample_words
 from wenet.nn.lstm import StackedLSTM, StandaloneRNN
 from wenet.nn.rnn import DagRNN
 from wenet.nn.softmaxes import MixtureOfSoftmaxes
@@ -446,6 +446,49 @@ def test_cross_entropy_of_independent_models_is_stable():
 def test_independent_models_refuse_a_mixture():
     with pytest.raises(WenetError, match="coupling='independent'"):
         StandaloneLanguageModels(11, WeightedDagRNN(5, 5, [CELL]))
+    with pytest.raises(WenetError, match="sampled_words"):
+        independent(random_genotypes(3, 3, 0), sampled_words=-1)
+
+
+def test_sampled_words_are_targets_and_others_at_equal_chance():
+    torch.manual_seed(0)
+    targets = torch.tensor([7, 2, 7])
+    seen = torch.zeros(10)
+    for _ in range(400):
+        words, correction, places = sample_words(targets, 10, 4)
+        assert torch.equal(words[places], targets) and words[:2].tolist() == [2, 7] and len(words.unique()) == 6
+        assert correction[:2].tolist() == [0, 0] and correction[2:].tolist() == pytest.approx([math.log(2)] * 4)
+        seen[words] += 1
+    assert seen[[2, 7]].tolist() == [400, 400]
+    assert all(150 < count < 250 for count in seen[[0, 1, 3, 4, 5, 6, 8, 9]])
+
+
+def test_a_sampled_softmax_has_the_right_sum_in_the_mean():
+    """The loss is that over all words where all are drawn; else the mean of the softmax's sum is right."""
+    torch.manual_seed(0)
+    models = independent(random_genotypes(3, 3, 0), sampled_words=11)
+    torch.nn.init.normal_(models.decoder_bias)
+    tokens, targets = torch.randint(11, (2, 1, 1))
+    models.eval()
+    full = models.loss(tokens, targets)[1]
+    models.train()
+    torch.testing.assert_close(models.loss(tokens, targets)[1], full)
+    models.sampled_words = 3
+    with torch.no_grad():
+        sampled = torch.stack([models.loss(tokens, targets)[1] for _ in range(4000)])  # [draws, n]
+    assert (sampled - full).abs().max() > 0.05
+    # With one target the loss is the log of the sum, less the target's logit.
+    torch.testing.assert_close((sampled - full).exp().mean(0), torch.ones(3).double(), rtol=0.03, atol=0)
+
+
+def test_a_sampled_softmax_leaves_other_words_alone():
+    torch.manual_seed(0)
+    models = independent(random_genotypes(3, 3, 0), sampled_words=2)
+    tokens, targets = torch.randint(4, (2, 5, 2))
+    models.loss(tokens, targets)[0].backward()
+    touched = models.decoder_bias.grad.ne(0)  # [n, V]
+    assert touched.sum(1).tolist() == [len(targets.unique()) + 2] * 3
+    assert torch.equal(touched[0], touched[2])
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("fp64", torch.float64)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -170,6 +172,8 @@ class StandaloneLanguageModels(_TokenModel):
         rnn: a `WeightedDagRNN` with independent coupling whose input and hidden size are both d, or a
             `StandaloneRNN`.
         dropout_embedding, dropout_output, init_range, dropout_word, decoder_bias: as in `LanguageModel`.
+        sampled_words: the training loss sums over the words of the window and so many others, drawn in each call, as
+            `sample_words` has it; 0 sums over all. In evaluation mode the loss is always over all.
 
     Parameters: embedding `[n, V, d]`; decoder_bias `[n, V]`; the parameters of `rnn`; all have a leading n.
 
@@ -186,8 +190,12 @@ class StandaloneLanguageModels(_TokenModel):
         init_range: float = 0.04,
         dropout_word: float = 0.0,
         decoder_bias: Tensor | None = None,
+        sampled_words: int = 0,
     ) -> None:
         super().__init__(dropout_embedding, dropout_output, dropout_word)
+        if sampled_words < 0:
+            raise WenetError(f"sampled_words must be at least 0, not {sampled_words}")
+        self.sampled_words = sampled_words
         if rnn.coupling != "independent":
             raise WenetError("standalone language models need a layer with coupling='independent'")
         check_tied(rnn)
@@ -219,8 +227,44 @@ class StandaloneLanguageModels(_TokenModel):
     def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
         """Each network's, `[n]`, one after the other: one product with a whole vocabulary fills the processor."""
         each = features.transpose(0, 1).flatten(1, 2).unbind()  # n of [T*M, d]
-        operands = zip(each, self.embedding.unbind(), self.decoder_bias.unbind(), strict=True)
-        return torch.stack([decoder_cross_entropy(*network, targets.flatten()) for network in operands])
+        weight: Tensor = self.embedding
+        bias: Tensor = self.decoder_bias
+        targets = targets.flatten()
+        if self.training and self.sampled_words:
+            words, correction, targets = sample_words(targets, weight.shape[1], self.sampled_words)
+            weight, bias = weight.index_select(1, words), bias.index_select(1, words) + correction.to(bias.dtype)
+        operands = zip(each, weight.unbind(), bias.unbind(), strict=True)
+        return torch.stack([decoder_cross_entropy(*network, targets) for network in operands])
+
+
+def sample_words(targets: Tensor, vocabulary_size: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Words for a softmax in place of the whole vocabulary: the targets, and `count` others at equal chance.
+
+    A word drawn stands for the others too: divided by the chance of being drawn, its term makes the softmax's sum right
+    in the mean. A softmax over all words differs least where the targets are what is likely, as in a text they are.
+
+    Args:
+        targets: `[N]`.
+
+    Returns:
+        The words, `[words]`; the log of one over each word's chance, to be added to its logit, `[words]`; the targets
+        by their place among the words, `[N]`.
+
+    Examples:
+        >>> import torch
+        >>> words, correction, places = sample_words(torch.tensor([7, 2, 7]), vocabulary_size=10, count=4)
+        >>> words[:2], places, f"{correction[-1]:.3f}"
+        (tensor([2, 7]), tensor([1, 0, 1]), '0.693')
+    """
+    needed, places = targets.unique(return_inverse=True)
+    others = torch.ones(vocabulary_size, dtype=torch.bool, device=targets.device)
+    others[needed] = False
+    pool = others.nonzero().squeeze(1)  # [V - needed]
+    drawn = pool[torch.randperm(len(pool), device=targets.device)[:count]]
+    correction = torch.zeros(len(needed) + len(drawn), dtype=torch.float64, device=targets.device)
+    if len(drawn):
+        correction[len(needed) :] = math.log(len(pool) / len(drawn))
+    return torch.cat([needed, drawn]), correction, places
 
 
 def _bias(size: int | tuple[int, int], start: Tensor | None) -> nn.Parameter:

@@ -18,6 +18,7 @@ ADDED_TO_SEARCHES = {
     "rates": "0.005,0.01,0.02",
     "contest_epochs": 1.0,
     "contest_seeds": 3,
+    "sampled_words": 0,
 }
 # Settings that a resumed run may change, and that no standalone training within it depends on.
 OF_THE_WHOLE = ("audit", "audit_epochs", "contest", "contest_epochs", "contest_seeds")

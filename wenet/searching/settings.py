@@ -142,6 +142,14 @@ class SearchConfig(LearningConfig):
         metavar="RATE",
         above=0,
     )
+    sampled_words: int = option(
+        0,
+        "a standalone training's softmax sums over the words of the window and N others drawn; 0 over all, as "
+        "validation always does",
+        Group.STANDALONE,
+        metavar="N",
+        at_least=0,
+    )
 
     def __post_init__(self) -> None:
         if type(self.nodes) is int:

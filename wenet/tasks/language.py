@@ -88,6 +88,7 @@ class LanguageModelling:
             config.init_range,
             config.dropout_word,
             self._first_bias(config, data),
+            config.sampled_words,
         )
 
     def _first_bias(self, config: Any, data: Corpus) -> Tensor | None:
