@@ -1,7 +1,8 @@
 """What cells in Python are written with, under `wenet.cell`, and published cells that are programs."""
 
 from wenet.cells.gated import mutated, random_programs
-from wenet.cells.instances import PROGRAMS, load_program, program_of
+from wenet.cells.instances import PROGRAMS, program_of
+from wenet.cells.kinds import load_program
 from wenet.cells.traced import (
     blend,
     hardsigmoid,

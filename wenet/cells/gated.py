@@ -5,18 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from wenet.cells.instances import GRU, LSTM
+from wenet.cells.instances import GRU, LSTM, program_of
+from wenet.cells.published import PUBLISHED
 from wenet_kernels import Program, WenetError
 from wenet_kernels.programs import Instruction, X, canonical
 from wenet_kernels.programs.checks import reaching
 
-MAX_BLOCKS = 8
+MIN_BLOCKS, MAX_BLOCKS = 2, 8
 VALUES = ("tanh", "relu", "sigmoid", "identity", "softplus", "silu")  # what a candidate may be passed through
 SQUASHED = ("tanh", "sigmoid")  # what keeps a state within bounds
 PATIENCE = 300  # draws without a new cell after which a space counts as gone through
 
 
-def random_programs(count: int, states: int, seed: int, blocks: int = 4) -> list[Program]:
+def random_programs(count: int, states: int, seed: int, blocks: int | range = 4) -> list[Program]:
     """`count` random gated cells that carry so many states, no two of them the same; for the same seed the same.
 
     Every cell has its new state made of a candidate and of the state before, by a gate or a leak; a cell of two states
@@ -25,7 +26,8 @@ def random_programs(count: int, states: int, seed: int, blocks: int = 4) -> list
 
     Args:
         states: carried, 1 or 2.
-        blocks: at most so many products in a cell, 2 to 8; a cell has at least two.
+        blocks: at most so many products in a cell, 2 to 8, where a cell has at least two; or the numbers of products
+            that a cell may have, such as `range(3, 7)`.
 
     Raises:
         WenetError: numbers out of range, or fewer different cells than asked for.
@@ -38,22 +40,65 @@ def random_programs(count: int, states: int, seed: int, blocks: int = 4) -> list
         h | blend(sigmoid(vector()), h, tanh(linear(x) * linear(h)))
         h | blend(sigmoid(vector()), h, softplus(linear(x, sigmoid(linear(x, h)) * h)))
     """
-    if states not in (1, 2) or not 2 <= blocks <= MAX_BLOCKS or count < 1:
-        raise WenetError(f"gated cells have 1 or 2 states and 2 to {MAX_BLOCKS} blocks, and at least one is drawn")
+    numbers = blocks if isinstance(blocks, range) else range(MIN_BLOCKS, blocks + 1)
+    if states not in (1, 2) or not _are_possible(numbers) or count < 1:
+        raise WenetError(
+            f"gated cells have 1 or 2 states and {MIN_BLOCKS} to {MAX_BLOCKS} blocks, and at least one is drawn"
+        )
     generator = random.Random(seed)
-    found = [_named(states)] if len(_named(states).products) <= blocks else []
+    found = [_named(states)] if len(_named(states).products) in numbers else []
     seen = {canonical(program) for program in found}
     patience = PATIENCE
     while len(found) < count and patience:
-        program = _draw(generator, states, generator.randint(2, blocks))
+        program = _draw(generator, states, range(numbers[0], generator.choice(numbers) + 1))
         form = canonical(program)
         patience = patience - 1 if form in seen else PATIENCE
         if form not in seen:
             seen.add(form)
             found.append(program)
     if len(found) < count:
-        raise WenetError(f"there are fewer than {count} gated cells of {blocks} blocks; allow more of them")
+        most = numbers[-1]
+        raise WenetError(
+            f"fewer than {count} gated cells of {most} blocks and {states} states exist; allow more blocks"
+        )
     return found[:count]
+
+
+def _are_possible(blocks: range) -> bool:
+    return len(blocks) > 0 and blocks.step == 1 and blocks[0] >= MIN_BLOCKS and blocks[-1] <= MAX_BLOCKS
+
+
+def random_mixed_programs(
+    count: int, states: Sequence[int], blocks: range, seed: int, known: bool = True
+) -> list[Program]:
+    """Random gated cells of different numbers of states in turn, all different.
+
+    Args:
+        states: numbers of states that cells may carry, 1, 2 or both.
+        known: whether LSTM, GRU and the published DAG cells come first, of any number of blocks; else LSTM and GRU are
+            left out.
+        count, blocks, seed: as in `random_programs`.
+
+    Raises:
+        WenetError: as in `random_programs`.
+
+    Examples:
+        >>> from wenet.cells.gated import random_mixed_programs
+        >>> [cell.states for cell in random_mixed_programs(4, (1, 2), range(2, 5), seed=1, known=False)]
+        [1, 2, 1, 2]
+    """
+    first = [cell for cell in _known() if cell.states in states] if known else []
+    seen = {canonical(cell) for cell in _known()}
+    each = -(-count // len(states)) + 1  # one may be known
+    drawn = [
+        [cell for cell in random_programs(each, number, seed, blocks) if canonical(cell) not in seen]
+        for number in states
+    ]
+    return [*first, *(cell for cells in zip(*drawn, strict=False) for cell in cells)][:count]
+
+
+def _known() -> list[Program]:
+    return [LSTM, GRU, *(program_of(genotype) for genotype, _ in PUBLISHED.values())]
 
 
 def mutated(program: Program, seed: int) -> Program:
@@ -82,10 +127,10 @@ def _named(states: int) -> Program:
     return (GRU, LSTM)[states - 1]
 
 
-def _draw(generator: random.Random, states: int, blocks: int) -> Program:
-    """By the grammar, with at most so many products."""
+def _draw(generator: random.Random, states: int, blocks: range) -> Program:
+    """By the grammar, with one of these numbers of products."""
     while True:
-        cell = _Draft(generator, states, blocks)
+        cell = _Draft(generator, states, blocks[-1])
         carried = cell.refined(cell.new_state(memory=states - 1))
         output = cell.output(carried) if states == 2 else carried
         results = [output, carried][:states]
@@ -93,7 +138,7 @@ def _draw(generator: random.Random, states: int, blocks: int) -> Program:
             program = Program(states, cell.instructions, results)
         except WenetError:
             continue
-        if 2 <= len(program.products) <= blocks:
+        if len(program.products) in blocks:
             return program
 
 

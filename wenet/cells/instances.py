@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from wenet.cells.genotype import Genotype
-from wenet.cells.published import load_genotype
 from wenet.cells.source import reaching_output
 from wenet.cells.traced import (
     Value,
@@ -142,43 +138,3 @@ def program_of(genotype: Genotype, form: str = "highway", bias: bool = False) ->
         return mean([states[node] for node in genotype.concat])
 
     return dag
-
-
-def load_program(source: Program | Genotype | str | Path) -> Program:
-    """A cell as a program: one that is one, a published one by name, text with "|" in it, or a JSON file.
-
-    A DAG cell, as `wenet.genotypes.load_genotype` takes it, becomes a program in the highway form.
-
-    Raises:
-        WenetError: nothing of the kind is there, or it holds no valid cell.
-
-    Examples:
-        >>> from wenet.programs import load_program
-        >>> print(load_program("rnn-tanh"))
-        h | tanh(linear(x, h))
-        >>> load_program("darts-v2").parameters(input_size=10, hidden_size=20)
-        7600
-    """
-    if isinstance(source, Program):
-        return source
-    if isinstance(source, Genotype):
-        return program_of(source)
-    if not isinstance(source, str | Path):
-        raise WenetError(f"a cell must be a function under @wenet.cell, or a name such as 'lstm', not {source!r}")
-    text = str(source)
-    if text in PROGRAMS:
-        return PROGRAMS[text][0]
-    if "|" in text:
-        return Program.from_text(text)
-    found = _from_file(Path(text)) if Path(text).is_file() else None
-    return program_of(load_genotype(text, tuple(PROGRAMS))) if found is None else found
-
-
-def _from_file(path: Path) -> Program | None:
-    """The program in a JSON file; None where it holds something else."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        is_program = "program" in json.loads(text)
-    except (OSError, TypeError, ValueError):
-        return None
-    return Program.from_json(text) if is_program else None

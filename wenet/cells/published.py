@@ -90,8 +90,11 @@ def _read_genotype(path: Path) -> Genotype:
         raise WenetError(f"{path} is missing; has the search finished its first round?") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise WenetError(f"{path} holds no cell: {error}") from None
+    value = value["genotype"] if isinstance(value, dict) and "genotype" in value else value
+    if isinstance(value, dict) and "program" in value:
+        raise WenetError(f"{path} holds a program, and a DAG cell is needed; a program is a layer as wenet.nn.CellRNN")
     try:
-        return Genotype.from_dict(value["genotype"] if isinstance(value, dict) and "genotype" in value else value)
+        return Genotype.from_dict(value)
     except WenetError as error:
         raise WenetError(f"{path}: {error}") from None
 
