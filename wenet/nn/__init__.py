@@ -6,8 +6,10 @@ from wenet.nn.divided import DividedDagRNN
 from wenet.nn.dropout import draw_rows
 from wenet.nn.language import LanguageModel, StandaloneLanguageModels
 from wenet.nn.lstm import LAYERS, StackedLSTM, StandaloneRNN
+from wenet.nn.program_parameters import split_row
 from wenet.nn.rnn import DagRNN
 from wenet.nn.softmaxes import MIXTURE_ROWS, MixtureOfSoftmaxes
+from wenet.nn.standalone_cells import StandaloneCellRNN
 from wenet.nn.weighted import WeightedDagRNN
 
 __all__ = [
@@ -20,8 +22,10 @@ __all__ = [
     "LanguageModel",
     "MixtureOfSoftmaxes",
     "StackedLSTM",
+    "StandaloneCellRNN",
     "StandaloneLanguageModels",
     "StandaloneRNN",
     "WeightedDagRNN",
     "draw_rows",
+    "split_row",
 ]

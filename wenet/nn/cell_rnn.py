@@ -11,10 +11,10 @@ from torch.nn.utils.rnn import PackedSequence
 from wenet.cells import Genotype, load_program
 from wenet.cells.instances import GRU, LSTM, RNN_RELU, RNN_TANH
 from wenet.nn.dropout import draw_mask, locked_dropout
+from wenet.nn.program_parameters import KINDS, parameter_shapes, set_first_numbers, vectors_in_order
 from wenet.nn.scanned import scanned_program
 from wenet.nn.stacked import StackedCells, States, parameter_name, reverse_second
 from wenet_kernels import Program, ProgramBatch, WenetError, cell_rnn, project
-from wenet_kernels.programs import LEARNED
 
 
 class CellRNN(StackedCells):
@@ -132,28 +132,15 @@ class CellRNN(StackedCells):
             getattr(self, parameter_name("biases", layer, direction)).copy_(bias)
 
     def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
-        program, hidden = self.program, self.hidden_size
-        vectors = sum(each.name == "vector" for each in program.learned)
-        shapes: dict[str, tuple[int, ...]] = {
-            "weight_input": (program.of_input, self._inputs(layer), hidden),
-            "weight_hidden": (program.of_values, hidden, hidden),
-            "biases": (program.biases, hidden),
-            "vectors": (vectors, hidden),
-            "scalars": (len(program.learned) - vectors,),
-        }
-        return {name: shape for name, shape in shapes.items() if shape[0]}
+        return parameter_shapes(self.program, self._inputs(layer), self.hidden_size)
 
     def reset_parameters(self, bound: float | None = None) -> None:
         """U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.GRU`; what the cell says of vectors and scalars."""
         super().reset_parameters(bound)
-        for name in LEARNED:
-            first = [each.number for each in self.program.learned if each.name == name]
-            for layer in range(self.num_layers if first else 0):
-                for direction in range(self.directions):
-                    parameter = getattr(self, parameter_name(f"{name}s", layer, direction))
-                    for own, number in zip(parameter, first, strict=True):
-                        if number is not None:
-                            nn.init.constant_(own, number)
+        for layer in range(self.num_layers):
+            for direction in range(self.directions):
+                names = {name: parameter_name(name, layer, direction) for name in self._shapes(layer)}
+                set_first_numbers(self.program, {name: getattr(self, own) for name, own in names.items()})
 
     def forward(self, x: Tensor | PackedSequence, h0: States | None = None) -> tuple[Tensor | PackedSequence, States]:
         """Run over a sequence.
@@ -229,24 +216,9 @@ class CellRNN(StackedCells):
 
     def _vectors(self, layer: int, like: Tensor) -> Tensor:
         """Biases, vectors and scalars in the order in which they stand in the cell, `[D, V, H]`."""
-        counts = {"biases": self.program.biases}
-        counts |= {f"{name}s": sum(each.name == name for each in self.program.learned) for name in LEARNED}
-        parts = [self._of_directions(name, layer) for name, count in counts.items() if count]
-        parts = [part if part.dim() == 3 else part.unsqueeze(-1).expand(-1, -1, self.hidden_size) for part in parts]
-        if not parts:
-            return like.new_empty(self.directions, 0, self.hidden_size)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)[:, self._order(counts)]
-
-    def _order(self, counts: dict[str, int]) -> list[int]:
-        """Where each of these of the cell lies, with all biases before all vectors before all scalars."""
-        following = dict(zip(counts, (0, counts["biases"], counts["biases"] + counts["vectors"]), strict=True))
-        order = []
-        for instruction in self.program.instructions:
-            kind = "biases" if instruction.name == "linear" else f"{instruction.name}s"
-            if kind in following:
-                order.append(following[kind])
-                following[kind] += 1
-        return order
+        parameters = {name: self._of_directions(name, layer) for name in self._shapes(layer) if name in KINDS}
+        first = like.new_empty(self.directions, 0)
+        return vectors_in_order(self.program, parameters, first, self.hidden_size)
 
     def extra_repr(self) -> str:
         defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}

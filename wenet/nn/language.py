@@ -8,20 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wenet.nn.cell_rnn import CellRNN
 from wenet.nn.checks import check_probability
 from wenet.nn.cross_entropy import decoder_cross_entropy
 from wenet.nn.dropout import locked_dropout, word_dropout
 from wenet.nn.lstm import StackedLSTM, StandaloneRNN
 from wenet.nn.rnn import DagRNN
 from wenet.nn.softmaxes import MixtureOfSoftmaxes
+from wenet.nn.standalone_cells import StandaloneCellRNN
 from wenet.nn.weighted import WeightedDagRNN, draw_networks
 from wenet_kernels import WenetError
+
+OneLayer = DagRNN | CellRNN | WeightedDagRNN | StackedLSTM
+Networks = WeightedDagRNN | StandaloneCellRNN | StandaloneRNN  # n of them side by side
 
 
 class _TokenModel(nn.Module):
     """The base of one and of many language models: dropout around a recurrent layer, and the loss."""
 
-    rnn: DagRNN | WeightedDagRNN | StackedLSTM | StandaloneRNN
+    rnn: OneLayer | Networks
     count = 1  # of networks
 
     def __init__(self, dropout_embedding: float, dropout_output: float, dropout_word: float) -> None:
@@ -47,7 +52,8 @@ class _TokenModel(nn.Module):
 
         Args:
             tokens, targets: `[T, M]`, the targets one step ahead.
-            h0: `[1, M, d]`, or `[n, M, d]` for standalone models; zeros by default.
+            h0: `[1, M, d]`, or `[n, M, d]` for standalone models; zeros by default. Of cells that carry S states
+                these are beside one another, S * d.
         """
         raw, h = self._recur(tokens, h0)
         dropped = locked_dropout(self, raw, self.dropout_output)
@@ -62,7 +68,10 @@ class _TokenModel(nn.Module):
     def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
         """The layer's output, time first, and its last state."""
         embedded = locked_dropout(self, self._embed(tokens), self.dropout_embedding)
-        return self.rnn(embedded, h0)
+        if not isinstance(self.rnn, CellRNN) or self.rnn.carried == 1:
+            return self.rnn(embedded, h0)
+        output, states = self.rnn(embedded, h0 if h0 is None else h0.chunk(self.rnn.carried, -1))
+        return output, torch.cat(states, -1)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         raise NotImplementedError
@@ -77,6 +86,7 @@ class LanguageModel(_TokenModel):
     Args:
         vocabulary_size: V.
         rnn: the recurrent layer; its input size is that of the embedding, d. Without a mixture, so is its hidden size.
+            The states that a `CellRNN` carries are one tensor here, `[1, M, S * d]`, h first.
         dropout_embedding: on embedded words, one draw per call, shared over time.
         dropout_output: on the layer's output before the decoder, likewise.
         dropout_word: on whole rows of the embedding, one draw per call; a dropped word is zero wherever it occurs.
@@ -101,7 +111,7 @@ class LanguageModel(_TokenModel):
     def __init__(
         self,
         vocabulary_size: int,
-        rnn: DagRNN | WeightedDagRNN | StackedLSTM,
+        rnn: OneLayer,
         dropout_embedding: float = 0.0,
         dropout_output: float = 0.0,
         init_range: float = 0.04,
@@ -169,8 +179,8 @@ class StandaloneLanguageModels(_TokenModel):
 
     Args:
         vocabulary_size: V.
-        rnn: a `WeightedDagRNN` with independent coupling whose input and hidden size are both d, or a
-            `StandaloneRNN`.
+        rnn: a `WeightedDagRNN` with independent coupling, a `StandaloneCellRNN` or a `StandaloneRNN`, whose input and
+            hidden size are both d.
         dropout_embedding, dropout_output, init_range, dropout_word, decoder_bias: as in `LanguageModel`.
         sampled_words: the training loss sums over the words of the window and so many others, drawn in each call, as
             `sample_words` has it; 0 sums over all. In evaluation mode the loss is always over all.
@@ -184,7 +194,7 @@ class StandaloneLanguageModels(_TokenModel):
     def __init__(
         self,
         vocabulary_size: int,
-        rnn: WeightedDagRNN | StandaloneRNN,
+        rnn: Networks,
         dropout_embedding: float = 0.0,
         dropout_output: float = 0.0,
         init_range: float = 0.04,
@@ -278,6 +288,6 @@ def _bias(size: int | tuple[int, int], start: Tensor | None) -> nn.Parameter:
     return bias
 
 
-def check_tied(rnn: DagRNN | WeightedDagRNN | StackedLSTM | StandaloneRNN) -> None:
+def check_tied(rnn: OneLayer | Networks) -> None:
     if rnn.input_size != rnn.hidden_size:
         raise WenetError(f"tied embeddings need input_size == hidden_size, not {rnn.input_size}, {rnn.hidden_size}")

@@ -1,0 +1,159 @@
+"""Many cells that are programs, each a network of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from wenet.nn.checks import check_input, check_state, check_tensor
+from wenet.nn.described import LayerOfCells
+from wenet.nn.dropout import draw_mask, locked_dropout
+from wenet.nn.program_parameters import parameter_shapes, set_first_numbers, split_row, vectors_in_order
+from wenet_kernels import Program, ProgramBatch, cell_rnn, project
+
+
+class StandaloneCellRNN(LayerOfCells):
+    """`n` different programs side by side, nothing mixed; called like a `WeightedDagRNN` with independent coupling.
+
+    Args:
+        input_size, hidden_size, dropout_x, dropout_h, backend: as in `CellRNN`.
+        programs: the cells, which carry equally many states S.
+        among: `(total, slice)`: initialise as if all `total` networks had been drawn, so processes agree.
+
+    Parameters: weights `[n, K]`. A row holds those of one network behind one another, in the order of
+    `CellRNN.named_parameters`; behind those of a small cell it holds zeros, which nothing reads. The state is
+    `[n, M, S * H]`: all carried states of a network beside one another, h first.
+
+    Raises:
+        WenetError: a size below 1, a probability outside 0..1, or programs of different numbers of states.
+
+    Examples:
+        >>> import torch
+        >>> from wenet.nn import StandaloneCellRNN
+        >>> from wenet.programs import random_programs
+        >>> layer = StandaloneCellRNN(5, 8, random_programs(3, states=2, seed=1))
+        >>> output, states = layer(torch.randn(6, 2, 5))
+        >>> output.shape, states.shape
+        (torch.Size([6, 3, 2, 8]), torch.Size([3, 2, 16]))
+    """
+
+    forms = ("program",)
+    coupling = "independent"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        programs: Sequence[Program],
+        dropout_x: float = 0.0,
+        dropout_h: float = 0.0,
+        backend: str = "auto",
+        among: tuple[int, slice] | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, "program", dropout_x, dropout_h, backend, "full")
+        self.cells, self.among = ProgramBatch.of(programs), among
+        self.described_cells = self.cells.text
+        longest = max(program.parameters(input_size, hidden_size) for program in programs)
+        self.weights = nn.Parameter(torch.empty(len(programs), longest))
+        for name, places in self._places().items():
+            self.register_buffer(name, places, persistent=False)
+        self.reset_parameters()
+
+    @property
+    def count(self) -> int:
+        """Number of networks, n."""
+        return self.cells.count
+
+    def _networks(self, numbers: Tensor) -> list[dict[str, Tensor]]:
+        """Each network's parameters by name, as views of its row of `[n, K]`."""
+        return [
+            split_row(row, parameter_shapes(program, self.input_size, self.hidden_size))
+            for program, row in zip(self.cells.programs, numbers, strict=True)
+        ]
+
+    def _places(self) -> dict[str, Tensor]:
+        """Where in `weights` each number lies that the operator reads, and whose input each product reads."""
+        hidden, weights = self.hidden_size, self.weights
+        numbers = torch.arange(weights.numel(), device=weights.device).view(weights.shape)
+        networks = self._networks(numbers)
+        vectors = [
+            vectors_in_order(program, {name: each.unsqueeze(0) for name, each in own.items()}, numbers[:1], hidden)[0]
+            for program, own in zip(self.cells.programs, networks, strict=True)
+        ]
+        of_input = torch.tensor([program.of_input for program in self.cells.programs], device=weights.device)
+        none = numbers.new_empty(0, hidden, hidden)
+        return {
+            "places_input": torch.cat([own["weight_input"] for own in networks]),  # [X, I, H]
+            "places_hidden": torch.cat([own.get("weight_hidden", none) for own in networks]),  # [P, H, H]
+            "places_vectors": torch.cat(vectors),  # [V, H]
+            "reader": torch.arange(self.count, device=weights.device).repeat_interleave(
+                of_input, output_size=self.cells.of_input
+            ),
+        }
+
+    @torch.no_grad()
+    def reset_parameters(self, bound: float | None = None) -> None:
+        """As in `CellRNN`. What a network starts from depends on its place alone, not on the cells around it."""
+        bound = self.hidden_size**-0.5 if bound is None else bound
+        total, own = self.among or (self.count, slice(self.count))
+        seeds = torch.randint(2**62, (total,), device="cpu")[own].tolist()
+        nn.init.zeros_(self.weights)
+        if self.weights.is_meta:
+            return
+        for program, parameters, seed in zip(self.cells.programs, self._networks(self.weights), seeds, strict=True):
+            generator = torch.Generator(self.weights.device).manual_seed(seed)
+            for parameter in parameters.values():
+                parameter.uniform_(-bound, bound, generator=generator)
+            set_first_numbers(program, parameters)
+
+    def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run over a sequence.
+
+        Args:
+            x: `[T, M, I]`, shared by all networks, or `[n, T, M, I]`, an input for each.
+            h0: `[n, M, S * H]`; zeros by default.
+
+        Returns:
+            output `[T, n, M, H]` and the last states `[n, M, S * H]`.
+
+        Raises:
+            WenetError: shapes disagree, or the input has NaN.
+        """
+        check_tensor("the input", x, self.weights)
+        check_input(self, x[0] if self._one_input_each(x) else x)
+        carried, rows = self.cells.states, x.shape[-2]
+        h = x.new_zeros(self.count, rows, carried * self.hidden_size) if h0 is None else h0
+        check_state(h, (self.count, rows, carried * self.hidden_size), self.weights)
+        mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
+        output, states = cell_rnn(
+            self._project(locked_dropout(self, x, self.dropout_x)),
+            h.unflatten(-1, (carried, -1)).permute(2, 0, 1, 3),  # [S, n, M, H]
+            self._at("places_hidden"),
+            self._at("places_vectors"),
+            None,
+            self.cells,
+            mask_h=mask_h,
+            backend=self.backend,
+        )
+        return output, torch.cat([state[-1] for state in states], -1)
+
+    def _project(self, x: Tensor) -> Tensor:
+        """The input through the weights of every product that reads it, `[T, X, M, H]`."""
+        weight = self._at("places_input")  # [X, I, H]
+        if x.dim() == 3:
+            return project(x, weight, backend=self.backend)
+        of_products = x.flatten(1, 2)[self.get_buffer("reader")]  # [X, T * M, I]
+        return (of_products @ weight).unflatten(1, x.shape[1:3]).transpose(0, 1)
+
+    def _at(self, name: str) -> Tensor:
+        """The numbers at some places of `weights`."""
+        places = self.get_buffer(name)
+        return self.weights.flatten().index_select(0, places.flatten()).view(places.shape)
+
+    def _one_input_each(self, x: Tensor) -> bool:
+        return x.dim() == 4 and len(x) == self.count
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, networks={self.count}"
