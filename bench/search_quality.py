@@ -38,7 +38,8 @@ from wenet.run.settings import flag
 from wenet.searching.audit import RESAMPLES, final_ranking, summary, training_windows
 from wenet.searching.repeated import overlap
 from wenet.searching.settings import SearchConfig, resolve_config
-from wenet.searching.strategy import RECORDS, draw_pool, strategy_of
+from wenet.searching.space import Dag
+from wenet.searching.strategy import RECORDS, strategy_of
 from wenet.tasks import LanguageModelling, Metric, task_of
 from wenet.training.standalone import RECORDS as TRAINING_RECORDS
 from wenet.training.standalone import RESULT as TRAINING_RESULT
@@ -126,7 +127,7 @@ def main() -> None:
     for name, folders in found.items():
         config = _config(name, options)
         standalone = train_pool(config, options.data_dir, options.out / f"pool-{config.form}", options.trainings)
-        cells = draw_pool(config)
+        cells = Dag().draw(config)
         pool = [str(cell) for cell in cells]
         searches = [read_search(folder, pool, config) for folder in folders]
         measured = row(name, searches, standalone, traits(cells), task_of(config).metric)
@@ -228,7 +229,7 @@ def train_once(
     session: Session[SearchConfig], folder: Path, windows: int, seed: int
 ) -> tuple[list[float], list[float], float]:
     """One training of every cell of the pool: values, early losses and seconds."""
-    pool = draw_pool(session.config)
+    pool = Dag().draw(session.config)
     values: list[float] = []
     early: list[float] = []
     seconds = 0.0

@@ -17,7 +17,7 @@ from bench.sessions import session_in
 from wenet.cells import PUBLISHED, Genotype, load_genotype, random_mixed_genotypes
 from wenet.run import Session, resolve_machine
 from wenet.searching.settings import SearchConfig, resolve_config
-from wenet.searching.shapes import by_nodes, session_for
+from wenet.searching.shapes import by_shape, session_for
 from wenet.tasks import task_of
 from wenet.training import Plan, StandaloneResult, train_standalone
 
@@ -37,9 +37,15 @@ def main() -> None:
         rows = [
             row
             for seed in range(1, options.trainings + 1)
-            for nodes, own in by_nodes(cells).items()
-            for first in range(0, len(own), GROUP)
-            for row in trained(session, own[first : first + GROUP], seed, options.windows, f"{seed}-{nodes}-{first}")
+            for group in by_shape(cells, config, session.task, data)
+            for first in range(0, len(group.places), GROUP)
+            for row in trained(
+                session,
+                [cells[place] for place in group.places[first : first + GROUP]],
+                seed,
+                options.windows,
+                f"{seed}-{group.name}-{first}",
+            )
         ]
     write_table(options.table, cells, rows, settings(config, options))
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file
 
-from wenet.cells import Genotype
-from wenet.nn import DagRNN, LanguageModel
+from wenet.cells import Cell, Genotype
+from wenet.nn import CellRNN, DagRNN, LanguageModel
 from wenet.report import words
 from wenet.report.run import Run, read_run
 from wenet.run import RunFolder, Work, resolve_machine, stored_config, stored_data
@@ -93,18 +93,22 @@ class Shown:
     def table(self) -> Table:
         raise NotImplementedError
 
-    def layer(self, input_size: int, hidden_size: int, **options: Any) -> DagRNN:
-        """A recurrent layer of the cell with fresh weights, called like `torch.nn.RNN`.
+    def layer(self, input_size: int, hidden_size: int, **options: Any) -> DagRNN | CellRNN:
+        """A recurrent layer of the cell with fresh weights, called like `torch.nn.RNN`, or where it carries several
+        states as `torch.nn.LSTM`.
 
         Args:
-            input_size, hidden_size, options: as in `wenet.nn.DagRNN`; the form defaults to that of the run.
+            input_size, hidden_size, options: as in `wenet.nn.DagRNN`, whose form defaults to that of the run, or for
+                a program as in `wenet.nn.CellRNN`.
 
         Raises:
-            WenetError: as in `DagRNN`; the run trained an LSTM.
+            WenetError: as in the layer; the run trained an LSTM.
         """
         run = self.run
         if run.genotype is None:
             raise WenetError(f"{self.folder} trained an {run.settings['cell']}, which has no cell; use torch.nn.LSTM")
+        if not isinstance(run.genotype, Genotype):
+            return CellRNN(input_size, hidden_size, run.genotype, **options)
         return DagRNN(input_size, hidden_size, run.genotype, **{"form": run.settings["form"], **options})
 
     def plot_cell(self) -> Figure:
@@ -132,7 +136,7 @@ class Shown:
         return f"<div>{head}{paragraphs}{picture}{self.table._repr_html_()}</div>"
 
 
-def _cell_image(genotype: Genotype) -> str:
+def _cell_image(genotype: Cell) -> str:
     from wenet.report.cells import cell_picture
 
     picture = cell_picture(genotype, "The cell")
@@ -241,7 +245,7 @@ class TrainResult(Shown, TrainOutcome):
         return trained_model(config, genotype, task, data, tensors).to(config.device).eval()
 
 
-def _on_this_machine(run: RunFolder, work: Work[AnyConfig], genotype: Genotype | None) -> tuple[AnyConfig, Task, Any]:
+def _on_this_machine(run: RunFolder, work: Work[AnyConfig], genotype: Cell | None) -> tuple[AnyConfig, Task, Any]:
     """The settings of a run as they are best here, with its task and data."""
     stored = stored_config(run, work)
     task = task_of(stored)

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from wenet.cells import Genotype, common_structure
+from wenet.cells import Cell, Genotype, common_structure
 from wenet.report.figures import (
     BLUE,
     GREEN,
@@ -23,6 +23,7 @@ from wenet.report.figures import (
     replace_file,
     styled,
 )
+from wenet.report.programs import program_picture
 from wenet_kernels import WenetError
 
 COLOURS = {"tanh": BLUE, "relu": ORANGE, "sigmoid": GREEN, "identity": GREY}
@@ -66,9 +67,11 @@ class Layout:
         return ROW * (len(self.row) + 1)
 
 
-def cell_picture(genotype: Genotype, title: str, name: str = "cell") -> Picture:
+def cell_picture(cell: Cell, title: str, name: str = "cell") -> Picture:
     """A picture of one cell."""
-    return _picture(name, title, [(title, genotype, {})])
+    if not isinstance(cell, Genotype):
+        return program_picture(cell, title, name)
+    return _picture(name, title, [(title, cell, {})])
 
 
 def comparison_picture(first: str, a: Genotype, second: str, b: Genotype) -> Picture:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from wenet.cells import Genotype
+from wenet.cells import Cell, cell_from_dict
 from wenet.run import stored_baseline
 from wenet.run.upgrade import upgraded
 from wenet.searching import Best, SearchConfig, Strategy, is_finished, read_best, resolve_config, strategy_of
@@ -49,10 +49,10 @@ class Run:
         return self.config["settings"]
 
     @property
-    def genotype(self) -> Genotype | None:
+    def genotype(self) -> Cell | None:
         """The winner so far, or the cell in training; None if there is none yet, and for an LSTM."""
         stored = self.config["genotype"] if self.kind == "train" else self.best.get("genotype")
-        return None if stored is None else Genotype.from_dict(stored)
+        return None if stored is None else cell_from_dict(stored)
 
     @property
     def task(self) -> Task:

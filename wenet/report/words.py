@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wenet.cells.published import PUBLISHED
+from wenet.cells import PROGRAMS, PUBLISHED
 from wenet.report.run import Run
 from wenet.run import Config, as_flag, counted, duration, figure, flag, size
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
@@ -224,7 +224,7 @@ def command(run: Run) -> list[str]:
 def _cell_as_text(run: Run) -> str:
     """The cell of a training as text, which stays valid if its file or run changes."""
     cell = run.settings["cell"]
-    return cell if run.genotype is None or cell in PUBLISHED else str(run.genotype)
+    return cell if run.genotype is None or cell in (*PUBLISHED, *PROGRAMS) else str(run.genotype)
 
 
 def kept_table(run: Run) -> tuple[Row, list[Row]]:

@@ -11,13 +11,13 @@ from dataclasses import replace
 
 import torch
 
-from wenet.cells import Genotype
+from wenet.cells import Cell
 from wenet.run.console import counted, size
 from wenet.run.settings import DTYPES, AnyConfig, Config
-from wenet_kernels import WenetError, resolve_backend
+from wenet_kernels import Program, WenetError, programs, resolve_backend
 
 
-def resolve_machine(config: AnyConfig, cell: Genotype | None = None) -> AnyConfig:
+def resolve_machine(config: AnyConfig, cell: Cell | None = None) -> AnyConfig:
     """Replace "auto" in the settings by the device, backend and precision of this machine.
 
     Args:
@@ -27,9 +27,21 @@ def resolve_machine(config: AnyConfig, cell: Genotype | None = None) -> AnyConfi
         WenetError: the device or backend is missing, or lacks the precision or an activation.
     """
     device = _device(config.device)
-    activations = cell.activations if cell else config.activation_names
+    if isinstance(cell, Program) or (cell is None and config.has_programs):
+        return _resolved_for_programs(config, device)
+    activations = config.activation_names if cell is None else cell.activations
     precision = config.precision if config.precision != "auto" else best_precision(config.backend, device, activations)
     backend = resolve_backend(config.backend, device, DTYPES[precision], precision, activations)
+    return replace(config, device=str(device), backend=backend, precision=precision)
+
+
+def _resolved_for_programs(config: AnyConfig, device: torch.device) -> AnyConfig:
+    precision = "fp32" if config.precision == "auto" else config.precision
+    if precision not in ("fp32", "fp64"):
+        raise WenetError(
+            f"cells that are programs have no products of {precision}; say --precision fp32, or leave it out"
+        )
+    backend = programs.resolve_backend(config.backend, device, DTYPES[precision])
     return replace(config, device=str(device), backend=backend, precision=precision)
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic
 
 import torch
 
-from wenet.cells import Genotype
+from wenet.cells import Cell, Genotype
 from wenet.parallel import ALONE, Ranks, check_own_device
 from wenet.run.console import Console, counted, size
 from wenet.run.curves import require_tensorboard
@@ -65,7 +65,7 @@ class Work(ABC, Generic[AnyConfig]):
     def resolve(self, preset: str, *layers: Mapping[str, Any]) -> AnyConfig:
         """The settings of a preset, overridden by each layer in turn."""
 
-    def cell(self, config: AnyConfig) -> Genotype | None:
+    def cell(self, config: AnyConfig) -> Cell | None:
         """The cell to train, if there is one from the start."""
         return None
 
@@ -77,19 +77,19 @@ class Work(ABC, Generic[AnyConfig]):
         """Refuse work that several processes cannot divide, and GPUs that they would have to share."""
         check_own_device(ranks, torch.device(config.device))
 
-    def stored_cell(self, stored: Mapping[str, Any]) -> Genotype | None:
+    def stored_cell(self, stored: Mapping[str, Any]) -> Cell | None:
         """The cell of a resumed run, from its `config.json`."""
         return None
 
     @abstractmethod
-    def memory(self, config: AnyConfig, cell: Genotype | None, data: Any, ranks: Ranks) -> int:
+    def memory(self, config: AnyConfig, cell: Cell | None, data: Any, ranks: Ranks) -> int:
         """Bytes needed by each process."""
 
     def memory_flags(self, config: AnyConfig) -> str:
         """Flags that lower the memory."""
         return "--hidden, --data-batch or --bptt"
 
-    def stored(self, cell: Genotype | None) -> dict[str, Any]:
+    def stored(self, cell: Cell | None) -> dict[str, Any]:
         """Further entries of `config.json` besides the settings."""
         return {}
 
@@ -116,7 +116,7 @@ class Session(Generic[AnyConfig]):
     """
 
     config: AnyConfig
-    cell: Genotype | None
+    cell: Cell | None
     task: Task
     data: Any
     folder: RunFolder
@@ -200,8 +200,8 @@ class Session(Generic[AnyConfig]):
             config = replace(stored, **{name: value for name, value in changes.items() if value is not None})
             work.check_ranks(config, surroundings.ranks)
             task = task_of(config)
-            data = _take_up(run, config, task, surroundings)
             cell = work.stored_cell(run.config)
+            data = _take_up(run, config, cell, task, surroundings)
             session = cls(config, cell, task, data, run, interrupt, surroundings)
             with session._at_work(work):
                 yield session
@@ -247,10 +247,10 @@ def _held(work: Work[Any], ranks: Ranks, take: Any) -> Iterator[tuple[RunFolder,
         yield run, interrupt
 
 
-def say_data_and_machine(console: Console, config: Config, cell: Genotype | None, data: Any) -> None:
+def say_data_and_machine(console: Console, config: Config, cell: Cell | None, data: Any) -> None:
     """Print the first lines of a run."""
     console.say(f"text      {data.name}: {data.describe()}")
-    activations = cell.activations if cell else config.activation_names
+    activations = cell.activations if isinstance(cell, Genotype) else config.activation_names
     slower = [f"{name}: {status}" for name, status in backends(activations).items() if status != "ready"]
     console.say(
         f"machine   {config.device} with {counted(torch.get_num_threads(), 'thread')}, backend {config.backend}, "
@@ -325,13 +325,13 @@ def stored_data(run: RunFolder, config: AnyConfig, task: Task, data_dir: str | P
     return data
 
 
-def _take_up(run: RunFolder, config: AnyConfig, task: Task, surroundings: Surroundings) -> Any:
+def _take_up(run: RunFolder, config: AnyConfig, cell: Cell | None, task: Task, surroundings: Surroundings) -> Any:
     """Load the data of a resumed run, after a check that machine and data are unchanged.
 
     Raises:
         WenetError: machine or data changed.
     """
-    if resolve_machine(config) != config:
+    if resolve_machine(config, cell) != config:
         raise WenetError(f"{run.path} cannot go on here: {config.device} with backend {config.backend} is not ready")
     data = stored_data(run, config, task, surroundings.data_dir)
     surroundings.console.say(f"continuing {run.path}")

@@ -85,6 +85,11 @@ class Config:
         """Activations that these settings allow."""
         return ()
 
+    @property
+    def has_programs(self) -> bool:
+        """Whether the cells that these settings lead to are programs."""
+        return False
+
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 

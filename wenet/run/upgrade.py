@@ -11,6 +11,10 @@ ADDED = {"task": "language", "level": "words", "decoder_bias": "zero"}
 ADDED_TO_SEARCHES = {
     "carry_embedding": False,
     "parameters": None,
+    "space": "dag",
+    "blocks": "2-6",
+    "states": "1-2",
+    "known": True,
     "contest": False,
     "rungs": 4,
     "networks_per_cell": 2,

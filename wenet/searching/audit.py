@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from wenet.cells import Genotype
+from wenet.cells import Cell, read_cell
 from wenet.run import Session, counted, duration, share
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import train_cells
@@ -34,7 +34,7 @@ class Ranked:
         kept: whether it was among the K cells kept at the end.
     """
 
-    genotype: Genotype
+    genotype: Cell
     score: float
     round: int
     rounds_kept: int
@@ -115,7 +115,7 @@ def final_ranking(records: Sequence[Record], keep: int, strategy: type[Strategy]
     for record in records:
         for place, network in enumerate(record["networks"]):
             ranked[network["genotype"]] = Ranked(
-                Genotype.from_text(network["genotype"]),
+                read_cell(network["genotype"]),
                 strategy.score(record, place),
                 record["round"],
                 network["rounds_kept"],

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wenet.cells import Genotype, load_genotype
+from wenet.cells import Cell, load_genotype
 from wenet.files import written_whole
+from wenet.nn import split_row
 from wenet.run import DTYPES, RunFolder, Session, counted, duration, figure
 from wenet.run.folder import write_tensors
 from wenet.searching.audit import final_ranking, welch
 from wenet.searching.settings import SearchConfig
-from wenet.searching.shapes import config_for
+from wenet.searching.shapes import config_for, shape_name
+from wenet.searching.space import space_of
 from wenet.searching.strategy import RECORDS, strategy_of
 from wenet.tasks import Metric, Task
 from wenet.training import (
@@ -34,9 +36,11 @@ from wenet.training import (
     train_standalone,
     training_windows,
 )
+from wenet_kernels import Program
 
 FOLDER, RESULT, MODEL = "contest", "contest.json", "winner.safetensors"
 WINNER = "winner"
+ROW = "rnn.weights"  # where `StandaloneCellRNN` has the parameters of networks
 RATE_SHARE = 2  # rates are tried for one in this many of the windows
 CONTESTANTS = 6  # at most
 TIMED_STEPS = 200
@@ -52,9 +56,8 @@ class Contestant:
 
     @property
     def group(self) -> str:
-        """Contestants of equal groups train at once: cells of one shape, or one layer."""
-        kind = self.architecture if isinstance(self.architecture, str) else f"{self.architecture.nodes}-nodes"
-        return f"{kind}-{self.config.hidden}"
+        """Contestants of equal groups train at once."""
+        return shape_name(self.architecture, self.config)
 
 
 def hold_contest(session: Session[SearchConfig]) -> dict[str, Any]:
@@ -230,30 +233,42 @@ def _save_winner(
             for name, tensor in checkpoint[1].items()
             if name.startswith("model.") and not name.endswith("_extra_state")
         }
+        if ROW in tensors:
+            tensors |= _split(tensors.pop(ROW), session, group[place])
         with written_whole(session.folder.path / MODEL) as partial:
             write_tensors(partial, tensors, {"genotype": str(group[place].architecture)})
         run.remove_checkpoints()
 
 
-def winners_model(
-    config: SearchConfig, genotype: Genotype, task: Task, data: Any, tensors: Mapping[str, Tensor]
-) -> Any:
+def _split(row: Tensor, session: Session[SearchConfig], entrant: Contestant) -> dict[str, Tensor]:
+    """A program's parameters by their names in a model of its own, from their row beside other networks."""
+    assert isinstance(entrant.architecture, Program)
+    with torch.device("meta"):
+        layer = _single(entrant.config, entrant.architecture, session.task, session.data).rnn
+    shapes = {f"rnn.{name}": tuple(parameter.shape) for name, parameter in layer.named_parameters()}
+    return {name: tensor.clone() for name, tensor in split_row(row, shapes).items()}
+
+
+def winners_model(config: SearchConfig, cell: Cell, task: Task, data: Any, tensors: Mapping[str, Tensor]) -> Any:
     """The model of `winner.safetensors`: a single one around the cell."""
-    sized = config_for(genotype, config, task, data)
-    model = task.model(build_cell(sized, genotype, sized.hidden), sized, data).to(DTYPES[sized.precision])
+    model = _single(config_for(cell, config, task, data), cell, task, data)
     weights = {name.replace("embedding", "embedding.weight"): tensor for name, tensor in tensors.items()}
     model.load_state_dict({**model.state_dict(), **weights})
     return model
 
 
+def _single(config: SearchConfig, cell: Cell, task: Task, data: Any) -> Any:
+    return task.model(build_cell(config, cell, config.hidden), config, data).to(DTYPES[config.precision])
+
+
 def estimate_contest(session: Session[SearchConfig]) -> float:
-    """Seconds of the contest, as if all contestants were cells with as many nodes as the largest of the search."""
+    """Seconds of the contest, as if all contestants were like the largest cell of the search."""
     config, task, data = session.config, session.task, session.data
-    cell = Genotype([("tanh", 0)] * config.most_nodes)
+    cell = space_of(config).largest(config)
     sized = config_for(cell, config, task, data)
     held_out = sum(task.positions(data, part) for part in ("valid", "test")) / 3 / task.positions(data, "train")
     epochs = config.contest_epochs * (config.contest_seeds + len(config.rate_grid) / RATE_SHARE)
-    return CONTESTANTS * seconds_per_network(sized, epochs + config.contest_seeds * held_out, task, data)
+    return CONTESTANTS * seconds_per_network(sized, cell, epochs + config.contest_seeds * held_out, task, data)
 
 
 def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:

@@ -10,9 +10,11 @@ import torch
 from wenet.cells import random_genotypes
 from wenet.searching.mixture import build_mixture, build_optimizer
 from wenet.searching.settings import SearchConfig
+from wenet.searching.shapes import largest_memory
+from wenet.searching.space import space_of
 from wenet.searching.strategy import strategy_of
 from wenet.tasks import Task
-from wenet.training import INTERPRETER, Estimate, network_weights, standalone_memory, timed_step
+from wenet.training import INTERPRETER, Estimate, network_weights, timed_step
 
 PROBE_STEPS, PROBE_ROWS = 4, 20
 PROBE_WEIGHTS = 5_000_000  # in the networks of the probe: enough to be typical, and still quick
@@ -29,7 +31,7 @@ def estimate_search(config: SearchConfig, task: Task, data: Any) -> Estimate:
 def estimate_search_memory(config: SearchConfig, data: Any, processes: int = 1) -> int:
     """Peak memory of each process in bytes, in a step of the search or of the audit after it."""
     searching = strategy_of(config).memory(config, data, processes)
-    audited = standalone_memory(config, data, min(config.audit, config.pool), processes)
+    audited = largest_memory(config, data, min(config.audit, config.pool), processes)
     return INTERPRETER + max(searching, audited)
 
 
@@ -42,7 +44,7 @@ def _seconds(config: SearchConfig, task: Task, data: Any) -> float:
 
 def _seconds_per_token(config: SearchConfig, task: Task, data: Any) -> float:
     """Seconds per token, from a smaller training step with the same cost per network and token."""
-    networks = max(1, min(config.networks, PROBE_WEIGHTS // network_weights(config)))
+    networks = max(1, min(config.networks, PROBE_WEIGHTS // network_weights(config, space_of(config).largest(config))))
     steps, rows = min(PROBE_STEPS, config.bptt), min(PROBE_ROWS, config.data_batch)
     cells = random_genotypes(networks, config.most_nodes, seed=0)
     with torch.random.fork_rng():  # the probe must not change what the search draws

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wenet.cells import Genotype
+from wenet.cells import Cell, read_cell
 from wenet.run import Session, counted, duration, figure
 from wenet.searching.settings import SearchConfig
-from wenet.searching.shapes import by_nodes, config_for, train_cells
-from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy, draw_pool
+from wenet.searching.shapes import by_shape, train_cells
+from wenet.searching.space import draw_pool
+from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy
 from wenet.tasks import Metric, task_of
-from wenet.training import Outcome, StandaloneResult, standalone_memory, training_windows
+from wenet.training import Outcome, StandaloneResult, training_windows
 from wenet_kernels import WenetError
 
 FOLDER = "rungs"
@@ -81,13 +82,13 @@ class Halving(Strategy):
         self.folder.write_json("best.json", best.to_dict(self.metric))
         return best
 
-    def _groups(self, cells: Sequence[Genotype]) -> int:
+    def _groups(self, cells: Sequence[Cell]) -> int:
         return -(-len(cells) // self.config.batch)
 
     def _windows(self, rung: int) -> int:
         return max(1, self.budget // (len(self.rungs) * self.rungs[rung]))
 
-    def _train_rung(self, rung: int, cells: Sequence[Genotype]) -> list[StandaloneResult]:
+    def _train_rung(self, rung: int, cells: Sequence[Cell]) -> list[StandaloneResult]:
         groups = self._groups(cells)
         return [
             train_cells(
@@ -128,7 +129,7 @@ class Halving(Strategy):
         last = self.folder.records(RECORDS)[-1]
         winner = last["networks"][0]
         return HalvingBest(
-            genotype=Genotype.from_text(winner["genotype"]),
+            genotype=read_cell(winner["genotype"]),
             value=winner[self.metric.key],
             windows=last["windows"],
             rounds_kept=winner["rounds_kept"],
@@ -147,11 +148,8 @@ class Halving(Strategy):
 
     @classmethod
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
-        cells = draw_pool(config)[: config.batch]
-        return max(
-            standalone_memory(config_for(own[0], config, task_of(config), data), data, len(own), processes)
-            for own in by_nodes(cells).values()
-        )
+        groups = by_shape(draw_pool(config)[: config.batch], config, task_of(config), data)
+        return max(group.memory(data, 1, processes) for group in groups)
 
     @classmethod
     def stages(cls, config: SearchConfig) -> int:

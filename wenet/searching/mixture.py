@@ -16,7 +16,8 @@ from wenet.nn import DividedDagRNN, LanguageModel, WeightedDagRNN
 from wenet.parallel import ALONE, Ranks, clip_gradients
 from wenet.run import DTYPES, Session, counted, duration, figure, peak_memory
 from wenet.searching.settings import SearchConfig
-from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
+from wenet.searching.space import Dag
+from wenet.searching.strategy import RECORDS, Best, Record, Strategy
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import ModelTrainer, Progress, network_weights, recurrence_bytes, restore_random, restore_training
 from wenet_kernels import WenetError
@@ -178,7 +179,7 @@ class Mixture(Strategy, ModelTrainer):
         return self._best()
 
     def prepare(self) -> None:
-        self.pool = draw_pool(self.config)
+        self.pool = Dag().draw(self.config)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         self.checkpoint = tensors
@@ -395,9 +396,10 @@ class Mixture(Strategy, ModelTrainer):
         longest = config.bptt + (LONGER_AT_MOST if config.windows == "merity" else 0)
         positions, vocabulary = longest * config.data_batch, task_of(config).outputs(data)
         networks = -(-config.networks // processes)
-        parameters = networks * network_weights(config) + vocabulary * (config.hidden + 1)
+        cell = Dag().largest(config)
+        parameters = networks * network_weights(config, cell) + vocabulary * (config.hidden + 1)
         logits = 3 * positions * vocabulary
-        recurrence = networks * positions * recurrence_bytes(config, config.most_nodes)
+        recurrence = networks * positions * recurrence_bytes(config, cell)
         return DTYPES[config.precision].itemsize * (4 * parameters + logits) + recurrence
 
     @classmethod

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from wenet.cells import Genotype, mutated
+from wenet.cells import Cell
 from wenet.run import Session, counted, duration, figure
 from wenet.searching.settings import SearchConfig
-from wenet.searching.shapes import by_nodes, config_for, session_for
-from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy, draw_pool
+from wenet.searching.shapes import Group, by_shape, config_for
+from wenet.searching.space import draw_pool, identity, space_of
+from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import (
     Origin,
     Plan,
     StandaloneResult,
+    kind_of,
     seconds_per_network,
-    standalone_memory,
     train_standalone,
     training_windows,
 )
-from wenet_kernels import WenetError
+from wenet_kernels import Program, WenetError
 
 FOLDER = "rungs"
 SIGNIFICANCE = 0.05  # p below which a cell counts as worse than the last of the better half
 LARGEST_SHARE = 0.75  # of the cells of a rung that may go on
 HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trained on
-TRIED = 4  # cells of a shape on which rates are tried
+TRIED = 4  # cells of a kind on which rates are tried
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Runner:
         generation: the generation, from 0, in which it entered the race.
     """
 
-    genotype: Genotype
+    genotype: Cell
     networks: list[Origin]
     held_out: list[float]
     value: float
@@ -105,7 +108,7 @@ class Course:
     """The events of a race so far."""
 
     finished: list[list[Runner]]  # by rung
-    gone_on: set[tuple[int, Genotype]] = field(default_factory=set)  # rung and cell
+    gone_on: set[tuple[int, Cell]] = field(default_factory=set)  # rung and cell
     results: list[StandaloneResult] = field(default_factory=list)
 
 
@@ -130,7 +133,7 @@ class Race(Strategy):
         self.windows = [first * 2**rung for rung in range(self.config.rungs)]
         self.pool = draw_pool(self.config)
         self.generator = random.Random(self.config.seed)
-        self.rate: dict[int, float] = {}  # by the number of nodes
+        self.rate: dict[str, float] = {}  # by kind: the number of nodes, or of states
         self.course = Course([[] for _ in self.windows])
 
     def run(self) -> RaceBest:
@@ -149,48 +152,47 @@ class Race(Strategy):
         self.folder.write_json("best.json", best.to_dict(self.metric))
         return best
 
-    def _new_cells(self, generation: int) -> list[Genotype]:
+    def _new_cells(self, generation: int) -> list[Cell]:
         """The next of the pool; or mutations of the best cells so far, each of them new to the race."""
         count = self.config.batch
         from_pool = self.pool[generation * count : (generation + 1) * count]
         if generation == 0 or not self.config.mutate:
             return from_pool
-        seen = {runner.genotype for runner in self.course.finished[0]}
+        seen = {identity(runner.genotype) for runner in self.course.finished[0]}
         parents = [runner.genotype for runner in self._standings()[: self.config.keep]]
-        cells: list[Genotype] = []
+        cells: list[Cell] = []
         for _ in range(100 * len(from_pool)):  # small spaces run out
-            cell = mutated(self.generator.choice(parents), self.generator, self.config.activations.split(","))
-            if cell not in seen:
-                seen.add(cell)
+            cell = space_of(self.config).mutated(self.generator.choice(parents), self.generator, self.config)
+            if identity(cell) not in seen:
+                seen.add(identity(cell))
                 cells.append(cell)
             if len(cells) == len(from_pool):
                 break
         return cells
 
     def _run_rung(self, generation: int, rung: int, entrants: Sequence[Runner]) -> list[Runner]:
-        """Train the entrants' networks on, all of one number of nodes at once."""
+        """Train the entrants' networks on, all of one shape at once."""
         found: list[Runner] = []
-        for nodes, cells in by_nodes([runner.genotype for runner in entrants]).items():
-            group = [runner for runner in entrants if runner.genotype.nodes == nodes]
-            session = session_for(cells[0], self.session)
-            path = self.folder.path / FOLDER / f"{generation + 1}-{rung + 1}-{nodes}"
-            if nodes not in self.rate:
-                self.rate[nodes] = self._choose_rate(session, cells[:TRIED], nodes)
+        cells = [runner.genotype for runner in entrants]
+        for group in by_shape(cells, self.config, self.session.task, self.session.data):
+            runners = [entrants[place] for place in group.places]
+            path = self.folder.path / FOLDER / f"{generation + 1}-{rung + 1}-{group.name}"
+            if group.kind not in self.rate:
+                self.rate[group.kind] = self._choose_rate(group.kind, cells)
             copies = self.config.networks_per_cell
             plan = Plan(
-                [cell for cell in cells for _ in range(copies)],
+                [cell for cell in group.architectures for _ in range(copies)],
                 self.windows[rung],
                 self.config.seed + generation,
-                rates=[self.rate[nodes]] * (copies * len(cells)),
-                origins=[network for runner in group for network in runner.networks],
+                rates=[self.rate[group.kind]] * (copies * len(runners)),
+                origins=[network for runner in runners for network in runner.networks],
                 average=True,
                 leave=True,
                 held_out=self._held_out_windows(rung),
             )
-            result = train_standalone(session, path, plan, f"{self._label(generation, rung)}, {counted(nodes, 'node')}")
-            self.course.results.append(result)
+            result = self._train(group, path, plan, self._label(generation, rung))
             losses = torch.tensor(result.held_out, dtype=torch.float64)  # [windows, n]
-            for place, runner in enumerate(group):
+            for place, runner in enumerate(runners):
                 own = slice(place * copies, (place + 1) * copies)
                 diverged = any(outcome.diverged_at is not None for outcome in result.outcomes[own])
                 held_out = [math.inf] * len(losses) if diverged else losses[:, own].mean(1).tolist()
@@ -199,26 +201,32 @@ class Race(Strategy):
                 found.append(replace(runner, networks=networks, held_out=held_out, value=value))
         return sorted(found, key=lambda runner: runner.loss)
 
-    def _choose_rate(self, session: Session[SearchConfig], cells: Sequence[Genotype], nodes: int) -> float:
-        """The rate at which some cells of a shape have the lowest mean loss after the windows of the first rung."""
+    def _train(self, group: Group, path: Path, plan: Plan, label: str) -> StandaloneResult:
+        session = replace(self.session, config=group.config)
+        result = train_standalone(session, path, plan, f"{label}, {group.name}")
+        self.course.results.append(result)
+        return result
+
+    def _choose_rate(self, kind: str, cells: Sequence[Cell]) -> float:
+        """The rate at which some cells of a kind have the lowest mean loss after the windows of the first rung."""
         rates = self.config.rate_grid
         if len(rates) == 1:
             return rates[0]
-        plan = Plan(
-            [cell for _ in rates for cell in cells],
-            self.windows[0],
-            self.config.seed,
-            rates=[rate for rate in rates for _ in cells],
-            average=True,
-            held_out=self._held_out_windows(0),
-        )
-        path = self.folder.path / FOLDER / f"rates-{nodes}"
-        result = train_standalone(session, path, plan, f"rates for {counted(nodes, 'node')}")
-        self.course.results.append(result)
-        losses = torch.tensor(result.held_out, dtype=torch.float64).mean(0)  # [n]
-        diverged = torch.tensor([outcome.diverged_at is not None for outcome in result.outcomes])
-        means = losses.masked_fill(diverged, math.inf).view(len(rates), len(cells)).mean(1)
-        return rates[int(means.argmin())]
+        sums = torch.zeros(len(rates), dtype=torch.float64)
+        for group in by_shape(typical(kind, cells), self.config, self.session.task, self.session.data):
+            plan = Plan(
+                [cell for _ in rates for cell in group.architectures],
+                self.windows[0],
+                self.config.seed,
+                rates=[rate for rate in rates for _ in group.architectures],
+                average=True,
+                held_out=self._held_out_windows(0),
+            )
+            result = self._train(group, self.folder.path / FOLDER / f"rates-{group.name}", plan, "rates")
+            losses = torch.tensor(result.held_out, dtype=torch.float64).mean(0)  # [n]
+            diverged = torch.tensor([outcome.diverged_at is not None for outcome in result.outcomes])
+            sums += losses.masked_fill(diverged, math.inf).view(len(rates), -1).sum(1)
+        return rates[int(sums.argmin())]
 
     def _held_out_windows(self, rung: int) -> int:
         """The number of validation windows on which a rung is measured."""
@@ -246,7 +254,7 @@ class Race(Strategy):
 
     def _standings(self) -> list[Runner]:
         """All cells, sorted by the rung they reached, then by loss."""
-        seen: set[Genotype] = set()
+        seen: set[Cell] = set()
         standings = []
         for finished in reversed(self.course.finished):
             for runner in sorted(finished, key=lambda runner: runner.loss):
@@ -307,27 +315,23 @@ class Race(Strategy):
     @classmethod
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
         """Memory of the rung with the most networks of one shape."""
-        cells = draw_pool(config)[: config.batch]
-        needs = [
-            standalone_memory(
-                config_for(own[0], config, task_of(config), data), data, len(own) * config.networks_per_cell, processes
-            )
-            for own in by_nodes(cells).values()
-        ]
-        return max(needs)
+        groups = by_shape(draw_pool(config)[: config.batch], config, task_of(config), data)
+        return max(group.memory(data, config.networks_per_cell, processes) for group in groups)
 
     @classmethod
     def outline(cls, config: SearchConfig) -> str:
         of_size = f"hidden {config.hidden}" if config.parameters is None else f"{config.parameters:,} parameters"
         return (
-            f"{counted(config.pool, 'cell')} of {config.nodes} nodes and {of_size}, "
+            f"{counted(config.pool, 'cell')} of {space_of(config).outline(config)} and {of_size}, "
             f"{counted(config.networks_per_cell, 'network')} each, {counted(config.rungs, 'rung')}"
         )
 
     @classmethod
     def seconds(cls, config: SearchConfig, task: Task, data: Any) -> float:
-        """Estimated seconds, as if half of the cells of each shape left at every rung."""
-        return sum(_seconds_of(own, config, task, data) for own in by_nodes(draw_pool(config)).values())
+        """Estimated seconds, as if half of the cells of each kind left at every rung, and all of a kind were alike."""
+        pool = draw_pool(config)
+        kinds = dict.fromkeys(map(kind_of, pool))
+        return sum(_seconds_of([c for c in pool if kind_of(c) == kind], config, task, data) for kind in kinds)
 
     @classmethod
     def stages(cls, config: SearchConfig) -> int:
@@ -341,15 +345,25 @@ class Race(Strategy):
         return float(network["rung"]) + (0.0 if loss is None else 1 / (1 + loss))
 
 
-def _seconds_of(cells: Sequence[Genotype], config: SearchConfig, task: Task, data: Any) -> float:
-    """An estimate for the cells of one shape: rates first, then all rungs."""
+def typical(kind: str, cells: Sequence[Cell]) -> list[Cell]:
+    """Some cells of a kind, those in the middle by their number of weights."""
+    own = [cell for cell in cells if kind_of(cell) == kind]
+    weights = [cell.parameters(1, 1) if isinstance(cell, Program) else 0 for cell in own]
+    middle = statistics.median(weights)
+    order = sorted(range(len(own)), key=lambda place: abs(weights[place] - middle))
+    return [own[place] for place in order[:TRIED]]
+
+
+def _seconds_of(cells: Sequence[Cell], config: SearchConfig, task: Task, data: Any) -> float:
+    """An estimate for the cells of one kind: rates first, then all rungs."""
     networks = float(min(TRIED, len(cells)) * (len(config.rate_grid) if len(config.rate_grid) > 1 else 0))
     for rung in range(config.rungs):
         trained = 1.0 if rung == 0 else 2.0 ** (rung - 1)  # of the windows of the first rung, by each network left
         networks += math.ceil(len(cells) / 2**rung) * config.networks_per_cell * trained
-    shaped = config_for(cells[0], config, task, data)
+    cell = typical(kind_of(cells[0]), cells)[0]
+    shaped = config_for(cell, config, task, data)
     validation = 1 + 1 / (3 * HELD_OUT_SHARE)
-    return validation * networks * seconds_per_network(shaped, config.epochs_per_round, task, data)
+    return validation * networks * seconds_per_network(shaped, cell, config.epochs_per_round, task, data)
 
 
 def is_worse(runner: Runner, other: Runner) -> bool:

@@ -9,15 +9,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from wenet.cells import Genotype
+from wenet.cells import cell_from_dict
 from wenet.run import counted, duration, figure, share, wait_until
 from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.audit import run_audit
 from wenet.searching.settings import SearchConfig
-from wenet.searching.shapes import train_cells
+from wenet.searching.shapes import largest_memory, train_cells
 from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy, is_finished, read_best, strategy_of
 from wenet.tasks import Metric
-from wenet.training import standalone_memory, training_windows
+from wenet.training import training_windows
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Repeated(Strategy):
         """Rank the winners, given `best.json` of each run; `seconds` include runs and ranking."""
         session, config, metric = self.session, self.session.config, self.session.task.metric
         windows = training_windows(session, config.audit_epochs)
-        winners = [Genotype.from_dict(best["genotype"]) for best in bests]
+        winners = [cell_from_dict(best["genotype"]) for best in bests]
         path = session.folder.path / "ranking"
         training = train_cells(session, path, winners, windows, config.seed, "ranking")
         order = sorted(range(len(winners)), key=lambda number: metric.order(training.outcomes[number].value))
@@ -149,7 +149,7 @@ class Repeated(Strategy):
     @classmethod
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
         one = strategy_of(replace(config, runs=1)).memory(config, data, 1)
-        return max(one, standalone_memory(config, data, config.runs, processes))
+        return max(one, largest_memory(config, data, config.runs, processes))
 
     @classmethod
     def stages(cls, config: SearchConfig) -> int:

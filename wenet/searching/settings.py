@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from wenet.cells import Genotype, check_activations, load_genotypes
+from wenet.cells.gated import MAX_BLOCKS, MIN_BLOCKS
 from wenet.data import WINDOWS
 from wenet.run import Group, counted
 from wenet.run.settings import option, overridden
 from wenet.training.settings import LearningConfig, inherited
 from wenet_kernels import ACTIVATIONS, MAX_NODES, WenetError, check_choice
+
+# Settings that are a number or a range: the least, the most, and an example.
+RANGES = {"nodes": (1, MAX_NODES, "1-4"), "blocks": (MIN_BLOCKS, MAX_BLOCKS, "2-6"), "states": (1, 2, "1-2")}
 
 # Module and class of each strategy, by name. `repeated` serves --runs.
 STRATEGIES = {
@@ -40,7 +44,7 @@ class SearchConfig(LearningConfig):
     nodes: str = option("8", "nodes of a cell; a range such as 1-4 with --strategy race", Group.FIRST, metavar="L")
     parameters: int | None = option(
         None,
-        "parameters of the model around a cell, whose --hidden then follows from its nodes",
+        "parameters of the model around a cell, whose --hidden then follows from its nodes or blocks",
         Group.FIRST,
         metavar="N",
         at_least=1,
@@ -57,6 +61,17 @@ class SearchConfig(LearningConfig):
         Group.STANDALONE,
         metavar="N",
         at_least=0,
+    )
+    space: str = option(
+        "dag",
+        "dag (nodes that each read one other) or gated (programs with gates and memory, LSTM and GRU among them)",
+        Group.CELLS,
+        choices=("dag", "gated"),
+    )
+    blocks: str = option("2-6", "products of a gated cell, a number or a range from 2 to 8", Group.CELLS, metavar="B")
+    states: str = option("1-2", "that a gated cell carries, 1, 2 or 1-2", Group.CELLS, metavar="S")
+    known: bool = option(
+        True, "LSTM, GRU and the published cells are the first of a gated pool, whatever their size", Group.CELLS
     )
     activations: str = option(
         ",".join(ACTIVATIONS), "that the nodes are drawn from", Group.CELLS, metavar="NAME,NAME..."
@@ -123,7 +138,7 @@ class SearchConfig(LearningConfig):
     )
     rates: str = option(
         "0.005,0.01,0.02",
-        "learning rates that a race tries for each number of nodes, and a contest for each contestant",
+        "learning rates that a race tries for each number of nodes or states, and a contest for each contestant",
         Group.RACE,
         metavar="RATE,RATE...",
     )
@@ -152,10 +167,11 @@ class SearchConfig(LearningConfig):
     )
 
     def __post_init__(self) -> None:
-        if type(self.nodes) is int:
-            object.__setattr__(self, "nodes", str(self.nodes))
+        for name in RANGES:
+            if type(getattr(self, name)) is int:
+                object.__setattr__(self, name, str(getattr(self, name)))
         super().__post_init__()
-        self._check_nodes()
+        self._check_ranges()
         self._check_rates()
         check_activations(self.activations.split(","))
         check_choice("--strategy", self.strategy, [name for name in STRATEGIES if name != "repeated"])
@@ -174,13 +190,21 @@ class SearchConfig(LearningConfig):
         if 0 < self.audit < self.keep + 2:
             raise WenetError(f"--audit must be at least {self.keep + 2}: the --keep kept and two rejected cells")
 
-    def _check_nodes(self) -> None:
-        if not re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?", self.nodes):
-            raise WenetError(f"--nodes must be a number or a range such as 1-4, not {self.nodes!r}")
-        counts = self.node_counts
-        if not counts or not 1 <= counts[0] <= counts[-1] <= MAX_NODES:
-            raise WenetError(f"--nodes {self.nodes}: a cell has 1 to {MAX_NODES} nodes, and a range the smaller first")
-        if len(counts) > 1 and self.strategy == "wenet":
+    def _check_ranges(self) -> None:
+        for name, (fewest, most, example) in RANGES.items():
+            value = getattr(self, name)
+            if not re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?", value):
+                raise WenetError(f"--{name} must be a number or a range such as {example}, not {value!r}")
+            counts = _counts(value)
+            if not counts or not fewest <= counts[0] <= counts[-1] <= most:
+                raise WenetError(
+                    f"--{name} {value}: a cell has {fewest} to {most} {name}, and a range the smaller first"
+                )
+        if self.space == "gated" and self.strategy == "wenet":
+            raise WenetError(
+                "--space gated needs --strategy race or random: a mixture has cells of the space dag alone"
+            )
+        if self.space == "dag" and len(self.node_counts) > 1 and self.strategy == "wenet":
             raise WenetError(
                 f"--nodes {self.nodes} needs --strategy race or random: mixing weights compare cells of one size"
             )
@@ -196,8 +220,25 @@ class SearchConfig(LearningConfig):
     @property
     def node_counts(self) -> range:
         """The numbers of nodes that cells may have."""
-        fewest, _, most = self.nodes.partition("-")
-        return range(int(fewest), int(most or fewest) + 1)
+        return _counts(self.nodes)
+
+    @property
+    def block_counts(self) -> range:
+        """The numbers of products that gated cells may have."""
+        return _counts(self.blocks)
+
+    @property
+    def state_counts(self) -> range:
+        """The numbers of states that gated cells may carry."""
+        return _counts(self.states)
+
+    @property
+    def seed_of_pool(self) -> int:
+        return self.seed if self.pool_seed is None else self.pool_seed
+
+    @property
+    def has_programs(self) -> bool:
+        return self.space == "gated"
 
     @property
     def most_nodes(self) -> int:
@@ -251,6 +292,12 @@ class SearchConfig(LearningConfig):
         if self.rounds == 1:
             return self.pool
         return min(self.batch, self.pool - (self.rounds - 1) * self.batch + min(self.keep, self.batch))
+
+
+def _counts(text: str) -> range:
+    """The numbers that a number or a range stands for."""
+    fewest, _, most = text.partition("-")
+    return range(int(fewest), int(most or fewest) + 1)
 
 
 # A regime in which small models learn within a few hundred windows, and cells differ: measured in

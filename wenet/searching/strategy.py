@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, Self
 
-from wenet.cells import Genotype, random_genotypes, random_mixed_genotypes
+from wenet.cells import Cell, cell_from_dict, cell_to_dict
 from wenet.run import Session, counted
 from wenet.searching.settings import STRATEGIES, SearchConfig
 from wenet.tasks import Baseline, Metric, Task, failure_to_learn
@@ -28,7 +28,7 @@ class Best:
         network_windows: windows trained on, summed over networks.
     """
 
-    genotype: Genotype
+    genotype: Cell
     rounds_kept: int
     rounds: int
     rounds_planned: int
@@ -45,14 +45,14 @@ class Best:
     def to_dict(self, metric: Metric) -> dict[str, Any]:
         """Convert for `best.json`, with values of the task's metric under its key."""
         values = {key: value for key, value in vars(self).items() if key != "genotype"}
-        return {"genotype": self.genotype.to_dict(), "text": str(self.genotype), **self._in_file(values, metric)}
+        return {"genotype": cell_to_dict(self.genotype), "text": str(self.genotype), **self._in_file(values, metric)}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], metric: Metric) -> Self:
         """Read the result of `to_dict`."""
         given = cls._from_file(dict(value), metric)
         known = {name: given[name] for name in cls.__dataclass_fields__ if name in given}
-        return cls(**{**known, "genotype": Genotype.from_dict(value["genotype"])})
+        return cls(**{**known, "genotype": cell_from_dict(value["genotype"])})
 
     @classmethod
     def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
@@ -198,12 +198,3 @@ def is_finished(best: Best | None, audited: bool, contested: bool, config: Searc
     if best is None or not best.finished:
         return False
     return (audited or not config.audit or config.runs > 1) and (contested or not config.contest)
-
-
-def draw_pool(config: SearchConfig) -> list[Genotype]:
-    """Draw the random cells of a search, in the order of use."""
-    seed = config.seed if config.pool_seed is None else config.pool_seed
-    activations, counts = config.activations.split(","), config.node_counts
-    if len(counts) > 1:
-        return random_mixed_genotypes(config.pool, counts, seed, activations)
-    return random_genotypes(config.pool, counts[0], seed, activations)

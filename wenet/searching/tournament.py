@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wenet.cells import Genotype, load_genotype
+from wenet.cells import load_cell
 from wenet.run import (
     Interrupt,
     RunFolder,
@@ -25,7 +25,7 @@ from wenet.run import (
 )
 from wenet.searching.audit import summary, welch
 from wenet.searching.settings import SearchConfig
-from wenet.searching.shapes import by_nodes, session_for
+from wenet.searching.shapes import Group, by_shape, session_for
 from wenet.searching.work import SEARCH
 from wenet.tasks import Metric, task_of
 from wenet.training import LAYERS, Architecture, Plan, parameter_count, train_standalone, training_windows
@@ -44,7 +44,7 @@ def hold_tournament(
         raise WenetError(f"--seeds must be at least 2, not {seeds}")
     if cells[0] in LAYERS:
         raise WenetError(f"{cells[0]} cannot come first; the first is the folder of a search, whose settings all take")
-    entrants = {cell: cell if cell in LAYERS else load_genotype(cell, besides=list(LAYERS)) for cell in cells}
+    entrants = {cell: cell if cell in LAYERS else load_cell(cell, besides=list(LAYERS)) for cell in cells}
     with closing(RunFolder.open(Path(cells[0]))) as first:
         stored = stored_config(first, SEARCH)
         task = task_of(stored)
@@ -64,17 +64,17 @@ def hold_tournament(
 def _rank(session: Session[SearchConfig], entrants: Mapping[str, Architecture], seeds: int) -> dict[str, Any]:
     epochs, first_seed = session.config.audit_epochs, session.config.seed
     windows, folder = training_windows(session, epochs), session.folder
-    groups = _groups(session, entrants)
+    groups, of_names = _groups(session, entrants), list(entrants)
     values: dict[str, list[float]] = {name: [] for name in entrants}
     seconds = 0.0
     for number, seed in enumerate(range(first_seed, first_seed + seeds), start=1):
-        for suffix, (own, names) in groups.items():
-            plan = Plan([entrants[name] for name in names], windows, seed)
-            path, label = folder.path / f"seed-{seed}{suffix}", f"seed {number}/{seeds}"
-            training = train_standalone(own, path, plan, label)
+        for group in groups:
+            plan = Plan(group.architectures, windows, seed)
+            path, label = folder.path / f"seed-{seed}-{group.name}", f"seed {number}/{seeds}"
+            training = train_standalone(replace(session, config=group.config), path, plan, label)
             seconds += training.seconds
-            for name, outcome in zip(names, training.outcomes, strict=True):
-                values[name].append(outcome.value)
+            for place, outcome in zip(group.places, training.outcomes, strict=True):
+                values[of_names[place]].append(outcome.value)
     result = {
         "epochs": epochs,
         "windows": windows,
@@ -85,28 +85,18 @@ def _rank(session: Session[SearchConfig], entrants: Mapping[str, Architecture], 
     return result
 
 
-def _groups(
-    session: Session[SearchConfig], entrants: Mapping[str, Architecture]
-) -> dict[str, tuple[Session[SearchConfig], list[str]]]:
-    """What trains at once, by the ending of its folder's name: cells of equally many nodes, and each layer, all at a
-    hidden size that gives them as many parameters as the first cell has."""
+def _groups(session: Session[SearchConfig], entrants: Mapping[str, Architecture]) -> list[Group]:
+    """What trains at once, all at hidden sizes that give as many parameters as the first cell has."""
     first = next(iter(entrants.values()))
     sized = session_for(first, session)
     wanted = parameter_count(sized.config, first, session.task, session.data)
-    cells = {name: entrant for name, entrant in entrants.items() if isinstance(entrant, Genotype)}
-    shapes = by_nodes(list(cells.values()))
-    groups = {
-        "" if len(shapes) == 1 else f"-{nodes}-nodes": (
-            session_for(own[0], session, wanted),
-            [name for name, cell in cells.items() if cell.nodes == nodes],
-        )
-        for nodes, own in shapes.items()
-    }
-    for layer in (name for name in entrants if name in LAYERS):
-        own = session_for(layer, session, wanted)
-        size, of_cell = own.config.hidden, sized.config.hidden
-        session.console.say(f"{layer}: one layer of size {size}, with as many parameters as a cell of {of_cell}")
-        groups[f"-{layer}"] = (own, [layer])
+    groups = by_shape(list(entrants.values()), session.config, session.task, session.data, wanted)
+    for group in groups:
+        if group.kind in LAYERS:
+            size, of_cell = group.config.hidden, sized.config.hidden
+            session.console.say(
+                f"{group.kind}: one layer of size {size}, with as many parameters as a cell of {of_cell}"
+            )
     return groups
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wenet.cells import Genotype
+from wenet.cells import Cell, draw_cell
 from wenet.parallel import Ranks
 from wenet.run import TEXT_SETTINGS, Session, Work, counted, duration, resolve_machine, size
 from wenet.searching.audit import describe_audit, run_audit, usual_audit
 from wenet.searching.contest import describe_contest, estimate_contest, hold_contest
 from wenet.searching.estimate import estimate_search, estimate_search_memory
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
+from wenet.searching.shapes import config_for
 from wenet.searching.strategy import Best, strategy_of
 from wenet.tasks import Baseline, Metric
 from wenet.training import estimate_standalone, estimate_training, resolve_train_config
@@ -55,16 +56,17 @@ class NextSteps:
         return cls.of(session.config, session.folder.path, session.folder.config["data_dir"])
 
     @classmethod
-    def estimated(cls, session: Session[SearchConfig], genotype: Genotype) -> NextSteps:
+    def estimated(cls, session: Session[SearchConfig], cell: Cell) -> NextSteps:
         """The commands with their estimated times, which takes a second."""
         config, task, data = session.config, session.task, session.data
         cells = min(usual_audit(config.keep), config.pool)
         shared = {name: getattr(config, name) for name in (*TEXT_SETTINGS, "device", "backend")}
-        training = resolve_machine(resolve_train_config(FOLLOWING_PRESET, shared, {"cell": str(genotype)}), genotype)
+        training = resolve_machine(resolve_train_config(FOLLOWING_PRESET, shared, {"cell": str(cell)}), cell)
+        sized = config_for(cell, config, task, data)
         return replace(
             cls.of_session(session),
-            audit_seconds=estimate_standalone(config, cells, config.audit_epochs, task, data),
-            train_seconds=estimate_training(training, genotype, task, data).seconds,
+            audit_seconds=estimate_standalone(sized, cell, cells, config.audit_epochs, task, data),
+            train_seconds=estimate_training(training, cell, task, data).seconds,
         )
 
 
@@ -81,7 +83,7 @@ class SearchOutcome:
     """
 
     dataset: str
-    genotype: Genotype
+    genotype: Cell
     best: Best
     folder: Path
     metric: Metric
@@ -118,7 +120,7 @@ class SearchWork(Work[SearchConfig]):
         if config.contest and not ranks.alone:
             raise WenetError("a contest works in one process; leave out torchrun, or say --no-contest")
 
-    def memory(self, config: SearchConfig, cell: Genotype | None, data: Any, ranks: Ranks) -> int:
+    def memory(self, config: SearchConfig, cell: Cell | None, data: Any, ranks: Ranks) -> int:
         return estimate_search_memory(config, data, ranks.count)
 
     def memory_flags(self, config: SearchConfig) -> str:
@@ -190,7 +192,7 @@ def describe_search(result: SearchOutcome) -> str:
             *_how_far(best),
             best.how_it_won(result.metric),
             "",
-            result.genotype.draw(),
+            draw_cell(result.genotype),
             "",
             f"cell      {result.genotype}",
             f"cost      {duration(best.seconds)}, peak memory {size(best.peak_memory_bytes)}",

@@ -6,6 +6,7 @@ from wenet.training.architectures import (
     Architecture,
     build_standalone,
     hidden_for,
+    kind_of,
     parameter_count,
 )
 from wenet.training.estimate import Estimate, estimate_standalone, estimate_training, seconds_per_network, timed_step
@@ -43,6 +44,7 @@ __all__ = [
     "estimate_training",
     "evaluate",
     "hidden_for",
+    "kind_of",
     "network_weights",
     "parameter_count",
     "recurrence_bytes",

@@ -1,4 +1,4 @@
-"""What standalone training can train: cells, and PyTorch's own layers beside them, at equal numbers of parameters."""
+"""What standalone training can train: cells of both kinds and PyTorch's own layers, at equal numbers of parameters."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from typing import Any
 
 import torch
 
-from wenet.cells import Genotype
-from wenet.nn import LAYERS, StandaloneRNN, WeightedDagRNN
+from wenet.cells import Cell, Genotype, read_cell
+from wenet.nn import LAYERS, StandaloneCellRNN, StandaloneRNN, WeightedDagRNN
 from wenet.run.settings import DTYPES
 from wenet.tasks import Task
-from wenet_kernels import WenetError
+from wenet_kernels import Program, WenetError
 
-Architecture = Genotype | str  # a cell, or the name of a layer in `LAYERS`
+Architecture = Cell | str  # a cell, or the name of a layer in `LAYERS`
 
 
 def read_architecture(text: str) -> Architecture:
     """What `str` of one gives."""
-    return text if text in LAYERS else Genotype.from_text(text)
+    return text if text in LAYERS else read_cell(text)
+
+
+def kind_of(architecture: Architecture) -> str:
+    """What networks have in common that train in one call, besides their hidden size."""
+    if isinstance(architecture, Genotype):
+        return f"{architecture.nodes}-nodes"
+    return f"{architecture.states}-states" if isinstance(architecture, Program) else architecture
 
 
 def build_standalone(
@@ -33,11 +40,17 @@ def build_standalone(
     """Standalone models of the settings' sizes, without normalisation.
 
     Args:
-        architectures: cells of equally many nodes, or one layer's name as often as there are to be networks.
+        architectures: of one kind, as `kind_of` has it; a layer's name as often as there are to be networks.
     """
     cells = [cell for cell in architectures if isinstance(cell, Genotype)]
-    layer: WeightedDagRNN | StandaloneRNN
-    if cells:
+    programs = [cell for cell in architectures if isinstance(cell, Program)]
+    layer: WeightedDagRNN | StandaloneCellRNN | StandaloneRNN
+    if programs:
+        dropouts = {"dropout_x": config.dropout_x, "dropout_h": config.dropout_h}
+        layer = StandaloneCellRNN(
+            config.hidden, config.hidden, programs, backend=config.backend, among=among, **dropouts
+        )
+    elif cells:
         layer = WeightedDagRNN(
             config.hidden,
             config.hidden,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from wenet.cells import Genotype, random_genotypes
+from wenet.cells import Cell
 from wenet.data.windows import LONGER_AT_MOST
 from wenet.nn import CHUNK, MIXTURE_ROWS
 from wenet.run.settings import DTYPES
@@ -32,23 +32,23 @@ class Estimate:
     memory: int
 
 
-def estimate_training(config: TrainConfig, genotype: Genotype | None, task: Task, data: Any) -> Estimate:
+def estimate_training(config: TrainConfig, cell: Cell | None, task: Task, data: Any) -> Estimate:
     """Estimate the training of one cell on the device and backend of the settings."""
-    per_epoch = _seconds_per_epoch(config, genotype, task, data)
-    return Estimate(config.epochs * per_epoch, estimate_training_memory(config, genotype, task, data))
+    per_epoch = _seconds_per_epoch(config, cell, task, data)
+    return Estimate(config.epochs * per_epoch, estimate_training_memory(config, cell, task, data))
 
 
-def estimate_training_memory(config: TrainConfig, genotype: Genotype | None, task: Task, data: Any) -> int:
+def estimate_training_memory(config: TrainConfig, cell: Cell | None, task: Task, data: Any) -> int:
     """Bytes of a training step on the longest window: weights, gradients, averages, and tensors kept for backward."""
     positions = (config.bptt + LONGER_AT_MOST) * config.data_batch
     vocabulary = task.outputs(data)
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in build_model(config, genotype, task, data).parameters())
+        parameters = sum(p.numel() for p in build_model(config, cell, task, data).parameters())
     number = DTYPES[config.precision].itemsize
-    if genotype is None:
+    if cell is None:
         recurrence = positions * number * config.layers * 8 * config.hidden  # four gates, forward and backward
     else:
-        recurrence = positions * recurrence_bytes(config, genotype.nodes)
+        recurrence = positions * recurrence_bytes(config, cell)
     words = vocabulary * (config.embedding or config.hidden)
     logits = 2 * max(CHUNK, vocabulary) + 2 * words  # and the decoder's share of the embedding's gradient
     if config.softmax == "mos":
@@ -56,26 +56,25 @@ def estimate_training_memory(config: TrainConfig, genotype: Genotype | None, tas
     return INTERPRETER + number * (3 * parameters + logits) + recurrence
 
 
-def estimate_standalone(config: Any, networks: int, epochs: float, task: Task, data: Any) -> float:
-    """Seconds for standalone training of many cells and their validation, extrapolated from a few."""
+def estimate_standalone(config: Any, cell: Cell, networks: int, epochs: float, task: Task, data: Any) -> float:
+    """Seconds for standalone training of many networks like a cell's and their validation, extrapolated from a few."""
     validation = _steps(config, task, data, "valid") / 3 / _steps(config, task, data, "train")
-    return networks * seconds_per_network(config, epochs, task, data, epochs + validation)
+    return networks * seconds_per_network(config, cell, epochs, task, data, epochs + validation)
 
 
 def seconds_per_network(
-    config: Any, epochs: float, task: Task, data: Any, epochs_of_steps: float | None = None
+    config: Any, cell: Cell, epochs: float, task: Task, data: Any, epochs_of_steps: float | None = None
 ) -> float:
-    """Seconds that one network among several takes for some passes over the training text.
+    """Seconds that one network among several of a cell takes for some passes over the training text.
 
     Args:
         epochs_of_steps: passes that the part of the cost which grows with the time steps is counted for.
     """
-    own = network_weights(config) + task.outputs(data) * (config.hidden + 1)
+    own = network_weights(config, cell) + task.outputs(data) * (config.hidden + 1)
     probed = max(2, min(MOST_PROBED, PROBE_WEIGHTS // own))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        cells = random_genotypes(probed, config.most_nodes, seed=0)
-        model = build_standalone(config, cells, task, data).to(config.device)
+        model = build_standalone(config, [cell] * probed, task, data).to(config.device)
         optimizer = torch.optim.Adam(model.parameters(), 1e-6, fused=True)
         per_window, per_step = _step_costs(model, optimizer, config, task, data)
     steps = _steps(config, task, data, "train")
@@ -83,10 +82,10 @@ def seconds_per_network(
     return (epochs * steps / config.bptt * per_window + counted_steps * per_step) / probed
 
 
-def _seconds_per_epoch(config: TrainConfig, genotype: Genotype | None, task: Task, data: Any) -> float:
+def _seconds_per_epoch(config: TrainConfig, cell: Cell | None, task: Task, data: Any) -> float:
     with torch.random.fork_rng():  # the probe must not change what the training draws
         torch.manual_seed(config.seed)
-        model = build_model(config, genotype, task, data).to(config.device)
+        model = build_model(config, cell, task, data).to(config.device)
         optimizer = torch.optim.SGD(model.parameters(), 1e-6, weight_decay=config.weight_decay, fused=True)
         per_window, per_step = _step_costs(model, optimizer, config, task, data)
     steps, validation = _steps(config, task, data, "train"), _steps(config, task, data, "valid") / 3

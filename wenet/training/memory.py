@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from wenet.cells import Cell, Genotype
 from wenet.run.settings import DTYPES
 from wenet.tasks import task_of
 
@@ -11,26 +12,31 @@ INTERPRETER = 400_000_000  # bytes, with torch
 STANDALONE_OUTPUTS = 8  # tensors of an output's size that loss, embedding and decoder of a network keep
 
 
-def network_weights(config: Any) -> int:
-    """Number of weights of one network of a search."""
+def network_weights(config: Any, cell: Cell) -> int:
+    """Number of weights of the layer of one network."""
+    if not isinstance(cell, Genotype):
+        return cell.parameters(config.hidden, config.hidden)
     width = 2 * config.hidden if config.form == "highway" else config.hidden
-    return (config.most_nodes + 2) * config.hidden * width
+    return (cell.nodes + 2) * config.hidden * width
 
 
-def recurrence_bytes(config: Any, nodes: int) -> int:
+def recurrence_bytes(config: Any, cell: Cell) -> int:
     """Bytes for the recurrence of one network at one position of the text.
 
     Counted are the projected input and its gradient, and for each product the tensors that forward keeps and both
-    factors of the weight gradient, which have the products' number type.
+    factors of the weight gradient, which have the products' number type. Of a program these are all of its values; each
+    product that reads the input also has a copy of it and its gradient.
     """
-    width = 2 * config.hidden if config.form == "highway" else config.hidden
     number = DTYPES[config.precision].itemsize
+    if not isinstance(cell, Genotype):
+        return number * config.hidden * (4 * cell.of_input + len(cell.instructions) + 2 * cell.of_values)
+    width = 2 * config.hidden if config.form == "highway" else config.hidden
     factor = 2 if config.precision == "bf16" else number
-    return number * 2 * width + (nodes + 1) * (number * width + factor * (width + config.hidden))
+    return number * 2 * width + (cell.nodes + 1) * (number * width + factor * (width + config.hidden))
 
 
-def standalone_memory(config: Any, data: Any, networks: int, processes: int) -> int:
-    """Bytes that each process needs for a step of standalone training, besides the interpreter.
+def standalone_memory(config: Any, cell: Cell, data: Any, networks: int, processes: int) -> int:
+    """Bytes that each process needs to train standalone networks like a cell's for a step, besides the interpreter.
 
     Counted are parameters, gradients, Adam's two moments, and tensors kept for backward. Each network has an embedding,
     whose gradient exists twice: once from the decoder, once from the input.
@@ -38,5 +44,5 @@ def standalone_memory(config: Any, data: Any, networks: int, processes: int) -> 
     positions = config.bptt * config.data_batch
     words = task_of(config).outputs(data) * (config.hidden + 1)
     outputs = STANDALONE_OUTPUTS * positions * config.hidden
-    network = DTYPES[config.precision].itemsize * (4 * network_weights(config) + 6 * words + outputs)
-    return -(-networks // processes) * (network + positions * recurrence_bytes(config, config.most_nodes))
+    network = DTYPES[config.precision].itemsize * (4 * network_weights(config, cell) + 6 * words + outputs)
+    return -(-networks // processes) * (network + positions * recurrence_bytes(config, cell))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
-from wenet.cells import Genotype
+from wenet.cells import Cell, Genotype, cell_to_dict
 from wenet.data import window_length
-from wenet.nn import DagRNN, LanguageModel, StackedLSTM, draw_rows
+from wenet.nn import CellRNN, DagRNN, LanguageModel, StackedLSTM, draw_rows
 from wenet.run import DTYPES, Session, duration, peak_memory
 from wenet.tasks import Task
 from wenet.training.settings import TrainConfig
@@ -217,7 +217,7 @@ class EvaluationTraining(ModelTrainer):
     def _best(self) -> dict[str, Any]:
         """The best epoch so far and how it was reached; the test result is added at the end."""
         records = self.folder.records(RECORDS)
-        cell = {} if self.genotype is None else {"genotype": self.genotype.to_dict(), "text": str(self.genotype)}
+        cell = {} if self.genotype is None else {"genotype": cell_to_dict(self.genotype), "text": str(self.genotype)}
         return {
             "cell": self.config.cell,
             **cell,
@@ -290,7 +290,7 @@ def stopped_improving(history: Sequence[float], newest: float, nonmonotone: int)
     return len(history) > nonmonotone and newest > min(history[:-nonmonotone])
 
 
-def build_model(config: TrainConfig, genotype: Genotype | None, task: Task, data: Any) -> LanguageModel:
+def build_model(config: TrainConfig, genotype: Cell | None, task: Task, data: Any) -> LanguageModel:
     """Build the task's model around a cell, or around the LSTM that `config.cell` names."""
     embedding = config.embedding or config.hidden
     layer = build_lstm(config, embedding) if genotype is None else build_cell(config, genotype, embedding)
@@ -299,17 +299,19 @@ def build_model(config: TrainConfig, genotype: Genotype | None, task: Task, data
     return model.to(DTYPES[config.precision])
 
 
-def build_cell(config: Any, genotype: Genotype, embedding: int) -> DagRNN:
+def build_cell(config: Any, cell: Cell, embedding: int) -> DagRNN | CellRNN:
     """Build a layer of a cell with the sizes and dropouts of the settings, of a training or a search."""
+    dropouts = {"dropout_x": config.dropout_x, "dropout_h": config.dropout_h}
+    if not isinstance(cell, Genotype):
+        return CellRNN(embedding, config.hidden, cell, backend=config.backend, **dropouts)
     return DagRNN(
         embedding,
         config.hidden,
-        genotype,
+        cell,
         form=config.form,
-        dropout_x=config.dropout_x,
-        dropout_h=config.dropout_h,
         backend=config.backend,
         precision=config.precision,
+        **dropouts,
     )
 
 
@@ -319,7 +321,7 @@ def build_lstm(config: TrainConfig, embedding: int) -> StackedLSTM:
 
 
 def trained_model(
-    config: TrainConfig, genotype: Genotype | None, task: Task, data: Any, tensors: dict[str, Tensor]
+    config: TrainConfig, genotype: Cell | None, task: Task, data: Any, tensors: dict[str, Tensor]
 ) -> LanguageModel:
     """Build a model with the weights from `RunFolder.load_best`, averaged if there is an average."""
     model = build_model(config, genotype, task, data)

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from wenet.cells import Genotype
+from wenet.cells import Cell
 from wenet.run import RunFolder, Session, peak_memory, wait_until
 from wenet.run.upgrade import without_the_whole
 from wenet.tasks import Measurement, Metric
@@ -24,6 +25,7 @@ from wenet_kernels import WenetError
 RECORDS, RESULT = "train.jsonl", "result.json"
 AVERAGE = 0.98  # the part of the moving average that a window keeps
 CURVE_POINTS = 20  # records of a training, at equal distances
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 LARGEST_WEIGHT = 1e15  # a network with larger ones is frozen, as the product of two might overflow
 
 
@@ -46,9 +48,9 @@ class Outcome:
     test: float | None = None
 
     @property
-    def cell(self) -> Genotype:
+    def cell(self) -> Cell:
         """The cell of a network that has one."""
-        assert isinstance(self.genotype, Genotype)
+        assert not isinstance(self.genotype, str)
         return self.genotype
 
     def to_dict(self, metric: Metric) -> dict[str, Any]:
@@ -118,7 +120,7 @@ class Plan:
     """The networks of a standalone training, and how to train them.
 
     Attributes:
-        architectures: one per network: cells with equal numbers of nodes, or a layer's name, repeated as needed.
+        architectures: one per network, all of one kind, as `kind_of` has it.
         windows: number of windows to train on, including earlier ones of networks that continue from other trainings;
             at its end the text starts over.
         seed: seed of initial weights and dropouts.
@@ -284,7 +286,7 @@ class StandaloneTraining(Trainer):
         self._count_from(self.progress)
         if plan.origins:
             self.progress, tensors = taken_over(plan.origins)
-            self.restore({**self.tensors(), **tensors})
+            self.restore({**self.tensors(), **self._cut(tensors)})
         self.begun = self.progress.windows
         self.record_every = max(1, (plan.windows - self.begun) // CURVE_POINTS)
 
@@ -293,6 +295,17 @@ class StandaloneTraining(Trainer):
         self.average = {name: tensors[f"average.{name}"].to(self.device) for name in self.average}
         self.h = tensors["h"].to(self.device) if "h" in tensors else None
         self._count_from(self.progress)
+
+    def _cut(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of parameters with rows as long as in this model; beside larger cells, zeros filled them up.
+
+        They are laid out as the parameters are: Adam's fused step goes by the order in memory.
+        """
+        found = dict(tensors)
+        for index, (name, parameter) in enumerate(self.model.named_parameters()):
+            of_parameter = (f"model.{name}", f"average.{name}", *(f"optimizer.{index}.{key}" for key in MOMENTS))
+            found |= {key: found[key][:, : parameter.shape[1]].contiguous() for key in of_parameter if key in found}
+        return found
 
     def _count_from(self, progress: StandaloneProgress) -> None:
         self.alive = torch.tensor([window is None for window in progress.diverged_at], device=self.device)  # [n]
@@ -479,7 +492,7 @@ def taken_over(origins: Sequence[Origin]) -> tuple[StandaloneProgress, dict[str,
     return progress, {
         name: tensor
         if name.startswith("random.") or tensor.dim() == 0
-        else torch.stack([left[origin.folder][1][name][origin.place] for origin in origins])
+        else pad_sequence([left[origin.folder][1][name][origin.place] for origin in origins], batch_first=True)
         for name, tensor in tensors.items()
         if not name.endswith("_extra_state")  # the label with the earlier cells
     }

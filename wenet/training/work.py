@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from wenet.cells import Genotype, load_genotype
+from wenet.cells import Cell, cell_from_dict, cell_to_dict, load_cell
 from wenet.parallel import Ranks
 from wenet.run import Session, Work, counted, duration, figure, size
 from wenet.tasks import Baseline, Metric, failure_to_learn, task_of
@@ -51,8 +51,8 @@ class TrainWork(Work[TrainConfig]):
     def resolve(self, preset: str, *layers: Mapping[str, Any]) -> TrainConfig:
         return resolve_train_config(preset, *layers)
 
-    def cell(self, config: TrainConfig) -> Genotype | None:
-        return None if config.cell in LSTMS else load_genotype(config.cell, besides=LSTMS)
+    def cell(self, config: TrainConfig) -> Cell | None:
+        return None if config.cell in LSTMS else load_cell(config.cell, besides=LSTMS)
 
     def streams(self, config: TrainConfig) -> dict[str, int]:
         return {"train": config.data_batch, "valid": config.eval_batch, "test": config.test_batch}
@@ -64,16 +64,16 @@ class TrainWork(Work[TrainConfig]):
                 f"--data-batch {config.data_batch} cannot be divided over {ranks.count} ranks; start fewer"
             )
 
-    def memory(self, config: TrainConfig, cell: Genotype | None, data: Any, ranks: Ranks) -> int:
+    def memory(self, config: TrainConfig, cell: Cell | None, data: Any, ranks: Ranks) -> int:
         own = replace(config, data_batch=-(-config.data_batch // ranks.count))
         return estimate_training_memory(own, cell, task_of(config), data)
 
-    def stored(self, cell: Genotype | None) -> dict[str, Any]:
+    def stored(self, cell: Cell | None) -> dict[str, Any]:
         """The cell itself, because its file may change."""
-        return {"genotype": cell and cell.to_dict()}
+        return {"genotype": cell and cell_to_dict(cell)}
 
-    def stored_cell(self, stored: Mapping[str, Any]) -> Genotype | None:
-        return None if stored["genotype"] is None else Genotype.from_dict(stored["genotype"])
+    def stored_cell(self, stored: Mapping[str, Any]) -> Cell | None:
+        return None if stored["genotype"] is None else cell_from_dict(stored["genotype"])
 
     @staticmethod
     def divided_dimension(name: str, dimensions: int) -> int | None:

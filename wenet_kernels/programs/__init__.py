@@ -1,5 +1,6 @@
 """Recurrent cells as programs: what they are, as text and as tables, and how they are run."""
 
+from wenet_kernels.programs.backend import resolve_backend
 from wenet_kernels.programs.batch import ProgramBatch
 from wenet_kernels.programs.builder import Builder, Term
 from wenet_kernels.programs.canonical import canonical
@@ -21,4 +22,5 @@ __all__ = [
     "X",
     "canonical",
     "cell_rnn",
+    "resolve_backend",
 ]

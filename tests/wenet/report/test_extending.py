@@ -18,7 +18,8 @@ from wenet.cli.train import main as train_main
 from wenet.data import Corpus
 from wenet.searching.estimate import estimate_search
 from wenet.searching.settings import STRATEGIES, resolve_config
-from wenet.searching.strategy import RECORDS, Best, Record, Strategy, draw_pool
+from wenet.searching.space import draw_pool
+from wenet.searching.strategy import RECORDS, Best, Record, Strategy
 from wenet.tasks import TASKS, Baseline, LanguageModelling, Metric
 from wenet.tasks.task import Measurement
 from wenet.training import estimate_standalone, estimate_training, resolve_train_config
@@ -181,7 +182,7 @@ def test_estimates_ask_the_task(monkeypatch):
     ):
         small, large = estimate(30), estimate(300_000)
         assert small.seconds > 0 and large.memory > small.memory + 300_000 * 8 * 4
-    assert estimate_standalone(search, 3, 0.5, Opaque(), 30) > 0
+    assert estimate_standalone(search, random_genotypes(1, 2, 0)[0], 3, 0.5, Opaque(), 30) > 0
 
 
 def test_an_unknown_task_is_named(text, tmp_path, capsys):

@@ -1,0 +1,84 @@
+"""The spaces that a search draws its cells from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from wenet.cells import Cell, Genotype, mutated, random_genotypes, random_mixed_genotypes
+from wenet.cells.gated import mutated as mutated_program
+from wenet.cells.gated import random_mixed_programs
+from wenet.searching.settings import SearchConfig
+from wenet_kernels import Program, WenetError
+from wenet_kernels.programs import canonical
+
+
+class Space(Protocol):
+    """What a search needs to know of a space. To add one, write a class and list it in `SPACES`."""
+
+    def draw(self, config: SearchConfig) -> Sequence[Cell]: ...  # the pool, in the order of use
+    def mutated(self, cell: Cell, generator: random.Random, config: SearchConfig) -> Cell: ...  # differs by one gene
+    def largest(self, config: SearchConfig) -> Cell: ...  # a cell that takes as much time and memory as any drawn
+    def outline(self, config: SearchConfig) -> str: ...  # its cells in words, behind "cells of"
+
+
+class Dag:
+    """Nodes that each read one other (paper, Algorithm 1)."""
+
+    def draw(self, config: SearchConfig) -> list[Genotype]:
+        activations, counts = config.activations.split(","), config.node_counts
+        if len(counts) > 1:
+            return random_mixed_genotypes(config.pool, counts, config.seed_of_pool, activations)
+        return random_genotypes(config.pool, counts[0], config.seed_of_pool, activations)
+
+    def mutated(self, cell: Cell, generator: random.Random, config: SearchConfig) -> Cell:
+        assert isinstance(cell, Genotype)
+        return mutated(cell, generator, config.activations.split(","))
+
+    def largest(self, config: SearchConfig) -> Cell:
+        return Genotype([("tanh", 0)] * config.most_nodes)
+
+    def outline(self, config: SearchConfig) -> str:
+        return f"{config.nodes} nodes"
+
+
+class Gated:
+    """Programs with gates and memory, LSTM and GRU among them."""
+
+    def draw(self, config: SearchConfig) -> list[Program]:
+        return random_mixed_programs(
+            config.pool, config.state_counts, config.block_counts, config.seed_of_pool, config.known
+        )
+
+    def mutated(self, cell: Cell, generator: random.Random, config: SearchConfig) -> Cell:
+        assert isinstance(cell, Program)
+        with suppress(WenetError):  # no change of one gene is possible, which leaves the cell itself
+            cell = mutated_program(cell, generator.randrange(2**32))
+        return cell
+
+    def largest(self, config: SearchConfig) -> Cell:
+        return max(self.draw(config), key=lambda cell: len(cell.instructions))
+
+    def outline(self, config: SearchConfig) -> str:
+        return f"{config.blocks} blocks, {config.states} states"
+
+
+# By the names of the setting `space`.
+SPACES: dict[str, Space] = {"dag": Dag(), "gated": Gated()}
+
+
+def space_of(config: SearchConfig) -> Space:
+    """The space of the settings."""
+    return SPACES[config.space]
+
+
+def draw_pool(config: SearchConfig) -> list[Cell]:
+    """Draw the cells of a search, in the order of use."""
+    return list(space_of(config).draw(config))
+
+
+def identity(cell: Cell) -> Cell:
+    """The same for all cells that differ in nothing but how they are written."""
+    return canonical(cell) if isinstance(cell, Program) else cell
