@@ -421,7 +421,7 @@ def _origin(options: argparse.Namespace) -> str:
     words = ["python", "-m", "bench.search_quality", given.pop("dataset")]
     for name, value in given.items():
         if name not in ("out", "data_dir", "document"):
-            words += [flag(name), *(value if isinstance(value, list) else [f"{value:g}"])]
+            words += [flag(name), *(value if isinstance(value, list) else [str(value)])]
     return f"`{shlex.join([*words, '--out', 'DIR'])}`, commit `{_commit()}`, {_versions()}"
 
 

@@ -13,7 +13,13 @@ import torch
 from wenet.cells.genotype import Genotype
 from wenet.cli.search import main as search_main
 
+# Settings of a search under which everything that is drawn or normalised takes part.
+REGULARISED = {
+    "norm": "batch", "lr": 2e-2, "mix_lr": 1e-2, "clip": 0.25, "weight_decay": 5e-7, "temporal_activation_reg": 1e-3,
+    "dropout_embedding": 0.1, "dropout_x": 0.2, "dropout_h": 0.1, "dropout_output": 0.2, "standalone_lr": 1e-2,
+}  # fmt: skip
 TINY = [
+    *(word for name, value in REGULARISED.items() for word in (f"--{name.replace('_', '-')}", str(value))),
     *("--preset", "quick", "--pool", "7", "--batch", "3", "--keep", "2", "--hidden", "8", "--nodes", "3"),
     *("--data-batch", "4", "--eval-batch", "2", "--bptt", "6", "--epochs-per-round", "0.6", "--backend", "reference"),
 ]

@@ -18,11 +18,12 @@ from wenet.run import Stopped
 from wenet.searching.mixture import CARRIED, Mixture
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
 
-from .helpers import TINY, fails, results, write_text
+from .helpers import REGULARISED, TINY, fails, results, write_text
 
 OPTIONS = {
     **{"preset": "quick", "pool": 6, "batch": 2, "keep": 1, "hidden": 8, "nodes": 2, "epochs_per_round": 0.3},
     **{"data_batch": 4, "eval_batch": 2, "bptt": 6, "backend": "reference", "carry_embedding": True},
+    **REGULARISED,
 }
 
 

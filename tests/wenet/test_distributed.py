@@ -23,12 +23,12 @@ from wenet.searching.work import SearchWork
 from wenet.training.settings import resolve_train_config
 from wenet.training.work import TrainWork
 
-from .helpers import results, write_text
+from .helpers import REGULARISED, results, write_text
 
 COMMANDS = Path(sys.executable).parent
 SEARCH = {
     "preset": "quick", "pool": 8, "batch": 4, "keep": 3, "hidden": 6, "nodes": 3, "data_batch": 4, "eval_batch": 2,
-    "bptt": 6, "epochs_per_round": 0.4, "precision": "fp64", "mix_dropout": 0.2,
+    "bptt": 6, "epochs_per_round": 0.4, "precision": "fp64", "mix_dropout": 0.2, **REGULARISED,
 }  # fmt: skip
 TRAIN = {
     "preset": "quick", "cell": "tanh0 relu1", "hidden": 6, "epochs": 3, "data_batch": 5, "eval_batch": 2,

@@ -17,11 +17,11 @@ from wenet.tasks import LanguageModelling
 from wenet.training.standalone import Origin, Plan, StandaloneResult, StandaloneTraining, train_standalone
 from wenet_kernels import backends
 
-from .helpers import write_text
+from .helpers import REGULARISED, write_text
 
 SETTINGS = {
     "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2, "bptt": 6, "backend": "auto", "device": "cpu",
-    "precision": "fp32", "dropout_x": 0.2, "dropout_output": 0.2, "standalone_lr": 1e-2, "norm": "none",
+    "precision": "fp32", **REGULARISED, "norm": "none",
 }  # fmt: skip
 CELLS = random_genotypes(4, 3, 0)
 # Triton's interpreter takes minutes for a training.

@@ -21,12 +21,12 @@ from wenet.tasks import LanguageModelling
 from wenet.tasks.language import perplexity
 from wenet.training.architectures import build_standalone
 
+from .helpers import REGULARISED, results, words, write_text
 from .helpers import TINY as TINY_FLAGS
-from .helpers import results, words, write_text
 
 TINY = {
     "preset": "quick", "pool": 7, "batch": 3, "keep": 2, "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2,
-    "bptt": 6, "epochs_per_round": 0.6, "backend": "reference",
+    "bptt": 6, "epochs_per_round": 0.6, "backend": "reference", **REGULARISED,
 }  # fmt: skip
 
 
@@ -93,8 +93,9 @@ def test_leaves_the_callers_generator_alone(text, tmp_path):
 
 
 def test_training_lowers_the_loss(text, tmp_path):
-    settings = {**TINY, "pool": 3, "epochs_per_round": 10, "hidden": 16, "lr": 3e-2, "dropout_x": 0, "dropout_h": 0}
-    search(str(text), out=tmp_path / "run", dropout_embedding=0, dropout_output=0, **settings)
+    without = dict.fromkeys(("dropout_embedding", "dropout_x", "dropout_h", "dropout_output"), 0)
+    settings = {**TINY, "pool": 3, "epochs_per_round": 10, "hidden": 16, "lr": 3e-2, **without}
+    search(str(text), out=tmp_path / "run", **settings)
     record = results(tmp_path / "run")[0]
     assert record["train_loss_curve"][-1] < 0.8 * record["train_loss_curve"][0]
     assert record["valid_perplexity"] < 10  # of 21 words

@@ -24,12 +24,12 @@ from wenet.run.interrupt import Stopped
 from wenet.searching.mixture import Mixture
 from wenet_kernels.activations import REGISTERED
 
-from .helpers import TINY, results, write_text
+from .helpers import REGULARISED, TINY, results, write_text
 from .test_resume import fails
 
 SMALL = {
     "preset": "quick", "pool": 4, "batch": 2, "keep": 2, "hidden": 6, "nodes": 2, "data_batch": 4, "eval_batch": 2,
-    "bptt": 6, "epochs_per_round": 0.3,
+    "bptt": 6, "epochs_per_round": 0.3, **REGULARISED,
 }  # fmt: skip
 
 
