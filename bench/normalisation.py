@@ -66,7 +66,7 @@ def main() -> None:
 
 def standalone_losses(config: SearchConfig, cells: list[Genotype], data: Any, windows: int) -> Tensor:
     """Nats per character of every cell on the validation part after its own training, `[n]`."""
-    task = task_of(config)
+    task: Any = task_of(config)  # of text
     torch.manual_seed(config.seed)
     norm = None if config.norm == "none" else config.norm
     layer = WeightedDagRNN(config.hidden, config.hidden, cells, coupling="independent", norm=norm)
@@ -94,7 +94,7 @@ def mixture_records(config: SearchConfig, cells: list[Genotype], data: Any, mark
 
 def steps(model: Any, optimizer: torch.optim.Optimizer, config: SearchConfig, data: Any, windows: int) -> Iterator[int]:
     """Trains; between gradient and step the caller may look at either, in windows counted from 1."""
-    task = task_of(config)
+    task: Any = task_of(config)  # of text
     streams, h = task.streams(data, "train", config.data_batch).to(config.device), None
     for number in range(windows):
         start = number * config.bptt % (task.steps_per_pass(streams) - config.bptt)
@@ -111,7 +111,7 @@ def gradients(model: torch.nn.Module) -> list[Tensor]:
 
 
 def validated(model: Any, config: SearchConfig, data: Any) -> Tensor:
-    task = task_of(config)
+    task: Any = task_of(config)  # of text
     streams = task.streams(data, "valid", config.data_batch).to(config.device)
     return task.measure(model, streams, config.bptt, lambda: None).loss
 
@@ -127,7 +127,7 @@ def measured(model: LanguageModel, config: SearchConfig, data: Any) -> Record:
 @torch.no_grad()
 def left_of_a_change(model: LanguageModel, config: SearchConfig, data: Any) -> list[float]:
     """The remainder of a change of the state after `LATER` steps of the same text."""
-    task = task_of(config)
+    task: Any = task_of(config)  # of text
     streams = task.streams(data, "valid", config.data_batch).to(config.device)
     settling, text = (model._embed(task.window(streams, start, LATER[-1])[0]) for start in (0, LATER[-1]))
     state = model.rnn(settling, None)[1]

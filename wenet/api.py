@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from wenet.cells import Genotype
+from wenet.data import is_file_of_series
 from wenet.report.run import read_run
 from wenet.results import SearchResult, TrainResult
 from wenet.run import TEXT_SETTINGS, Session, Surroundings, Work, default_preset
-from wenet.searching import PRESETS, SEARCH, begun_audit, hold_tournament, resolve_config, run_search
+from wenet.searching import OF_NUMBERS, PRESETS, SEARCH, begun_audit, hold_tournament, resolve_config, run_search
 from wenet.searching.contest import FOLDER as CONTEST_FOLDER
 from wenet.training import LSTMS, SOFTMAXES, TRAIN, TRAIN_PRESETS, resolve_train_config, run_training
 from wenet_kernels import WenetError
@@ -74,7 +75,7 @@ TRAININGS = [  # the preset depends on them
 
 @takes(Surroundings(), *SEARCHES)
 def search(
-    dataset: str | None = None,
+    dataset: Any = None,
     *,
     preset: str | None = None,
     config_file: Mapping[str, Any] | None = None,
@@ -83,8 +84,12 @@ def search(
     """Search for a recurrent cell, by Algorithm 2 of the paper or another strategy.
 
     Args:
-        dataset: "sotu" (embedded, the default), "ptb", "wikitext-2", or a folder with train/valid/test text.
-        preset: "paper", "quick" or "race"; by default "paper" with a GPU and "race" without.
+        dataset: "sotu" (embedded, the default), "ptb", "wikitext-2", or a folder with train/valid/test text. With a
+            task on numbers the path of a file, or the data themselves: a pair of sequences and targets (x, y), x alone
+            for a forecast, a dictionary of "train", "valid" and "test", or a `torch.utils.data` Dataset of pairs. x is
+            an array or tensor `[N, T, F]`, or a list of arrays `[T, F]` of different length.
+        preset: "paper", "quick" or "race"; by default "paper" with a GPU and "race" without. "numbers" for a task on
+            numbers, where it is the default.
         config_file: settings that rank below the options.
         options: any field of `Surroundings` (`out`, `data_dir`, `console` ...) and of `SearchConfig`. Several processes
             of torchrun that make the same call divide the networks of each round, or with `runs` whole runs.
@@ -98,10 +103,18 @@ def search(
         >>> found = wenet.search("my-text", preset="quick", pool=4, batch=2, keep=1, hidden=8, epochs_per_round=0.1)
         >>> found.genotype.nodes, found.best.networks_searched
         (8, 4)
+        >>> import numpy
+        >>> x = numpy.random.default_rng(1).normal(size=(60, 12, 3))  # 60 sequences of 12 steps and 3 features
+        >>> y = x[:, :, 0].sum(1) > 0
+        >>> small = dict(pool=4, batch=4, rungs=2, parameters=300, epochs_per_round=1, contest_epochs=2)
+        >>> found = wenet.search((x, y), task="classify", **small)
+        >>> found.predict(x).shape
+        (60,)
     """
     surroundings = Surroundings.taken_from(options)
-    chosen, given = _settings(SEARCH, dataset, preset, config_file, options)
-    with Session.begin(SEARCH, chosen, given, surroundings) as session:
+    name, arrays = (dataset, None) if dataset is None or isinstance(dataset, str | Path) else ("arrays", dataset)
+    chosen, given = _settings(SEARCH, None if name is None else str(name), preset, config_file, options)
+    with Session.begin(SEARCH, chosen, given, surroundings, arrays) as session:
         outcome = run_search(session)
         _write_report(session)
         return SearchResult(**vars(outcome))
@@ -252,7 +265,11 @@ def _settings(
     if dataset is not None:
         given["dataset"] = dataset
     preset_in_file = given.pop("preset", None)
-    return preset or preset_in_file or default_preset(work.preset_without_gpu), given
+    if "task" not in given and "numbers" not in (preset, preset_in_file) and is_file_of_series(given.get("dataset")):
+        raise WenetError(f"{given['dataset']} is a file of sequences; say --task {', '.join(OF_NUMBERS)}")
+    of_numbers = work is SEARCH and given.get("task") in OF_NUMBERS
+    usual = "numbers" if of_numbers else default_preset(work.preset_without_gpu)
+    return preset or preset_in_file or usual, given
 
 
 def _on_the_text_of_its_run(given: dict[str, Any], surroundings: Surroundings) -> tuple[dict[str, Any], Surroundings]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file
 
 from wenet.cells import Cell, Genotype
-from wenet.nn import CellRNN, DagRNN, LanguageModel
+from wenet.nn import CellRNN, DagRNN, LanguageModel, SequenceModel
 from wenet.report import words
 from wenet.report.run import Run, read_run
 from wenet.run import RunFolder, Work, resolve_machine, stored_config, stored_data
@@ -179,7 +179,7 @@ class SearchResult(Shown, SearchOutcome):
         return Table({**row, **({key: audited.get(row["genotype"])} if audited else {})} for row in rows)
 
     @property
-    def model(self) -> LanguageModel:
+    def model(self) -> LanguageModel | SequenceModel:
         """The winner as the contest trained it, on this machine's device and ready for evaluation.
 
         Raises:
@@ -191,6 +191,23 @@ class SearchResult(Shown, SearchOutcome):
         with closing(RunFolder.open(self.folder)) as run:
             config, task, data = _on_this_machine(run, SEARCH, self.genotype)
         return winners_model(config, self.genotype, task, data, load_file(path)).to(config.device).eval()
+
+    def predict(self, x: Any) -> Any:
+        """Predictions of the winner's trained model for sequences of numbers.
+
+        Args:
+            x: sequences in the forms that `search` takes, without targets.
+
+        Returns:
+            As in `wenet.nn.SequenceModel.predict`: labels, numbers, or the steps that follow.
+
+        Raises:
+            WenetError: as in `model`; the search was on text, or x does not fit.
+        """
+        model = self.model
+        if not isinstance(model, SequenceModel):
+            raise WenetError(f"{self.folder} was a search on text; call .model, which scores the words that follow")
+        return model.predict(x, self.run.settings["layout"])
 
     def plot_weights(self) -> Figure:
         """The sorted weights of the last round (the paper's Figure 4)."""

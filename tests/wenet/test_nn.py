@@ -504,7 +504,7 @@ def test_layers_take_the_precisions_of_the_commands(precision, dtype):
 @pytest.mark.parametrize(("kind", "layer"), [("lstm", torch.nn.LSTM), ("gru", torch.nn.GRU)])
 def test_standalone_layers_are_those_of_torch(kind, layer):
     """Each of the networks, over a sequence in two parts."""
-    ours = StandaloneRNN(kind, 5, 2).double()
+    ours = StandaloneRNN(kind, 5, 5, 2).double()
     assert all(p.abs().max() <= 5**-0.5 and p.std() > 0.1 for p in ours.parameters())
     x = torch.randn(2, 6, 3, 5, dtype=torch.float64)
     first, state = ours(x[:, :2])
@@ -525,7 +525,7 @@ def test_dropout_of_standalone_layers():
     torch.manual_seed(0)
     x = torch.ones(1, 4, 1, 64)
     for options in ({"dropout_x": 0.5}, {"dropout_h": 0.5}):
-        lstm = StandaloneRNN("lstm", 64, **options)
+        lstm = StandaloneRNN("lstm", 64, 64, **options)
         assert not torch.equal(lstm(x)[0], lstm(x)[0])
         lstm(x)[0].square().sum().backward()
         weight = lstm.weight_input if "dropout_x" in options else lstm.weight_hidden

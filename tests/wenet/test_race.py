@@ -254,7 +254,7 @@ def test_no_more_is_claimed_than_was_measured():
         (["--runs", "2"], "say --no-contest"),
         (["--contest-seeds", "1"], "--contest-seeds must be at least 2"),
         (["--initial-cells", "tanh0"], "--initial-cells is for --strategy wenet"),
-        (["--parameters", "10"], "--parameters must be at least 48 for this text and"),
+        (["--parameters", "10"], "--parameters must be at least 48 for these data and"),
     ],
 )
 def test_impossible_races_are_refused(text, tmp_path, capsys, flags, message):

@@ -1,19 +1,37 @@
-"""Texts for language modelling, as streams of word or character indices that are read in windows."""
+"""Texts as streams of word or character indices that are read in windows, and sequences of numbers in batches."""
 
 from wenet.data.corpus import Corpus, batchify, encode_held_out, load_corpus
+from wenet.data.examples import Batches, Examples, Preparation, Scaling, SeriesData, prepare
+from wenet.data.series import KEPT, LAYOUTS, Series, inputs_of, load_series, series_of
+from wenet.data.series_files import Reading, is_file_of_series, read_series
 from wenet.data.units import LEVELS, UNKNOWN, units_of
 from wenet.data.windows import LONGER_AT_MOST, WINDOWS, mean_window, window, window_at, window_length, windows_per_pass
 
 __all__ = [
+    "KEPT",
+    "LAYOUTS",
     "LEVELS",
     "LONGER_AT_MOST",
     "UNKNOWN",
     "WINDOWS",
+    "Batches",
     "Corpus",
+    "Examples",
+    "Preparation",
+    "Reading",
+    "Scaling",
+    "Series",
+    "SeriesData",
     "batchify",
     "encode_held_out",
+    "inputs_of",
+    "is_file_of_series",
     "load_corpus",
+    "load_series",
     "mean_window",
+    "prepare",
+    "read_series",
+    "series_of",
     "units_of",
     "window",
     "window_at",

@@ -8,6 +8,7 @@ from wenet.nn.language import LanguageModel, StandaloneLanguageModels
 from wenet.nn.lstm import LAYERS, StackedLSTM, StandaloneRNN
 from wenet.nn.program_parameters import split_row
 from wenet.nn.rnn import DagRNN
+from wenet.nn.sequence import LOSSES, READOUTS, SequenceModel, StandaloneSequenceModels
 from wenet.nn.softmaxes import MIXTURE_ROWS, MixtureOfSoftmaxes
 from wenet.nn.standalone_cells import StandaloneCellRNN
 from wenet.nn.weighted import WeightedDagRNN
@@ -15,16 +16,20 @@ from wenet.nn.weighted import WeightedDagRNN
 __all__ = [
     "CHUNK",
     "LAYERS",
+    "LOSSES",
     "MIXTURE_ROWS",
+    "READOUTS",
     "CellRNN",
     "DagRNN",
     "DividedDagRNN",
     "LanguageModel",
     "MixtureOfSoftmaxes",
+    "SequenceModel",
     "StackedLSTM",
     "StandaloneCellRNN",
     "StandaloneLanguageModels",
     "StandaloneRNN",
+    "StandaloneSequenceModels",
     "WeightedDagRNN",
     "draw_rows",
     "split_row",

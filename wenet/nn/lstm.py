@@ -1,4 +1,4 @@
-"""LSTM and GRU layers as language models use them."""
+"""PyTorch's own layers, one above another or many side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wenet.nn.dropout import locked_dropout
 from wenet_kernels import WenetError, check_choice
 
 # The gates of PyTorch's layers, and the states they carry.
-LAYERS = {"lstm": (4, 2), "gru": (3, 1)}
+LAYERS = {"lstm": (4, 2), "gru": (3, 1), "rnn": (1, 1)}
 
 
 class StackedLSTM(nn.Module):
@@ -90,17 +90,17 @@ class StackedLSTM(nn.Module):
 
 
 class StandaloneRNN(nn.Module):
-    """n LSTM or GRU layers side by side, called like a `WeightedDagRNN` with independent coupling.
+    """n layers of PyTorch side by side, called like a `WeightedDagRNN` with independent coupling.
 
     Args:
-        kind: "lstm" or "gru", as `torch.nn.LSTM` and `torch.nn.GRU` compute them.
-        size: features of the input, the state and the output, H.
+        kind: "lstm", "gru" or "rnn", as `torch.nn.LSTM`, `torch.nn.GRU` and `torch.nn.RNN` compute them.
+        input_size, hidden_size: features of the input, I, and of the state and the output, H.
         count: of networks, n.
         dropout_x: on the input, one draw per call, shared over time and networks.
         dropout_h: on the weights between hidden states, one draw per call, shared over networks.
 
-    Parameters: weight_input, weight_hidden `[n, G, H]`; bias_input, bias_hidden `[n, G]`, G gates times H. The state is
-    `[n, M, S]`: h, and of an LSTM c beside it.
+    Parameters: weight_input `[n, G, I]`, weight_hidden `[n, G, H]`; bias_input, bias_hidden `[n, G]`, G gates times H.
+    The state is `[n, M, S]`: h, and of an LSTM c beside it.
 
     Raises:
         WenetError: an unknown kind, a size or count below 1, a probability outside 0..1.
@@ -108,18 +108,29 @@ class StandaloneRNN(nn.Module):
 
     coupling, among = "independent", None
 
-    def __init__(self, kind: str, size: int, count: int = 1, dropout_x: float = 0.0, dropout_h: float = 0.0) -> None:
+    def __init__(
+        self,
+        kind: str,
+        input_size: int,
+        hidden_size: int,
+        count: int = 1,
+        dropout_x: float = 0.0,
+        dropout_h: float = 0.0,
+    ) -> None:
         super().__init__()
         check_choice("kind", kind, LAYERS)
-        check_count("size", size)
+        check_count("input_size", input_size)
+        check_count("hidden_size", hidden_size)
         check_count("count", count)
         check_probability("dropout_x", dropout_x)
         check_probability("dropout_h", dropout_h)
-        self.kind, self.input_size, self.hidden_size, self.count = kind, size, size, count
+        self.kind, self.input_size, self.hidden_size, self.count = kind, input_size, hidden_size, count
         self.dropout_x, self.dropout_h = dropout_x, dropout_h
         gates, self.states = LAYERS[kind]
-        self.weight_input, self.weight_hidden = (nn.Parameter(torch.empty(count, gates * size, size)) for _ in range(2))
-        self.bias_input, self.bias_hidden = (nn.Parameter(torch.empty(count, gates * size)) for _ in range(2))
+        rows = gates * hidden_size
+        self.weight_input = nn.Parameter(torch.empty(count, rows, input_size))
+        self.weight_hidden = nn.Parameter(torch.empty(count, rows, hidden_size))
+        self.bias_input, self.bias_hidden = (nn.Parameter(torch.empty(count, rows)) for _ in range(2))
         self.reset_parameters()
 
     def reset_parameters(self, bound: float | None = None) -> None:
@@ -131,28 +142,30 @@ class StandaloneRNN(nn.Module):
         """Run over a sequence.
 
         Args:
-            x: `[n, T, M, H]`.
+            x: `[T, M, I]`, shared by all networks, or `[n, T, M, I]`, an input for each.
             h0: `[n, M, S]`; zeros by default.
 
         Returns:
             output `[T, n, M, H]` and the last state `[n, M, S]`.
         """
         masked = locked_dropout(self, x, self.dropout_x)
+        each = masked if masked.dim() == 4 else [masked] * self.count
         kept = functional.dropout(torch.ones_like(self.weight_hidden[0]), self.dropout_h, self.training)
-        h = x.new_zeros(self.count, x.shape[2], self.states * self.hidden_size) if h0 is None else h0
+        h = x.new_zeros(self.count, x.shape[-2], self.states * self.hidden_size) if h0 is None else h0
         weights = zip(self.weight_input, self.weight_hidden * kept, self.bias_input, self.bias_hidden, strict=True)
-        found = [self._run(*each) for each in zip(masked, h, map(list, weights), strict=True)]
+        found = [self._run(*one) for one in zip(each, h, map(list, weights), strict=True)]
         outputs, states = zip(*found, strict=True)
         return torch.stack(outputs, 1), torch.stack(states)
 
     def _run(self, x: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
         """One network's output `[T, M, H]` and state `[M, S]`."""
         states = [state.contiguous() for state in h.unsqueeze(0).chunk(self.states, -1)]
-        if self.kind == "gru":
-            output, last = torch.gru(x, states[0], weights, True, 1, 0.0, True, False, False)
-            return output, last[0]
-        output, h, c = _lstm(x, states[0], states[1], weights)
-        return output, torch.cat([h, c], -1)[0]
+        if self.kind == "lstm":
+            output, h, c = _lstm(x, states[0], states[1], weights)
+            return output, torch.cat([h, c], -1)[0]
+        run = torch.gru if self.kind == "gru" else torch.rnn_tanh
+        output, last = run(x, states[0], weights, True, 1, 0.0, True, False, False)
+        return output, last[0]
 
 
 def _lstm(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

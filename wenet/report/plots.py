@@ -266,7 +266,8 @@ def training_curves_picture(run: Run) -> Picture:
     records, best, metric = run.records, run.best, run.metric
     key = f"valid_{metric.key}"
     sound = [record for record in records if key in record]
-    in_metric = run.task.in_metric
+    task: Any = run.task  # of text, which alone is trained so
+    in_metric = task.in_metric
     train = [(record["epoch"], in_metric(min(record["train_loss"], 699.0))) for record in sound]
     valid = [(record["epoch"], record[key]) for record in sound]
     marks = [("-", BLUE, "training, with dropout"), ("-", ORANGE, "validation")]

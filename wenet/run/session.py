@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic
 import torch
 
 from wenet.cells import Cell, Genotype
+from wenet.data import KEPT
 from wenet.parallel import ALONE, Ranks, check_own_device
 from wenet.run.console import Console, counted, size
 from wenet.run.curves import require_tensorboard
@@ -143,13 +144,19 @@ class Session(Generic[AnyConfig]):
     @classmethod
     @contextmanager
     def begin(
-        cls, work: Work[AnyConfig], preset: str, given: Mapping[str, Any], surroundings: Surroundings
+        cls,
+        work: Work[AnyConfig],
+        preset: str,
+        given: Mapping[str, Any],
+        surroundings: Surroundings,
+        arrays: Any = None,
     ) -> Iterator[Session[AnyConfig]]:
         """Begin a new run.
 
         Args:
             preset: the name of the settings to start from.
             given: settings that override the preset.
+            arrays: sequences of numbers to learn from, in place of a dataset's name; the run's folder keeps them.
 
         Raises:
             WenetError: a setting is impossible, data are missing or unusable, or memory is too small.
@@ -159,7 +166,7 @@ class Session(Generic[AnyConfig]):
         cell = work.cell(asked)
         config = resolve_machine(asked, cell)
         task, ranks = task_of(config), surroundings.ranks
-        data = task.load(config, as_path(surroundings.data_dir))
+        data = task.load(config, as_path(surroundings.data_dir)) if arrays is None else taken(task, arrays, config)
         config = _with_absolute_dataset(config)
         for part, rows in work.streams(config).items():
             task.streams(data, part, rows)  # refuses a part that is too short
@@ -177,6 +184,8 @@ class Session(Generic[AnyConfig]):
         ranks.check_same(stored)
         with _held(work, ranks, lambda: RunFolder.create(folder, stored)) as (run, interrupt):
             session = cls(config, cell, task, data, run, interrupt, surroundings)
+            if arrays is not None:
+                data.raw.save(run.path / KEPT)
             work.announce(session, given)
             with session._at_work(work):
                 yield session
@@ -240,6 +249,17 @@ class Session(Generic[AnyConfig]):
             self.console.stop()
 
 
+def taken(task: Any, arrays: Any, config: Config) -> Any:
+    """The data of a task from arrays.
+
+    Raises:
+        WenetError: the task reads text, or the arrays do not fit.
+    """
+    if task.reads != "numbers":
+        raise WenetError(f"--task {config.task} reads text; for arrays say task='classify', 'regress' or 'forecast'")
+    return task.take(arrays)
+
+
 @contextmanager
 def _held(work: Work[Any], ranks: Ranks, take: Any) -> Iterator[tuple[RunFolder, Interrupt]]:
     """Hold the folder of a run until its end; meanwhile signals only request a stop."""
@@ -249,7 +269,7 @@ def _held(work: Work[Any], ranks: Ranks, take: Any) -> Iterator[tuple[RunFolder,
 
 def say_data_and_machine(console: Console, config: Config, cell: Cell | None, data: Any) -> None:
     """Print the first lines of a run."""
-    console.say(f"text      {data.name}: {data.describe()}")
+    console.say(f"{task_of(config).reads:<9} {data.name}: {data.describe()}")
     activations = cell.activations if isinstance(cell, Genotype) else config.activation_names
     slower = [f"{name}: {status}" for name, status in backends(activations).items() if status != "ready"]
     console.say(
@@ -270,8 +290,8 @@ def _default_folder(kind: str, name: str) -> Path:
 
 
 def _with_absolute_dataset(config: AnyConfig) -> AnyConfig:
-    """Make a folder of text absolute in the settings, so that it is found from anywhere."""
-    if not Path(config.dataset).is_dir():
+    """Make a folder of text or a file of sequences absolute in the settings, so that it is found from anywhere."""
+    if not Path(config.dataset).exists():
         return config
     return replace(config, dataset=str(Path(config.dataset).resolve()))
 
@@ -319,9 +339,11 @@ def stored_data(run: RunFolder, config: AnyConfig, task: Task, data_dir: str | P
     Raises:
         WenetError: the data are gone or have changed.
     """
-    data = task.load(config, as_path(data_dir or run.config["data_dir"]))
+    kept = run.path / KEPT
+    named = replace(config, dataset=str(kept)) if kept.exists() else config
+    data = task.load(named, as_path(data_dir or run.config["data_dir"]))
     if data.fingerprint != run.config["corpus"]:
-        raise WenetError(f"the text of {config.dataset} has changed since {run.path} began; start a new run")
+        raise WenetError(f"the {task.reads} of {config.dataset} has changed since {run.path} began; start a new run")
     return data
 
 

@@ -29,6 +29,7 @@ class Group(StrEnum):
 
     FIRST = "what most runs set"
     MODEL = "text and model"
+    NUMBERS = "sequences of numbers"
     CELLS = "the space of cells"
     MIXTURE = "the mixture, and what takes its place"
     RACE = "race and contest"
@@ -52,8 +53,14 @@ class Config:
         WenetError: a value has the wrong type or is out of range.
     """
 
-    dataset: str = option("sotu", "sotu, ptb, wikitext-2, or a folder with train/valid/test text", Group.FIRST)
-    task: str = option("language", "what is learned, language being the paper's", Group.MODEL)
+    dataset: str = option(
+        "sotu", "sotu, ptb, wikitext-2, a folder with train/valid/test text, or a file of sequences", Group.FIRST
+    )
+    task: str = option(
+        "language",
+        "what is learned: language; or of sequences of numbers classify, regress, forecast or label",
+        Group.FIRST,
+    )
     preset: str = option("paper", "paper or quick; by default paper with a GPU, quick without", Group.FIRST)
     level: str = option("words", "words or characters: what a text is read in", Group.MODEL, choices=LEVELS)
     max_vocabulary: int | None = option(

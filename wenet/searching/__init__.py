@@ -1,12 +1,13 @@
 """Searching: strategies, and measurements of their results."""
 
 from wenet.searching.audit import begun_audit, correlation_in_words, final_ranking, spread_in_words, usual_audit
-from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
+from wenet.searching.settings import OF_NUMBERS, PRESETS, SearchConfig, resolve_config
 from wenet.searching.strategy import Best, Strategy, is_finished, read_best, strategy_of
 from wenet.searching.tournament import hold_tournament
 from wenet.searching.work import SEARCH, NextSteps, SearchOutcome, run_search
 
 __all__ = [
+    "OF_NUMBERS",
     "PRESETS",
     "SEARCH",
     "Best",

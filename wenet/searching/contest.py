@@ -26,6 +26,7 @@ from wenet.searching.space import space_of
 from wenet.searching.strategy import RECORDS, strategy_of
 from wenet.tasks import Metric, Task
 from wenet.training import (
+    LAYERS,
     Architecture,
     Plan,
     StandaloneResult,
@@ -43,6 +44,7 @@ WINNER = "winner"
 ROW = "rnn.weights"  # where `StandaloneCellRNN` has the parameters of networks
 RATE_SHARE = 2  # rates are tried for one in this many of the windows
 CONTESTANTS = 6  # at most
+CHECKS = 20  # of a training on sequences of numbers, whose best weights count
 TIMED_STEPS = 200
 
 
@@ -105,7 +107,7 @@ def hold_contest(session: Session[SearchConfig]) -> dict[str, Any]:
 
 
 def _contestants(session: Session[SearchConfig]) -> list[Contestant]:
-    """The winner first, then the runner-up, the median cell, a published cell, and PyTorch's layers."""
+    """The winner first, then the runner-up, the median cell, and the task's rivals."""
     config, task, data = session.config, session.task, session.data
     ranking = final_ranking(session.folder.records(RECORDS), config.keep, strategy_of(config))
     cells = [cell.genotype for cell in ranking]
@@ -114,7 +116,7 @@ def _contestants(session: Session[SearchConfig]) -> list[Contestant]:
         named["runner-up"] = cells[1]
     if len(cells) > 4:
         named["median cell"] = cells[len(cells) // 2]
-    named |= {"darts-v2": load_genotype("darts-v2"), "lstm": "lstm", "gru": "gru"}
+    named |= {rival: rival if rival in LAYERS else load_genotype(rival) for rival in task.rivals}
     first = config_for(cells[0], config, task, data)
     wanted = config.parameters or parameter_count(first, cells[0], task, data)
     return [
@@ -132,19 +134,20 @@ def _choose_rates(
     session: Session[SearchConfig], group: Sequence[Contestant], windows: int
 ) -> tuple[dict[str, float], StandaloneResult]:
     """The best rate of each contestant by the validation metric."""
-    rates, order = session.config.rate_grid, session.task.metric.order
+    rates, metric = session.config.rate_grid, session.task.metric
     plan = Plan(
         [entrant.architecture for entrant in group for _ in rates],
         max(1, windows // RATE_SHARE),
         session.config.seed,
         rates=rates * len(group),
         decay=True,
+        checks=_checks(session),
     )
     trials = train_standalone(*_place(session, group, "rates"), plan, f"rates, {_names(group)}")
     chosen = {}
     for place, entrant in enumerate(group):
         own = trials.outcomes[place * len(rates) : (place + 1) * len(rates)]
-        chosen[entrant.name] = min(zip(rates, own, strict=True), key=lambda pair: order(pair[1].value))[0]
+        chosen[entrant.name] = min(zip(rates, own, strict=True), key=lambda pair: pair[1].order(metric))[0]
     return chosen, trials
 
 
@@ -161,9 +164,15 @@ def _train_group(
         decay=True,
         leave=any(entrant.name == WINNER for entrant in group),
         test=True,
+        checks=_checks(session),
     )
     own, path = _place(session, group, "training")
     return path, train_standalone(own, path, plan, f"contest, {_names(group)}")
+
+
+def _checks(session: Session[SearchConfig]) -> int:
+    """A text is read too few times for a model to overfit."""
+    return 0 if session.task.reads == "text" else CHECKS
 
 
 def _place(
@@ -222,9 +231,9 @@ def _save_winner(
     if (session.folder.path / MODEL).exists():
         return
     place = next(number for number, entrant in enumerate(group) if entrant.name == WINNER)
-    seeds, order = session.config.contest_seeds, session.task.metric.order
+    seeds, metric = session.config.contest_seeds, session.task.metric
     own = range(place * seeds, (place + 1) * seeds)
-    best = min(own, key=lambda number: order(training.outcomes[number].value))
+    best = min(own, key=lambda number: training.outcomes[number].order(metric))
     with closing(RunFolder.open(path)) as run:
         checkpoint = run.load_checkpoint()
         assert checkpoint is not None
@@ -258,7 +267,7 @@ def winners_model(config: SearchConfig, cell: Cell, task: Task, data: Any, tenso
 
 
 def _single(config: SearchConfig, cell: Cell, task: Task, data: Any) -> Any:
-    return task.model(build_cell(config, cell, config.hidden), config, data).to(DTYPES[config.precision])
+    return task.model(build_cell(config, cell, task.inputs(data, config)), config, data).to(DTYPES[config.precision])
 
 
 def estimate_contest(session: Session[SearchConfig]) -> float:
@@ -289,7 +298,7 @@ def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
     return [*lines, f"          {verdict(result, metric)}"]
 
 
-def verdict(result: Mapping[str, Any], metric: Metric, layers: Sequence[str] = ("lstm", "gru")) -> str:
+def verdict(result: Mapping[str, Any], metric: Metric, layers: Sequence[str] = tuple(LAYERS)) -> str:
     """A sentence that compares the winner with PyTorch's layers, and claims only what the trainings show."""
     winner = next(row for row in result["contestants"] if row["name"] == WINNER)
     parts = []

@@ -64,6 +64,7 @@ class Halving(Strategy):
         super().__init__(session)
         self.config, self.folder, self.metric = session.config, session.folder, session.task.metric
         self.rungs = rungs(self.config)
+        self._steps = session.task.window_steps(session.data, self.config)
         self.budget = network_rounds(self.config) * training_windows(session, self.config.epochs_per_round)
 
     def run(self) -> HalvingBest:
@@ -110,7 +111,7 @@ class Halving(Strategy):
         record = {
             "round": rung + 1,
             "windows": windows,
-            "tokens": windows * self.config.bptt * self.config.data_batch,  # per network, the last window in full
+            "tokens": windows * self._steps * self.config.data_batch,  # per network, the last window in full
             "train_loss": sum(losses) / len(losses) if losses else None,
             f"valid_{self.metric.key}": reached,
             "seconds_so_far": seconds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,8 +44,9 @@ class Runner:
 
     Attributes:
         networks: the places of its networks, from which the next rung continues.
-        held_out: their mean loss in each validation window of the rung, in nats; infinite if one of them diverged.
-        value: the metric of the mean loss.
+        held_out: their mean loss in each validation window of the rung, or on each sequence; infinite if one of them
+            diverged.
+        value: their mean metric.
         generation: the generation, from 0, in which it entered the race.
     """
 
@@ -131,6 +133,7 @@ class Race(Strategy):
         self.config, self.folder, self.metric = session.config, session.folder, session.task.metric
         first = training_windows(session, self.config.epochs_per_round)
         self.windows = [first * 2**rung for rung in range(self.config.rungs)]
+        self._steps = session.task.window_steps(session.data, self.config)
         self.pool = draw_pool(self.config)
         self.generator = random.Random(self.config.seed)
         self.rate: dict[str, float] = {}  # by kind: the number of nodes, or of states
@@ -197,7 +200,7 @@ class Race(Strategy):
                 diverged = any(outcome.diverged_at is not None for outcome in result.outcomes[own])
                 held_out = [math.inf] * len(losses) if diverged else losses[:, own].mean(1).tolist()
                 networks = [Origin(path, number) for number in range(own.start, own.stop)]
-                value = self.session.task.in_metric(sum(held_out) / len(held_out))
+                value = math.fsum(outcome.value for outcome in result.outcomes[own]) / copies
                 found.append(replace(runner, networks=networks, held_out=held_out, value=value))
         return sorted(found, key=lambda runner: runner.loss)
 
@@ -232,7 +235,7 @@ class Race(Strategy):
         """The number of validation windows on which a rung is measured."""
         config, task = self.config, self.session.task
         streams = task.streams(self.session.data, "valid", config.eval_batch)
-        whole = -(-task.steps_per_pass(streams) // config.bptt)
+        whole = task.windows(streams, config.bptt)
         trained = self.windows[rung] * config.data_batch
         return max(2, min(whole, trained // (HELD_OUT_SHARE * config.eval_batch)))
 
@@ -273,7 +276,7 @@ class Race(Strategy):
             "round": rung + 1,
             "generation": generation + 1,
             "windows": self.windows[rung],
-            "tokens": self.windows[rung] * self.config.bptt * self.config.data_batch,
+            "tokens": self.windows[rung] * self._steps * self.config.data_batch,
             "train_loss": None,
             f"valid_{self.metric.key}": best[self.metric.key],
             "seconds_so_far": seconds,
@@ -372,5 +375,7 @@ def is_worse(runner: Runner, other: Runner) -> bool:
 
     if not (math.isfinite(runner.loss) and math.isfinite(other.loss)):
         return not math.isfinite(runner.loss)
-    p = stats.ttest_rel(runner.held_out, other.held_out, alternative="greater").pvalue
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of cells that are nearly alike
+        p = stats.ttest_rel(runner.held_out, other.held_out, alternative="greater").pvalue
     return bool(p < SIGNIFICANCE)

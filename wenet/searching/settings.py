@@ -12,8 +12,10 @@ from wenet.cells import Genotype, check_activations, load_genotypes
 from wenet.cells.gated import MAX_BLOCKS, MIN_BLOCKS
 from wenet.data import WINDOWS
 from wenet.run import Group, counted
-from wenet.run.settings import option, overridden
-from wenet.training.settings import LearningConfig, inherited
+from wenet.run.settings import flag, option, overridden
+from wenet.searching.series_settings import SeriesConfig
+from wenet.tasks import TASKS
+from wenet.training.settings import inherited
 from wenet_kernels import ACTIVATIONS, MAX_NODES, WenetError, check_choice
 
 # Settings that are a number or a range: the least, the most, and an example.
@@ -29,14 +31,16 @@ STRATEGIES = {
 
 
 @dataclass(frozen=True)
-class SearchConfig(LearningConfig):
+class SearchConfig(SeriesConfig):
     """All settings that affect the result of a search. Defaults are the paper's (section 4.1), where it states them.
 
     Raises:
         WenetError: a value is out of range.
     """
 
-    preset: str = inherited("preset", "paper", "paper, quick or race; by default paper with a GPU, race without")
+    preset: str = inherited(
+        "preset", "paper", "paper, quick or race, by default paper with a GPU, race without; numbers for sequences"
+    )
     pool: int = option(10_000, "networks to search in all", Group.FIRST, metavar="T", at_least=1)
     batch: int = option(100, "new networks a round", Group.FIRST, metavar="B", at_least=1)
     keep: int = option(20, "networks kept from one round for the next", Group.FIRST, metavar="K", at_least=1)
@@ -185,6 +189,8 @@ class SearchConfig(LearningConfig):
             raise WenetError(
                 "--form plain needs --norm none: its state starts at zero, and normalised over a batch it stays there"
             )
+        if self.strategy == "wenet" and TASKS[self.task].reads != "text":
+            raise WenetError(f"--task {self.task} needs --strategy race or random: a mixture reads text alone")
         if self.contest and self.runs > 1:
             raise WenetError("a contest ends one search; leave out --runs, or say --no-contest")
         if 0 < self.audit < self.keep + 2:
@@ -352,6 +358,33 @@ PRESETS: dict[str, dict[str, Any]] = {
         "contest_epochs": 0.32,
         "audit_epochs": 0.32,
     },
+    # Hidden sizes of 20 to 40, in which a hundred networks learn at the rate of one dense product.
+    "numbers": {
+        "task": "classify",
+        "strategy": "race",
+        "nodes": "1-4",
+        "parameters": 5_000,
+        "pool": 48,
+        "batch": 48,
+        "keep": 4,
+        "rungs": 3,
+        "epochs_per_round": 5.0,
+        "rates": "0.003,0.01,0.03",
+        "data_batch": 32,
+        "eval_batch": 256,
+        "lr": 1e-2,
+        "clip": 1.0,
+        "weight_decay": 0.0,
+        "dropout_embedding": 0.0,
+        "dropout_x": 0.0,
+        "dropout_h": 0.0,
+        "dropout_output": 0.0,
+        "temporal_activation_reg": 0.0,
+        "norm": "none",
+        "contest": True,
+        "contest_epochs": 40.0,
+        "audit_epochs": 20.0,
+    },
 }
 
 
@@ -364,6 +397,32 @@ def resolve_config(preset: str, *layers: Mapping[str, Any]) -> SearchConfig:
     check_choice("preset", preset, PRESETS)
     values = overridden(SearchConfig, PRESETS[preset], *layers)
     asked = overridden(SearchConfig, *layers)
+    check_fits(preset, {**{"task": SearchConfig.task}, **values}, asked)
     if "hidden" in asked and "parameters" not in asked:
         values["parameters"] = None  # a size that is asked for counts more than one that a preset lets follow
     return SearchConfig(**{**values, "preset": preset})
+
+
+def check_fits(preset: str, values: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse a preset for other data than the task reads, and settings that it does not read.
+
+    Args:
+        values: all settings.
+        asked: those that were given beside the preset.
+
+    Raises:
+        WenetError: as above, or there is no such task.
+    """
+    task = values["task"]
+    check_choice("--task", task, TASKS)
+    reads = TASKS[task].reads
+    if (preset == "numbers") is not (reads == "numbers"):
+        mend = "leave it out" if reads == "numbers" else f"say --task {', '.join(OF_NUMBERS)}"
+        raise WenetError(f"--preset {preset} does not fit --task {task}, which reads {reads}; {mend}")
+    usual = {**{name: SearchConfig.__dataclass_fields__[name].default for name in asked}, **PRESETS[preset]}
+    for name, value in asked.items():
+        if name in TASKS[task].unread and value != usual[name]:
+            raise WenetError(f"{flag(name)} has no meaning for --task {task}, which reads {reads}; leave it out")
+
+
+OF_NUMBERS = [name for name, task in TASKS.items() if task.reads == "numbers"]

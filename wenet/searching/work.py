@@ -17,7 +17,7 @@ from wenet.searching.estimate import estimate_search, estimate_search_memory
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
 from wenet.searching.shapes import config_for
 from wenet.searching.strategy import Best, strategy_of
-from wenet.tasks import Baseline, Metric
+from wenet.tasks import Baseline, Metric, task_of
 from wenet.training import estimate_standalone, estimate_training, resolve_train_config
 from wenet_kernels import WenetError
 
@@ -29,7 +29,7 @@ class NextSteps:
     """Commands to continue with after a search, and the estimated seconds of each on this machine.
 
     Attributes:
-        audit, train: the commands.
+        audit, train: the commands; a model of numbers, which the contest trained, is exported.
         audit_seconds, train_seconds: None if not estimated.
     """
 
@@ -42,6 +42,8 @@ class NextSteps:
     def of(cls, config: SearchConfig, folder: Path, data_dir: str | None) -> NextSteps:
         """The commands without estimates."""
         audit = ["wenet-search", "--resume", str(folder), "--audit", str(usual_audit(config.keep))]
+        if task_of(config).reads != "text":
+            return cls(shlex.join(audit), shlex.join(["wenet-cell", "export", str(folder)]))
         train = ["wenet-train", config.dataset, "--cell", str(folder), "--preset", FOLLOWING_PRESET]
         if config.level != resolve_train_config(FOLLOWING_PRESET).level:
             train += ["--level", config.level]
@@ -60,19 +62,22 @@ class NextSteps:
         """The commands with their estimated times, which takes a second."""
         config, task, data = session.config, session.task, session.data
         cells = min(usual_audit(config.keep), config.pool)
+        sized = config_for(cell, config, task, data)
+        seconds = estimate_standalone(sized, cell, cells, config.audit_epochs, task, data)
+        if task.reads != "text":
+            return replace(cls.of_session(session), audit_seconds=seconds)
         shared = {name: getattr(config, name) for name in (*TEXT_SETTINGS, "device", "backend")}
         training = resolve_machine(resolve_train_config(FOLLOWING_PRESET, shared, {"cell": str(cell)}), cell)
-        sized = config_for(cell, config, task, data)
         return replace(
             cls.of_session(session),
-            audit_seconds=estimate_standalone(sized, cell, cells, config.audit_epochs, task, data),
+            audit_seconds=seconds,
             train_seconds=estimate_training(training, cell, task, data).seconds,
         )
 
 
 @dataclass(frozen=True, repr=False)
 class SearchOutcome:
-    """The result of a search on a text.
+    """The result of a search.
 
     Attributes:
         best: how the cell was found.
@@ -145,7 +150,7 @@ class SearchWork(Work[SearchConfig]):
         for preset in PRESETS:
             chosen = preset == config.preset
             try:
-                candidate = config if chosen else resolve_machine(self.resolve(preset, given))
+                candidate = config if chosen else resolve_machine(self.resolve(preset, {"task": config.task, **given}))
             except WenetError:
                 continue  # the given settings only fit the preset of this run
             say(_preset_line(preset, candidate, session) + ("   <- this run" if chosen else ""))
@@ -159,7 +164,7 @@ class SearchWork(Work[SearchConfig]):
             say(f"audit     {counted(config.audit, 'cell')} standalone for {epochs}, on top of that time")
         if config.contest:
             seconds = duration(estimate_contest(session))
-            say(f"contest   of the winner with LSTM, GRU and other cells: about {seconds} on top of that time")
+            say(f"contest   of the winner with PyTorch's layers and other cells: about {seconds} on top of that time")
 
 
 SEARCH = SearchWork()

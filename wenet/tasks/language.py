@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from wenet.data import Corpus, batchify, load_corpus, window, window_at, windows_per_pass
 from wenet.nn import DagRNN, LanguageModel, MixtureOfSoftmaxes, StackedLSTM, StandaloneLanguageModels, WeightedDagRNN
-from wenet.tasks.task import Baseline, Measurement, Metric
+from wenet.tasks.task import OF_NUMBERS_ALONE, Baseline, Measurement, Metric
 from wenet_kernels import LostRanks, WenetError
 
 Predictor = LanguageModel | StandaloneLanguageModels
@@ -23,7 +23,14 @@ class LanguageModelling:
 
     metric = Metric("perplexity", "perplexity")
     unit = "word"
+    reads = "text"
+    rivals: tuple[str, ...] = ("darts-v2", "lstm", "gru")
+    unread: tuple[str, ...] = OF_NUMBERS_ALONE
     window = staticmethod(window_at)
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        return cls()
 
     def load(self, config: Any, data_dir: Path | None) -> Corpus:
         """Load the text named in the settings.
@@ -48,6 +55,30 @@ class LanguageModelling:
     def steps_per_pass(self, streams: Tensor) -> int:
         """The number of predicted tokens in each stream: all but the first."""
         return len(streams) - 1
+
+    def windows(self, streams: Tensor, steps: int) -> int:
+        """The number of windows in a pass."""
+        return windows_per_pass(streams, steps)
+
+    def batch(self, streams: Tensor, number: int, steps: int) -> tuple[Tensor, Tensor]:
+        """The window of this number, counted through all passes."""
+        return window(streams, steps, number % windows_per_pass(streams, steps))
+
+    def carries_on(self, streams: Tensor, number: int, steps: int) -> bool:
+        """Whether a window goes on where the last one ended; the first of a pass starts from a zero state."""
+        return number % windows_per_pass(streams, steps) != 0
+
+    def first(self, streams: Tensor, windows: int, steps: int) -> Tensor:
+        """Only the first windows."""
+        return streams[: windows * steps + 1]
+
+    def window_steps(self, data: Corpus, config: Any) -> int:
+        """Time steps of a window."""
+        return config.bptt
+
+    def inputs(self, data: Corpus, config: Any) -> int:
+        """The size of an embedded word, which is tied to the hidden state's."""
+        return config.hidden
 
     def positions(self, data: Corpus, part: str) -> int:
         """The number of tokens in a part of the text."""

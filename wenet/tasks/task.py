@@ -6,9 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 from torch import Tensor
+
+# Settings that only sequences of numbers have.
+OF_NUMBERS_ALONE = (
+    *("target", "window", "horizon", "layout", "missing", "constant", "split", "loss", "metric", "readout"),
+)
 
 
 @dataclass(frozen=True)
@@ -95,21 +100,39 @@ class Task(Protocol):
     state from which the next window starts. Standalone models return `[n]` reported losses and states, one per network.
 
     A text is read in consecutive windows, and its state is carried on. A task with separate sequences as examples
-    (classification, forecasting) returns batches as windows and starts each from a zero state; its model reads the last
-    state or every step, and `measure` returns accuracy or an error in place of perplexity.
+    (classification, forecasting) has batches of them as windows and starts each from a zero state: its models return
+    None as the state, and in place of the windows' losses `measure` has those of the sequences.
+
+    Streams are what `streams` gives, a part of the data side by side; only the task looks into them.
     """
 
     metric: Metric
+    reads: str  # "text" or "numbers", to which presets belong
+    rivals: tuple[str, ...]  # names of PyTorch's layers that the winner of a search meets
+    unread: tuple[str, ...]  # settings that this task does not read
+
+    @classmethod
+    def of(cls, config: Any) -> Self: ...  # for the settings of a run
 
     def load(self, config: Any, data_dir: Path | None) -> Any: ...
 
     def baseline(self, data: Any) -> Baseline | None: ...  # on the validation part; None where there is none
 
-    def in_metric(self, nats: float) -> float: ...  # of a mean loss, for curves of training beside validation
+    def streams(self, data: Any, part: str, rows: int) -> Any: ...  # examples side by side; refuses too many rows
 
-    def streams(self, data: Any, part: str, rows: int) -> Tensor: ...  # examples side by side; refuses too many rows
+    def windows(self, streams: Any, steps: int) -> int: ...  # in one pass over all of the streams
 
-    def steps_per_pass(self, streams: Tensor) -> int: ...  # one pass over all of the streams
+    def batch(self, streams: Any, number: int, steps: int) -> tuple[Tensor, Tensor]: ...  # inputs and targets of a
+
+    # window, by its number through all passes
+
+    def carries_on(self, streams: Any, number: int, steps: int) -> bool: ...  # whether it continues the one before
+
+    def first(self, streams: Any, windows: int, steps: int) -> Any: ...  # only the first windows
+
+    def window_steps(self, data: Any, config: Any) -> int: ...  # time steps of a window, for estimates
+
+    def inputs(self, data: Any, config: Any) -> int: ...  # features that a layer reads
 
     def positions(self, data: Any, part: str) -> int: ...  # time steps of all examples of a part, for estimates
 
@@ -117,12 +140,20 @@ class Task(Protocol):
 
     def probe(self, data: Any, rows: int, steps: int) -> tuple[Tensor, Tensor]: ...  # made-up inputs and targets
 
-    def window(self, streams: Tensor, start: int, steps: int) -> tuple[Tensor, Tensor]: ...  # inputs and targets
-
     def model(self, layer: Any, config: Any, data: Any) -> Any: ...  # of one layer, or of a mixture
 
     def standalone_models(self, layer: Any, config: Any, data: Any) -> Any: ...  # of n networks
 
     def measure(
-        self, model: Any, streams: Tensor, steps: int, between: Callable[[], None], of_networks: bool = False
+        self, model: Any, streams: Any, steps: int, between: Callable[[], None], of_networks: bool = False
     ) -> Measurement: ...  # without dropout; `between` is called after every window and may raise
+
+
+class CarryingTask(Task, Protocol):
+    """A task whose data are streams that windows of any length may be cut from, as a mixture and `wenet-train` do."""
+
+    def in_metric(self, nats: float) -> float: ...  # of a mean loss, for curves of training beside validation
+
+    def steps_per_pass(self, streams: Tensor) -> int: ...  # one pass over all of the streams
+
+    def window(self, streams: Tensor, start: int, steps: int) -> tuple[Tensor, Tensor]: ...  # inputs and targets

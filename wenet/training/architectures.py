@@ -48,11 +48,11 @@ def build_standalone(
     if programs:
         dropouts = {"dropout_x": config.dropout_x, "dropout_h": config.dropout_h}
         layer = StandaloneCellRNN(
-            config.hidden, config.hidden, programs, backend=config.backend, among=among, **dropouts
+            task.inputs(data, config), config.hidden, programs, backend=config.backend, among=among, **dropouts
         )
     elif cells:
         layer = WeightedDagRNN(
-            config.hidden,
+            task.inputs(data, config),
             config.hidden,
             cells,
             form=config.form,
@@ -65,7 +65,8 @@ def build_standalone(
         )
     else:
         kind = str(architectures[0])
-        layer = StandaloneRNN(kind, config.hidden, len(architectures), config.dropout_x, config.dropout_h)
+        sizes = (task.inputs(data, config), config.hidden)
+        layer = StandaloneRNN(kind, *sizes, len(architectures), config.dropout_x, config.dropout_h)
     return task.standalone_models(layer, config, data).to(DTYPES[config.precision])
 
 
@@ -94,7 +95,7 @@ def hidden_for(
     fewest = count(1)
     if fewest > parameters:
         raise WenetError(
-            f"--parameters must be at least {fewest:,} for this text and {architecture}, not {parameters:,}"
+            f"--parameters must be at least {fewest:,} for these data and {architecture}, not {parameters:,}"
         )
     if generous:
         return sizes[bisect_left(sizes, parameters, key=count)]

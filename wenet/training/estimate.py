@@ -79,7 +79,8 @@ def seconds_per_network(
         per_window, per_step = _step_costs(model, optimizer, config, task, data)
     steps = _steps(config, task, data, "train")
     counted_steps = steps * (epochs if epochs_of_steps is None else epochs_of_steps)
-    return (epochs * steps / config.bptt * per_window + counted_steps * per_step) / probed
+    windows = epochs * steps / task.window_steps(data, config)
+    return (windows * per_window + counted_steps * per_step) / probed
 
 
 def _seconds_per_epoch(config: TrainConfig, cell: Cell | None, task: Task, data: Any) -> float:

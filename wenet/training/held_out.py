@@ -15,7 +15,7 @@ from torch import Tensor
 from wenet.data import UNKNOWN, batchify, encode_held_out, units_of
 from wenet.nn import LanguageModel
 from wenet.run import Console, RunFolder, as_path, counted, duration, resolve_machine, stored_config, stored_data
-from wenet.tasks import Metric, Task, task_of
+from wenet.tasks import Metric, task_of
 from wenet.training.adaptive import Cache, Dynamic, cache_cross_entropy, dynamic_cross_entropy, statistics_stream
 from wenet.training.nt_asgd import trained_model
 from wenet.training.settings import TrainConfig
@@ -104,7 +104,7 @@ def evaluate(
 
 
 def _measure(
-    model: LanguageModel, config: TrainConfig, task: Task, train: Tensor, cache: Cache | None, dynamic: Dynamic | None
+    model: LanguageModel, config: TrainConfig, task: Any, train: Tensor, cache: Cache | None, dynamic: Dynamic | None
 ) -> Callable[[Tensor], float]:
     """A function that gives a stream's metric: plain, with the cache, or by dynamic evaluation."""
     if cache is not None:

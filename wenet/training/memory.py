@@ -41,8 +41,9 @@ def standalone_memory(config: Any, cell: Cell, data: Any, networks: int, process
     Counted are parameters, gradients, Adam's two moments, and tensors kept for backward. Each network has an embedding,
     whose gradient exists twice: once from the decoder, once from the input.
     """
-    positions = config.bptt * config.data_batch
-    words = task_of(config).outputs(data) * (config.hidden + 1)
+    task = task_of(config)
+    positions = task.window_steps(data, config) * config.data_batch
+    words = task.outputs(data) * (config.hidden + 1)
     outputs = STANDALONE_OUTPUTS * positions * config.hidden
     network = DTYPES[config.precision].itemsize * (4 * network_weights(config, cell) + 6 * words + outputs)
     return -(-networks // processes) * (network + positions * recurrence_bytes(config, cell))

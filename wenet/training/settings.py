@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wenet.run.settings import Config, Group, option, overridden
-from wenet_kernels import FORMS, check_choice
+from wenet.tasks import TASKS
+from wenet_kernels import FORMS, WenetError, check_choice
 
 LSTMS = ("lstm", "lstm-skip")  # baselines that are not cells of the search space
 
@@ -124,6 +125,13 @@ class TrainConfig(LearningConfig):
         "dropout_h", 0.25, "on every hidden product's input, locked; on the hidden weights of an lstm"
     )
     dropout_latent: float = _dropout(0.29, "on the context of every expert of a mixture, locked")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if TASKS[self.task].reads != "text":
+            raise WenetError(
+                f"--task {self.task}: wenet-train reads text; the contest of wenet-search trains models of numbers"
+            )
 
 
 TRAIN_PRESETS: dict[str, dict[str, Any]] = {

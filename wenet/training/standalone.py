@@ -39,6 +39,7 @@ class Outcome:
         train_loss: mean over the last twentieth of the training.
         diverged_at: the window in which training diverged.
         test: the metric on the test part, if the plan includes it.
+        valid_loss: the loss on the validation part, which decides between equal metrics.
     """
 
     genotype: Architecture
@@ -46,6 +47,7 @@ class Outcome:
     train_loss: float | None
     diverged_at: int | None
     test: float | None = None
+    valid_loss: float | None = None
 
     @property
     def cell(self) -> Cell:
@@ -60,6 +62,7 @@ class Outcome:
             metric.key: self.value if math.isfinite(self.value) else None,
             "train_loss": self.train_loss,
             "diverged_at": self.diverged_at,
+            "valid_loss": self.valid_loss if self.diverged_at is None else None,
         }
         return values if self.test is None else {**values, "test": self.test if math.isfinite(self.test) else None}
 
@@ -69,7 +72,13 @@ class Outcome:
         test = value.get("test")
         if "test" in value and test is None:  # measured, and not finite
             test = metric.worst
-        return cls(read_architecture(value["genotype"]), measured, value["train_loss"], value["diverged_at"], test)
+        loss = value.get("valid_loss")  # earlier versions had none
+        architecture = read_architecture(value["genotype"])
+        return cls(architecture, measured, value["train_loss"], value["diverged_at"], test, loss)
+
+    def order(self, metric: Metric) -> tuple[float, float]:
+        """What to sort by, the best first: the metric, and where it is equal the loss."""
+        return metric.order(self.value), math.inf if self.valid_loss is None else self.valid_loss
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,8 @@ class Plan:
         leave: whether the networks stay in the folder, so that others can continue from them.
         test: whether the test part is measured in the end.
         held_out: number of validation windows to measure and record one by one; None measures all.
+        checks: at most so many times, and once a pass, networks are measured during training; each ends with the
+            weights that were best. Early stopping, in effect, where the rest would overfit.
     """
 
     architectures: Sequence[Architecture]
@@ -144,6 +155,7 @@ class Plan:
     leave: bool = False
     test: bool = False
     held_out: int | None = None
+    checks: int = 0
 
     def stored(self) -> dict[str, Any]:
         """Convert for `config.json`, leaving out default values."""
@@ -155,6 +167,7 @@ class Plan:
             "leave": self.leave,
             "test": self.test,
             "held_out": self.held_out,
+            "checks": self.checks,
         }
         return {
             "genotypes": [str(architecture) for architecture in self.architectures],
@@ -178,6 +191,7 @@ class StandaloneProgress(Progress):
     windows: int = 0  # done
     records: int = 0  # written
     seconds: float = 0.0
+    best: list[list[float]] = field(default_factory=list)  # what the best weights of each network were sorted by
 
 
 def train_standalone(session: Session[Any], path: Path, plan: Plan, label: str) -> StandaloneResult:
@@ -272,7 +286,8 @@ class StandaloneTraining(Trainer):
 
     def prepare(self) -> None:
         config, data, plan = self.config, self.session.data, self.plan
-        self.train_streams = self.task.streams(data, "train", config.data_batch).to(self.device)  # [steps, M]
+        self.train_streams = self.task.streams(data, "train", config.data_batch).to(self.device)
+        self.check_every = self._windows_between_checks()
         self.model = build_standalone(config, plan.architectures, self.task, data, self.among).to(self.device)
         usual = config.lr if config.standalone_lr is None else config.standalone_lr
         rates = torch.tensor(plan.rates or [usual] * len(plan.architectures), dtype=torch.float64)
@@ -282,6 +297,7 @@ class StandaloneTraining(Trainer):
             self.model.parameters(), lr=self.rate, weight_decay=config.weight_decay, fused=True
         )
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()} if plan.average else {}
+        self.best = {name: p.detach().clone() for name, p in self.model.named_parameters()} if plan.checks else {}
         self.set_aside: dict[str, Tensor] = {}  # the weights, while the average replaces them
         self._count_from(self.progress)
         if plan.origins:
@@ -293,6 +309,7 @@ class StandaloneTraining(Trainer):
     def restore(self, tensors: dict[str, Tensor]) -> None:
         restore_training(self.model, self.optimizer, tensors)
         self.average = {name: tensors[f"average.{name}"].to(self.device) for name in self.average}
+        self.best = {name: tensors[f"best.{name}"].to(self.device) for name in self.best}
         self.h = tensors["h"].to(self.device) if "h" in tensors else None
         self._count_from(self.progress)
 
@@ -318,12 +335,12 @@ class StandaloneTraining(Trainer):
         return self.progress.windows >= self.plan.windows
 
     def next_window(self) -> tuple[Tensor, Tensor]:
-        steps = self.config.bptt
-        per_pass = -(-self.task.steps_per_pass(self.train_streams) // steps)
-        start = self.progress.windows % per_pass * steps
-        if start == 0:
-            self.h = None  # each pass over the text starts from a zero state
-        return self.task.window(self.train_streams, start, steps)
+        where = (self.train_streams, self.progress.windows, self.config.bptt)
+        if self.check_every and self.progress.windows and self.progress.windows % self.check_every == 0:
+            self._keep_best()
+        if not self.task.carries_on(*where):
+            self.h = None
+        return self.task.batch(*where)
 
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Take a step and return each network's loss. If a network diverges, the step is repeated without it."""
@@ -346,10 +363,12 @@ class StandaloneTraining(Trainer):
         done = self.progress.windows - self.begun
         if done % self.record_every == 0 or self.progress.windows == self.plan.windows:
             self._record()
-        self.console.advance(self.label, inputs.numel(), f"mean loss {float(loss[self.alive].mean()):.3f}")
+        steps, rows = inputs.shape[:2]
+        self.console.advance(self.label, steps * rows, f"mean loss {float(loss[self.alive].mean()):.3f}")
 
-    def _differentiate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute gradients; returns each network's loss and gradient norm, `[n]`, and the last states `[n, M, H]`."""
+    def _differentiate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Compute gradients; returns each network's loss and gradient norm, `[n]`, and the last states `[n, M, H]`, if
+        the task carries them on."""
         config = self.config
         loss, losses, h = self.model.loss(
             inputs, targets, self.h, config.activation_reg, config.temporal_activation_reg
@@ -357,7 +376,7 @@ class StandaloneTraining(Trainer):
         self.optimizer.zero_grad()
         loss.backward()
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in self._gradients()]).norm(dim=0)
-        return losses, norms, h.detach()
+        return losses, norms, h if h is None else h.detach()
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -422,6 +441,10 @@ class StandaloneTraining(Trainer):
 
     def finish(self) -> None:
         """Validate all networks."""
+        if self.best:
+            self._keep_best()
+            for name, weights in self.best.items():
+                self.model.get_parameter(name).data.copy_(weights)
         if self.plan.leave:
             self.save(self.tensors())
         measured = self.measure("valid", self.plan.held_out)
@@ -429,11 +452,17 @@ class StandaloneTraining(Trainer):
         test = self.measure("test").metric.tolist() if self.plan.test else [None] * len(self.plan.architectures)
         last = self.folder.records(RECORDS)[-1]["train_loss"]
         outcomes = [
-            Outcome(architecture, value, loss, window, tested)
+            Outcome(architecture, value, loss, window, tested, valid_loss)
             if window is None
             else Outcome(architecture, worst, loss, window, None if tested is None else worst)
-            for architecture, value, loss, window, tested in zip(
-                self.plan.architectures, measured.metric.tolist(), last, self.progress.diverged_at, test, strict=True
+            for architecture, value, loss, window, tested, valid_loss in zip(
+                self.plan.architectures,
+                measured.metric.tolist(),
+                last,
+                self.progress.diverged_at,
+                test,
+                measured.loss.tolist(),
+                strict=True,
             )
         ]
         trained = len(outcomes) * (self.plan.windows - self.begun)
@@ -442,10 +471,33 @@ class StandaloneTraining(Trainer):
 
     def measure(self, part: str, windows: int | None = None) -> Measurement:
         """Measure all networks on a part of the data, or on its first windows."""
+        steps = self.config.bptt
         streams = self.task.streams(self.session.data, part, self.config.eval_batch).to(self.device)
-        end = len(streams) if windows is None else windows * self.config.bptt + 1
+        read = streams if windows is None else self.task.first(streams, windows, steps)
         with self._averaged():
-            return self.task.measure(self.model, streams[:end], self.config.bptt, self.stop_if_asked)
+            return self.task.measure(self.model, read, steps, self.stop_if_asked)
+
+    def _windows_between_checks(self) -> int:
+        """0 without checks."""
+        if not self.plan.checks:
+            return 0
+        in_pass = self.task.windows(self.train_streams, self.config.bptt)
+        return max(in_pass, -(-self.plan.windows // self.plan.checks))
+
+    @torch.no_grad()
+    def _keep_best(self) -> None:
+        """Measure all networks, and keep the weights of those that are better than ever before."""
+        measured, order = self.measure("valid"), self.task.metric.order
+        pairs = zip(measured.metric.tolist(), measured.loss.tolist(), strict=True)
+        now = [[order(value), loss] for value, loss in pairs]
+        earlier = self.progress.best or [[math.inf, math.inf]] * len(now)
+        better = [new < old for new, old in zip(now, earlier, strict=True)]
+        self.progress.best = [
+            new if is_better else old for new, old, is_better in zip(now, earlier, better, strict=True)
+        ]
+        chosen = torch.tensor(better, device=self.device)
+        for name, weights in self.best.items():
+            weights[chosen] = self.model.get_parameter(name).detach()[chosen]
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -464,7 +516,8 @@ class StandaloneTraining(Trainer):
         self.progress.loss_sums = self.loss_sum.tolist()
         trained = {f"model.{name}": weights for name, weights in self.set_aside.items()}
         averages = {f"average.{name}": weights for name, weights in self.average.items()}
-        return {**super().tensors(), **trained, **averages}
+        best = {f"best.{name}": weights for name, weights in self.best.items()}
+        return {**super().tensors(), **trained, **averages, **best}
 
     def units_in_all(self) -> int:
         return self.plan.windows
@@ -502,4 +555,4 @@ def training_windows(session: Session[Any], passes: float) -> int:
     """Number of windows in some passes over the training part."""
     config, task = session.config, session.task
     streams = task.streams(session.data, "train", config.data_batch)
-    return max(1, round(passes * -(-task.steps_per_pass(streams) // config.bptt)))
+    return max(1, round(passes * task.windows(streams, config.bptt)))

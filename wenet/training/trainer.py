@@ -52,6 +52,7 @@ class Trainer(ABC):
     records: ClassVar[str]  # the file with a record for each stage
     unit: ClassVar[str] = "window"  # the unit of progress
     progress: Any  # the trainer's own subclass of `Progress`
+    task: Any  # a `Task`; trainers that carry a state through windows of any length need a `CarryingTask`
     model: Any
     optimizer: torch.optim.Optimizer
     h: Tensor | None = None  # the state from which the next window starts

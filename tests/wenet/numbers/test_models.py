@@ -1,0 +1,154 @@
+"""Models of sequences: many at once equal each alone, padding is never read, a step at a time gives the same."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from wenet import WenetError, random_genotypes
+from wenet.nn import DagRNN, SequenceModel, StandaloneRNN, StandaloneSequenceModels, WeightedDagRNN
+
+STEPS, ROWS, FEATURES, HIDDEN, OUTPUTS = 7, 5, 3, 6, 4
+CELLS = random_genotypes(3, nodes=3, seed=2)
+
+
+def batch(seed=1):
+    """Sequences of different length, `[T, M, F + 1]`."""
+    torch.manual_seed(seed)
+    lengths = torch.tensor([7, 1, 4, 7, 2])
+    there = (torch.arange(STEPS)[:, None] < lengths).double()
+    return torch.cat([torch.randn(STEPS, ROWS, FEATURES).double(), torch.ones(STEPS, ROWS, 1)], -1) * there[..., None]
+
+
+def models(readout, loss, repeats=(), horizon=0):
+    torch.manual_seed(3)
+    layer = WeightedDagRNN(FEATURES + 1, HIDDEN, CELLS, coupling="independent", backend="reference")
+    return StandaloneSequenceModels(layer, OUTPUTS, loss, readout, repeats, horizon).double()
+
+
+def one_of(whole, place, readout, repeats=(), horizon=0, classes=()):
+    """A single model with the weights of one of many, which reads values as they come."""
+    zero, one = torch.zeros(FEATURES), torch.ones(FEATURES)
+    targets = (zero[:0], one[:0]) if classes else (torch.zeros(OUTPUTS), torch.ones(OUTPUTS))
+    layer = DagRNN(FEATURES + 1, HIDDEN, CELLS[place], backend="reference")
+    single = SequenceModel(layer, OUTPUTS, (zero, one, *targets), False, readout, repeats, horizon, classes).double()
+    weights = {name: p.detach()[place] for name, p in whole.named_parameters()}
+    single.load_state_dict({**single.state_dict(), **weights})
+    return single
+
+
+def targets_of(loss, readout):
+    shape = (STEPS, ROWS) if readout == "steps" else (ROWS,)
+    return torch.randint(OUTPUTS, shape) if loss == "ce" else torch.randn(*shape, OUTPUTS).double()
+
+
+@pytest.mark.parametrize("readout", ["last", "mean", "steps"])
+@pytest.mark.parametrize("loss", ["ce", "mse", "mae"])
+def test_many_at_once_are_each_alone(readout, loss):
+    """Losses and gradients, against a plain loop over sequences in double precision."""
+    inputs, whole, targets = batch(), models(readout, loss), targets_of(loss, readout)
+    total, losses, state = whole.loss(inputs, targets)
+    total.backward()
+    assert state is None and losses.shape == (3,) and float(losses.std()) > 0
+    of_kind = {"ce": functional.cross_entropy, "mse": functional.mse_loss, "mae": functional.l1_loss}[loss]
+    for place in range(3):
+        single = one_of(whole, place, readout)
+        each = []
+        for row in range(ROWS):
+            length = int(inputs[:, row, -1].sum())
+            output, _ = single.rnn(inputs[:length, row : row + 1])  # [T, 1, H]
+            read = {"last": output[-1], "mean": output.mean(0), "steps": output[:, 0]}[readout]
+            wanted = targets[:length, row] if readout == "steps" else targets[row : row + 1]
+            each.append(of_kind(read @ single.head_weight + single.head_bias, wanted))
+        alone = torch.stack(each).mean()
+        assert float(losses[place]) == pytest.approx(alone.item(), rel=1e-12)
+        alone.backward()
+        for name, parameter in single.named_parameters():
+            assert torch.allclose(whole.get_parameter(name).grad[place], parameter.grad, atol=1e-12), name
+
+
+@pytest.mark.parametrize("readout", ["last", "mean", "steps"])
+def test_what_stands_behind_the_end_is_never_read(readout):
+    inputs, whole = batch(), models(readout, "mse")
+    targets = targets_of("mse", readout)
+    behind = inputs[..., -1] == 0
+    garbage = inputs.clone()
+    garbage[..., :-1][behind] = 1e3
+    ours, theirs = (whole.loss(each, targets)[1] for each in (inputs, garbage))
+    assert torch.equal(ours, theirs)
+    single = one_of(whole, 0, readout)
+    lengths = inputs[..., -1].sum(0).long()
+    x = inputs[..., :-1].transpose(0, 1).clone()
+    x[behind.T] = float("nan")
+    found, clean = single(x, lengths), single(inputs[..., :-1].transpose(0, 1), lengths)
+    within = ~behind.T if readout == "steps" else slice(None)
+    assert torch.equal(found[within], clean[within]) and found[within].isfinite().all()
+
+
+def test_a_forecast_counts_from_the_last_values():
+    inputs, whole = batch(), models("last", "mse", repeats=(2, 0), horizon=2)
+    with torch.no_grad():
+        whole.head_weight.zero_()
+        whole.head_bias.zero_()
+    found = whole(inputs)
+    for row, length in enumerate(inputs[..., -1].sum(0).long()):
+        last = inputs[length - 1, row]
+        assert found[1, row].tolist() == [last[2], last[0], last[2], last[0]]
+
+
+@pytest.mark.parametrize("readout", ["last", "mean", "steps"])
+def test_a_step_at_a_time_gives_the_same(readout):
+    single = one_of(models(readout, "mse"), 1, readout)
+    x, state = torch.randn(ROWS, STEPS, FEATURES).double(), None
+    for number in range(STEPS):
+        found, state = single.step(x[:, number], state)
+        whole = single(x[:, : number + 1])
+        assert torch.allclose(found, whole[:, -1] if readout == "steps" else whole, atol=1e-12)
+
+
+def test_a_model_reads_and_predicts_in_units():
+    """Also where values differ only behind the digits that single precision has."""
+    layer = DagRNN(2, HIDDEN, CELLS[0])
+    scaling = tuple(torch.tensor([value], dtype=torch.float64) for value in (1.7e9, 2.0, 5e8, 10.0))
+    model = SequenceModel(layer, 1, scaling).to(torch.float32)
+    x = torch.tensor([1.7e9 + 1, 1.7e9 - 1], dtype=torch.float64).view(1, 2, 1)
+    assert model.standardised(x).flatten().tolist() == [0.5, 1.0, -0.5, 1.0]
+    with torch.no_grad():
+        model.head_weight.zero_()
+        model.head_bias.fill_(0.25)
+    assert model(x).item() == 5e8 + 2.5
+
+
+def test_predictions_are_labels():
+    single = one_of(models("last", "ce"), 0, "last", classes=("a", "b", "c", "d"))
+    x = [np.random.default_rng(1).normal(size=(length, FEATURES)) for length in (3, 5, 2)]
+    found, shares = single.predict(x), single.predict_proba(x)
+    assert set(found) <= set("abcd") and shares.shape == (3, 4)
+    for row, one in enumerate(x):
+        assert found[row] == "abcd"[int(single(torch.from_numpy(one)[None]).argmax())]
+        assert shares[row].sum() == pytest.approx(1)
+    with pytest.raises(WenetError, match="x has 2 features, but the model was trained on 3"):
+        single.predict([one[:, :2] for one in x])
+    x[1][2, 0] = np.nan
+    with pytest.raises(WenetError, match="x, sequence 2, step 3: a value is missing"):
+        single.predict(x)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+def test_rivals_are_pytorchs_layers(kind):
+    torch.manual_seed(1)
+    ours = StandaloneRNN(kind, FEATURES, HIDDEN, 2).double()
+    x = torch.randn(STEPS, ROWS, FEATURES).double()
+    output, state = ours(x)
+    each, _ = ours(x.expand(2, -1, -1, -1))
+    assert torch.equal(output, each)
+    for place in range(2):
+        theirs = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[kind](FEATURES, HIDDEN).double()
+        names = ("weight_input", "weight_hidden", "bias_input", "bias_hidden")
+        for name, parameter in zip(names, theirs.parameters(), strict=True):
+            parameter.data.copy_(ours.get_parameter(name)[place])
+        expected, last = theirs(x)
+        assert torch.allclose(output[:, place], expected, atol=1e-12)
+        states = torch.cat(last, -1) if kind == "lstm" else last
+        assert torch.allclose(state[place], states[0], atol=1e-12)

@@ -1,0 +1,180 @@
+"""Searches on sequences of numbers, from arrays and files to a trained model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import wenet
+from wenet import WenetError
+from wenet.cli.search import main as search_main
+
+from ..helpers import fails, results
+
+TINY = {"pool": 4, "batch": 4, "keep": 2, "rungs": 2, "nodes": "1-2", "parameters": 300, "rates": "0.01,0.03"}
+SHORT = {**TINY, "epochs_per_round": 1.0, "contest_epochs": 16.0, "contest_seeds": 2, "data_batch": 16}
+
+
+def sums(count=160, seed=1):
+    """Whether the first of two features is positive in the mean."""
+    x = np.random.default_rng(seed).normal(size=(count, 8, 2))
+    return x, np.where(x[:, :, 0].sum(1) > 0, "up", "down")
+
+
+def waves(length=400, seed=1):
+    t = np.arange(length)
+    noise = 0.05 * np.random.default_rng(seed).normal(size=(length, 2))
+    return np.stack([np.sin(t / 3) + t / 20, np.cos(t / 3)], 1) + noise
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory):
+    return wenet.search(sums(), task="classify", out=tmp_path_factory.mktemp("numbers") / "run", **SHORT)
+
+
+def test_a_class_for_each_sequence(classified):
+    names = {row["name"] for row in classified.contest["contestants"]}
+    assert names == {"winner", "runner-up", "lstm", "gru", "rnn"}
+    winner = next(row for row in classified.contest["contestants"] if row["name"] == "winner")
+    assert winner["mean"] > 0.8 and classified.baseline.name == "the most frequent class"
+    x, y = sums(400, seed=2)
+    assert (classified.predict(x) == y).mean() > 0.8
+    text = str(classified)
+    assert "test accuracy of 2 trainings each" in text and "next      wenet-cell export" in text
+
+
+def test_the_model_gives_the_figure_of_the_contest(classified):
+    """On the test part, which the run's own split has."""
+    winner = next(row for row in classified.contest["contestants"] if row["name"] == "winner")
+    again = wenet.load(classified.folder)
+    run = json.loads((classified.folder / "config.json").read_text())
+    from wenet.searching import resolve_config
+    from wenet.tasks import task_of
+
+    stored = dict(run["settings"])
+    data = task_of(resolve_config(stored.pop("preset"), stored)).take(sums())
+    assert data.fingerprint == run["corpus"]
+    x, y = sums()
+    rows = data.test.starts.numpy() // 8
+    reached = float((again.predict(x[rows]) == y[rows]).mean())
+    assert any(reached == pytest.approx(value) for value in winner["test"])
+
+
+def test_a_moved_run_has_its_data(classified, tmp_path):
+    moved = tmp_path / "moved"
+    import shutil
+
+    shutil.copytree(classified.folder, moved)
+    assert wenet.load(moved).predict(sums()[0]).shape == (160,)
+
+
+@pytest.mark.parametrize("moment", [9, 60])
+def test_a_stopped_search_goes_on(classified, tmp_path, stop_at, moment, monkeypatch):
+    from wenet.run import Stopped
+
+    again = tmp_path / "again"
+    stop_at(moment)
+    with pytest.raises(Stopped):
+        wenet.search(sums(), task="classify", out=again, **SHORT)
+    monkeypatch.undo()
+    resumed = wenet.resume_search(again)
+    assert results(again) == results(classified.folder)
+    measured = ("name", "rate", "valid", "test")
+    ours, theirs = (
+        [[row[key] for key in measured] for row in found.contest["contestants"]] for found in (resumed, classified)
+    )
+    assert ours == theirs
+
+
+def test_a_forecast(tmp_path):
+    settings = {"window": 12, "horizon": 3, "metric": "mase", "seed": 2}
+    found = wenet.search(waves(), task="forecast", out=tmp_path / "run", **SHORT, **settings)
+    winner = next(row for row in found.contest["contestants"] if row["name"] == "winner")
+    assert found.metric.name == "MASE" and found.baseline.name == "repeating the last value"
+    assert winner["mean"] < 0.7 * found.baseline.value
+    values = waves()
+    ahead = found.predict(values[:380])
+    assert ahead.shape == (3, 2) and np.abs(ahead - values[380:383]).mean() < 0.7
+    assert np.array_equal(ahead, found.predict(values[368:380]))
+    assert found.predict([values[:380], values[:300]]).shape == (2, 3, 2)
+
+
+def test_numbers_for_each_sequence(tmp_path):
+    x, _ = sums(200)
+    y = 100 + 20 * x[:, :, 0].sum(1)
+    lists = [one[: 5 + number % 4] for number, one in enumerate(x)]
+    y = np.array([100 + 20 * one[:, 0].sum() for one in lists])
+    found = wenet.search((lists, y), task="regress", out=tmp_path / "run", **{**SHORT, "contest_epochs": 24.0})
+    winner = next(row for row in found.contest["contestants"] if row["name"] == "winner")
+    assert winner["mean"] < 0.6 * found.baseline.value < 0.6 * 80
+    assert found.predict(lists).shape == (200,)
+    assert np.corrcoef(found.predict(lists), y)[0, 1] > 0.7
+
+
+def test_a_label_for_each_step(tmp_path):
+    x, _ = sums(120)
+    y = (x[:, :, 0].cumsum(1) > 0).astype(int)
+    found = wenet.search((x, y), task="label", out=tmp_path / "run", **SHORT)
+    assert found.predict(x).shape == y.shape and (found.predict(x) == y).mean() > 0.75
+    with pytest.raises(WenetError, match="--metric"):
+        wenet.search((x, y), task="label", metric="rmse", out=tmp_path / "other", **SHORT)
+
+
+def test_a_file_from_the_command(tmp_path, capsys):
+    x, y = sums()
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
+    out = tmp_path / "run"
+    assert search_main([str(tmp_path / "data.npz"), "--task", "classify", *flags, "--out", str(out), "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "numbers   data: 112 training, 24 validation, 24 test sequences of 8 steps, 2 features; 2 classes" in said
+    assert "the winner" in said
+    assert search_main(["--resume", str(out), "--quiet"]) == 0
+    np.savez(tmp_path / "data.npz", x=x + 1, y=y)
+    assert "has changed since" in fails(capsys, "--resume", out)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "data.npz is a file of sequences; say --task classify, regress, forecast, label"),
+        (["--task", "classify", "--preset", "race"], "--preset race does not fit --task classify, which reads numbers"),
+        (["--task", "classify", "--bptt", "9"], "--bptt has no meaning for --task classify, which reads numbers"),
+        (["--task", "classify", "--horizon", "9"], "--horizon has no meaning for --task classify"),
+        (["--task", "classify", "--data-batch", "300"], "the training part has 112 sequences, fewer than --data-batch"),
+        (["--task", "classify", "--metric", "rmse"], "unknown --metric 'rmse'"),
+        (["--task", "classify", "--loss", "mse"], "--loss mse does not fit --task classify; say ce"),
+        (
+            ["--task", "classify", "--strategy", "wenet", "--nodes", "8"],
+            "--task classify needs --strategy race or random",
+        ),
+        (["--task", "regress"], "the targets are text such as"),
+        (["--task", "classify", "--split", "70,30"], "--split must be three numbers above 0"),
+    ],
+)
+def test_impossible_searches_are_refused(tmp_path, capsys, flags, message):
+    x, y = sums()
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    assert message in fails(capsys, tmp_path / "data.npz", *flags, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_and_numbers_are_told_apart(tmp_path, capsys):
+    assert "--horizon has no meaning for --task language" in fails(capsys, "sotu", "--horizon", "3")
+    with pytest.raises(WenetError, match="--task language reads text; for arrays say task='classify'"):
+        wenet.search(sums(), out=tmp_path / "run")
+    with pytest.raises(WenetError, match="wenet-train reads text"):
+        wenet.train("sotu", task="classify", out=tmp_path / "run")
+
+
+def test_trainings_end_with_their_best_weights(tmp_path):
+    """Labels drawn by lot: the loss on the validation part is best at once, and the rest is learning by heart."""
+    x, _ = sums(80)
+    y = np.random.default_rng(5).integers(2, size=80)
+    settings = {**SHORT, "rates": "0.05", "contest_epochs": 40.0, "pool": 2, "batch": 2, "rungs": 1}
+    found = wenet.search((x, y), task="classify", out=tmp_path / "run", **settings)
+    training = json.loads(next((tmp_path / "run" / "contest").glob("training-*/result.json")).read_text())
+    assert all(outcome["valid_loss"] < 1.5 for outcome in training["outcomes"])
+    assert any(outcome["train_loss"] < 0.35 for outcome in training["outcomes"])
+    assert isinstance(found.model, torch.nn.Module)

@@ -1,0 +1,276 @@
+"""Sequences from arrays and files: what is read, what is refused, and with which words."""
+
+import numpy as np
+import pytest
+import torch
+
+from wenet.data import Batches, Preparation, Reading, SeriesData, load_series, prepare, read_series, series_of
+from wenet_kernels import WenetError
+
+THIRDS = (0.7, 0.15, 0.15)
+
+
+def drawn(count=40, steps=6, features=2, seed=1):
+    generator = np.random.default_rng(seed)
+    x = generator.normal(3, 2, size=(count, steps, features))
+    return x, np.where(x[:, :, 0].mean(1) > 3, "high", "low")
+
+
+def prepared(given, kind="classify", **how) -> SeriesData:
+    settings = {"classes": kind in ("classify", "label"), "split": THIRDS, "seed": 1, **how}
+    series = series_of(given, kind != "forecast", every_step=kind == "label")
+    return prepare(series, Preparation(kind, **settings))
+
+
+def test_forms_of_the_same_sequences_are_equal():
+    x, y = drawn()
+    whole = series_of((x, y), True)
+    forms = {
+        "tensor": (torch.from_numpy(x), y),
+        "list": (list(x), list(y)),
+        "tensors": ([torch.from_numpy(each) for each in x], list(y)),
+        "pairs": torch.utils.data.StackDataset(torch.from_numpy(x), list(y)),
+    }
+    forms["loader"] = torch.utils.data.DataLoader(forms["pairs"], batch_size=7, shuffle=True)
+    for name, form in forms.items():
+        assert series_of(form, True).fingerprint() == whole.fingerprint(), name
+    turned = series_of((x.swapaxes(1, 2), y), True, "nft")
+    assert turned.fingerprint() == whole.fingerprint()
+    assert series_of((x + 1, y), True).fingerprint() != whole.fingerprint()
+
+
+def test_sequences_of_different_length_and_their_file(tmp_path):
+    given = ([np.arange(3.0), np.arange(5.0) * 2], ["a", "b"])
+    series = series_of(given, True)
+    assert series.values.shape == (8, 1) and series.lengths.tolist() == [3, 5]
+    series.save(tmp_path / "data.safetensors")
+    again = load_series(tmp_path / "data.safetensors")
+    assert again.fingerprint() == series.fingerprint() and again.targets.tolist() == ["a", "b"]
+
+
+def test_parts_are_stratified_and_disjoint():
+    x, _ = drawn(100)
+    y = np.array(["rare"] * 10 + ["common"] * 90)
+    data = prepared((x, y))
+    starts = [set(getattr(data, part).starts.tolist()) for part in ("train", "valid", "test")]
+    assert len(set.union(*starts)) == 100 == sum(map(len, starts))
+    for part in ("train", "valid", "test"):
+        targets = getattr(data, part).targets
+        assert 0.05 < float((targets == data.classes.index("rare")).double().mean()) < 0.2, part
+    other = prepared((x, y), seed=2)
+    assert set(other.test.starts.tolist()) != starts[2]
+
+
+def test_only_the_training_part_decides_the_scale():
+    x, y = drawn(60)
+    data = prepared((x, y))
+    training = x[data.train.starts.numpy() // 6].reshape(-1, 2)
+    assert data.scaling.shift.numpy() == pytest.approx(training.mean(0))
+    assert data.scaling.scale.numpy() == pytest.approx(training.std(0))
+    assert data.scaling.shift.numpy() != pytest.approx(x.reshape(-1, 2).mean(0))
+    inputs, _ = data.train.batch(torch.arange(len(data.train)))
+    assert inputs[..., :2].mean((0, 1)).abs().max() < 1e-5 and (inputs[..., 2] == 1).all()
+
+
+def test_a_batch_is_zero_behind_the_end_of_each_sequence():
+    sequences = [np.full((length, 1), float(length) + np.arange(length)[:, None]) for length in (2, 4, 3) * 8]
+    data = prepared((sequences, ["a", "b", "b"] * 8))
+    inputs, _ = data.train.batch(torch.arange(len(data.train)))  # [T, M, 2]
+    there = inputs[..., -1]
+    assert there.sum(0).tolist() == data.train.lengths.tolist()
+    assert not inputs[there == 0].any() and (there.diff(dim=0) <= 0).all()
+    for row in range(len(data.train)):
+        start, length = int(data.train.starts[row]), int(data.train.lengths[row])
+        expected = (data.raw.values[start : start + length, 0] - float(data.scaling.shift)) / float(data.scaling.scale)
+        assert inputs[:length, row, 0].numpy() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_training_reads_another_order_in_each_pass():
+    data = prepared(drawn(60))
+    batches = Batches(data, data.train, 10, seed=3)
+    assert len(batches) == 4
+    order = [batches.batch(number)[0] for number in range(8)]
+    assert not torch.equal(order[0], order[4])
+    assert all(torch.equal(batches.batch(number)[0], order[number]) for number in (5, 2))
+    held_out = Batches(data, data.valid, 4)
+    assert len(held_out) == -(-len(data.valid) // 4)
+    assert len(held_out.first(2).examples) == 8
+
+
+def test_forecasts_are_divided_in_time():
+    """No target of a part lies in another, and windows may begin before their part."""
+    values = np.arange(100.0)
+    data = prepared(values, "forecast", window=8, horizon=3)
+    shift, scale = float(data.scaling.shift), float(data.scaling.scale)
+    assert shift == pytest.approx(np.arange(70).mean())
+    spans = {}
+    for part in ("train", "valid", "test"):
+        examples = getattr(data, part)
+        inputs, targets = examples.batch(torch.arange(len(examples)))
+        ahead = targets * scale + shift
+        last = inputs[-1, :, 0] * scale + shift
+        assert torch.allclose(ahead, last[:, None] + torch.arange(1.0, 4.0), atol=1e-3)
+        spans[part] = (round(float(ahead.min())), round(float(ahead.max())))
+    assert spans == {"train": (8, 69), "valid": (70, 84), "test": (85, 99)}
+    assert float(data.naive) == pytest.approx(1.0)
+
+
+def test_forecasts_of_some_columns():
+    values = np.random.default_rng(1).normal(size=(200, 3))
+    data = prepared(values, "forecast", window=5, horizon=2, target="3,1")
+    assert data.columns == (2, 0) and data.outputs == 4
+    inputs, targets = data.test.batch(torch.arange(3))
+    place = int(data.test.starts[0]) + 5
+    expected = (values[place : place + 2][:, [2, 0]] - data.scaling.shift[[2, 0]].numpy()) / data.scaling.scale[
+        [2, 0]
+    ].numpy()
+    assert targets[0].numpy() == pytest.approx(expected.ravel(), rel=1e-5)
+    assert inputs.shape == (5, 3, 4)
+
+
+def test_missing_values_are_marked():
+    x, y = drawn()
+    x[4, 2, 1] = np.nan
+    with pytest.raises(WenetError, match="arrays, sequence 5, step 3: feature 2 is missing; --missing mask"):
+        prepared((x, y))
+    data = prepared((x, y), missing="mask")
+    steps = data.train.steps
+    assert data.scaling.inputs == 5 and steps.isfinite().all()
+    assert steps[:, 3].nonzero().flatten().tolist() == [4 * 6 + 2] and steps[4 * 6 + 2, 1] == 0
+    assert not steps[:, 2].any()
+
+
+def test_a_target_for_each_step():
+    x, _ = drawn(30)
+    y = (x[:, :, 0] > 3).astype(int)
+    data = prepared((x, y), "label")
+    inputs, targets = data.valid.batch(torch.arange(3))
+    assert targets.shape == inputs.shape[:2] and data.classes == (0, 1)
+    wanted = (inputs[..., 0] * float(data.scaling.scale[0]) + float(data.scaling.shift[0]) > 3).long()
+    assert torch.equal(targets, wanted)
+
+
+def _changed(x, y, **places):
+    x = x.copy()
+    x[0, 1, 0] = places.get("value", x[0, 1, 0])
+    return x, y
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda x, y: (x[:, :, 0, None, None], y), "x must have the shape [N, T, F] or [N, T], not [40, 6, 1, 1]"),
+        (lambda x, y: (x, y[:-1]), "40 sequences but 39 targets"),
+        (lambda x, y: x, "give sequences and targets as a pair (x, y), not a ndarray"),
+        (lambda x, y: (x, np.full(40, "high")), "all targets are 'high'; a classification needs two classes"),
+        (lambda x, y: (np.where(np.arange(2) == 1, 7.0, x), y), "feature 2 is constant in the training part; leave it"),
+        (lambda x, y: (np.ones_like(x), y), "feature 1 is constant in the training part; there is nothing to learn"),
+        (lambda x, y: _changed(x, y, value=np.inf), "sequence 1, step 2: feature 1 is infinite"),
+        (lambda x, y: (x.astype(str), y), "is no number; there must be numbers of one shape"),
+        (lambda x, y: ([*x[:2], x[2, :, :1]], y[:3]), "sequence 3 has 1 features, sequence 1 has 2"),
+        (lambda x, y: ([*x[:2], x[2, :0]], y[:3]), "sequence 3 is empty; leave it out"),
+        (
+            lambda x, y: (x, np.array(["one", *["two"] * 39])),
+            "1 sequences with the label 'one'; a split needs at least 3",
+        ),
+        (lambda x, y: (x, np.linspace(0, 1, 40)), "a target such as 0.025"),
+        (lambda x, y: (x, np.where(np.arange(40) == 3, np.nan, 1.0)), "target 4 is missing or not finite"),
+        (lambda x, y: (x, [None, *y[1:]]), "a label is missing; leave its sequence out"),
+        (lambda x, y: {"train": (x, y), "tset": (x, y)}, "parts are named train, test and perhaps valid"),
+        (lambda x, y: {"train": (x, y), "test": (x[..., :1], y)}, "the parts differ in their number of features"),
+        (lambda x, y: {"train": (x, y), "test": (x, np.full(40, "new"))}, "the test part has the label 'new', which"),
+    ],
+)
+def test_what_does_not_fit_is_refused(given, message):
+    with pytest.raises(WenetError) as raised:
+        prepared(given(*drawn()))
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "how", "message"),
+    [
+        (np.arange(12.0), {"window": 8, "horizon": 3}, "no window of 8 + 3 steps in the training part"),
+        (np.ones(90), {"window": 8, "horizon": 3}, "feature 1 is constant"),
+        (np.arange(90.0), {"window": 8, "horizon": 3, "target": "2"}, "has no column '2'; --target must be among 1"),
+    ],
+)
+def test_forecasts_that_cannot_be(given, how, message):
+    with pytest.raises(WenetError, match=message.replace("+", r"\+")):
+        prepared(given, "forecast", **how)
+
+
+def test_given_parts_stay_as_they_are():
+    x, y = drawn(50)
+    data = prepared({"train": (x[:30], y[:30]), "test": (x[30:], y[30:])})
+    assert sorted(data.test.starts.tolist()) == [6 * number for number in range(30, 50)]
+    assert len(data.train) + len(data.valid) == 30 and len(data.valid) > 3
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_table_has_a_row_for_each_sequence(tmp_path):
+    reading = Reading(targeted=True)
+    named = write(tmp_path / "named.csv", "a,b,c,kind\n1,2,3,up\n4,5,,down\n")
+    series = read_series(named, reading)
+    assert series.lengths.tolist() == [3, 2] and series.targets.tolist() == ["up", "down"]
+    bare = write(tmp_path / "Some_TRAIN.tsv", "1\t0.5\t0.25\n2\t0.5\t0.75\n")
+    write(tmp_path / "Some_TEST.tsv", "2\t1\t2\n1\t3\t4\n")
+    series = read_series(bare, reading)
+    assert series.targets.tolist() == [1, 2, 2, 1] and series.parts.tolist() == [0, 0, 2, 2]
+    assert series.values.ravel().tolist() == [0.5, 0.25, 0.5, 0.75, 1, 2, 3, 4]
+    series = read_series(write(tmp_path / "numbers.csv", "a,b,c\n1,2,3\n4,5,6\n"), Reading(True, target="b"))
+    assert series.targets.tolist() == [2, 5] and series.values.ravel().tolist() == [1, 3, 4, 6]
+
+
+def test_a_long_table_is_one_sequence(tmp_path):
+    table = write(tmp_path / "long.csv", "date,load,heat\n2020-01-01,1,2\n2020-01-02,3,4\n2020-01-03,5,6\n")
+    series = read_series(table, Reading(targeted=False))
+    assert series.columns == ("load", "heat") and series.values.tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
+def test_a_ts_file(tmp_path):
+    text = "# a comment\n@problemName Two\n@timeStamps false\n@classLabel true a b\n@data\n1,2,3:4,5,6:a\n7,8:9,?:b\n"
+    series = read_series(write(tmp_path / "two.ts", text), Reading(targeted=True))
+    assert series.lengths.tolist() == [3, 2] and series.targets.tolist() == ["a", "b"]
+    assert series.values[:3].tolist() == [[1, 4], [2, 5], [3, 6]] and np.isnan(series.values[4, 1])
+
+
+def test_arrays_in_files(tmp_path):
+    x, y = drawn(20)
+    np.savez(tmp_path / "both.npz", x=x, y=y)
+    assert read_series(tmp_path / "both.npz", Reading(True)).fingerprint() == series_of((x, y), True).fingerprint()
+    np.savez(tmp_path / "parts.npz", x_train=x[:12], y_train=y[:12], x_test=x[12:], y_test=y[12:])
+    assert read_series(tmp_path / "parts.npz", Reading(True)).parts.tolist() == [0] * 12 + [2] * 8
+    np.save(tmp_path / "one.npy", x[0])
+    assert read_series(tmp_path / "one.npy", Reading(False)).values.tolist() == x[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("text.csv", "a,b,kind\n1,two,up\n3,4,down\n", "line 2, column 'b': 'two' is no number"),
+        ("empty.csv", "a,b,kind\n", "has 1 rows; a table of sequences has more"),
+        ("label.csv", "a,b,kind\n1,2,\n3,4,down\n", "line 2: column 'kind' is empty"),
+        ("wide.csv", "a,b,kind\n1,2,3,4\n3,4,5\n", "line 2: 4 columns, where the first line has 3"),
+        ("uneven.ts", "@data\n1,2:3:a\n", "line 2: features of different length"),
+        ("none.ts", "@problemName None\n", "has no sequences behind @data"),
+        ("broken.npz", "this is no archive", "cannot be read"),
+        ("one.xlsx", "", "name a file that ends in .npy, .npz, .csv, .tsv, .ts"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(tmp_path, name, text, message):
+    with pytest.raises(WenetError) as raised:
+        read_series(write(tmp_path / name, text), Reading(targeted=True))
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_missing_file_and_objects_are_refused(tmp_path):
+    with pytest.raises(WenetError, match="no file .*none.npz; name one that is there"):
+        read_series(tmp_path / "none.npz", Reading(True))
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object), y=np.zeros(1))
+    with pytest.raises(WenetError, match="it holds pickled objects"):
+        read_series(tmp_path / "objects.npz", Reading(True))

@@ -1,0 +1,248 @@
+"""Files of sequences: .npy and .npz, tables as .csv and .tsv, and .ts as the UCR and UEA archives have it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wenet.data.series import KEPT, Array, Series, joined_parts, load_series, series_of
+from wenet_kernels import WenetError
+
+MISSING = ("", "?", "nan", "na", "null", "none")  # in lower case, how tables write a value that is missing
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is to be read.
+
+    Attributes:
+        targeted: whether the task has targets beside the sequences.
+        every_step: whether they are one for each step.
+        target: the column of the label; or, of a long table, the columns to forecast, with commas between them.
+        layout: of arrays, as in `series_of`.
+    """
+
+    targeted: bool
+    every_step: bool = False
+    target: str | None = None
+    layout: str = "ntf"
+
+
+def read_series(path: Path, reading: Reading) -> Series:
+    """Read a file of sequences; beside one that ends in `_TRAIN` also the test part, in a file that ends in `_TEST`.
+
+    Raises:
+        WenetError: there is no such file, its kind is not known, or its content does not fit the task.
+    """
+    if path.name == KEPT:
+        return load_series(path)
+    if path.suffix not in READERS:
+        raise WenetError(f"no sequences {str(path)!r}: name a file that ends in {', '.join(READERS)}")
+    if not path.is_file():
+        raise WenetError(f"no file {path}; name one that is there")
+    read = READERS[path.suffix]
+    if path.stem.endswith("_TRAIN"):
+        test = path.with_name(path.name.replace("_TRAIN", "_TEST"))
+        if test.is_file():
+            name = path.stem.removesuffix("_TRAIN")
+            return joined_parts({"train": _reported(read, path, reading), "test": _reported(read, test, reading)}, name)
+    return _reported(read, path, reading)
+
+
+def _reported(read: Callable[[Path, Reading], Series], path: Path, reading: Reading) -> Series:
+    try:
+        return read(path, reading)
+    except UnicodeDecodeError:
+        raise WenetError(f"{path} is not UTF-8; convert it first") from None
+    except OSError as error:
+        raise WenetError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _npy(path: Path, reading: Reading) -> Series:
+    array = _loaded(path)
+    if reading.targeted:
+        raise WenetError(f"{path} has one array, and no targets; save x and y together with numpy.savez, as .npz")
+    return series_of(array, False, reading.layout, path.stem)
+
+
+def _npz(path: Path, reading: Reading) -> Series:
+    """Arrays x and y; or x_train, y_train, x_test, y_test and perhaps x_valid, y_valid."""
+    arrays = {name.lower(): array for name, array in _loaded(path).items()}
+    parts = {part: arrays for part in ("train", "valid", "test") if f"x_{part}" in arrays}
+    wanted = ["x", "y"] if reading.targeted else ["x"]
+    if parts:
+        given: Any = {part: tuple(arrays.get(f"{name}_{part}") for name in wanted) for part in parts}
+        if any(array is None for pair in given.values() for array in pair):
+            raise WenetError(f"{path}: each of {', '.join(parts)} needs {' and '.join(f'{n}_PART' for n in wanted)}")
+        given = given if reading.targeted else {part: pair[0] for part, pair in given.items()}
+        return series_of(given, reading.targeted, reading.layout, path.stem, reading.every_step)
+    if not set(wanted) <= set(arrays):
+        found = ", ".join(arrays) or "nothing"
+        raise WenetError(f"{path} has {found}; it needs arrays named {' and '.join(wanted)}")
+    given = (arrays["x"], arrays["y"]) if reading.targeted else arrays["x"]
+    return series_of(given, reading.targeted, reading.layout, path.stem, reading.every_step)
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        return dict(loaded) if path.suffix == ".npz" else loaded
+    except (ValueError, EOFError, KeyError) as error:
+        reason = "it holds pickled objects" if "pickle" in str(error).lower() else str(error)
+        raise WenetError(
+            f"{path} cannot be read ({reason}); save plain arrays with numpy.save or numpy.savez"
+        ) from None
+    except Exception as error:  # a damaged zip raises errors of zipfile and zlib
+        raise WenetError(f"{path} is damaged: {error}") from None
+
+
+def _table(path: Path, reading: Reading) -> Series:
+    """A row for a sequence and a column with its target; or without targets a row for a step, a column for a feature.
+
+    A first row without numbers names the columns. The target is in the column of that name or number; if none is
+    named in the first, as in the UCR archive, in a table without names, and else in the last.
+    """
+    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter=_delimiter(path)))
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
+    if len(rows) < 2:
+        raise WenetError(f"{path} has {len(rows)} rows; a table of sequences has more")
+    named = not any(_is_number(cell) for cell in rows[0])
+    names = [cell.strip() for cell in rows[0]] if named else [str(number + 1) for number in range(len(rows[0]))]
+    rows = rows[1:] if named else rows
+    for number, row in enumerate(rows, start=1 + named):
+        if len(row) > len(names):
+            raise WenetError(f"{path} line {number}: {len(row)} columns, where the first line has {len(names)}")
+    if reading.every_step:
+        raise WenetError(f"{path}: a table has no targets for each step; save x and y with numpy.savez, as .npz")
+    if not reading.targeted:
+        return _long_table(path, names, rows, named)
+    usual = names[-1] if named else names[0]
+    return _row_a_sequence(path, names, rows, reading.target or usual, 1 + named)
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix == ".tsv" else ","
+
+
+def _long_table(path: Path, names: list[str], rows: list[list[str]], named: bool) -> Series:
+    """One long sequence. A first column of dates or numbered rows is time, and left out."""
+    first = [row[0] for row in rows]
+    is_time = len(names) > 1 and named and not any(_is_number(cell) or _is_missing(cell) for cell in first)
+    kept = range(1 if is_time else 0, len(names))
+    values = np.array(
+        [[_value(path, row, column, names, n) for column in kept] for n, row in enumerate(rows, 1 + named)]
+    )
+    return Series(path.stem, values, np.array([len(rows)]), columns=tuple(names[column] for column in kept))
+
+
+def _row_a_sequence(path: Path, names: list[str], rows: list[list[str]], target: str, first: int) -> Series:
+    """Sequences of one feature; cells that are missing at the end of a row are behind the sequence's end."""
+    if target not in names:
+        raise WenetError(f"{path} has no column {target!r}; --target must be one of {', '.join(names[:8])}")
+    place = names.index(target)
+    sequences, labels = [], []
+    for number, row in enumerate(rows, start=first):
+        label = row[place].strip() if place < len(row) else ""
+        if _is_missing(label):
+            raise WenetError(f"{path} line {number}: column {target!r} is empty; each sequence needs its target")
+        labels.append(label)
+        columns = [column for column in range(len(row)) if column != place]
+        while columns and _is_missing(row[columns[-1]]):
+            columns.pop()
+        sequences.append(np.array([_value(path, row, column, names, number) for column in columns]))
+    numeric = all(_is_number(label) for label in labels)
+    targets = np.array([float(label) for label in labels]) if numeric else np.array(labels)
+    return series_of((sequences, _as_whole(targets)), True, name=path.stem)
+
+
+def _as_whole(targets: Array) -> Array:
+    """Labels such as 1.0 as whole numbers, where all are."""
+    if targets.dtype.kind == "f" and (targets == np.round(targets)).all():
+        return targets.astype(np.int64)
+    return targets
+
+
+def _value(path: Path, row: list[str], column: int, names: list[str], line: int) -> float:
+    cell = row[column].strip() if column < len(row) else ""
+    if _is_missing(cell):
+        return float("nan")
+    try:
+        return float(cell)
+    except ValueError:
+        raise WenetError(f"{path} line {line}, column {names[column]!r}: {cell!r} is no number") from None
+
+
+def _is_missing(cell: str) -> bool:
+    return cell.strip().lower() in MISSING
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return not _is_missing(cell)
+
+
+def _ts(path: Path, reading: Reading) -> Series:
+    """A line for a sequence: features with a colon between them, values with commas, the label or target at the end."""
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    if reading.every_step:
+        raise WenetError(f"{path}: a .ts file has no targets for each step; save x and y with numpy.savez, as .npz")
+    sequences, labels = [], []
+    labelled = reading.targeted
+    for number, line in _data_lines(path, lines):
+        features = line.split(":")
+        if labelled:
+            labels.append(features.pop().strip())
+        rows = [[_ts_value(path, number, cell) for cell in feature.split(",")] for feature in features]
+        if not rows or len({len(row) for row in rows}) > 1:
+            raise WenetError(f"{path} line {number}: features of different length; each step needs all of them")
+        sequences.append(np.array(rows).T)  # [T, F]
+    if not sequences:
+        raise WenetError(f"{path} has no sequences behind @data")
+    if not labelled:
+        return series_of(sequences, False, name=path.stem)
+    numeric = all(_is_number(label) for label in labels)
+    targets = _as_whole(np.array([float(label) for label in labels])) if numeric else np.array(labels)
+    return replace(series_of((sequences, targets), True), name=path.stem)
+
+
+def _data_lines(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    begun = False
+    for number, line in lines:
+        text = line.strip()
+        if begun and text:
+            yield number, text
+        if text.lower().startswith("@timestamps") and text.lower().split()[-1] == "true":
+            raise WenetError(f"{path} has time stamps with each value; write it without them")
+        begun = begun or text.lower() == "@data"
+
+
+def _ts_value(path: Path, line: int, cell: str) -> float:
+    if _is_missing(cell):
+        return float("nan")
+    try:
+        return float(cell)
+    except ValueError:
+        raise WenetError(f"{path} line {line}: {cell.strip()!r} is no number") from None
+
+
+READERS: dict[str, Callable[[Path, Reading], Series]] = {  # by the ending of a file's name
+    ".npy": _npy,
+    ".npz": _npz,
+    ".csv": _table,
+    ".tsv": _table,
+    ".ts": _ts,
+}
+
+
+def is_file_of_series(dataset: str | None) -> bool:
+    """Whether a dataset is named like a file of sequences."""
+    return dataset is not None and Path(dataset).suffix in READERS
