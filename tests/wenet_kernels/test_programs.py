@@ -54,12 +54,12 @@ def test_long_chains_survive_too():
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("", "is no program"),
-        ("tanh(linear(x, h))", "is no program"),
-        ("c | tanh(linear(x, c))", "is no program"),
-        ("h | tanh(x)", "put linear"),
+        ("", "is not a program"),
+        ("tanh(linear(x, h))", "is not a program"),
+        ("c | tanh(linear(x, c))", "is not a program"),
+        ("h | tanh(x)", "write linear"),
         ("h | tanh(h)", "does not depend on x"),
-        ("h | x + h", "read by linear"),
+        ("h | x + h", "can read x"),
         ("h | tanh(linear(h, x))", "in this order"),
         ("h | tanh(linear())", "in this order"),
         ("h | tanh(linear(x, h), h)", "reads 1 values"),
@@ -70,13 +70,13 @@ def test_long_chains_survive_too():
         ("h | v1 = linear(x) | tanh(linear(x, h))", "instruction 1, linear, never reaches"),
         ("h, c | v1 = linear(x, h) | v1, v1", "state c never reaches"),
         ("h, c | linear(x, h)", "ends in as many"),
-        ("h | v1 = linear(x | v1", "no expression"),
-        ("h | linear(x, h) | h", "no statement"),
-        ("h | x = linear(x, h) | h", "is there already"),
+        ("h | v1 = linear(x | v1", "not an expression"),
+        ("h | linear(x, h) | h", "not a statement"),
+        ("h | x = linear(x, h) | h", "is already defined"),
         ("h | __import__('os')", "cannot stand"),
         ("h | linear(x).real", "cannot stand"),
         ("h | 1e999 * linear(x, h)", "must be finite"),
-        ("h | " + "(" * 5000 + "x" + ")" * 5000, "no expression"),
+        ("h | " + "(" * 5000 + "x" + ")" * 5000, "not an expression"),
         ("h | " + "1 + " * 3000 + "linear(x, h)", "program"),
     ],
 )
@@ -191,7 +191,7 @@ def test_tables_are_numbers_and_the_same_ones():
 
 
 def test_a_batch_carries_equally_many_states():
-    with pytest.raises(WenetError, match="equally many"):
+    with pytest.raises(WenetError, match="the same number"):
         ProgramBatch("h | tanh(linear(x, h)); h, c | v1 = linear(x, h) + c | tanh(v1), v1")
 
 

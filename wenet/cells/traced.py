@@ -177,11 +177,11 @@ def _term(value: object, builder: Builder) -> Term:
 def _operand(value: object, builder: Builder, where: str) -> int:
     """The number of a value that an instruction reads."""
     if not isinstance(value, Value):
-        raise WenetError(f"{where} {_described(value)} where a value of the cell must stand; see wenet.programs")
+        raise WenetError(f"{where} {_described(value)} where a value of the cell is needed; see wenet.programs")
     if value.builder is not builder:
         raise WenetError("a value belongs to another cell, or to an earlier call of this one")
     if value.number == X:
-        raise WenetError("x can be read by linear and product alone, as its size is another; put linear(x) there")
+        raise WenetError("only linear and product can read x, which has another size; write linear(x)")
     return value.number
 
 

@@ -1,4 +1,4 @@
-"""What can run programs, and which of it does."""
+"""The backends that run programs, and the choice among them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from wenet_kernels.registration import vjp
 
 
 class Backend(Protocol):
-    """What a backend provides."""
+    """The interface of a backend."""
 
-    def obstacle(self, kind: str, dtype: torch.dtype) -> str: ...  # why it cannot run on a kind of device; or empty
+    def obstacle(self, kind: str, dtype: torch.dtype) -> str: ...  # why it cannot run on this device; empty if it can
     def kept_shape(self, r: ProgramRun) -> tuple[int, ...]: ...  # of `ProgramEvaluation.kept`
     def forward(self, r: ProgramRun, keep: bool) -> ProgramEvaluation: ...
     def backward(
@@ -27,7 +27,7 @@ class Backend(Protocol):
 
 
 class Reference:
-    """PyTorch's own operators, and its derivatives of them."""
+    """PyTorch's own operators, differentiated by autograd."""
 
     def obstacle(self, kind: str, dtype: torch.dtype) -> str:
         return "" if dtype.is_floating_point else f"it has no products of {dtype}"
@@ -46,7 +46,7 @@ class Reference:
 
 
 BACKENDS: dict[str, Backend] = {"reference": Reference(), "cpu": cpu}
-OTHERS = ("triton",)  # which run other cells, but not these
+OTHERS = ("triton",)  # backends of DAG cells that do not run programs
 PREFERENCE = {"cpu": ("cpu", "reference")}  # by device, best first
 
 
@@ -54,12 +54,12 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
     """The name of the backend that runs programs on a device; "auto" as in `wenet_kernels.resolve_backend`.
 
     Raises:
-        WenetError: one that is named is unknown or cannot, with the reason; nothing replaces it.
+        WenetError: the named backend is unknown or cannot run, with the reason; nothing replaces it.
     """
     name = os.environ.get("WENET_BACKEND", "auto") if backend == "auto" else backend
     check_choice("backend", name, ["auto", *BACKENDS, *OTHERS])
     if name in OTHERS:
-        raise WenetError(f"backend {name!r} cannot run: it runs no cells that are programs yet")
+        raise WenetError(f"backend {name!r} cannot run: it does not run programs yet")
     reasons = {}
     for candidate in PREFERENCE.get(device.type, ("reference",)) if name == "auto" else (name,):
         reasons[candidate] = BACKENDS[candidate].obstacle(device.type, dtype)
@@ -69,7 +69,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
 
 
 def pulled_back(operands: Sequence[object], grad_output: Tensor, grad_apart: Tensor | None) -> ProgramGradients:
-    """The derivatives of all operands by functions that PyTorch can differentiate again."""
+    """Gradients of all operands by functions that PyTorch can differentiate again."""
     variables = [operand for operand in operands[: len(ProgramGradients._fields)] if operand is not None]
     given = [position for position in range(len(ProgramGradients._fields)) if operands[position] is not None]
 

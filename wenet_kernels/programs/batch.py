@@ -1,4 +1,4 @@
-"""Several programs as integer tables: what every backend reads."""
+"""Several programs as integer tables, which every backend reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from wenet_kernels.errors import WenetError
 from wenet_kernels.programs.instructions import LEARNED, OPERANDS, PRODUCTS, X
 from wenet_kernels.programs.program import Program
 
-# The codes of operations in tables. What products and learned vectors differ in is in their operands.
+# The codes of operations in tables. Both kinds of product share a code, and so do learned vectors and scalars: their
+# operands tell them apart.
 PRODUCT, VECTOR = 0, 1
 ELEMENTWISE = tuple(name for name in OPERANDS if name not in LEARNED)  # codes from 2 on
 CODES = {**dict.fromkeys(PRODUCTS, PRODUCT), **dict.fromkeys(LEARNED, VECTOR)} | {
@@ -23,13 +24,13 @@ NONE = -1
 
 
 class Rows(NamedTuple):
-    """Programs as numbers. Values count anew in every program, tensors through all of them."""
+    """Programs as numbers. Values are numbered within each program, tensors across all programs."""
 
-    # A code and four operands each, NONE where there is none.
+    # A code and four operands each; NONE for a missing operand.
     # PRODUCT: value, weight, column of the projected input, vector that is its bias. VECTOR: vector.
-    # Others: up to three values; behind them the place of a constant.
+    # Others: up to three values, then the index of a constant.
     instructions: list[list[int]]
-    first: list[int]  # n + 1, where the instructions of each program begin, and where the last ends
+    first: list[int]  # n + 1: the first instruction of each program, and the end
     results: list[list[int]]  # n of S + 1, the new states and the output
     constants: list[float]
 
@@ -44,9 +45,9 @@ class Tables(NamedTuple):
 
 
 class ProgramBatch:
-    """`n` programs that carry equally many states.
+    """`n` programs that carry the same number of states.
 
-    A value: it holds a text, from which tables are made once.
+    Batches of equal text are equal and share their tables.
 
     Args:
         text: the programs as `str` writes them, separated by semicolons.
@@ -56,8 +57,8 @@ class ProgramBatch:
         programs: each of them.
         count: n.
         states: carried by each, S.
-        of_input, weights, vectors: of all programs together, how many products read the input, how many read values,
-            and how many vectors are learned: biases, vectors, and scalars, which come as vectors too.
+        of_input, weights, vectors: numbers over all programs of products that read the input, of products that read
+            values, and of learned vectors (biases, vectors, and scalars, which are stored as vectors).
         puts_out_h: whether the output of every program is its new h.
 
     Raises:
@@ -79,16 +80,16 @@ class ProgramBatch:
 
     @classmethod
     def of(cls, programs: Iterable[Program]) -> ProgramBatch:
-        """The batch of these.
+        """A batch of these programs.
 
         Raises:
-            WenetError: as the class.
+            WenetError: as in the class.
         """
         return cls("; ".join(map(str, programs)))
 
     @property
     def apart(self) -> int:
-        """States, and where some program puts out something else, outputs, beside the new h: R."""
+        """R: the number of carried states that are returned beside the output."""
         return self.states - self.puts_out_h
 
     def rows(self) -> Rows:
@@ -96,7 +97,7 @@ class ProgramBatch:
         return _rows(self.text)
 
     def tables(self) -> Tables:
-        """The programs as tensors on the CPU, the same ones at every call."""
+        """The programs as tensors on the CPU, made once."""
         return _tables(self.text)
 
     def __eq__(self, other: object) -> bool:
@@ -124,7 +125,7 @@ def _facts(text: str) -> _Facts:
     programs = tuple(Program.from_text(each.strip()) for each in text.split(";"))
     states = {program.states for program in programs}
     if len(states) > 1:
-        raise WenetError(f"programs of one batch need to carry equally many states, these carry {sorted(states)}")
+        raise WenetError(f"programs of one batch must carry the same number of states; these carry {sorted(states)}")
     return _Facts(
         programs,
         sum(program.of_input for program in programs),
@@ -149,14 +150,14 @@ def _rows(text: str) -> Rows:
 @functools.cache
 def _tables(text: str) -> Tables:
     *integers, constants = _rows(text)
-    # A tensor made in inference mode could not be differentiated around later, nor one of a transform outlive it.
+    # An inference tensor could not take part in autograd later, and a tensor made in a transform must not outlive it.
     with torch.inference_mode(False), torch._C._DisableFuncTorch():
         tables = [torch.tensor(rows, dtype=torch.int32, device="cpu") for rows in integers]
         return Tables(tables[0], tables[1], tables[2], torch.tensor(constants, dtype=torch.float64, device="cpu"))
 
 
 class _Counter:
-    """Gives every product and learned vector its place among the tensors of all programs."""
+    """Numbers the products and learned vectors of all programs."""
 
     def __init__(self) -> None:
         self.weights = self.inputs = self.vectors = 0

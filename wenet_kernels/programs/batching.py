@@ -1,4 +1,5 @@
-"""The operators' rules for `torch.vmap`: as in `wenet_kernels.batching`, a batch of calls is one of more networks."""
+"""Rules of the operators for `torch.vmap`: as in `wenet_kernels.batching`, a batch of calls is one call of more
+networks."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 from wenet_kernels.batching import Call, Dims, Result, fold, one_by_one, to_front, unfold
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
 
-# The dimension of an operand that counts networks, or what they have.
+# The dimension of an operand that counts networks, or their products and vectors.
 _NETWORKS = {"pre": 1, "states": 1, "weight": 0, "vectors": 0}
 _EVALUATION = len(ProgramEvaluation._fields)
 
@@ -20,7 +21,7 @@ def cell_rnn(call: Call, size: int, dims: Dims, *arguments: Any) -> Result:
     if not _can_fold(dims, r):
         return one_by_one(call, size, dims, arguments)
     output, apart, kept = call(*_folded(size, r, dims).values(), keep, backend)
-    # What is kept remains of all networks together, as `cell_rnn_backward` wants it.
+    # `kept` stays that of all networks together, as `cell_rnn_backward` takes it.
     apart_dim = 2 if apart.dim() > 1 else None
     return (unfold(output, size, 1), unfold(apart, size, apart_dim), kept), (1, apart_dim, None)
 
@@ -48,7 +49,7 @@ def cell_rnn_backward(call: Call, size: int, dims: Dims, *arguments: Any) -> Res
 
 
 def _can_fold(dims: Sequence[int | None], r: ProgramRun) -> bool:
-    """Whether a batch of calls is one call of more networks: these have no part in a mixture, and share a mask."""
+    """Whether a batch of calls can be one call of more networks: they must be independent and share a mask."""
     return r.mix is None and dims[ProgramRun.names().index("mask_h")] is None
 
 

@@ -1,4 +1,4 @@
-"""Instructions one after the other, as text and traced functions give them."""
+"""Collects the instructions of a program, for the text reader and the tracer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Builder:
     """Collects the instructions of a program.
 
     Args:
-        states: how many states the program carries; they are its first values.
+        states: number of states that the program carries; they are its first values.
     """
 
     def __init__(self, states: int) -> None:
@@ -24,7 +24,7 @@ class Builder:
         self.instructions: list[Instruction] = []
 
     def append(self, name: str, operands: tuple[int, ...] = (), number: float | None = None) -> int:
-        """The number of the value that an instruction gives."""
+        """Append an instruction; returns the number of its value."""
         if len(self.instructions) == MAX_INSTRUCTIONS:
             raise WenetError(f"a cell has at most {MAX_INSTRUCTIONS} instructions, this one has more")
         self.instructions.append(Instruction(name, operands, number))

@@ -1,4 +1,4 @@
-"""One form for all programs that differ in nothing but how they are written."""
+"""One canonical form for all programs that compute the same thing in another order."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from wenet_kernels.programs.instructions import LEARNED, PRODUCTS, Instruction, 
 from wenet_kernels.programs.program import Program
 
 COMMUTATIVE = ("add", "mul")
-ROUNDS = 4  # of refinement; cells that are drawn differ after two
+ROUNDS = 4  # of refinement; two are enough to tell drawn cells apart
 
 
 def canonical(program: Program) -> Program:
-    """The same cell with its instructions in an order that follows from what they do.
+    """The same cell with its instructions in an order that depends only on what they compute.
 
-    Programs that differ in the order of instructions, in the order of the terms of sums and products of values, or in
-    values that are computed twice have one canonical form. The order of their parameters may change with it.
+    Programs have the same canonical form if they differ only in the order of instructions, in the order of the terms of
+    sums and products, or in values computed twice. The order of the parameters may change.
 
     Examples:
         >>> from wenet_kernels import Program
@@ -30,7 +30,7 @@ def canonical(program: Program) -> Program:
 
 
 def _without_repetition(program: Program) -> Program:
-    """What computes the same from the same values once; products and learned vectors have parameters of their own."""
+    """Merge instructions that compute the same value; products and learned vectors have parameters of their own."""
     states = program.states
     number: dict[int, int] = {X: X, **{state: state for state in range(states)}}  # old to new
     known: dict[Instruction, int] = {}
@@ -49,7 +49,7 @@ def _without_repetition(program: Program) -> Program:
 
 
 def _colours(program: Program) -> dict[int, int]:
-    """A number for every value that follows from what it is made of and who reads it, whatever the order is."""
+    """A number for every value that depends on its operands and its readers, but not on the order of instructions."""
     ends = {X: (0, 0), **{state: (1, state) for state in range(program.states)}}
     values = list(enumerate(program.instructions, start=program.states))
     made: dict[int, int] = {value: hash(end) for value, end in ends.items()}
@@ -73,14 +73,14 @@ def _colours(program: Program) -> dict[int, int]:
 
 def _mixed(instruction: Instruction, colours: dict[int, int]) -> int:
     parts = [colours[operand] for operand in instruction.operands]
-    # Not of strings, whose hashes differ from process to process.
+    # Hashes of strings differ between processes, so hash the bytes as numbers.
     kind = tuple(instruction.name.encode())
     number = () if instruction.number is None else (instruction.number,)
     return hash((kind, number, tuple(sorted(parts) if instruction.name in COMMUTATIVE else parts)))
 
 
 def _ordered(program: Program, colours: dict[int, int]) -> Program:
-    """The instructions as the results ask for them, of commutative ones the operand of smaller colour first."""
+    """Instructions in the order in which the results need them; commutative operands by colour."""
     number: dict[int, int] = {X: X, **{state: state for state in range(program.states)}}
     placed: list[Instruction] = []
 

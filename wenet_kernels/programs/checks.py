@@ -1,4 +1,4 @@
-"""What a program must be, and what the operator demands of its arguments."""
+"""Checks of a program."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def _check_instruction(instruction: Instruction, value: int, place: str) -> None
         raise WenetError(f"{place}: {name} reads {OPERANDS[name]} values, not {len(operands)}")
     for operand in operands:
         if operand != X and not 0 <= operand < value:
-            raise WenetError(f"{place}: value {operand} is not there yet; it must lie in 0..{value - 1}")
+            raise WenetError(f"{place}: value {operand} is not yet computed; it must lie in 0..{value - 1}")
         if operand == X and name not in PRODUCTS:
-            raise WenetError(f"{place}: {name} reads x as it is, whose size is another; put linear(x) there")
+            raise WenetError(f"{place}: {name} reads x, which has another size; write linear(x)")
     _check_number(name, number, place)
 
 
@@ -74,7 +74,7 @@ def _check_number(name: str, number: object, place: str) -> None:
 
 
 def _check_reach(states: int, instructions: Sequence[Instruction], results: Sequence[int], output: int) -> None:
-    """Everything there is must take part in the output, of this step or of a later one."""
+    """Every state and instruction must contribute to the output, of this step or a later one."""
     live = reaching(states, instructions, results, output)
     for state in range(states):
         if state not in live:
@@ -87,7 +87,7 @@ def _check_reach(states: int, instructions: Sequence[Instruction], results: Sequ
 
 
 def reaching(states: int, instructions: Sequence[Instruction], results: Sequence[int], output: int) -> set[int]:
-    """The values, and `X`, on which the output depends, now or through the states of steps before."""
+    """The values (and `X`) on which the output depends, directly or through the states of earlier steps."""
     found: set[int] = set()
     pending = [output]
     while pending:

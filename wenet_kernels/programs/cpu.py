@@ -20,7 +20,7 @@ else:
 
 
 def obstacle(kind: str, dtype: torch.dtype) -> str:
-    """Why it cannot run on a kind of device with operands of a type; empty where it can."""
+    """The reason why it cannot run on this kind of device with this dtype; empty if it can."""
     status = cpu.status()
     if status != "ready":
         return status
@@ -28,7 +28,7 @@ def obstacle(kind: str, dtype: torch.dtype) -> str:
 
 
 def kept_shape(r: ProgramRun) -> tuple[int, ...]:
-    """Values in blocks of as many hidden units as a vector holds, of which the rows of all steps lie together."""
+    """The values kept, in blocks of one vector of hidden units; a block holds the rows of all steps."""
     width = cpu.kernels(r.pre.dtype, "full").width
     steps, _, rows, hidden = r.pre.shape
     return _kept_slots(r.programs, r.mix is not None), -(-hidden // width), steps, rows, width
@@ -36,11 +36,11 @@ def kept_shape(r: ProgramRun) -> tuple[int, ...]:
 
 @functools.cache
 def _kept_slots(programs: str, weighted: bool) -> int:
-    """How many values the programs keep, of whatever sizes."""
+    """The number of values that the programs keep; sizes do not matter."""
     run = _tables_of(ProgramBatch(programs))
     run.weighted, run.mix = weighted, int(weighted)
     run.steps = run.rows = run.hidden = 1
-    run.pre = run.first_states = run.weight = run.vector = 1  # which nothing looks at
+    run.pre = run.first_states = run.weight = run.vector = 1  # not read
     return _native.kept_slots(run)
 
 
@@ -61,7 +61,7 @@ def forward(r: ProgramRun, keep: bool) -> ProgramEvaluation:
 def backward(
     r: ProgramRun, evaluation: ProgramEvaluation, grad_output: Tensor, grad_apart: Tensor | None
 ) -> ProgramGradients:
-    """Derivatives of a loss, given those with respect to the output and, where there are, to what is apart."""
+    """Gradients of a loss, given its gradients with respect to the output and the states apart from it."""
     operands = _laid_out(r)
     evaluation = ProgramEvaluation(*(each.contiguous() for each in evaluation))
     grad_output, grad_apart = grad_output.contiguous(), None if grad_apart is None else grad_apart.contiguous()
@@ -83,7 +83,7 @@ def backward(
 
 
 def _laid_out(r: ProgramRun) -> ProgramRun:
-    """The operands as the kernels read them: contiguous, but `pre` in either order of steps and columns."""
+    """The operands in the layout of the kernels: contiguous, except that `pre` may have steps or columns first."""
     return replace(
         r,
         pre=r.pre if r.pre.transpose(0, 1).is_contiguous() else r.pre.contiguous(),

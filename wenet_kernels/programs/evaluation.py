@@ -1,4 +1,4 @@
-"""What a backend is given to run programs, and what it hands back."""
+"""The operands and results of a backend that runs programs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class ProgramRun:
     input, P that read values, and V learned vectors.
     """
 
-    pre: Tensor  # [T, X, M, H] the input times its weights
+    pre: Tensor  # [T, X, M, H] the projected input
     states: Tensor  # [S, M, H] weighted, [S, n, M, H] independent: before the first step
     weight: Tensor  # [P, H, H]
     vectors: Tensor  # [V, H]
-    mix: Tensor | None  # [n], or None where the networks are independent
+    mix: Tensor | None  # [n], or None if the networks are independent
     mask_h: Tensor | None  # [M, H]
     programs: str  # `ProgramBatch.text`
 
@@ -29,20 +29,20 @@ class ProgramRun:
         return tuple(field.name for field in fields(cls))
 
     def values(self) -> tuple[Any, ...]:
-        """The operands in their order, as operators take them."""
+        """The operands in the order in which operators take them."""
         return tuple(getattr(self, name) for name in self.names())
 
 
 class ProgramEvaluation(NamedTuple):
-    """What the forward pass leaves behind."""
+    """The results of the forward pass."""
 
     output: Tensor  # [T, M, H] weighted, [T, n, M, H] independent
-    apart: Tensor  # [R, T, ...] as the output: carried states, but for h where that is the output; empty where R is 0
-    kept: Tensor  # what a backend needs for derivatives; empty where it needs nothing, or none are wanted
+    apart: Tensor  # [R, T, ...] as the output: carried states, without h if that is the output; empty if R is 0
+    kept: Tensor  # for the backward pass; empty if it needs nothing, or no gradients are wanted
 
 
 class ProgramGradients(NamedTuple):
-    """Derivatives of a scalar loss; `mix` is empty where the networks are independent."""
+    """Gradients of a scalar loss; `mix` is empty if the networks are independent."""
 
     pre: Tensor
     states: Tensor

@@ -1,4 +1,4 @@
-"""What a program is made of: instructions on values, each `[M, H]`."""
+"""The instructions of a program; each computes a value `[M, H]`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Instruction(NamedTuple):
     """One step of a program.
 
     Args:
-        name: of an operation below.
-        operands: the values that it reads, by number: carried states first, then the results of instructions in turn.
-        number: a constant of the operation; None where it has none.
+        name: one of the operations below.
+        operands: numbers of the values that it reads; carried states come first, then the instructions in order.
+        number: the constant of the operation, if it has one.
     """
 
     name: str
@@ -23,17 +23,17 @@ class Instruction(NamedTuple):
     number: float | None = None
 
 
-# Through weights, `x Wx + (v * mask_h) Wv`, either factor or both; linear adds a bias.
+# `x Wx + (v * mask_h) Wv`, either term or both; linear adds a bias.
 PRODUCTS = ("linear", "product")
 # Learned numbers, the same for all rows and time steps: one for each hidden unit, or one for all. Their constant is
-# what they are first; without one they are drawn like weights.
+# the initial value; without one they are drawn like weights.
 LEARNED = ("vector", "scalar")
 UNARY = ("tanh", "relu", "sigmoid", "softplus", "silu", "hardsigmoid", "hardtanh")
 BINARY = ("add", "sub", "mul")
 TERNARY = ("blend",)  # of g, a, b: a + g (b - a)
 WITH_NUMBER = ("times", "plus", "from")  # of k and a: k a, k + a, k - a
 
-# How many values an operation reads; the products are free to choose. In the order of codes, as in csrc/cpu/program.h.
+# Number of values that an operation reads (products may read one or two). In the order of codes in csrc/cpu/program.h.
 OPERANDS: dict[str, int] = {
     **dict.fromkeys(LEARNED, 0),
     **dict.fromkeys(UNARY, 1),

@@ -1,4 +1,4 @@
-"""`cell_rnn`: what a program calls."""
+"""`cell_rnn`, the function to call."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ def cell_rnn(
     mask_h: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run `n` recurrent cells, each a program of its own, over a sequence of `T` steps as one operator.
+    """Run `n` recurrent cells, each with its own program, over a sequence of `T` steps in one operator.
 
-    What products and learned vectors read follows the order in which they stand in the programs, through all programs.
+    Weights and vectors are in the order of the products and learned vectors, through all programs.
 
     Args:
-        pre: `[T, X, M, H]`, the input times the weights of every product that reads it: `wenet_kernels.project` of
+        pre: `[T, X, M, H]`, the input projected by every product that reads it: `wenet_kernels.project` of
             weights `[X, I, H]`.
-        states: `[S, n, M, H]`, those before the first step, h first; with `mix` `[S, M, H]`.
-        weight: `[P, H, H]`, of every product that reads a state or another value.
+        states: `[S, n, M, H]`, the states before the first step, h first; `[S, M, H]` with `mix`.
+        weight: `[P, H, H]`, one for every product that reads a state or another value.
         vectors: `[V, H]`, biases and learned vectors; a learned scalar is a vector of equal numbers here.
-        mix: `[n]`, weights that sum to one: every carried state, and the output, then is that of all networks together,
-            the sum under these weights. None keeps the networks apart.
+        mix: `[n]`, weights that sum to one: each carried state and the output is the weighted sum over all
+            networks. None keeps the networks independent.
         programs: the cells.
-        mask_h: `[M, H]`, variational dropout on what products read but the input; scaled by 1 / (1 - p) already.
+        mask_h: `[M, H]`, variational dropout on the values that products read, but not on the input; already scaled by
+            1 / (1 - p).
         backend: "auto", "reference" or "cpu".
 
     Returns:

@@ -1,4 +1,4 @@
-"""The operators that PyTorch knows: programs over a sequence, and their derivative."""
+"""The registered operators: programs over a sequence, and their gradient."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OPERANDS = ", ".join(f"{_TYPES[str(field.type)]} {field.name}" for field in fie
 _EVALUATION = ", ".join(f"Tensor {name}" for name in ProgramEvaluation._fields)
 _GRADIENTS = ", ".join(f"Tensor {name}" for name in ProgramGradients._fields)
 
-_VARIABLES = tuple(range(len(ProgramGradients._fields)))  # operands with a derivative come first
+_VARIABLES = tuple(range(len(ProgramGradients._fields)))  # operands with a gradient come first
 _MASK = len(_VARIABLES)
 
 
@@ -72,11 +72,11 @@ class CellRNN(Operator):
 
 
 class CellRNNBackward(Operator):
-    """Its derivative: (grad_output, grad_apart, evaluation, operands, backend) -> `ProgramGradients`."""
+    """Its gradient: (grad_output, grad_apart, evaluation, operands, backend) -> `ProgramGradients`."""
 
     name = "cell_rnn_backward"
     schema = f"(Tensor grad_output, Tensor? grad_apart, {_EVALUATION}, {_OPERANDS}, str backend) -> ({_GRADIENTS})"
-    # What forward left is a function of the operands, through which all derivatives go.
+    # The results of forward are functions of the operands, so second derivatives go through the operands alone.
     variables = (0, 1, *(2 + len(ProgramEvaluation._fields) + position for position in _VARIABLES))
     constants = (2 + len(ProgramEvaluation._fields) + _MASK,)
     batched = staticmethod(batching.cell_rnn_backward)
@@ -102,7 +102,7 @@ class CellRNNBackward(Operator):
 
 
 def _settled(*arguments: Any) -> tuple[ProgramRun, bool, str]:
-    """What `CellRNN` is called with, checked, and with the backend that it will have."""
+    """The arguments of `CellRNN`, checked, with the backend resolved."""
     *operands, keep, backend = arguments
     r = ProgramRun(*operands)
     check_run(r)
@@ -115,7 +115,7 @@ def _split(arguments: Sequence[Any]) -> tuple[ProgramEvaluation, ProgramRun, str
 
 
 def _shapes(r: ProgramRun, keep: bool, backend: str) -> tuple[tuple[int, ...], ...]:
-    """Of a `ProgramEvaluation`; nothing is kept of an empty data batch."""
+    """The shapes of a `ProgramEvaluation`; nothing is kept of an empty data batch."""
     steps, apart = r.pre.shape[0], ProgramBatch(r.programs).apart
     kept = BACKENDS[backend].kept_shape(r) if keep and r.states.numel() > 0 else (0,)
     return (steps, *r.states.shape[1:]), (apart, steps, *r.states.shape[1:]) if apart else (0,), kept

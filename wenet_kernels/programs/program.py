@@ -17,18 +17,18 @@ from wenet_kernels.programs.text import program_text, read_program
 class Program:
     """A recurrent cell of any kind, with sizes left open. `wenet.cell` makes one of a Python function.
 
-    A step computes values, each `[M, H]`: the carried states come first, then what each instruction gives. A value
-    depends on those before it, and a product reads all their hidden units. Products and learned vectors have parameters
-    of their own, in the order in which they stand.
+    A step computes values, each `[M, H]`: first the carried states, then the result of each instruction. A value
+    depends on earlier values; a product reads all their hidden units. Each product and each learned vector has its own
+    parameters, in the order of the instructions.
 
     Args:
-        states: how many states are carried from step to step, 1 to 4; the first is h.
+        states: number of states carried from step to step, 1 to 4; the first is h.
         instructions: in the order in which they are computed.
         results: the values that become the new states, h first.
-        output: the value that is put out, by default the new h.
+        output: the value that is the output, by default the new h.
 
     Raises:
-        WenetError: an unknown operation, an operand that is not there yet, an output that does not depend on the
+        WenetError: an unknown operation, an operand that is not yet computed, an output that does not depend on the
             input, or an instruction or state that never reaches the output.
 
     Examples:
@@ -80,13 +80,13 @@ class Program:
         return sum(product.name == "linear" for product in self.products)
 
     def parameters(self, input_size: int, hidden_size: int) -> int:
-        """How many numbers the cell learns, at these sizes."""
+        """The number of parameters at these sizes."""
         rows = self.of_input * input_size + self.of_values * hidden_size + self.biases
         vectors = sum(each.name == "vector" for each in self.learned)
         return (rows + vectors) * hidden_size + len(self.learned) - vectors
 
     def without_biases(self) -> Program:
-        """The same cell with products that add none."""
+        """The same cell without biases in its products."""
         plain = (each._replace(name="product") if each.name == "linear" else each for each in self.instructions)
         return Program(self.states, plain, self.results, self.output)
 
@@ -96,12 +96,12 @@ class Program:
 
     @classmethod
     def from_text(cls, text: str) -> Program:
-        """Read what `str` writes: the states, statements, and the new states, with "|" between them.
+        """Read the text that `str` writes: the states, statements, and the new states, separated by "|".
 
-        Where there is one result more than states, the first is the output.
+        If there is one more result than there are states, the first is the output.
 
         Raises:
-            WenetError: the text is no program, or no valid one.
+            WenetError: the text is not a valid program.
         """
         return cls(*read_program(text))
 
@@ -110,10 +110,10 @@ class Program:
 
     @classmethod
     def from_json(cls, text: str) -> Program:
-        """Read what `to_json` writes.
+        """Read the JSON that `to_json` writes.
 
         Raises:
-            WenetError: no JSON, or no valid program in it.
+            WenetError: the text is not JSON, or holds no valid program.
         """
         try:
             value = json.loads(text)

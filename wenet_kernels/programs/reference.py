@@ -15,7 +15,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "tanh": torch.tanh,
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
-    "softplus": lambda a: torch.logaddexp(a, torch.zeros_like(a)),  # of PyTorch's own, all of it is differentiable
+    "softplus": lambda a: torch.logaddexp(a, torch.zeros_like(a)),  # twice differentiable, unlike functional.softplus
     "silu": functional.silu,
     "hardsigmoid": functional.hardsigmoid,
     "hardtanh": functional.hardtanh,
@@ -32,8 +32,8 @@ WITH_NUMBER: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def forward(r: ProgramRun) -> tuple[Tensor, Tensor]:
-    """Output `[T, M, H]` or `[T, n, M, H]`, and what there is beside it, `[R, T, ...]`: the other carried states
-    behind every step, and, where some program puts out something else than h, h before them."""
+    """Output `[T, M, H]` or `[T, n, M, H]`, and the carried states after every step, `[R, T, ...]`. These leave out h
+    if it is the output of every program."""
     batch = ProgramBatch(r.programs)
     states = list(r.states)  # S of [M, H] weighted, [n, M, H] independent
     steps: list[list[Tensor]] = []
@@ -61,7 +61,7 @@ def step(
 
     Args:
         rows: of all programs.
-        pre, weight, vectors: as in `ProgramRun`, of one step.
+        pre, weight, vectors: as in `ProgramRun`, for one step.
         states: S of `[M, H]`.
     """
     values = list(states)
@@ -73,7 +73,7 @@ def step(
             terms += [] if bias == NONE else [vectors[bias]]
             values.append(sum(terms[1:], terms[0]))
         elif code == VECTOR:
-            values.append(vectors[operands[0]])  # [H], as all that is made of learned vectors alone
+            values.append(vectors[operands[0]])  # [H]; values made only of learned vectors stay [H]
         else:
             values.append(_elementwise(ELEMENTWISE[code - 2], operands, values, rows.constants))
     results = [values[result] for result in rows.results[network]]
@@ -91,6 +91,6 @@ def _masked(value: Tensor, mask_h: Tensor | None) -> Tensor:
 
 
 def _together(r: ProgramRun, networks: tuple[Tensor, ...]) -> Tensor:
-    """One result of all networks: mixed, `[M, H]`, or beside each other, `[n, M, H]`."""
+    """One result of all networks: mixed, `[M, H]`, or stacked, `[n, M, H]`."""
     stacked = torch.stack(networks)
     return stacked if r.mix is None else (r.mix[:, None, None] * stacked).sum(0)

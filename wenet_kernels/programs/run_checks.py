@@ -1,4 +1,4 @@
-"""What the operator demands of its arguments, wherever it is called from."""
+"""Checks of the operator's arguments."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_evaluation(
     grad_output: Tensor,
     grad_apart: Tensor | None,
 ) -> None:
-    """Raise `WenetError` unless `evaluation` may be what forward left behind, and the derivatives belong to it."""
+    """Raise `WenetError` unless `evaluation` and the gradients have the shapes of this run."""
     for name, found, shape in zip(evaluation._fields, evaluation, shapes, strict=True):
         check_like(name, found, shape, r.pre)
     check_like("grad_output", grad_output, shapes[0], r.pre)
@@ -51,7 +51,7 @@ def check_evaluation(
 
 
 def check_finite(r: ProgramRun, output: Tensor) -> None:
-    """Name the operand that brought NaN into the output; only on the CPU, where looking costs no synchronisation."""
+    """Name the operand that brought NaN into the output. Only on the CPU, where the check needs no synchronisation."""
     if output.device.type != "cpu" or is_finite(output):
         return
     for name in ("pre", "states", "weight", "vectors", "mix", "mask_h"):

@@ -1,4 +1,4 @@
-"""Programs as one line of text, in the words of Python expressions."""
+"""Programs as one line of text, in the syntax of Python expressions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wenet_kernels.programs.instructions import (
 
 Parts = tuple[int, list[Instruction], list[int], int]  # the arguments of a `Program`
 
-MAX_DEPTH = 12  # of an expression that is written; what lies deeper gets a name
+MAX_DEPTH = 12  # of a written expression; deeper values get a name
 FUNCTIONS = tuple(name for name in OPERATIONS if name not in BINARY + WITH_NUMBER)
 _PRECEDENCE = {"add": 1, "plus": 1, "sub": 1, "from": 1, "mul": 2, "times": 2}
 _SIGNS = {**SYMBOLS, "plus": "+", "from": "-", "times": "*"}
@@ -29,10 +29,9 @@ _OPERATORS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul"}
 
 
 def program_text(states: int, instructions: Sequence[Instruction], results: Sequence[int], output: int) -> str:
-    """One line: the states, statements, and the results, which the output precedes where it is not the new h.
+    """One line: the states, statements, and the results. The output comes before the results if it is not the new h.
 
-    Values that are read once stand where they are read, if that leaves the order of the instructions as it is; the
-    others have names.
+    A value that is read once stands where it is read, if that keeps the order of the instructions; others get names.
     """
     writer = _Writer(states, instructions, results if output == results[0] else [output, *results])
     return " | ".join([", ".join(STATES[:states]), *writer.statements, ", ".join(writer.results)])
@@ -52,7 +51,7 @@ class _Writer:
         self.results = [self._term(result, 0) for result in results]
 
     def _term(self, value: int, precedence: int) -> str:
-        """A value as an operand, in brackets where what is around it binds as tightly or tighter."""
+        """A value as an operand, in brackets if its surroundings bind more tightly."""
         if value in self.names:
             return self.names[value]
         text = self._expression(value)
@@ -76,13 +75,13 @@ def _number(number: float) -> str:
 
 
 def _read_in_place(states: int, instructions: Sequence[Instruction], results: Sequence[int]) -> set[int]:
-    """The values that are read once, right behind the instructions that they are made of."""
+    """The values that are read once, by an instruction that directly follows."""
     reads = [0] * (states + len(instructions))
     for operands in (*(instruction.operands for instruction in instructions), results):
         for operand in operands:
             reads[operand] += operand != X
     found: set[int] = set()
-    start = list(range(len(reads)))  # where the expression of a value begins, with what stands in it
+    start = list(range(len(reads)))  # the first instruction within the expression of a value
     depth = [0] * len(reads)
 
     def take(operands: Sequence[int], end: int) -> int:
@@ -100,10 +99,10 @@ def _read_in_place(states: int, instructions: Sequence[Instruction], results: Se
 
 
 def read_program(text: str) -> Parts:
-    """What `program_text` wrote, not yet checked.
+    """Read the text of `program_text`; the parts are not yet checked.
 
     Raises:
-        WenetError: the text is no program.
+        WenetError: the text is not a program.
     """
     try:
         return _read(text)
@@ -115,13 +114,13 @@ def _read(text: str) -> Parts:
     header, *statements = (part.strip() for part in text.split("|"))
     names = [name.strip() for name in header.split(",")]
     if not statements or names != list(STATES[: len(names)]):
-        raise WenetError(f"{_short(text)} is no program; write it like 'h | tanh(linear(x, h))'")
+        raise WenetError(f"{_short(text)} is not a program; write it like 'h | tanh(linear(x, h))'")
     reader = _Reader(len(names))
     for statement in statements[:-1]:
         reader.assign(statement)
     found = reader.results(statements[-1])
     if len(found) not in (len(names), len(names) + 1):
-        raise WenetError(f"a program of {len(names)} states ends in as many new ones, not in {len(found)}")
+        raise WenetError(f"a program of {len(names)} states ends in as many new states, not in {len(found)}")
     return len(names), reader.builder.instructions, found[-len(names) :], found[0]
 
 
@@ -134,9 +133,9 @@ class _Reader:
         name, sign, expression = statement.partition("=")
         name = name.strip()
         if not sign or not name.isidentifier():
-            raise WenetError(f"{_short(statement)} is no statement; write it like 'v1 = tanh(linear(x, h))'")
+            raise WenetError(f"{_short(statement)} is not a statement; write it like 'v1 = tanh(linear(x, h))'")
         if name in self.values:
-            raise WenetError(f"{name} is there already; give {_short(statement)} another name")
+            raise WenetError(f"{name} is already defined; give {_short(statement)} another name")
         self.values[name] = self._value(_parsed(expression))
 
     def results(self, text: str) -> list[int]:
@@ -146,7 +145,7 @@ class _Reader:
     def _value(self, node: ast.expr) -> int:
         term = self._term(node)
         if isinstance(term, float):
-            raise WenetError(f"{_short(ast.unparse(node))} is a constant where a value must stand")
+            raise WenetError(f"{_short(ast.unparse(node))} is a constant, but a value is needed")
         return term
 
     def _term(self, node: ast.expr) -> Term:
@@ -157,11 +156,11 @@ class _Reader:
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
             left, right = self._term(node.left), self._term(node.right)
             if any(isinstance(term, int) and term == X for term in (left, right)):
-                raise WenetError("x can be read by linear and product alone, as its size is another")
+                raise WenetError("only linear and product can read x, which has another size")
             return self.builder.arithmetic(_OPERATORS[type(node.op)], left, right)
         if isinstance(node, ast.Name):
             if node.id not in self.values:
-                raise WenetError(f"there is no value {node.id!r} at that place of the program")
+                raise WenetError(f"no value {node.id!r} is defined before this place")
             return self.values[node.id]
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
             return self._call(node.func.id, [self._term(argument) for argument in node.args])
@@ -187,10 +186,10 @@ def _as_float(number: Any) -> float:
 def _parsed(expression: str) -> ast.expr:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of numbers that run into names
+            warnings.simplefilter("ignore", SyntaxWarning)  # about numbers that run into names
             return ast.parse(expression.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise WenetError(f"{_short(expression)} is no expression of a program") from None
+        raise WenetError(f"{_short(expression)} is not an expression of a program") from None
 
 
 def _short(text: str) -> str:
