@@ -162,8 +162,8 @@ def without(name):
         (b"", [], "mine.pt is not a file of plain tensors"),
         (b"PK of something else", [], "mine.pt is not a file of plain tensors"),
         (nn.Linear(2, 3), [], "not a file of plain tensors; save model.state_dict(), not the model"),
-        (nn.Linear(2, 3).state_dict(), [], "mine.pt holds no weights of a DagRNN"),
-        (3, [], "mine.pt holds no weights of a DagRNN"),
+        (nn.Linear(2, 3).state_dict(), [], "mine.pt holds no weights of a DagRNN or CellRNN"),
+        (3, [], "mine.pt holds no weights of a DagRNN or CellRNN"),
         (dict(DagRNN(5, 7, CELL).named_parameters()), [], "do not name their cell, as an earlier version"),
         (without("weight_input"), [], "are not those of a whole DagRNN: 'weight_input'"),
         (

@@ -9,9 +9,9 @@ from typing import Any
 
 from wenet.cells.genotype import Genotype
 from wenet.cells.instances import PROGRAMS, program_of
+from wenet.cells.program_source import program_lines
 from wenet.cells.published import PUBLISHED, load_genotype
 from wenet_kernels import Program, WenetError
-from wenet_kernels.programs import STATES
 
 Cell = Genotype | Program
 
@@ -95,13 +95,7 @@ def load_program(source: Cell | str | Path) -> Program:
 
 def draw_cell(cell: Cell) -> str:
     """The cell in lines for a terminal: a genotype as a tree, a program line by line."""
-    if isinstance(cell, Genotype):
-        return cell.draw()
-    header, *statements, _ = (part.strip() for part in str(cell).split("|"))
-    results = str(cell).rpartition("|")[2].strip()
-    put_out = "" if cell.output == cell.results[0] else "output, "
-    new = put_out + ", ".join(f"new {name}" for name in STATES[: cell.states])
-    return "\n".join([f"read x, {header}", *statements, f"{new} = {results}"])
+    return cell.draw() if isinstance(cell, Genotype) else "\n".join(program_lines(cell))
 
 
 def _program_in(path: Path) -> Program | None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from wenet.cells.description import Description
 from wenet.cells.genotype import Genotype
-from wenet_kernels import WenetError
+from wenet.cells.program_source import program_layer_source
+from wenet_kernels import Program, WenetError
 from wenet_kernels.activations import REGISTERED, registered_among
 
 LAYER = Template('''\
@@ -84,7 +85,7 @@ BIASES = """\
 LAYERS = Template('''
 
 class Layers(nn.Module):
-    """$layers of `$name`$both, called like `torch.nn.RNN`.
+    """$layers of `$name`$both, called like `torch.nn.$like`.
 
     Sizes: as in `$name`.
     """
@@ -95,17 +96,27 @@ class Layers(nn.Module):
         sizes = [input_size$above]
         self.cells = nn.ModuleList($name(size, hidden_size) for size in sizes)
 
-    def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input `[T, M, I]` and states `[$states, M, H]`, zero by default, give output `[T, M, $features]` and states.
+    def forward(self, x: Tensor, h0: $type | None = None) -> tuple[Tensor, $type]:
+        """Input `[T, M, I]` and $what `[$states, M, H]`, zero by default, give output `[T, M, $features]` and states.
 
         With `batch_first`, input and output have M before T.
         """
         x = x.transpose(0, 1) if self.batch_first else x
-        states = [None] * $states if h0 is None else h0.split(1)
+        states = [None] * $states if h0 is None else $split
         last = []
 $run
-        return x.transpose(0, 1) if self.batch_first else x, torch.cat(last)
+        return x.transpose(0, 1) if self.batch_first else x, $joined
 ''')
+
+# How `Layers` takes and gives the states of cells that carry one or several.
+ONE = {"type": "Tensor", "what": "states", "split": "h0.split(1)", "joined": "torch.cat(last)", "like": "RNN"}
+SEVERAL = {
+    "type": "tuple[Tensor, ...]",
+    "what": "a tuple of states, each",
+    "split": "list(zip(*(each.split(1) for each in h0), strict=True))",
+    "joined": "tuple(torch.cat(each) for each in zip(*last, strict=True))",
+    "like": "LSTM",
+}
 
 ONE_DIRECTION = """\
         for cell, state in zip(self.cells, states, strict=True):
@@ -147,11 +158,11 @@ class LanguageModel(nn.Module):
         self.decoder_bias = nn.Parameter(torch.zeros($vocabulary))
 $mixture
     def forward(self, tokens: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens `[T, M]` and state `[1, M, H]` give $scores `[T, M, V]` of the next words, and the last state.
+        """Tokens `[T, M]` and state $state give $scores `[T, M, V]` of the next words, and the last state.
 
         Line n of the vocabulary file, counted from zero, holds the word of token n.
         """
-        output, h = self.rnn(self.embedding(tokens), h0)
+$run
         return $decoded, h
 
 
@@ -162,6 +173,13 @@ def load(weights: str | Path) -> LanguageModel:
     model.load_state_dict(tensors)
     return model.eval()
 ''')
+
+RUN_ONE_STATE = """\
+        output, h = self.rnn(self.embedding(tokens), h0)"""
+
+RUN_STATES = """\
+        output, states = self.rnn(self.embedding(tokens), None if h0 is None else h0.chunk($states, -1))
+        h = torch.cat(states, -1)"""
 
 READ_SAFETENSORS = '''
 
@@ -202,14 +220,24 @@ class MixtureOfSoftmaxes(nn.Module):
 CANDIDATES = {"tanh": "torch.tanh(u)", "relu": "torch.relu(u)", "sigmoid": "torch.sigmoid(u)", "identity": "u"}
 
 
-def layer_source(name: str, genotype: Genotype, form: str, imports: str = "", bias: bool = False) -> str:
-    """Source of a class `name` that computes what `wenet.nn.DagRNN` does without dropout, with the same parameters.
+def layer_source(name: str, cell: Genotype | Program, form: str, imports: str = "", bias: bool = False) -> str:
+    """Source of a class `name` that computes what `wenet.nn.DagRNN` or `CellRNN` does without dropout, with the same
+    parameters.
 
     The class is a single layer in one direction.
+
+    Args:
+        form, bias: of a genotype.
 
     Raises:
         WenetError: the cell has a registered activation, which has no source.
     """
+    if isinstance(cell, Program):
+        return program_layer_source(name, cell, imports)
+    return _dag_layer_source(name, cell, form, imports, bias)
+
+
+def _dag_layer_source(name: str, genotype: Genotype, form: str, imports: str, bias: bool) -> str:
     for activation in registered_among(genotype.activations):
         raise WenetError(f"the activation {activation!r} is a registered function, which has no source to write")
     width = "2 * hidden_size" if form == "highway" else "hidden_size"
@@ -230,7 +258,7 @@ def layer_source(name: str, genotype: Genotype, form: str, imports: str = "", bi
 
 
 def model_source(
-    name: str, genotype: Genotype, form: str, vocabulary: int, embedding: int, hidden: int, experts: int | None
+    name: str, cell: Genotype | Program, form: str, vocabulary: int, embedding: int, hidden: int, experts: int | None
 ) -> str:
     """Source of a layer and a class `LanguageModel` around it, with the parameters of `wenet.nn.LanguageModel`.
 
@@ -238,7 +266,10 @@ def model_source(
         vocabulary, embedding, hidden: V, d, H.
         experts: number of softmaxes in the mixture; None for a single softmax.
     """
+    states = cell.states if isinstance(cell, Program) else 1
     model = LANGUAGE_MODEL.substitute(
+        state="`[1, M, H]`" if states == 1 else f"`[1, M, {states} * H]`",
+        run=RUN_ONE_STATE if states == 1 else RUN_STATES.replace("$states", str(states)),
         vocabulary=vocabulary,
         embedding=embedding,
         name=name,
@@ -251,22 +282,23 @@ def model_source(
         if experts is None
         else "self.mixture(output, self.embedding.weight, self.decoder_bias)",
     )
-    parts = (layer_source(name, genotype, form, IMPORTS), "" if experts is None else MIXTURE, model, READ_SAFETENSORS)
+    parts = (layer_source(name, cell, form, IMPORTS), "" if experts is None else MIXTURE, model, READ_SAFETENSORS)
     return "".join(parts)
 
 
 def trained_layer_source(
-    name: str, genotype: Genotype, form: str, sizes: tuple[int, int], layers: int, directions: int, bias: bool
+    name: str, cell: Genotype | Program, form: str, sizes: tuple[int, int], layers: int, directions: int, bias: bool
 ) -> str:
     """Source of a trained layer: the cell, a class `Layers` if it has several layers or directions, and `load`.
 
-    Parameters are named as in `wenet.nn.DagRNN`. In `Layers` they are numbered by layer and direction, as in
-    `cells.0.weight_input`.
+    Parameters are named as in `wenet.nn.DagRNN` or `CellRNN`. In `Layers` they are numbered by layer and direction, as
+    in `cells.0.weight_input`.
 
     Args:
         sizes: I, H.
     """
-    code = layer_source(name, genotype, form, IMPORTS, bias)
+    code = layer_source(name, cell, form, IMPORTS, bias)
+    several = isinstance(cell, Program) and cell.states > 1
     states = layers * directions
     load = {"name": name, "weight": "weight_input"}
     if states > 1:
@@ -277,6 +309,7 @@ def trained_layer_source(
             both=" in both directions" if directions == 2 else "",
             above=_sizes_above(layers, directions),
             states=states,
+            **(SEVERAL if several else ONE),
             features="H" if directions == 1 else "2H",
             run=ONE_DIRECTION if directions == 1 else BOTH_DIRECTIONS.replace("$states", str(states)),
         )

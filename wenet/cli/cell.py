@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wenet.cells import PUBLISHED, describe_common, load_genotype, random_genotypes
+from wenet.cells import (
+    PROGRAMS,
+    PUBLISHED,
+    Genotype,
+    cell_to_dict,
+    describe_common,
+    draw_cell,
+    load_cell,
+    random_genotypes,
+)
+from wenet.cells.kinds import SUFFIX
 from wenet.cli.common import Parser, one_of, reporting
 from wenet.exporting.formats import SUFFIXES, describe_export, export
-from wenet_kernels import ACTIVATIONS, FORMS
+from wenet_kernels import ACTIVATIONS, FORMS, WenetError
+
+CELL = "published name, JSON file, run folder, or text such as 'tanh0 relu1' or 'h | tanh(linear(x, h))'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +37,7 @@ def _cell(arguments: Sequence[str] | None) -> None:
     listing = actions.add_parser("list", help="published cells by name")
     listing.set_defaults(run=_list_cells)
     show = actions.add_parser("show", help="draw a cell")
-    show.add_argument("cell", help="published name, JSON file, run folder, or text such as 'tanh0 relu1'")
+    show.add_argument("cell", help=f"{CELL}; 'rhn-program' for the program of that name")
     show.add_argument("--json", action="store_true", help="print it as JSON instead")
     _add_draw(show)
     show.set_defaults(run=_show_cell)
@@ -61,8 +74,8 @@ def _add_export(actions: argparse._SubParsersAction[Any]) -> None:
     exporting.add_argument(
         "source",
         metavar="RUN|FILE|CELL",
-        help="folder of a wenet-train run, state dict of a DagRNN or of a model with one (.pt, .safetensors), or a "
-        "cell as in show",
+        help="folder of a wenet-train run, state dict of a DagRNN or CellRNN or of a model with one (.pt, "
+        ".safetensors), or a cell as in show",
     )
     exporting.add_argument(
         "--format",
@@ -74,7 +87,7 @@ def _add_export(actions: argparse._SubParsersAction[Any]) -> None:
     exporting.add_argument("--out", type=Path, metavar="FILE", help="default: named after the source, in this folder")
     exporting.add_argument("--input", type=int, metavar="I", dest="input_size", help="of a cell; default: as --hidden")
     exporting.add_argument("--hidden", type=int, metavar="H", dest="hidden_size", help="of a cell")
-    exporting.add_argument("--form", metavar=one_of(FORMS), help="of a cell (default: highway)")
+    exporting.add_argument("--form", metavar=one_of(FORMS), help="of a DAG cell (default: highway)")
     exporting.add_argument("--seed", type=int, help="of a cell's fresh weights in onnx or torch-export (default: 1)")
     exporting.add_argument("--data-dir", type=Path, metavar="DIR", help="look for a run's text here first")
     exporting.add_argument("--layer", metavar="NAME", help="name of a layer, if the state dict has several")
@@ -89,6 +102,9 @@ def _export_cell(options: argparse.Namespace) -> None:
 def _list_cells(options: argparse.Namespace) -> None:
     for name, (genotype, source) in PUBLISHED.items():
         print(f"{name:<10} {genotype.nodes:>2} nodes  {genotype}  ({source})")
+    for name, (program, source) in PROGRAMS.items():
+        unique = name + SUFFIX if name in PUBLISHED else name
+        print(f"{unique:<12} {len(program.products):>2} products, {program.states} carried  {program}  ({source})")
 
 
 def _add_draw(action: argparse.ArgumentParser) -> None:
@@ -96,22 +112,29 @@ def _add_draw(action: argparse.ArgumentParser) -> None:
 
 
 def _show_cell(options: argparse.Namespace) -> None:
-    genotype = load_genotype(options.cell)
+    cell = load_cell(options.cell)
     if options.draw is not None:
         from wenet.report.cells import cell_picture, save_picture  # matplotlib takes a second to import
 
-        save_picture(cell_picture(genotype, _title(options.cell)), options.draw)
-    print(genotype.to_json() if options.json else f"{genotype}\n\n{genotype.draw()}")
+        save_picture(cell_picture(cell, _title(options.cell)), options.draw)
+    print(json.dumps(cell_to_dict(cell)) if options.json else f"{cell}\n\n{draw_cell(cell)}")
 
 
 def _compare_cells(options: argparse.Namespace) -> None:
     first, second = options.cells
-    a, b = load_genotype(first), load_genotype(second)
+    a, b = _dag_cell(first), _dag_cell(second)
     if options.draw is not None:
         from wenet.report.cells import comparison_picture, save_picture
 
         save_picture(comparison_picture(_title(first), a, _title(second), b), options.draw)
     print(describe_common(first, a, second, b))
+
+
+def _dag_cell(source: str) -> Genotype:
+    cell = load_cell(source)
+    if not isinstance(cell, Genotype):
+        raise WenetError(f"only DAG cells are compared, and {source} is a program")
+    return cell
 
 
 def _title(cell: str) -> str:

@@ -18,13 +18,14 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from wenet.cells import PUBLISHED, Genotype, layer_source, load_genotype, model_source, trained_layer_source
+from wenet.cells import PROGRAMS, PUBLISHED, Cell, Genotype, layer_source, load_cell, model_source, trained_layer_source
 from wenet.exporting.saved_layer import is_weight_file, saved_layer
-from wenet.nn import DagRNN, LanguageModel
+from wenet.nn import CellRNN, DagRNN, LanguageModel
 from wenet.run import RunFolder, as_path, stored_config, stored_data, write_tensors
 from wenet.tasks import task_of
 from wenet.training import TRAIN, trained_model
 from wenet_kernels import FORMS, WenetError, check_choice
+from wenet_kernels.programs import STATES
 
 SUFFIXES = {"module": ".py", "onnx": ".onnx", "torch-export": ".pt2"}  # by format
 
@@ -34,13 +35,13 @@ class Trained:
     """The trained language model of a run."""
 
     model: LanguageModel
-    layer: DagRNN  # the recurrent layer in it
+    layer: DagRNN | CellRNN  # the recurrent layer in it
     vocabulary: tuple[str, ...]
     metric: dict[str, float]  # of its weights, by names such as "valid_perplexity"
 
 
 def export(
-    source: str | Path | Genotype,
+    source: str | Path | Cell,
     format: str = "module",
     out: str | Path | None = None,
     *,
@@ -54,21 +55,22 @@ def export(
     """Write a cell or a trained model in a form that PyTorch or an ONNX runtime can run without this package.
 
     The source decides what is written. A training run gives its language model with the best weights, which maps tokens
-    `[T, M]` and a state `[1, M, H]` to scores of the next words, `[T, M, V]`, and the last state. A file of weights
-    gives its layer; it holds the state dict of a `DagRNN` or of a model that contains one. Any other cell gives a
-    recurrent layer with fresh weights, which maps x `[T, M, I]` and h0 `[1, M, H]` to output `[T, M, H]` and h_n. T and
-    M stay free in every format. The export computes as in evaluation, without dropout, with products in the weights'
-    number type.
+    `[T, M]` and a state `[1, M, H]` to scores of the next words, `[T, M, V]`, and the last state; several states that a
+    program carries lie beside one another in it. A file of weights gives its layer; it holds the state dict of a
+    `DagRNN` or `CellRNN`, or of a model that contains one. Any other cell gives a recurrent layer with fresh weights,
+    which maps x `[T, M, I]` and h0 `[1, M, H]` to output `[T, M, H]` and h_n; of a program with several states these
+    are tuples. T and M stay free in every format. The export computes as in evaluation, without dropout, with products
+    in the weights' number type.
 
     Args:
         source: a training run's folder, a file of weights (.pt, .pth, .bin, .ckpt or .safetensors), or a cell as in
-            `wenet.genotypes.load_genotype`.
+            `wenet.cells.load_cell`.
         format: "module" (a Python file, with trained weights as safetensors beside it), "onnx", or "torch-export" (for
             `torch.export.load`).
         out: the file to write; by default named like the source, in the current folder.
         input_size, hidden_size: sizes of a fresh layer in onnx or torch-export; the input size defaults to the hidden
             size. The class in a module takes its sizes as arguments.
-        form: the form of a cell, "highway" by default.
+        form: the form of a DAG cell, "highway" by default.
         seed: seed of fresh weights in onnx or torch-export, 1 by default.
         data_dir: where to look for a run's text, as in `train`.
         layer: the name of one layer in a file of weights with several, such as "encoder.rnn".
@@ -92,21 +94,21 @@ def export(
             raise WenetError(f"{package} is not installed; pip install 'wenet-rnn[export]'")
     sizes = {"--input": input_size, "--hidden": hidden_size, "--seed": seed}
     path = as_path(out) or _default_file(source, format)
-    if not isinstance(source, Genotype) and is_weight_file(Path(source)):
+    if isinstance(source, str | Path) and is_weight_file(Path(source)):
         _refuse({**sizes, "--form": form}, "a file of weights has its own")
         return _export_layer(saved_layer(Path(source), layer), format, path)
     _refuse({"--layer": layer}, "only a file of weights has several")
-    if not isinstance(source, Genotype) and _is_training_run(Path(source)):
+    if isinstance(source, str | Path) and _is_training_run(Path(source)):
         _refuse({**sizes, "--form": form}, "a training run has its own")
         return _export_run(_trained(Path(source), data_dir), format, path)
     if format == "module":
         _refuse(sizes, "the class in a module takes its sizes when it is made")
-        return _export_cell(source, form or "highway", path)
-    fresh = _fresh_layer(source, form or "highway", format, input_size, hidden_size, 1 if seed is None else seed)
+        return _export_cell(source, form, path)
+    fresh = _fresh_layer(source, form, format, input_size, hidden_size, 1 if seed is None else seed)
     return _export_layer(fresh, format, path)
 
 
-def _default_file(source: str | Path | Genotype, format: str) -> Path:
+def _default_file(source: str | Path | Cell, format: str) -> Path:
     """A file in the current folder, with a name that Python can import."""
     return Path(re.sub(r"\W+", "_", Path(str(source)).name).strip("_") + SUFFIXES[format])
 
@@ -145,18 +147,19 @@ def _refuse(arguments: dict[str, Any], reason: str) -> None:
             raise WenetError(f"leave out {flag}: {reason}")
 
 
-def _export_cell(source: str | Path | Genotype, form: str, path: Path) -> list[Path]:
+def _export_cell(source: str | Path | Cell, form: str | None, path: Path) -> list[Path]:
     """Write a cell as a module."""
-    genotype = _cell(source, form)
-    name = "".join(part.capitalize() for part in str(source).split("-")) if source in PUBLISHED else "Cell"
-    code = layer_source(name, genotype, form)
+    cell = _cell(source, form)
+    is_name = source in PUBLISHED or source in PROGRAMS
+    name = "".join(part.capitalize() for part in str(source).split("-")) if is_name else "Cell"
+    code = layer_source(name, cell, form or "highway")
     _check_new(path)
     with _reporting_failed_write(path):
         path.write_text(code, encoding="utf-8")
     return [path]
 
 
-def _export_layer(layer: DagRNN, format: str, path: Path) -> list[Path]:
+def _export_layer(layer: DagRNN | CellRNN, format: str, path: Path) -> list[Path]:
     """Write a layer with its weights."""
     files = [path, path.with_suffix(".safetensors")] if format == "module" else [path]
     for file in files:
@@ -170,13 +173,13 @@ def _export_layer(layer: DagRNN, format: str, path: Path) -> list[Path]:
     return files
 
 
-def _layer_code(layer: DagRNN) -> str:
+def _layer_code(layer: DagRNN | CellRNN) -> str:
     sizes = (layer.input_size, layer.hidden_size)
     counts = (layer.num_layers, layer.directions)
-    return trained_layer_source("Cell", layer.genotype, layer.form, sizes, *counts, layer.bias)
+    return trained_layer_source("Cell", _cell_in(layer), layer.form, sizes, *counts, layer.bias)
 
 
-def _weights_by_cell(layer: DagRNN) -> dict[str, Tensor]:
+def _weights_by_cell(layer: DagRNN | CellRNN) -> dict[str, Tensor]:
     """The layer's weights by their names in the written module."""
     states = layer.num_layers * layer.directions
     if states == 1:
@@ -189,34 +192,48 @@ def _weights_by_cell(layer: DagRNN) -> dict[str, Tensor]:
 
 
 def _fresh_layer(
-    source: str | Path | Genotype, form: str, format: str, input_size: int | None, hidden_size: int | None, seed: int
-) -> DagRNN:
-    genotype = _cell(source, form)
+    source: str | Path | Cell,
+    form: str | None,
+    format: str,
+    input_size: int | None,
+    hidden_size: int | None,
+    seed: int,
+) -> DagRNN | CellRNN:
+    cell = _cell(source, form)
     if hidden_size is None:
         raise WenetError(f"{format} has fixed sizes: give --hidden, and --input where it differs")
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        return DagRNN(hidden_size if input_size is None else input_size, hidden_size, genotype, form)
+        sizes = (hidden_size if input_size is None else input_size, hidden_size)
+        return DagRNN(*sizes, cell, form or "highway") if isinstance(cell, Genotype) else CellRNN(*sizes, cell)
 
 
-def _cell(source: str | Path | Genotype, form: str) -> Genotype:
-    check_choice("form", form, FORMS)
-    return load_genotype(source)
+def _cell(source: str | Path | Cell, form: str | None) -> Cell:
+    cell = load_cell(source)
+    if form is not None:
+        check_choice("form", form, FORMS)
+        if not isinstance(cell, Genotype):
+            raise WenetError("leave out --form: a program has none")
+    return cell
+
+
+def _cell_in(layer: DagRNN | CellRNN) -> Cell:
+    return layer.genotype if isinstance(layer, DagRNN) else layer.program
 
 
 def _trained(folder: Path, data_dir: str | Path | None) -> Trained:
     with closing(RunFolder.open(folder)) as run:
         config = stored_config(run, TRAIN)
         task = task_of(config)
-        genotype = TRAIN.stored_cell(run.config)
-        if genotype is None:
+        cell = TRAIN.stored_cell(run.config)
+        if cell is None:
             raise WenetError(f"{folder} holds an {config.cell}; only cells are exported")
         corpus = stored_data(run, config, task, data_dir)
         vocabulary = corpus.vocabulary
         _, tensors = run.load_best()
         best = run.read_json("best.json")
-    model = trained_model(config, genotype, task, corpus, tensors)
-    assert isinstance(model.rnn, DagRNN)
+    model = trained_model(config, cell, task, corpus, tensors)
+    assert isinstance(model.rnn, DagRNN | CellRNN)
     names = [f"{part}_{task.metric.key}" for part in ("valid", "test")]
     return Trained(model, model.rnn, vocabulary, {name: best[name] for name in names if best[name] is not None})
 
@@ -249,26 +266,28 @@ def _model_code(trained: Trained) -> str:
     layer, mixture = trained.layer, trained.model.mixture
     sizes = (len(trained.vocabulary), layer.input_size, layer.hidden_size)
     experts = None if mixture is None else mixture.experts
-    return model_source("Cell", layer.genotype, layer.form, *sizes, experts)
+    return model_source("Cell", _cell_in(layer), layer.form, *sizes, experts)
 
 
 def _description(
-    layer: DagRNN, vocabulary_size: int | None = None, metric: dict[str, float] | None = None
+    layer: DagRNN | CellRNN, vocabulary_size: int | None = None, metric: dict[str, float] | None = None
 ) -> dict[str, str]:
     """Metadata of an exported file."""
     sizes = {"input_size": layer.input_size, "hidden_size": layer.hidden_size, "vocabulary_size": vocabulary_size}
-    described = {"cell": layer.genotype, "form": layer.form, **sizes, **(metric or {})}
-    usual = {"num_layers": 1, "bias": False, "bidirectional": False}
+    described = {"cell": _cell_in(layer), "form": layer.form, **sizes, **(metric or {})}
+    usual = {"num_layers": 1, "bias": isinstance(layer, CellRNN), "bidirectional": False}
     described |= {name: getattr(layer, name) for name, value in usual.items() if getattr(layer, name) != value}
     return {name: str(value) for name, value in described.items() if value is not None}
 
 
-def _save_graph(module: DagRNN | LanguageModel, format: str, path: Path, description: dict[str, str]) -> None:
+def _save_graph(module: DagRNN | CellRNN | LanguageModel, format: str, path: Path, description: dict[str, str]) -> None:
     """Save a graph for evaluation, with any number of steps and rows."""
     module = module.eval().requires_grad_(False)  # else every call of the graph would prepare for backward
     example = _example(module)
     axes = {0: Dim("time"), 1: Dim("batch")}
-    shapes = dict(zip(example, (axes, {1: axes[1]}), strict=True))
+    (first, _), (_, states) = example.items()
+    of_states = {1: axes[1]} if isinstance(states, Tensor) else tuple({1: axes[1]} for _ in states)
+    shapes = {first: axes, "h0": of_states}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if format == "onnx":
@@ -286,31 +305,34 @@ def _forget_this_machine(program: ExportedProgram) -> None:
             node.meta.pop("stack_trace", None)
 
 
-def _example(module: DagRNN | LanguageModel) -> dict[str, Tensor]:
-    """Example arguments by name: input of 3 steps and 2 rows, and a state."""
+def _example(module: DagRNN | CellRNN | LanguageModel) -> dict[str, Any]:
+    """Example arguments by name: input of 3 steps and 2 rows, and a state, or a tuple of them."""
     layer = module.rnn if isinstance(module, LanguageModel) else module
-    assert isinstance(layer, DagRNN)
-    weight = next(layer.parameters())
-    h0 = weight.new_zeros(layer.num_layers * layer.directions, 2, layer.hidden_size)
+    assert isinstance(layer, DagRNN | CellRNN)
+    weight, carried = next(layer.parameters()), layer.carried
+    state = weight.new_zeros(layer.num_layers * layer.directions, 2, layer.hidden_size)
     if isinstance(module, LanguageModel):
-        return {"tokens": torch.zeros(3, 2, dtype=torch.long), "h0": h0}
-    return {"x": weight.new_zeros(3, 2, layer.input_size), "h0": h0}
+        return {"tokens": torch.zeros(3, 2, dtype=torch.long), "h0": state.repeat(1, 1, carried)}
+    x = weight.new_zeros(3, 2, layer.input_size)
+    return {"x": x, "h0": state if carried == 1 else tuple(state.clone() for _ in range(carried))}
 
 
 def _save_onnx(
-    module: torch.nn.Module, example: dict[str, Tensor], shapes: dict[str, Any], path: Path, description: dict[str, str]
+    module: torch.nn.Module, example: dict[str, Any], shapes: dict[str, Any], path: Path, description: dict[str, str]
 ) -> None:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    outputs = ["output" if "x" in example else "scores", "h_n"]
+    carried = 1 if isinstance(example["h0"], Tensor) else len(example["h0"])
+    first, *_ = example
+    states = STATES[:carried]
     with _without_warnings_in_the_log():  # about operators of torchvision
         program = torch.onnx.export(
             module,
             tuple(example.values()),
             dynamo=True,
             verbose=False,
-            input_names=list(example),
-            output_names=outputs,
+            input_names=[first, *(f"{state}0" for state in states)],
+            output_names=["output" if first == "x" else "scores", *(f"{state}_n" for state in states)],
             dynamic_shapes=shapes,
         )
     assert program is not None

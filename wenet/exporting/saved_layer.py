@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from wenet.cells import Description, Genotype
+from wenet.nn.cell_rnn import CellRNN
 from wenet.nn.rnn import DagRNN
-from wenet_kernels import WenetError
+from wenet_kernels import Program, WenetError
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")  # written by torch.save
 WEIGHT_FILES = (*PICKLED, ".safetensors")
-OWN_NAME = re.compile(r"(?:(?:weight|bias)_\w+?(?:_l(\d+))?(_reverse)?|_extra_state)")  # names of a layer's tensors
+# Names of a layer's tensors.
+OWN_NAME = re.compile(r"(?:(?:(?:weight|bias)_\w+?|biases|vectors|scalars)(?:_l(\d+))?(_reverse)?|_extra_state)")
 
 
 def is_weight_file(path: Path) -> bool:
@@ -27,7 +29,7 @@ def is_weight_file(path: Path) -> bool:
     return path.suffix in WEIGHT_FILES and not path.is_dir()
 
 
-def saved_layer(path: Path, name: str | None = None) -> DagRNN:
+def saved_layer(path: Path, name: str | None = None) -> DagRNN | CellRNN:
     """Load a layer from a state dict, with the cell and sizes that it names.
 
     Args:
@@ -46,14 +48,15 @@ def saved_layer(path: Path, name: str | None = None) -> DagRNN:
     if "_extra_state" not in weights:
         raise WenetError(
             f"the weights in {path} do not name their cell, as an earlier version saved them; load them "
-            "into a DagRNN of that cell and save its state dict again"
+            "into a layer of that cell and save its state dict again"
         )
+    kind = "DagRNN" if "weight_nodes" in weights else "CellRNN"
     try:
         layer = _layer(weights)
         layer.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise WenetError(f"the weights in {path} are not those of a whole DagRNN: {reason}") from None
+        raise WenetError(f"the weights in {path} are not those of a whole {kind}: {reason}") from None
     return layer
 
 
@@ -82,31 +85,49 @@ def _flat(content: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def _name(path: Path, tensors: Mapping[str, Tensor], name: str | None) -> str:
     """The name of the only layer, or of the requested one."""
-    parts = (each.rpartition(".") for each in tensors)
-    found = [owner for owner, _, last in parts if last == "weight_nodes"]
+    found = [each.rpartition(".")[0] for each in tensors if _is_of_a_layer(each, tensors)]
     if name is not None and name not in found:
         raise WenetError(f"{path} has no layer {name!r}; it has {', '.join(found) or 'none'}")
     if not found:
-        raise WenetError(f"{path} holds no weights of a DagRNN")
+        raise WenetError(f"{path} holds no weights of a DagRNN or CellRNN")
     if name is None and len(found) > 1:
         raise WenetError(f"{path} holds the layers {', '.join(found)}; name one with --layer")
     return found[0] if name is None else name
 
 
-def _layer(weights: Mapping[str, Tensor]) -> DagRNN:
+def _is_of_a_layer(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor is one that every layer of a kind has once: of a DagRNN its nodes, of a CellRNN its label."""
+    owner, dot, last = name.rpartition(".")
+    others = {f"{owner}{dot}{other}" for other in ("weight_input", "weight_nodes")}
+    return last == "weight_nodes" or (last == "_extra_state" and others & set(tensors) == {f"{owner}{dot}weight_input"})
+
+
+def _layer(weights: Mapping[str, Tensor]) -> DagRNN | CellRNN:
     """Build the layer that these weights fit."""
     description = Description.from_tensor(weights["_extra_state"])
+    suffixes = [match for match in map(OWN_NAME.fullmatch, weights) if match]
+    layers = 1 + max(int(match[1] or 0) for match in suffixes)
+    bidirectional = any(match[2] for match in suffixes)
+    if description.form == "program":
+        _, input_size, hidden_size = weights["weight_input"].shape
+        return CellRNN(
+            input_size,
+            hidden_size,
+            Program.from_text(description.cells),
+            num_layers=layers,
+            bidirectional=bidirectional,
+            dtype=weights["weight_input"].dtype,
+        )
     if weights["weight_nodes"].dim() != 3:
         cells = len(description.cells.split(";"))
         raise WenetError(f"these are the weights of {cells} cells side by side; only a single one is exported")
-    suffixes = [match for match in map(OWN_NAME.fullmatch, weights) if match]
     return DagRNN(
         weights["weight_input"].shape[0],
         weights["weight_hidden"].shape[0],
         Genotype.from_text(description.cells),
         form=description.form,
-        num_layers=1 + max(int(match[1] or 0) for match in suffixes),
+        num_layers=layers,
         bias="bias_input" in weights,
-        bidirectional=any(match[2] for match in suffixes),
+        bidirectional=bidirectional,
         dtype=weights["weight_input"].dtype,
     )

@@ -77,7 +77,8 @@ class TrainConfig(LearningConfig):
 
     cell: str = option(
         "darts-v2",
-        "published name, lstm, lstm-skip, random:SEED, JSON file, run folder, or text such as 'tanh0 relu1'",
+        "published name, lstm, lstm-skip, random:SEED, JSON file, run folder, or text such as 'tanh0 relu1' or "
+        "'h | tanh(linear(x, h))'; with -program behind it the name of a program",
         Group.FIRST,
     )
     hidden: int = inherited("hidden", 850, "size of the hidden state")
@@ -162,6 +163,9 @@ PAPER_WIKITEXT_2: dict[str, Any] = {"hidden": 700, "dropout_h": 0.15, "weight_de
 PAPER_RHN: dict[str, Any] = {"hidden": 830}
 
 
+PAPER_NAS: dict[str, Any] = {"hidden": 975}  # 25M parameters on Penn Treebank, as in the paper's table
+
+
 PAPER_LSTM: dict[str, Any] = {
     "hidden": 1150,
     "embedding": 400,
@@ -216,7 +220,8 @@ def _paper_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     cell = given.get("cell", TrainConfig.cell)
     wikitext = given.get("dataset", TrainConfig.dataset) == "wikitext-2"
     if cell not in LSTMS:
-        return {**(PAPER_WIKITEXT_2 if wikitext else {}), **(PAPER_RHN if cell == "rhn" else {})}
+        of_cell = {"rhn": PAPER_RHN, "nas": PAPER_NAS}.get(cell, {})
+        return {**(PAPER_WIKITEXT_2 if wikitext else {}), **of_cell}
     settings = {**PAPER_LSTM, **(PAPER_LSTM_WIKITEXT_2 if wikitext else {})}
     if cell == "lstm-skip":
         settings |= {**PAPER_LSTM_SKIP, **(PAPER_LSTM_SKIP_WIKITEXT_2 if wikitext else {})}
