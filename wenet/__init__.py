@@ -1,6 +1,6 @@
 """Recurrent architecture search by weighted networks (Huang and Xiang, 2019)."""
 
-from wenet import genotypes, nn, programs
+from wenet import estimators, genotypes, nn, programs
 from wenet.api import rank_cells, resume_search, resume_train, search, train
 from wenet.cells import Genotype, cell, random_genotypes
 from wenet.exporting.formats import export
@@ -17,6 +17,7 @@ __all__ = [
     "TrainResult",
     "WenetError",
     "cell",
+    "estimators",
     "evaluate",
     "export",
     "genotypes",

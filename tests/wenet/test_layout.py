@@ -25,6 +25,7 @@ FLOORS = (
     "exporting",
     "results",
     "api",
+    "estimators",
     "cli",
 )
 PUBLIC = ("genotypes", "programs")  # what programs import; nothing within the package does

@@ -15,6 +15,7 @@ import torch
 from wenet.cells import Cell, Genotype
 from wenet.data import KEPT
 from wenet.parallel import ALONE, Ranks, check_own_device
+from wenet.run.budget import Budget
 from wenet.run.console import Console, counted, size
 from wenet.run.curves import require_tensorboard
 from wenet.run.folder import RunFolder
@@ -114,6 +115,7 @@ class Session(Generic[AnyConfig]):
         folder: the place of records and checkpoints.
         interrupt: set when a signal asks the run to stop.
         surroundings: console, checkpoints, curves, processes.
+        budget: the time that the run may take, if the settings limit it.
     """
 
     config: AnyConfig
@@ -123,6 +125,7 @@ class Session(Generic[AnyConfig]):
     folder: RunFolder
     interrupt: Interrupt
     surroundings: Surroundings
+    budget: Budget | None = None
 
     @property
     def console(self) -> Console:
@@ -161,6 +164,7 @@ class Session(Generic[AnyConfig]):
         Raises:
             WenetError: a setting is impossible, data are missing or unusable, or memory is too small.
         """
+        started = time.monotonic()
         require_tensorboard(surroundings.tensorboard)
         asked = work.resolve(preset, given)
         cell = work.cell(asked)
@@ -183,7 +187,8 @@ class Session(Generic[AnyConfig]):
         }
         ranks.check_same(stored)
         with _held(work, ranks, lambda: RunFolder.create(folder, stored)) as (run, interrupt):
-            session = cls(config, cell, task, data, run, interrupt, surroundings)
+            budget = _budget(config, run, started)
+            session = cls(config, cell, task, data, run, interrupt, surroundings, budget)
             if arrays is not None:
                 data.raw.save(run.path / KEPT)
             work.announce(session, given)
@@ -203,6 +208,7 @@ class Session(Generic[AnyConfig]):
         Raises:
             WenetError: there is no such run, it is in use, its checkpoint is damaged, or data or machine changed.
         """
+        started = time.monotonic()
         require_tensorboard(surroundings.tensorboard)
         with _held(work, surroundings.ranks, lambda: RunFolder.open(Path(folder))) as (run, interrupt):
             stored = stored_config(run, work)
@@ -211,7 +217,8 @@ class Session(Generic[AnyConfig]):
             task = task_of(config)
             cell = work.stored_cell(run.config)
             data = _take_up(run, config, cell, task, surroundings)
-            session = cls(config, cell, task, data, run, interrupt, surroundings)
+            budget = _budget(config, run, started)
+            session = cls(config, cell, task, data, run, interrupt, surroundings, budget)
             with session._at_work(work):
                 yield session
 
@@ -246,7 +253,14 @@ class Session(Generic[AnyConfig]):
         except Stopped as stopped:
             raise Stopped(stopped.signal_number, self.folder.path) from None
         finally:
+            if self.budget is not None:
+                self.budget.keep()
             self.console.stop()
+
+
+def _budget(config: Config, run: RunFolder, started: float) -> Budget | None:
+    minutes = getattr(config, "minutes", None)
+    return None if minutes is None else Budget(run, minutes, started)
 
 
 def taken(task: Any, arrays: Any, config: Config) -> Any:

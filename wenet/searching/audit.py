@@ -201,7 +201,9 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
     a, b = ([value for value in values if math.isfinite(value)] for values in (first, second))
     if min(len(a), len(b)) < 2:
         return None
-    p = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of trainings that end alike
+        p = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
     return p if math.isfinite(p) else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import time
@@ -44,6 +45,8 @@ WINNER = "winner"
 ROW = "rnn.weights"  # where `StandaloneCellRNN` has the parameters of networks
 RATE_SHARE = 2  # rates are tried for one in this many of the windows
 CONTESTANTS = 6  # at most
+TRIALS_SHARE = 0.3  # of the time for a contest, where that is limited
+AFTERWARDS = 5.0  # seconds kept for the report
 CHECKS = 20  # of a training on sequences of numbers, whose best weights count
 TIMED_STEPS = 200
 
@@ -75,17 +78,19 @@ def hold_contest(session: Session[SearchConfig]) -> dict[str, Any]:
     """
     config, task, data = session.config, session.task, session.data
     contestants = _contestants(session)
-    windows = training_windows(session, config.contest_epochs)
+    groups = list(_groups(contestants))
+    of_trials = _windows_of_trials(session, contestants)
+    trials = [_choose_rates(session, group, of_trials) for group in groups]
+    windows = _windows_of_trainings(session, of_trials, sum(trial.seconds for _, trial in trials))
     session.console.say(
         f"contest: {counted(len(contestants), 'contestant')}, {counted(config.contest_seeds, 'training')} each, "
         f"{counted(windows, 'window')}"
     )
     results: list[StandaloneResult] = []
     found: list[dict[str, Any]] = []
-    for group in _groups(contestants):
-        rates, trials = _choose_rates(session, group, windows)
+    for group, (rates, trial) in zip(groups, trials, strict=True):
         path, training = _train_group(session, group, [rates[entrant.name] for entrant in group], windows)
-        results += [trials, training]
+        results += [trial, training]
         found += [
             _measured(session, entrant, rates[entrant.name], training, place) for place, entrant in enumerate(group)
         ]
@@ -125,6 +130,31 @@ def _contestants(session: Session[SearchConfig]) -> list[Contestant]:
     ]
 
 
+def _windows_of_trials(session: Session[SearchConfig], contestants: Sequence[Contestant]) -> int:
+    """Windows with which rates are tried. Within a budget this takes a part of the time left, if a window takes as long
+    as it did in the search."""
+    config, budget = session.config, session.budget
+    if budget is None:
+        return max(1, training_windows(session, config.contest_epochs) // RATE_SHARE)
+    trained = [json.loads(path.read_text(encoding="utf-8")) for path in session.folder.path.glob("rungs/*/result.json")]
+    each = sum(result["seconds"] for result in trained) / sum(result["network_windows"] for result in trained)
+    networks = len(contestants) * len(config.rate_grid)
+    time_for_them = TRIALS_SHARE * (budget.left - AFTERWARDS)
+    planned: int = budget.planned("windows_of_trials", lambda: max(1, int(time_for_them / (each * networks))))
+    return planned
+
+
+def _windows_of_trainings(session: Session[SearchConfig], of_trials: int, seconds: float) -> int:
+    """Windows of each training; within a budget as many as the seconds that all trials took leave time for."""
+    config, budget = session.config, session.budget
+    if budget is None:
+        return training_windows(session, config.contest_epochs)
+    of_a_window = seconds / of_trials * config.contest_seeds / len(config.rate_grid)
+    fitting = int((budget.left - AFTERWARDS) / of_a_window)
+    planned: int = budget.planned("windows_of_contest", lambda: max(1, fitting))
+    return planned
+
+
 def _groups(contestants: Sequence[Contestant]) -> Iterator[list[Contestant]]:
     for group in dict.fromkeys(entrant.group for entrant in contestants):
         yield [entrant for entrant in contestants if entrant.group == group]
@@ -137,7 +167,7 @@ def _choose_rates(
     rates, metric = session.config.rate_grid, session.task.metric
     plan = Plan(
         [entrant.architecture for entrant in group for _ in rates],
-        max(1, windows // RATE_SHARE),
+        windows,
         session.config.seed,
         rates=rates * len(group),
         decay=True,

@@ -15,6 +15,7 @@ import torch
 
 from wenet.cells import Cell
 from wenet.run import Session, counted, duration, figure
+from wenet.run.budget import Budget
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import Group, by_shape, config_for
 from wenet.searching.space import draw_pool, identity, space_of
@@ -35,6 +36,10 @@ FOLDER = "rungs"
 SIGNIFICANCE = 0.05  # p below which a cell counts as worse than the last of the better half
 LARGEST_SHARE = 0.75  # of the cells of a rung that may go on
 HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trained on
+# Of a race that must fit into a time: the part of the whole before a contest, the part for trying rates, the share of
+# cells that goes on at a rung, and by how much the last rung may take too long.
+RACE_SHARE, RATES_SHARE, LEFT, OVER = 0.4, 0.05, 0.6, 1.15
+FEWEST_CELLS, FEWEST_WINDOWS, WANTED_WINDOWS = 6, 4, 30  # the last of a first rung
 TRIED = 4  # cells of a kind on which rates are tried
 
 
@@ -136,16 +141,21 @@ class Race(Strategy):
         self._steps = session.task.window_steps(session.data, self.config)
         self.pool = draw_pool(self.config)
         self.generator = random.Random(self.config.seed)
+        self.entering = self.config.batch  # cells of the first generation
         self.rate: dict[str, float] = {}  # by kind: the number of nodes, or of states
         self.course = Course([[] for _ in self.windows])
+        self.guess = 0.0  # seconds that a network takes for a window
+        of_all = RACE_SHARE if self.config.contest else 1.0
+        self.until = math.inf if self.config.minutes is None else 60 * self.config.minutes * of_all  # seconds
 
     def run(self) -> RaceBest:
         """Run all generations, resuming where they were stopped."""
         self.folder.truncate_records(RECORDS, 0)  # finished trainings are read again, and records rewritten
+        self._fit_to_budget()
         for generation in range(self.config.rounds):
             entrants = [Runner(cell, [], [], math.nan, generation) for cell in self._new_cells(generation)]
             for rung in range(len(self.windows)):
-                if not entrants:
+                if not entrants or not self._has_time_for(generation, rung, len(entrants)):
                     break
                 ran = self._run_rung(generation, rung, entrants)
                 self.course.finished[rung] += ran
@@ -155,10 +165,59 @@ class Race(Strategy):
         self.folder.write_json("best.json", best.to_dict(self.metric))
         return best
 
+    def _fit_to_budget(self) -> None:
+        """Choose how many cells race, and for how long, from how long it takes to try their rates."""
+        budget = self.session.budget
+        if budget is None:
+            return
+        cells = self.pool[: self.config.batch]
+        self.windows[0] = budget.planned("windows_of_rates", lambda: self._windows_of_rates(budget, cells))
+        for kind in dict.fromkeys(map(kind_of, cells)):
+            self.rate[kind] = self._choose_rate(kind, cells)
+        count, first = budget.planned("race", lambda: self._sizes(budget, len(cells)))
+        self.pool = self.pool[:count] + self.pool[self.config.batch :]
+        self.windows = [first * 2**rung for rung in range(self.config.rungs)]
+        self.entering = count
+
+    def _windows_of_rates(self, budget: Budget, cells: Sequence[Cell]) -> int:
+        """Windows with which trying rates takes a small part of the time, by a short measurement of one kind."""
+        config, task, data = self.config, self.session.task, self.session.data
+        cell = typical(kind_of(cells[0]), cells)[0]
+        shaped = config_for(cell, config, task, data)
+        seconds = seconds_per_network(shaped, cell, 1.0, task, data) / training_windows(self.session, 1.0)
+        self.guess = seconds
+        kinds = len(set(map(kind_of, cells)))
+        return max(FEWEST_WINDOWS, int(RATES_SHARE * budget.total / (kinds * TRIED * len(config.rate_grid) * seconds)))
+
+    def _sizes(self, budget: Budget, most: int) -> tuple[int, int]:
+        """The number of cells, and the windows of the first rung, that fit into the time."""
+        seconds = self._seconds_per_network_window() or self.guess
+        rungs = 1 + sum(LEFT**rung * 2 ** (rung - 1) for rung in range(1, self.config.rungs))
+        windows = (self.until - budget.spent) / (seconds * self.config.networks_per_cell * rungs)  # of a single cell
+        wanted = max(WANTED_WINDOWS, training_windows(self.session, 0.5))
+        count = max(min(FEWEST_CELLS, most), min(most, int(windows / wanted)))
+        return count, max(FEWEST_WINDOWS, int(windows / count))
+
+    def _seconds_per_network_window(self) -> float:
+        """In the trainings so far; 0 before the first."""
+        networks = sum(result.network_windows for result in self.course.results)
+        return sum(result.seconds for result in self.course.results) / networks if networks else 0.0
+
+    def _has_time_for(self, generation: int, rung: int, entrants: int) -> bool:
+        """Whether a rung fits into what is left of the time; the first of a race is always run."""
+        budget = self.session.budget
+        if budget is None or (generation, rung) == (0, 0):
+            return True
+        windows = self.windows[rung] - (self.windows[rung - 1] if rung else 0)
+        networks = entrants * self.config.networks_per_cell
+        needed = windows * networks * self._seconds_per_network_window()
+        fits = budget.spent + needed < OVER * self.until
+        return bool(budget.planned(f"rung_{generation + 1}_{rung + 1}", lambda: fits))
+
     def _new_cells(self, generation: int) -> list[Cell]:
         """The next of the pool; or mutations of the best cells so far, each of them new to the race."""
-        count = self.config.batch
-        from_pool = self.pool[generation * count : (generation + 1) * count]
+        first = self.entering + (generation - 1) * self.config.batch if generation else 0
+        from_pool = self.pool[first : first + (self.config.batch if generation else self.entering)]
         if generation == 0 or not self.config.mutate:
             return from_pool
         seen = {identity(runner.genotype) for runner in self.course.finished[0]}

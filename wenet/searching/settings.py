@@ -146,6 +146,13 @@ class SearchConfig(SeriesConfig):
         Group.RACE,
         metavar="RATE,RATE...",
     )
+    minutes: float | None = option(
+        None,
+        "time for a race and its contest; the number of cells and how long they train then follow from it",
+        Group.FIRST,
+        metavar="MINUTES",
+        above=0,
+    )
     contest_epochs: float = option(
         1.0, "passes over the training text of a training in the contest", Group.RACE, metavar="F", above=0
     )
@@ -191,6 +198,8 @@ class SearchConfig(SeriesConfig):
             )
         if self.strategy == "wenet" and TASKS[self.task].reads != "text":
             raise WenetError(f"--task {self.task} needs --strategy race or random: a mixture reads text alone")
+        if self.minutes is not None and (self.strategy != "race" or self.runs > 1 or self.audit):
+            raise WenetError("--minutes is for one race and its contest; leave out --audit and --runs, or --minutes")
         if self.contest and self.runs > 1:
             raise WenetError("a contest ends one search; leave out --runs, or say --no-contest")
         if 0 < self.audit < self.keep + 2:

@@ -147,6 +147,10 @@ class SearchWork(Work[SearchConfig]):
             memory = size(self.memory(config, None, session.data, ranks))
             say(f"ranks     {ranks.count}, which divide {divided}: about {memory} each")
             return  # the time depends on the connection between them
+        if config.minutes is not None:
+            outline = strategy_of(config).outline(config)
+            say(f"{config.preset:<9} at most {outline}; {duration(60 * config.minutes)} in all")
+            return
         for preset in PRESETS:
             chosen = preset == config.preset
             try:
@@ -176,7 +180,7 @@ def run_search(session: Session[SearchConfig]) -> SearchOutcome:
     best = strategy_of(config)(session).run()
     audit = run_audit(session) if config.audit and config.runs == 1 else None
     contest = hold_contest(session) if config.contest else None
-    folder, watched = session.folder.path, session.ranks.alone and not session.console.silent
+    folder, watched = session.folder.path, session.ranks.alone and not session.console.silent and not session.budget
     steps = NextSteps.estimated(session, best.genotype) if watched else NextSteps.of_session(session)
     return SearchOutcome(
         config.dataset, best.genotype, best, folder, session.task.metric, steps, session.baseline, audit, contest

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from wenet.cells import Cell
-from wenet.run import RunFolder, Session, peak_memory, wait_until
+from wenet.run import RunFolder, Session, counted, peak_memory, wait_until
 from wenet.run.upgrade import without_the_whole
 from wenet.tasks import Measurement, Metric
 from wenet.training.architectures import Architecture, build_standalone, read_architecture
@@ -332,7 +332,10 @@ class StandaloneTraining(Trainer):
         return self.stage_done()
 
     def stage_done(self) -> bool:
-        return self.progress.windows >= self.plan.windows
+        """A run whose time is up ends its trainings where they are."""
+        budget = self.session.budget
+        is_over = budget is not None and budget.is_over and self.progress.windows > self.begun
+        return self.progress.windows >= self.plan.windows or is_over
 
     def next_window(self) -> tuple[Tensor, Tensor]:
         where = (self.train_streams, self.progress.windows, self.config.bptt)
@@ -441,6 +444,8 @@ class StandaloneTraining(Trainer):
 
     def finish(self) -> None:
         """Validate all networks."""
+        if self.progress.windows < self.plan.windows:
+            self._cut_short()
         if self.best:
             self._keep_best()
             for name, weights in self.best.items():
@@ -465,9 +470,15 @@ class StandaloneTraining(Trainer):
                 strict=True,
             )
         ]
-        trained = len(outcomes) * (self.plan.windows - self.begun)
+        trained = len(outcomes) * (self.progress.windows - self.begun)
         held_out = None if self.plan.held_out is None else measured.windows.tolist()
         self.result = StandaloneResult(outcomes, trained, round(self.lap(), 3), peak_memory(self.device), held_out)
+
+    def _cut_short(self) -> None:
+        done, planned = self.progress.windows, counted(self.plan.windows, "window")
+        if (done - self.begun) % self.record_every:
+            self._record()
+        self.console.say(f"caution   {self.label}: the time is up after {done} of {planned}")
 
     def measure(self, part: str, windows: int | None = None) -> Measurement:
         """Measure all networks on a part of the data, or on its first windows."""

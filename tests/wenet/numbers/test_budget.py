@@ -1,0 +1,76 @@
+"""A time budget: what it plans, that it is kept, and that a stopped run goes on with what is left."""
+
+import json
+import time
+
+import pytest
+
+import wenet
+from wenet import WenetError
+from wenet.run.budget import Budget
+
+from ..helpers import fails
+from .test_searches import SHORT, sums
+
+SETTINGS = {name: value for name, value in SHORT.items() if "epochs" not in name}
+
+
+class Folder:
+    def __init__(self, path):
+        self.path = path
+
+    def write_json(self, name, value):
+        (self.path / name).write_text(json.dumps(value))
+
+
+def test_a_plan_is_made_once_and_time_adds_up(tmp_path):
+    first = Budget(Folder(tmp_path), 0.1, time.monotonic() - 2)
+    assert first.planned("windows", lambda: 7) == 7 and 3.5 < first.left < 4.1
+    again = Budget(Folder(tmp_path), 0.1, time.monotonic() - 1)
+    assert again.planned("windows", lambda: 8) == 7 and 2.9 < again.spent < 3.6 and not again.is_over
+    again.keep()
+    assert Budget(Folder(tmp_path), 0.1, time.monotonic() - 4).is_over
+    (tmp_path / "budget.json").write_text('{"minutes": 0')
+    assert Budget(Folder(tmp_path), 0.1, time.monotonic()).planned("windows", lambda: 8) == 8
+
+
+def test_a_budget_is_kept(tmp_path):
+    """Loosely here: other processes take the machine's time. The report is left out, for which some time is kept."""
+    found = wenet.search(sums(), task="classify", minutes=0.4, out=tmp_path / "run", **SETTINGS)
+    budget = json.loads((tmp_path / "run" / "budget.json").read_text())
+    assert 0.5 * 24 < budget["seconds"] < 1.25 * 24
+    assert found.contest["windows"] == budget["plans"]["windows_of_contest"]
+    assert found.finished and len(found.contest["contestants"]) >= 5
+
+
+@pytest.mark.parametrize("moment", [15, 150])
+def test_a_stopped_budget_goes_on(tmp_path, stop_at, moment, monkeypatch):
+    from wenet.run import Stopped
+
+    stop_at(moment)
+    with pytest.raises(Stopped):
+        wenet.search(sums(), task="classify", minutes=0.4, out=tmp_path / "run", **SETTINGS)
+    monkeypatch.undo()
+    before = json.loads((tmp_path / "run" / "budget.json").read_text())
+    assert before["seconds"] > 0 and before["plans"]
+    resumed = wenet.resume_search(tmp_path / "run")
+    after = json.loads((tmp_path / "run" / "budget.json").read_text())
+    assert resumed.finished and after["plans"].items() >= before["plans"].items()
+    assert before["seconds"] < after["seconds"] < 1.3 * 24
+
+
+def test_time_that_is_up_ends_trainings(tmp_path, monkeypatch):
+    """They end at their next window, and say so; all that follows is still measured."""
+    monkeypatch.setattr("wenet.searching.contest.TRIALS_SHARE", 30.0)
+    found = wenet.search(sums(), task="classify", minutes=0.15, out=tmp_path / "run", **SETTINGS)
+    assert found.finished and all(row["test"] for row in found.contest["contestants"])
+    budget = json.loads((tmp_path / "run" / "budget.json").read_text())
+    assert budget["seconds"] < 20
+
+
+def test_budgets_that_cannot_be(capsys, tmp_path):
+    flags = ["sotu", "--preset", "quick", "--minutes", "3", "--out", tmp_path / "run"]
+    assert "--minutes is for one race and its contest" in fails(capsys, *flags)
+    assert "--minutes must be above 0" in fails(capsys, "sotu", "--minutes", "0", "--out", tmp_path / "run")
+    with pytest.raises(WenetError, match="--minutes is for one race"):
+        wenet.search("sotu", preset="race", minutes=1, runs=2, contest=False, out=tmp_path / "run")

@@ -1,0 +1,67 @@
+"""The estimators alone, and where scikit-learn is installed within its tools."""
+
+import numpy as np
+import pytest
+
+from wenet import WenetError
+from wenet.estimators import Forecaster, SequenceClassifier, SequenceRegressor
+
+from .test_searches import sums, waves
+
+SHORT = {"minutes": None, "pool": 2, "parameters": 300}
+OPTIONS = {"rungs": 1, "epochs_per_round": 1.0, "contest_epochs": 16.0, "contest_seeds": 2, "rates": "0.03"}
+OPTIONS |= {"nodes": "1"}
+
+
+def test_arguments_and_copies():
+    model = SequenceClassifier(pool=7, seed=3)
+    assert model.get_params()["pool"] == 7 and model.set_params(pool=5) is model and model.pool == 5
+    assert repr(model) == "SequenceClassifier(pool=5, seed=3)"
+    assert Forecaster(24).get_params()["window"] == 24
+    with pytest.raises(WenetError, match="SequenceClassifier has no argument 'pol'"):
+        model.set_params(pol=1)
+    with pytest.raises(WenetError, match="has no model yet; call fit first"):
+        model.predict(sums()[0])
+
+
+def test_a_classifier():
+    x, y = sums()
+    model = SequenceClassifier(**SHORT, options=OPTIONS).fit(x, y)
+    assert list(model.classes_) == ["down", "up"] and model.score(*sums(300, seed=2)) > 0.75
+    shares = model.predict_proba(x)
+    assert (model.classes_[shares.argmax(1)] == model.predict(x)).all()
+
+
+def test_a_regressor():
+    x, _ = sums()
+    model = SequenceRegressor(**SHORT, options=OPTIONS).fit(x, x[:, :, 0].sum(1))
+    fresh, _ = sums(300, seed=2)
+    wanted, found = fresh[:, :, 0].sum(1), model.predict(fresh)
+    expected = 1 - ((wanted - found) ** 2).mean() / wanted.var()
+    assert model.score(fresh, wanted) == pytest.approx(expected) and expected > 0.3
+
+
+def test_a_forecaster(tmp_path):
+    model = Forecaster(12, 3, **SHORT, options=OPTIONS, folder=str(tmp_path / "run")).fit(waves())
+    assert model.predict(waves()).shape == (3, 2) and model.score(waves()) > 0
+    assert (tmp_path / "run" / "contest.json").exists() and model.found_.finished
+
+
+def test_within_scikit_learn():
+    pytest.importorskip("sklearn")
+    from sklearn.base import clone, is_classifier, is_regressor
+    from sklearn.model_selection import GridSearchCV, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = sums(120)
+    model = SequenceClassifier(**SHORT, options=OPTIONS)
+    assert is_classifier(model) and is_regressor(SequenceRegressor()) and not is_classifier(Forecaster())
+    copied = clone(model)
+    assert copied is not model and copied.get_params() == model.get_params()
+    scores = cross_val_score(model, x, y, cv=2)
+    assert scores.shape == (2,) and np.isfinite(scores).all() and not hasattr(model, "model_")
+    piped = make_pipeline(StandardScaler(), clone(model)).fit(x[:, :, 0], y)
+    assert piped.predict(x[:, :, 0]).shape == (120,)
+    search = GridSearchCV(model, {"parameters": [250, 300]}, cv=2, refit=False).fit(x, y)
+    assert set(search.cv_results_["param_parameters"]) == {250, 300}

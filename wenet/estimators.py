@@ -1,0 +1,297 @@
+"""Searches as estimators with the protocol of scikit-learn, which itself is not needed."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wenet.api import search
+from wenet.nn import SequenceModel
+from wenet.results import SearchResult
+from wenet_kernels import WenetError
+
+Array = NDArray[Any]
+
+
+class _Estimator:
+    """What the estimators share.
+
+    After `fit`, `model_` is the trained model, `cell_` its cell, and `found_` the result of the search, whose files are
+    in `folder`, where one is named.
+    """
+
+    task: ClassVar[str]
+    estimator_type: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        minutes: float | None = 1.0,
+        pool: int = 48,
+        parameters: int = 5_000,
+        seed: int = 1,
+        folder: str | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.minutes, self.pool, self.parameters, self.seed = minutes, pool, parameters, seed
+        self.folder, self.options = folder, options
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The arguments of the estimator by name."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change arguments of the estimator.
+
+        Raises:
+            WenetError: there is no such argument.
+        """
+        known = self.get_params()
+        for name, value in params.items():
+            if name not in known:
+                raise WenetError(f"{type(self).__name__} has no argument {name!r}; it has {', '.join(known)}")
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        usual = {name: value.default for name, value in inspect.signature(type(self)).parameters.items()}
+        given = [f"{name}={value!r}" for name, value in self.get_params().items() if value != usual[name]]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    def __sklearn_tags__(self) -> Any:
+        """Only scikit-learn asks for them."""
+        from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
+
+        is_classifier, is_regressor = self.estimator_type == "classifier", self.estimator_type == "regressor"
+        return Tags(
+            estimator_type=self.estimator_type,
+            target_tags=TargetTags(required=self.estimator_type is not None),
+            classifier_tags=ClassifierTags() if is_classifier else None,
+            regressor_tags=RegressorTags() if is_regressor else None,
+            input_tags=InputTags(two_d_array=True, three_d_array=True),
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """Settings of a search."""
+        return {}
+
+    def _search(self, data: Any) -> None:
+        settings: dict[str, Any] = {
+            "pool": self.pool,
+            "batch": self.pool,
+            "keep": min(4, self.pool),
+            "parameters": self.parameters,
+            "seed": self.seed,
+            "minutes": self.minutes,
+            "constant": "keep",
+            **self._settings(),
+            **(self.options or {}),
+        }
+        if self.folder is not None:
+            self._take(search(data, task=self.task, out=self.folder, **settings), keep=True)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            self._take(search(data, task=self.task, out=Path(folder) / "run", **settings), keep=False)
+
+    def _take(self, found: SearchResult, keep: bool) -> None:
+        model = found.model
+        assert isinstance(model, SequenceModel)
+        self.model_, self.cell_, self.n_features_in_ = model, found.genotype, model.features_in
+        self.contest_ = found.contest
+        if keep:
+            self.found_ = found
+
+    def _predicted(self, x: Any) -> Any:
+        return self._fitted().predict(x)
+
+    def _fitted(self) -> SequenceModel:
+        if not hasattr(self, "model_"):
+            raise WenetError(f"this {type(self).__name__} has no model yet; call fit first")
+        return self.model_
+
+
+def _fitting_batch(count: int) -> int:
+    """Sequences of a batch, so that there are some batches in the training part of so many sequences."""
+    return max(1, min(32, count // 8))
+
+
+class SequenceClassifier(_Estimator):
+    """Searches a cell that classifies sequences, and predicts with its trained model.
+
+    Args:
+        minutes: time of a fit; None trains as long as the other settings say.
+        pool: number of cells.
+        parameters: of each model.
+        seed: of all that is drawn, also of the validation and test parts that the search takes from what `fit` gets.
+        folder: keeps the run, with its report; by default it is deleted.
+        options: any other arguments of `wenet.search`.
+
+    Examples:
+        >>> import numpy
+        >>> from wenet.estimators import SequenceClassifier
+        >>> x = numpy.random.default_rng(1).normal(size=(60, 12, 3))
+        >>> y = numpy.where(x[:, :, 0].sum(1) > 0, "up", "down")
+        >>> short = {"rungs": 1, "epochs_per_round": 1, "contest_epochs": 2}
+        >>> model = SequenceClassifier(minutes=None, pool=2, parameters=300, options=short).fit(x, y)
+        >>> model.predict(x).shape, model.predict_proba(x).shape, 0 <= model.score(x, y) <= 1
+        ((60,), (60, 2), True)
+    """
+
+    task = "classify"
+    estimator_type = _estimator_type = "classifier"
+
+    def fit(self, x: Any, y: Any) -> Self:
+        """Search, and train the winner.
+
+        Args:
+            x: `[N, T, F]`, `[N, T]` for one feature, or a list of `[T, F]`.
+            y: a label for each.
+
+        Raises:
+            WenetError: as in `wenet.search`.
+        """
+        labels = np.asarray(y)
+        self.classes_, numbers = np.unique(labels, return_inverse=True)
+        self._count = len(labels)
+        self._search((x, numbers.astype(np.int64)))
+        return self
+
+    def _settings(self) -> dict[str, Any]:
+        return {"data_batch": _fitting_batch(self._count)}
+
+    def predict(self, x: Any) -> Array:
+        """Labels `[N]`."""
+        found = self._predicted(x)
+        return self.classes_[found]
+
+    def predict_proba(self, x: Any) -> Array:
+        """Probabilities `[N, K]`, in the order of `classes_`."""
+        found: Array = self._fitted().predict_proba(x)
+        return found
+
+    def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
+        """The share of right labels."""
+        return float(np.average(self.predict(x) == np.asarray(y), weights=sample_weight))
+
+
+class SequenceRegressor(_Estimator):
+    """Searches a cell that predicts numbers from sequences, and predicts with its trained model.
+
+    Args:
+        minutes, pool, parameters, seed, folder, options: as in `SequenceClassifier`.
+
+    Examples:
+        >>> import numpy
+        >>> from wenet.estimators import SequenceRegressor
+        >>> x = numpy.random.default_rng(1).normal(size=(60, 12, 3))
+        >>> short = {"rungs": 1, "epochs_per_round": 1, "contest_epochs": 2}
+        >>> model = SequenceRegressor(minutes=None, pool=2, parameters=300, options=short).fit(x, x[:, :, 0].sum(1))
+        >>> model.predict(x).shape
+        (60,)
+    """
+
+    task = "regress"
+    estimator_type = _estimator_type = "regressor"
+
+    def fit(self, x: Any, y: Any) -> Self:
+        """Search, and train the winner.
+
+        Args:
+            x: as in `SequenceClassifier.fit`.
+            y: a number for each, `[N]`, or several, `[N, K]`.
+
+        Raises:
+            WenetError: as in `wenet.search`.
+        """
+        targets = np.asarray(y, dtype=np.float64)
+        self._count = len(targets)
+        self._search((x, targets))
+        return self
+
+    def _settings(self) -> dict[str, Any]:
+        return {"data_batch": _fitting_batch(self._count)}
+
+    def predict(self, x: Any) -> Array:
+        """Numbers `[N]` or `[N, K]`."""
+        return np.asarray(self._predicted(x))
+
+    def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
+        """The coefficient of determination R², the mean over targets."""
+        wanted = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        found = self.predict(x).reshape(len(y), -1)
+        weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight)
+        mean = np.average(wanted, axis=0, weights=weights)
+        left = np.average((wanted - found) ** 2, axis=0, weights=weights)
+        spread = np.average((wanted - mean) ** 2, axis=0, weights=weights)
+        return float(np.mean(1 - left / np.where(spread > 0, spread, np.inf)))
+
+
+class Forecaster(_Estimator):
+    """Searches a cell that continues series, and predicts with its trained model.
+
+    Args:
+        window: steps that a forecast sees.
+        horizon: steps that it predicts.
+        minutes, pool, parameters, seed, folder, options: as in `SequenceClassifier`.
+
+    Examples:
+        >>> import numpy
+        >>> from wenet.estimators import Forecaster
+        >>> series = numpy.sin(numpy.arange(300) / 5)
+        >>> short = {"rungs": 1, "epochs_per_round": 1, "contest_epochs": 1}
+        >>> model = Forecaster(8, 3, minutes=None, pool=2, parameters=300, options=short).fit(series)
+        >>> model.predict(series).shape
+        (3, 1)
+    """
+
+    task = "forecast"
+
+    def __init__(
+        self,
+        window: int = 48,
+        horizon: int = 1,
+        minutes: float | None = 1.0,
+        pool: int = 48,
+        parameters: int = 5_000,
+        seed: int = 1,
+        folder: str | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(minutes, pool, parameters, seed, folder, options)
+        self.window, self.horizon = window, horizon
+
+    def fit(self, x: Any, y: Any = None) -> Self:
+        """Search, and train the winner.
+
+        Args:
+            x: a series `[T]` or `[T, F]`, or several as `[N, T, F]` or a list.
+            y: not used.
+
+        Raises:
+            WenetError: as in `wenet.search`.
+        """
+        self._search(x)
+        return self
+
+    def _settings(self) -> dict[str, Any]:
+        return {"window": self.window, "horizon": self.horizon}
+
+    def predict(self, x: Any) -> Array:
+        """The steps that follow a series, `[h, C]`, or several, `[N, h, C]`; the last `window` steps of each count."""
+        return np.asarray(self._predicted(x))
+
+    def score(self, x: Any, y: Any = None) -> float:
+        """One minus the mean absolute error over that of repeating the last value, for the end of each series."""
+        model = self._fitted()
+        many = [x] if isinstance(x, np.ndarray) and x.ndim < 3 else list(x)
+        ours, naive = 0.0, 0.0
+        for series in (np.asarray(one, dtype=np.float64).reshape(len(one), -1) for one in many):
+            known, ahead = series[: -self.horizon], series[-self.horizon :]
+            columns = list(model.repeats)
+            ours += float(np.abs(model.predict(known) - ahead[:, columns]).sum())
+            naive += float(np.abs(known[-1, columns] - ahead[:, columns]).sum())
+        return 1 - ours / naive if naive else 0.0

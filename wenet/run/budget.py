@@ -1,0 +1,67 @@
+"""The time that a run may take, and what was decided in view of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from wenet.run.folder import RunFolder
+
+FILE = "budget.json"
+GRACE = 1.05  # of the whole time, after which a training ends at its next window
+
+
+class Budget:
+    """A time budget over all sessions that work on a run.
+
+    What is planned from measured times is written down where it is planned, so a resumed run goes on with it.
+
+    Args:
+        folder: of the run.
+        minutes: for all of it.
+        started: when this session began, by `time.monotonic`.
+    """
+
+    def __init__(self, folder: RunFolder, minutes: float, started: float) -> None:
+        self.folder, self.total, self.started = folder, 60 * minutes, started
+        path = folder.path / FILE
+        known = _read(path) if path.exists() else {}
+        self.earlier: float = known.get("seconds", 0.0)
+        self.plans: dict[str, Any] = known.get("plans", {})
+
+    @property
+    def spent(self) -> float:
+        """Seconds in all sessions."""
+        return self.earlier + time.monotonic() - self.started
+
+    @property
+    def left(self) -> float:
+        """Seconds; below 0 behind the end."""
+        return self.total - self.spent
+
+    @property
+    def is_over(self) -> bool:
+        """Whether even the grace is used up, as where the machine has become slower."""
+        return self.spent > GRACE * self.total
+
+    def planned(self, name: str, plan: Callable[[], Any]) -> Any:
+        """What was planned under a name, by `plan` if nothing was; JSON must be able to hold it."""
+        if name not in self.plans:
+            self.plans[name] = plan()
+            self.keep()
+        return self.plans[name]
+
+    def keep(self) -> None:
+        """Write down the time spent so far."""
+        self.folder.write_json(FILE, {"minutes": self.total / 60, "seconds": round(self.spent, 3), "plans": self.plans})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # cut off by a crash
+        return {}
+    return found if isinstance(found, dict) else {}
