@@ -24,6 +24,7 @@ BLOCK = re.compile(r"(?:<!-- (?P<mark>ci|long) -->\n)?^```(?P<language>bash|pyth
 # Before each command and each piece of Python: every text is the small one, and the presets are small.
 PRELUDE = """
 from wenet.data import corpus
+from wenet.run import budget
 from wenet.searching import settings as searching
 from wenet.training import settings as training
 
@@ -31,6 +32,9 @@ small = {{"hidden": 6, "data_batch": 4, "eval_batch": 4, "bptt": 8}}
 for preset in searching.PRESETS.values():
     preset.update(small, pool=4, batch=2, keep=1, epochs_per_round=0.1)
 searching.PRESETS["race"].update(batch=4, parameters=900, rungs=2, contest_epochs=0.1, contest_seeds=2)
+searching.PRESETS["numbers"].update(batch=4, parameters=900, rungs=2, contest_epochs=1.0, contest_seeds=2)
+whole = budget.Budget.__init__
+budget.Budget.__init__ = lambda self, folder, minutes, started: whole(self, folder, min(minutes, 0.1), started)
 training.TRAIN_PRESETS["quick"].update(small, test_batch=4, epochs=2)
 training._paper_settings = lambda given: training.TRAIN_PRESETS["quick"]
 read_texts = corpus.read_texts
@@ -94,9 +98,13 @@ def test_a_command_that_fails_is_noticed(environment, tmp_path):
     [
         ("own_text.py", ["{text}", "--pool", "2", "--hidden", "4", "--epochs", "1"]),
         ("time_series.py", ["--steps", "2"]),
+        ("sensors.py", ["--sequences", "200"]),
+        ("forecast.py", ["--horizon", "2"]),
     ],
 )
 def test_examples(example, flags, environment, tmp_path):
+    if example == "sensors.py":
+        pytest.importorskip("sklearn")
     text = write_text(tmp_path / "my-text")
     script = str(ROOT / "examples" / example)
     arguments = [script, *(flag.format(text=text.name) for flag in flags)]

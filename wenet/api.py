@@ -106,7 +106,7 @@ def search(
         >>> import numpy
         >>> x = numpy.random.default_rng(1).normal(size=(60, 12, 3))  # 60 sequences of 12 steps and 3 features
         >>> y = x[:, :, 0].sum(1) > 0
-        >>> small = dict(pool=4, batch=4, rungs=2, parameters=300, epochs_per_round=1, contest_epochs=2)
+        >>> small = dict(space="dag", pool=4, batch=4, rungs=2, parameters=300, epochs_per_round=1, contest_epochs=2)
         >>> found = wenet.search((x, y), task="classify", **small)
         >>> found.predict(x).shape
         (60,)

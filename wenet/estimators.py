@@ -135,7 +135,7 @@ class SequenceClassifier(_Estimator):
         >>> from wenet.estimators import SequenceClassifier
         >>> x = numpy.random.default_rng(1).normal(size=(60, 12, 3))
         >>> y = numpy.where(x[:, :, 0].sum(1) > 0, "up", "down")
-        >>> short = {"rungs": 1, "epochs_per_round": 1, "contest_epochs": 2}
+        >>> short = {"space": "dag", "rungs": 1, "epochs_per_round": 1, "contest_epochs": 2}
         >>> model = SequenceClassifier(minutes=None, pool=2, parameters=300, options=short).fit(x, y)
         >>> model.predict(x).shape, model.predict_proba(x).shape, 0 <= model.score(x, y) <= 1
         ((60,), (60, 2), True)
@@ -188,7 +188,7 @@ class SequenceRegressor(_Estimator):
         >>> import numpy
         >>> from wenet.estimators import SequenceRegressor
         >>> x = numpy.random.default_rng(1).normal(size=(60, 12, 3))
-        >>> short = {"rungs": 1, "epochs_per_round": 1, "contest_epochs": 2}
+        >>> short = {"space": "dag", "rungs": 1, "epochs_per_round": 1, "contest_epochs": 2}
         >>> model = SequenceRegressor(minutes=None, pool=2, parameters=300, options=short).fit(x, x[:, :, 0].sum(1))
         >>> model.predict(x).shape
         (60,)
@@ -242,7 +242,7 @@ class Forecaster(_Estimator):
         >>> import numpy
         >>> from wenet.estimators import Forecaster
         >>> series = numpy.sin(numpy.arange(300) / 5)
-        >>> short = {"rungs": 1, "epochs_per_round": 1, "contest_epochs": 1}
+        >>> short = {"space": "dag", "rungs": 1, "epochs_per_round": 1, "contest_epochs": 1}
         >>> model = Forecaster(8, 3, minutes=None, pool=2, parameters=300, options=short).fit(series)
         >>> model.predict(series).shape
         (3, 1)

@@ -20,7 +20,8 @@ from torch.fx import GraphModule
 
 from wenet.cells import PROGRAMS, PUBLISHED, Cell, Genotype, layer_source, load_cell, model_source, trained_layer_source
 from wenet.exporting.saved_layer import is_weight_file, saved_layer
-from wenet.nn import CellRNN, DagRNN, LanguageModel
+from wenet.exporting.sequences import is_search_on_numbers, sequence_source, trained_on_numbers
+from wenet.nn import CellRNN, DagRNN, LanguageModel, SequenceModel
 from wenet.run import RunFolder, as_path, stored_config, stored_data, write_tensors
 from wenet.tasks import task_of
 from wenet.training import TRAIN, trained_model
@@ -54,13 +55,14 @@ def export(
 ) -> list[Path]:
     """Write a cell or a trained model in a form that PyTorch or an ONNX runtime can run without this package.
 
-    The source decides what is written. A training run gives its language model with the best weights, which maps tokens
-    `[T, M]` and a state `[1, M, H]` to scores of the next words, `[T, M, V]`, and the last state; several states that a
-    program carries lie beside one another in it. A file of weights gives its layer; it holds the state dict of a
-    `DagRNN` or `CellRNN`, or of a model that contains one. Any other cell gives a recurrent layer with fresh weights,
-    which maps x `[T, M, I]` and h0 `[1, M, H]` to output `[T, M, H]` and h_n; of a program with several states these
-    are tuples. T and M stay free in every format. The export computes as in evaluation, without dropout, with products
-    in the weights' number type.
+    The source decides what is written. A search on sequences of numbers gives the winner's trained model, which
+    maps x `[M, T, F]` in its own units to predictions in theirs; see `wenet.nn.SequenceModel`. A training run gives
+    its language model with the best weights, which maps tokens `[T, M]` and a state `[1, M, H]` to scores of the
+    next words, `[T, M, V]`, and the last state; several states that a program carries lie beside one another in it.
+    A file of weights gives its layer; it holds the state dict of a `DagRNN` or `CellRNN`, or of a model that
+    contains one. Any other cell gives a recurrent layer with fresh weights, which maps x `[T, M, I]` and h0
+    `[1, M, H]` to output `[T, M, H]` and h_n; of a program with several states these are tuples. T and M stay free in
+    every format. The export computes as in evaluation, without dropout, with products in the weights' number type.
 
     Args:
         source: a training run's folder, a file of weights (.pt, .pth, .bin, .ckpt or .safetensors), or a cell as in
@@ -101,6 +103,10 @@ def export(
     if isinstance(source, str | Path) and _is_training_run(Path(source)):
         _refuse({**sizes, "--form": form}, "a training run has its own")
         return _export_run(_trained(Path(source), data_dir), format, path)
+    on_numbers = trained_on_numbers(Path(source), as_path(data_dir)) if isinstance(source, str | Path) else None
+    if on_numbers is not None:
+        _refuse({**sizes, "--form": form}, "a trained model has its own")
+        return _export_sequence_model(on_numbers, format, path)
     if format == "module":
         _refuse(sizes, "the class in a module takes its sizes when it is made")
         return _export_cell(source, form, path)
@@ -124,7 +130,9 @@ def describe_export(source: str | Path, format: str, files: list[Path]) -> str:
     if is_weight_file(Path(source)):
         what = "the recurrent layer and its weights"
     else:
-        what = "the language model" if beside else "the recurrent layer, its weights fresh"
+        what = "the trained model" if beside else "the recurrent layer, its weights fresh"
+        if is_search_on_numbers(Path(source)):
+            what = "the trained model, with its standardisation"
     module = f"import {path.stem}" + (f'; model = {path.stem}.load("{beside[0]}")' if beside else "")
     load = {
         "module": module,
@@ -170,6 +178,25 @@ def _export_layer(layer: DagRNN | CellRNN, format: str, path: Path) -> list[Path
             write_tensors(files[1], _weights_by_cell(layer), _description(layer))
         else:
             _save_graph(layer, format, path, _description(layer))
+    return files
+
+
+def _export_sequence_model(model: SequenceModel, format: str, path: Path) -> list[Path]:
+    """Write a model of sequences of numbers with its standardisation; a graph reads whole sequences of any length."""
+    files = [path, path.with_suffix(".safetensors")] if format == "module" else [path]
+    for file in files:
+        _check_new(file)
+    layer = model.rnn
+    assert isinstance(layer, DagRNN | CellRNN)
+    description = {**_description(layer), "classes": ", ".join(map(str, model.classes))}
+    with _reporting_failed_write(path):
+        if format == "module":
+            path.write_text(sequence_source(model), encoding="utf-8")
+            tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.numel()}
+            write_tensors(files[1], tensors, description)
+        else:
+            x = torch.zeros(2, 3, model.features_in, dtype=model.head_bias.dtype)
+            _save_program(model, {"x": x}, {"x": {0: Dim("batch"), 1: Dim("time")}}, format, path, description)
     return files
 
 
@@ -282,12 +309,22 @@ def _description(
 
 def _save_graph(module: DagRNN | CellRNN | LanguageModel, format: str, path: Path, description: dict[str, str]) -> None:
     """Save a graph for evaluation, with any number of steps and rows."""
-    module = module.eval().requires_grad_(False)  # else every call of the graph would prepare for backward
     example = _example(module)
     axes = {0: Dim("time"), 1: Dim("batch")}
     (first, _), (_, states) = example.items()
     of_states = {1: axes[1]} if isinstance(states, Tensor) else tuple({1: axes[1]} for _ in states)
-    shapes = {first: axes, "h0": of_states}
+    _save_program(module, example, {first: axes, "h0": of_states}, format, path, description)
+
+
+def _save_program(
+    module: torch.nn.Module,
+    example: dict[str, Any],
+    shapes: dict[str, Any],
+    format: str,
+    path: Path,
+    description: dict[str, str],
+) -> None:
+    module = module.eval().requires_grad_(False)  # else every call of the graph would prepare for backward
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if format == "onnx":
@@ -322,8 +359,8 @@ def _save_onnx(
 ) -> None:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    carried = 1 if isinstance(example["h0"], Tensor) else len(example["h0"])
-    first, *_ = example
+    first, *has_states = example
+    carried = len(example["h0"]) if has_states and not isinstance(example["h0"], Tensor) else len(has_states)
     states = STATES[:carried]
     with _without_warnings_in_the_log():  # about operators of torchvision
         program = torch.onnx.export(
@@ -332,7 +369,7 @@ def _save_onnx(
             dynamo=True,
             verbose=False,
             input_names=[first, *(f"{state}0" for state in states)],
-            output_names=["output" if first == "x" else "scores", *(f"{state}_n" for state in states)],
+            output_names=["scores" if first == "tokens" else "output", *(f"{state}_n" for state in states)],
             dynamic_shapes=shapes,
         )
     assert program is not None

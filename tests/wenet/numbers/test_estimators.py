@@ -10,7 +10,7 @@ from .test_searches import sums, waves
 
 SHORT = {"minutes": None, "pool": 2, "parameters": 300}
 OPTIONS = {"rungs": 1, "epochs_per_round": 1.0, "contest_epochs": 16.0, "contest_seeds": 2, "rates": "0.03"}
-OPTIONS |= {"nodes": "1"}
+OPTIONS |= {"space": "dag", "nodes": "1"}
 
 
 def test_arguments_and_copies():

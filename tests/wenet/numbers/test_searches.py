@@ -12,7 +12,16 @@ from wenet.cli.search import main as search_main
 
 from ..helpers import fails, results
 
-TINY = {"pool": 4, "batch": 4, "keep": 2, "rungs": 2, "nodes": "1-2", "parameters": 300, "rates": "0.01,0.03"}
+TINY = {
+    "space": "dag",
+    "pool": 4,
+    "batch": 4,
+    "keep": 2,
+    "rungs": 2,
+    "nodes": "1-2",
+    "parameters": 300,
+    "rates": "0.01,0.03",
+}
 SHORT = {**TINY, "epochs_per_round": 1.0, "contest_epochs": 16.0, "contest_seeds": 2, "data_batch": 16}
 
 

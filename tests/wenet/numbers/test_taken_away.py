@@ -1,0 +1,91 @@
+"""The trained model of a search on numbers in every format: the same predictions, from sequences of any length."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+import wenet
+from wenet import WenetError
+from wenet.cli.cell import main as cell_main
+
+from .test_searches import SHORT, sums, waves
+
+QUICK = {**SHORT, "contest_epochs": 2.0, "pool": 2, "batch": 2, "rungs": 1, "rates": "0.03"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A classification by DAG cells, and a forecast by programs, whose values are far from zero."""
+    folder = tmp_path_factory.mktemp("taken")
+    x, y = sums()
+    x[3, 2, 1] = np.nan
+    one = wenet.search(
+        (x * 3 + 50, y), task="classify", missing="mask", readout="mean", out=folder / "classes", **QUICK
+    )
+    gated = {**QUICK, "space": "gated", "known": False, "blocks": "2-3"}
+    del gated["nodes"]
+    series = 1000 + 7 * waves()
+    two = wenet.search(series, task="forecast", window=12, horizon=3, out=folder / "forecast", **gated)
+    return {"classes": (one, 50 + 3 * sums(9, seed=4)[0]), "forecast": (two, np.stack([series[:20], series[40:60]]))}
+
+
+def loaded(path, weights):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load(weights)
+
+
+@pytest.mark.parametrize("name", ["classes", "forecast"])
+def test_every_format_gives_the_same(runs, name, tmp_path):
+    found, x = runs[name]
+    model = found.model
+    x = torch.from_numpy(x).float()
+    with torch.no_grad():
+        expected = {steps: model(x[:, :steps]) for steps in (8, 5)}
+    source, weights = wenet.export(found.folder, out=tmp_path / "taken.py")
+    alone = loaded(source, weights)
+    [graph] = wenet.export(found.folder, "torch-export", tmp_path / "taken.pt2")
+    program = torch.export.load(graph).module()
+    for steps, wanted in expected.items():
+        for run in (alone, program):
+            torch.testing.assert_close(run(x[:, :steps]), wanted, rtol=1e-5, atol=1e-5)
+    lengths = torch.tensor([8, 5] * 5)[: len(x)]
+    with torch.no_grad():
+        torch.testing.assert_close(alone(x[:, :8], lengths), model(x[:, :8], lengths), rtol=1e-5, atol=1e-5)
+    assert float(expected[8].std()) > 0
+
+
+@pytest.mark.parametrize("name", ["classes", "forecast"])
+def test_onnx(runs, name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    found, x = runs[name]
+    [path] = wenet.export(found.folder, "onnx", tmp_path / "taken.onnx")
+    session = onnxruntime.InferenceSession(str(path))
+    for rows, steps in ((2, 8), (1, 5)):
+        part = torch.from_numpy(x[:rows, :steps]).float()
+        [output] = session.run(None, {"x": part.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(output), found.model(part), rtol=1e-4, atol=1e-4)
+
+
+def test_from_the_command(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = str(runs["classes"][0].folder)
+    assert cell_main(["export", folder]) == 0
+    assert "the trained model, with its standardisation: classes.py, classes.safetensors" in capsys.readouterr().out
+    with pytest.raises(WenetError, match="leave out --hidden: a trained model has its own"):
+        wenet.export(folder, "onnx", tmp_path / "other.onnx", hidden_size=8)
+
+
+def test_streaming_gives_the_same(runs):
+    for found, x in runs.values():
+        model, state = found.model, None
+        for number, step in enumerate(torch.from_numpy(x).unbind(1), start=1):
+            with torch.no_grad():
+                prediction, state = model.step(step, state)
+                whole = model(torch.from_numpy(x)[:, :number])
+            torch.testing.assert_close(prediction, whole, rtol=1e-5, atol=1e-5)
