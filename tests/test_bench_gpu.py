@@ -288,8 +288,26 @@ def test_a_trick_is_left_out_of_new_workspaces():
         assert not plan.choose_tiling(shape, plan.Machine()).fused
     with ahead.without("copies ahead"):
         assert plan.choose_tiling(shape, plan.Machine()).forward.stages == 1
+    with ahead.without("transposed products"):
+        assert plan.choose_tiling(shape, plan.Machine()).forward.axis == 0
     with ahead.without(None):
-        assert plan.choose_tiling(shape, plan.Machine()).fused
+        tiling = plan.choose_tiling(shape, plan.Machine())
+        assert tiling.fused
+        assert tiling.forward.axis == 1
+    assert set(choice.TRICKS) == set(ahead.TRICKS)
+
+
+def test_activations_are_approximate_only_in_bf16_on_nvidias():
+    from wenet_kernels import aot
+
+    def found(setting, arch):
+        launches = aot.launches(aot.SETTINGS[setting], arch)
+        return {launch.options["APPROXIMATE"] for launch in launches if "APPROXIMATE" in launch.options}
+
+    assert found("paper bf16", "sm_90") == {True}
+    assert found("paper full", "sm_90") == found("paper bf16", "gfx942") == {False}
+    with ahead.without("approximate activations"):
+        assert found("paper bf16", "sm_90") == {False}
 
 
 # ---- the command

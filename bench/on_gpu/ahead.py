@@ -26,6 +26,8 @@ TRICKS: dict[str, tuple[str, str, object]] = {
     "prefetch of weights": ("workspace", "PREFETCH", False),
     "copies ahead": ("plan", "MOST_STAGES", 1),
     "one launch a step": ("plan", "FUSED_SHARE", 0),
+    "transposed products": ("plan", "ASYNCHRONOUS", 0),
+    "approximate activations": ("workspace", "APPROXIMATE", False),
 }
 
 

@@ -55,12 +55,19 @@ class Choice:
             yield None, case, PRECISIONS[self.ours[self.main]]
 
 
+TRICKS = (
+    "prefetch of weights",
+    "copies ahead",
+    "one launch a step",
+    "approximate activations",
+    "transposed products",
+)
 TARGETS = (
     replace(PAPER, name="paper-120", networks=120, masked=True),
     replace(LARGE_CELL, masked=True),
 )
 CHOICES = {
-    "smoke": Choice(TARGETS, tricks=("prefetch of weights", "copies ahead", "one launch a step")),
+    "smoke": Choice(TARGETS, tricks=TRICKS),
     "main": Choice(
         TARGETS,
         tuple(case for case in [*COMPARED, *SWEEPS] if case != LARGE_CELL),

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,19 +12,35 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 from wenet_kernels import WenetError, aot
+from wenet_kernels.machine_code import (
+    Counts,
+    Instruction,
+    count,
+    count_unfenced,
+    find_loops,
+    main_loop,
+    read_listing,
+)
 from wenet_kernels.triton.memory import count_memory
 from wenet_kernels.triton.plan import Machine, Shape, choose_tiling
 
 PAPER = Shape(120, 20, 200, 8, "highway", "batch", "bf16", weighted=True, masked=True, keep=True)
 
 
-def test_main_kernels_compile_without_spills_and_fenced():
+PAGE = Path(__file__).parents[2] / "docs" / "measurements" / "gpu-kernels.md"
+
+
+def test_main_kernels_keep_their_ceilings_and_are_in_the_documentation():
+    """Without spills, fenced, with wide copies and products; the figures are of the pinned version of Triton."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "wenet_kernels.aot", "--arch", "sm_90", "--setting", *aot.MAIN]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "step_forward keep init" in done.stdout
-    assert "step_backward head link tail" in done.stdout
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| sm_90")]
+    assert "| `step_forward` keep init last |" in rows[0]
+    if f"Triton {done.stdout.split()[1]}" in PAGE.read_text(encoding="utf-8"):
+        missing = [row for row in rows if row not in PAGE.read_text(encoding="utf-8")]
+        assert not missing, f"put the output of `python {' '.join(command[1:])}` into {PAGE}"
 
 
 @pytest.fixture
@@ -41,7 +58,7 @@ def main_kernel():
 
 def listing(*names):
     """What `cuobjdump` prints of a kernel without spills that has these instructions."""
-    lines = [f"        /*{16 * i:04x}*/    @P1 {name} R24, R56 ;   /* 0x40200010 */" for i, name in enumerate(names)]
+    lines = [f"        /*{16 * i:04x}*/    @P1 {name} ;   /* 0x40200010 */" for i, name in enumerate(names)]
     return "\n".join(["REG:32 STACK:0", *lines])
 
 
@@ -57,8 +74,27 @@ def listing(*names):
     ],
 )
 def test_products_of_what_was_copied_need_a_fence(names, counts):
-    found = aot.instructions(listing(*(name.replace("FENCE", "FENCE.VIEW.ASYNC.S") for name in names.split())))
-    assert aot.count_unfenced(found) == counts
+    found = read_listing(listing(*(name.replace("FENCE", "FENCE.VIEW.ASYNC.S") for name in names.split())))
+    assert (count(found).wide_products, count_unfenced(found)) == counts
+
+
+def test_loops_are_what_lies_between_a_branch_back_and_its_target():
+    names = ("LDG.E.128", "MOV", "LDGSTS.E.64", "BRA 0x20", "BAR.SYNC", "STL.64", "BRA 0x10", "BRA 0x70", "EXIT")
+    whole = find_loops(read_listing(listing(*names)))
+    loop = main_loop(whole)
+    assert [each.name for each in whole.own] == ["LDG.E.128", "BRA", "EXIT"]
+    assert [each.name for each in loop.own] == ["MOV", "BAR.SYNC", "STL.64", "BRA"]
+    assert [each.name for each in loop.loops[0].own] == ["LDGSTS.E.64", "BRA"]
+    assert count(loop.all) == Counts(6, 1, {8: 1}, 0, 0, 0, 1)
+
+
+def test_the_waits_of_an_instruction_are_in_its_control_bits():
+    lines = [
+        "        /*0b80*/  HGMMA.64x32x16.F32 R40, gdesc[UR16] ;  /* 0x00600000 */",
+        f"  /* 0x{1 << 52 | 3 << 49 | 1 << 46 | 5 << 41:016x} */",
+    ]
+    (found,) = read_listing("\n".join(lines))
+    assert found == Instruction(0xB80, "HGMMA.64x32x16.F32", "R40, gdesc[UR16]", 5, 1, 3, (0,))
 
 
 def test_versions_are_compared_by_their_numbers():
@@ -70,11 +106,10 @@ def test_versions_are_compared_by_their_numbers():
 def test_an_older_triton_gets_a_fence_or_copies_nothing_ahead(arch, fence, stages, monkeypatch):
     """Before 3.7.1 Triton leaves the fence out; only for Hopper can it compile one of ours."""
     monkeypatch.setattr(sys.modules["triton"], "__version__", "3.6.0")
-    found = [launch.options for launch in aot.launches(aot.SETTINGS["large bf16"], arch) if "DEPTH" in launch.options]
-    assert {options["FENCE"] for options in found} == {fence}
-    assert {options.get("num_stages", stages) for options in found} == {stages}
-    of_small_tiles = [launch.options for launch in aot.launches(aot.SETTINGS["paper bf16"], arch)]
-    assert not any(options["FENCE"] for options in of_small_tiles if "KEEP" in options)
+    for setting in aot.MAIN:
+        found = [launch.options for launch in aot.launches(aot.SETTINGS[setting], arch) if "DEPTH" in launch.options]
+        assert {options["FENCE"] for options in found} == {fence}
+        assert {options["num_stages"] for options in found} == {stages}
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,16 @@ from wenet_kernels import triton
 from wenet_kernels.triton import _pool as pool
 from wenet_kernels.triton import plan, workspace
 
-# One program for a network; or one for a block of its columns, and a launch for every node.
+# One program for a network; or one for a block of its columns, and a launch for every node. As the shapes for which the
+# plan chooses so, the former with transposed products.
 FUSED, BY_NODE = "fused", "by node"
 MULTIPROCESSORS = {FUSED: 1, BY_NODE: 1_000_000}  # which make the plan choose so
+AXES = {FUSED: 1, BY_NODE: 0, "fused, rows first": 0}
 RUNS = [
     *((FUSED, case) for case in CASES),
     *((BY_NODE, case) for case in CASES if case[:2] == (2, 3) or case[5:8] == ("highway", "weighted", "batch")),
     (FUSED, (2, 2, 20, 40, 5, "highway", "weighted", "batch", True)),
+    ("fused, rows first", (2, 2, 20, 36, 5, "highway", "independent", "batch", True)),
     (BY_NODE, (2, 2, 20, 40, 5, "plain", "independent", "batch", True)),
 ]
 
@@ -48,9 +51,14 @@ def cut(monkeypatch):
     """Choose how the work is cut, into tiles so small that small cases have several."""
 
     def choose(schedule):
-        machine = replace(plan.Machine.of(torch.device(DEVICE)), multiprocessors=MULTIPROCESSORS[schedule])
+        multiprocessors = MULTIPROCESSORS[schedule.split(",")[0]]
+        machine = replace(plan.Machine.of(torch.device(DEVICE)), multiprocessors=multiprocessors)
+        real = plan._cut_columns
         monkeypatch.setattr(workspace.Machine, "of", lambda device: machine)
+        monkeypatch.setattr(plan, "_cut_columns", lambda *sizes: replace(real(*sizes), axis=AXES[schedule]))
         monkeypatch.setattr(plan, "MOST_ELEMENTS", 512)
+        monkeypatch.setattr(plan, "PIECES", (1, 1))
+        monkeypatch.setattr(plan, "GRADIENT_TILE", 16)
         pool().lanes.clear()
 
     return choose

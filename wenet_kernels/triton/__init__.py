@@ -67,7 +67,7 @@ def forward(r: Recurrence, keep: bool) -> Evaluation:
         lane.run("forward", steps, workspace.forward)
         statistics = steps if r.norm == "batch" else 0
         return Evaluation(
-            workspace.hidden[1 : steps + 1].clone(),
+            workspace.states_of(workspace.hidden[1 : steps + 1]).clone(memory_format=torch.contiguous_format),
             lane.hand_out(steps) if keep else r.pre.new_empty(0),
             workspace.mean[:statistics].clone() if statistics else r.pre.new_empty(0),
             workspace.var[:statistics].clone() if statistics else r.pre.new_empty(0),
@@ -81,15 +81,17 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
         lane = _pool().holding(evaluation.activated) or _restored(r, evaluation)
         workspace = lane.workspace
         workspace.allocate_gradients()
-        workspace.grad_output[:steps].copy_(grad_output)
+        workspace.states_of(workspace.grad_output[:steps]).copy_(grad_output)
         lane.run("backward", steps, workspace.backward)
         grads = Gradients(
-            torch.empty_like(r.pre).copy_(workspace.grad_pre[:steps]),
-            workspace.grad_h0[0].clone(),
+            torch.empty_like(r.pre),
+            workspace.states_of(workspace.grad_h0[0]).clone(memory_format=torch.contiguous_format),
             torch.empty(r.weight_hidden.shape, dtype=r.pre.dtype, device=r.pre.device),
             torch.empty(r.weight_nodes.shape, dtype=r.pre.dtype, device=r.pre.device),
             r.pre.new_empty(0) if r.mix is None else workspace.grad_mix(steps),
         )
+        grad_pre = workspace.parts_of(workspace.grad_pre[:steps])
+        grads.pre.unflatten(-1, grad_pre.shape[-2:]).copy_(grad_pre)
         workspace.weight_gradients(steps, grads.weight_hidden, grads.weight_nodes)
         return grads
 
@@ -113,8 +115,7 @@ def _restored(r: Recurrence, evaluation: Evaluation) -> Lane:
     steps = len(r.pre)
     lane = _lane(r, keep=True)
     lane.workspace.load(r)
-    lane.workspace.hidden[1 : steps + 1].copy_(evaluation.output)
-    lane.workspace.kept[:steps].copy_(evaluation.activated)
+    lane.workspace.restore(steps, evaluation.output, evaluation.activated)
     if r.norm == "batch":
         lane.workspace.var[:steps].copy_(evaluation.var)
     return lane

@@ -21,27 +21,44 @@ TANH = tl.constexpr(ACTIVATIONS.index("tanh"))
 RELU = tl.constexpr(ACTIVATIONS.index("relu"))
 SIGMOID = tl.constexpr(ACTIVATIONS.index("sigmoid"))
 LINE_BYTES = tl.constexpr(128)  # a line of the L2 cache
-LINES = tl.constexpr(1024)  # requested at once
+LINES = tl.constexpr(256)  # requested at once
 
 
 @triton.jit
-def _tanh(x):
+def _approximate_tanh(x):
+    """As the GPU has it: off by up to 2^-11 of the value, a quarter of what rounding to bf16 is off by."""
+    return tl.inline_asm_elementwise(
+        "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )  # fmt: skip
+
+
+@triton.jit
+def _tanh(x, APPROXIMATE: tl.constexpr):
     """tanh without overflow, accurate also for small arguments."""
-    decay = tl.exp(-2 * tl.abs(x))  # in 0..1
-    far = (1 - decay) / (1 + decay)
-    square = x * x
-    near = x * (1 - square * (1 / 3 - square * (2 / 15 - square * (17 / 315 - square * (62 / 2835)))))
-    return tl.where(square < 0.06, near, tl.where(x < 0, -far, far))
+    if APPROXIMATE:
+        result = _approximate_tanh(x)
+    else:
+        decay = tl.exp(-2 * tl.abs(x))  # in 0..1
+        far = (1 - decay) / (1 + decay)
+        square = x * x
+        near = x * (1 - square * (1 / 3 - square * (2 / 15 - square * (17 / 315 - square * (62 / 2835)))))
+        result = tl.where(square < 0.06, near, tl.where(x < 0, -far, far))
+    return result
 
 
 @triton.jit
-def _activate(x, kind):
+def _sigmoid(x, APPROXIMATE: tl.constexpr):
+    return 0.5 + 0.5 * _approximate_tanh(0.5 * x) if APPROXIMATE else tl.sigmoid(x)
+
+
+@triton.jit
+def _activate(x, kind, APPROXIMATE: tl.constexpr):
     if kind == TANH:
-        x = _tanh(x)
+        x = _tanh(x, APPROXIMATE)
     elif kind == RELU:
         x = tl.maximum(x, 0.0)
     elif kind == SIGMOID:
-        x = tl.sigmoid(x)
+        x = _sigmoid(x, APPROXIMATE)
     return x
 
 
@@ -71,6 +88,12 @@ def _prefetch(matrix, SIZE: tl.constexpr):
 
 
 @triton.jit
+def _indices(first_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rows and columns of a tile of a state, ready to be broadcast."""
+    return tl.arange(0, ROWS)[:, None], first_column + tl.arange(0, COLUMNS)[None, :]
+
+
+@triton.jit
 def _product(left, right, total, INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr):
     """`total + left @ right`, after a fence if FENCE.
 
@@ -85,31 +108,42 @@ def _product(left, right, total, INPUT_PRECISION: tl.constexpr, FENCE: tl.conste
 
 
 @triton.jit
-def _hidden_product(
-    state, mask, weight, rows, columns, second,
-    M: tl.constexpr, H: tl.constexpr, HIGHWAY: tl.constexpr, HAS_MASK: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, INPUT_PRECISION: tl.constexpr,
-    FENCE: tl.constexpr,
+def _state_product(
+    factor, weight, total, AXIS: tl.constexpr, INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr
 ):  # fmt: skip
-    """`(state * mask) @ weight` for some columns and those `second` further on: logits of gate and candidate."""
-    WIDTH: tl.constexpr = 2 * H if HIGHWAY else H
-    first_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
-    second_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
+    """`total + factor @ weight`, the transpose of it where rows are along axis 1.
+
+    Matrix units since Hopper take 64 rows of their left factor at least: a state with fewer rows is on the right.
+    """
+    if AXIS == 1:
+        total = _product(tl.trans(weight), tl.trans(factor), total, INPUT_PRECISION, FENCE)
+    else:
+        total = _product(factor, weight, total, INPUT_PRECISION, FENCE)
+    return total
+
+
+@triton.jit
+def _hidden_product(
+    factors, weight, first_column, M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, HIGHWAY: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, AXIS: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
+):  # fmt: skip
+    """The product of a state's factor and some columns of a weight: the logits of gate and candidate."""
+    WIDTH: tl.constexpr = 2 * PITCH if HIGHWAY else PITCH
+    rows = tl.arange(0, ROWS)[:, None]
+    columns = first_column + tl.arange(0, COLUMNS)[None, :]
+    first_sum = tl.zeros([COLUMNS, ROWS] if AXIS == 1 else [ROWS, COLUMNS], tl.float32)
+    second_sum = tl.zeros([COLUMNS, ROWS] if AXIS == 1 else [ROWS, COLUMNS], tl.float32)
     for start in range(0, H, DEPTH):
         inner = start + tl.arange(0, DEPTH)
-        element = rows[:, None] * H + inner[None, :]
-        inside = (rows[:, None] < M) & (inner[None, :] < H)
-        factor = tl.load(state + element, mask=inside, other=0.0)
-        if HAS_MASK:
-            factor *= tl.load(mask + element, mask=inside, other=0.0)
-        factor = factor.to(weight.dtype.element_ty)
-        entry = inner[:, None] * WIDTH + columns[None, :]
-        there = (inner[:, None] < H) & (columns[None, :] < H)
-        first = tl.load(weight + entry, mask=there, other=0.0)
-        first_sum = _product(factor, first, first_sum, INPUT_PRECISION, FENCE)
+        factor = tl.load(factors + rows * PITCH + inner[None, :], mask=(rows < M) & (inner[None, :] < PITCH), other=0.0)
+        entry = weight + inner[:, None] * WIDTH + columns
+        there = (inner[:, None] < H) & (columns < PITCH)
+        first = tl.load(entry, mask=there, other=0.0)
+        first_sum = _state_product(factor, first, first_sum, AXIS, INPUT_PRECISION, FENCE)
         if HIGHWAY:
-            other = tl.load(weight + entry + second, mask=there, other=0.0)
-            second_sum = _product(factor, other, second_sum, INPUT_PRECISION, FENCE)
+            second = tl.load(entry + PITCH, mask=there, other=0.0)
+            second_sum = _state_product(factor, second, second_sum, AXIS, INPUT_PRECISION, FENCE)
     return first_sum, second_sum
 
 
@@ -119,128 +153,225 @@ def _normalised(state, rows, columns, mean, var, M: tl.constexpr, H: tl.constexp
     if NORM == "none":
         return state
     if NORM == "batch":
-        inside = (rows < M)[:, None]
-        centre = tl.sum(tl.where(inside, state, 0.0), 0) / M
-        deviation = tl.where(inside, state - centre[None, :], 0.0)
-        spread = tl.sum(deviation * deviation, 0) / M
+        centre = tl.sum(tl.where(rows < M, state, 0.0), 0, keep_dims=True) / M
+        deviation = tl.where(rows < M, state - centre, 0.0)
+        spread = tl.sum(deviation * deviation, 0, keep_dims=True) / M
         tl.store(mean + columns, centre, mask=columns < H)
         tl.store(var + columns, spread, mask=columns < H)
     else:
         centre = tl.load(mean + columns, mask=columns < H, other=0.0)
         spread = tl.load(var + columns, mask=columns < H, other=1.0)
-    return (state - centre[None, :]) * tl.rsqrt(spread + EPS)[None, :]
+    return (state - centre) * tl.rsqrt(spread + EPS)
+
+
+@triton.jit
+def _finish_node(
+    first, second, previous, mask, mean, var, state_out, factor_out, activated_out, kind, read, first_column,
+    M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
+    HAS_MASK: tl.constexpr, KEEP: tl.constexpr, INIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    APPROXIMATE: tl.constexpr,
+):  # fmt: skip
+    """What follows the product for some columns of a node: activation, gate, norm, and its factor if nodes `read` it.
+
+    `first` and `second` are the logits of gate and candidate; plain: of the candidate, and of the init node's gate.
+    """
+    WIDTH: tl.constexpr = 2 * PITCH if HIGHWAY else PITCH
+    rows, columns = _indices(first_column, ROWS, COLUMNS)
+    inside = (rows < M) & (columns < PITCH)
+    narrow = rows * PITCH + columns  # in [M, PITCH]
+    wide = rows * WIDTH + columns  # in [M, WIDTH]
+    if HIGHWAY or INIT:
+        carried = tl.load(previous + narrow, mask=inside, other=0.0)
+    factor = tl.load(mask + narrow, mask=inside, other=0.0) if HAS_MASK else 1.0
+    if HIGHWAY:
+        gate = _sigmoid(first, APPROXIMATE)
+        candidate = _activate(second, kind, APPROXIMATE)
+        if KEEP:
+            tl.store(activated_out + wide, gate.to(activated_out.dtype.element_ty), mask=inside)
+            tl.store(activated_out + wide + PITCH, candidate.to(activated_out.dtype.element_ty), mask=inside)
+    else:
+        candidate = _activate(first, kind, APPROXIMATE)
+        if KEEP:
+            tl.store(activated_out + wide, candidate.to(activated_out.dtype.element_ty), mask=inside)
+        if INIT:
+            gate = _sigmoid(second, APPROXIMATE)
+    state = carried + gate * (candidate - carried) if HIGHWAY or INIT else candidate
+    state = _normalised(state, rows, columns, mean, var, M, H, NORM)
+    if PITCH > H:
+        state = tl.where(columns < H, state, 0.0)
+    tl.store(state_out + narrow, state, mask=inside)
+    tl.store(factor_out + narrow, (state * factor).to(factor_out.dtype.element_ty), mask=inside & read)
+
+
+@triton.jit
+def _add_input(first, second, pre, rows, columns, M: tl.constexpr, PITCH: tl.constexpr, HIGHWAY: tl.constexpr):
+    """The init node's logits with its projected input; plain: of the candidate, and that of the gate."""
+    inside = (rows < M) & (columns < PITCH)
+    if HIGHWAY:
+        wide = pre + rows * (2 * PITCH) + columns
+        first += tl.load(wide, mask=inside, other=0.0)
+        second += tl.load(wide + PITCH, mask=inside, other=0.0)
+    else:
+        second = tl.load(pre + rows * PITCH + columns, mask=inside, other=0.0)
+    return first, second
 
 
 @triton.jit
 def _evaluate_node(
-    previous, pre, weight, mask, mean, var, state_out, activated_out, cell_output, kind, share, node, first_column,
-    M: tl.constexpr, H: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr, HAS_MASK: tl.constexpr,
-    KEEP: tl.constexpr, INIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    previous, factors, pre, weight, mask, mean, var, state_out, factor_out, activated_out, products, kind, read,
+    first_column,
+    M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
+    HAS_MASK: tl.constexpr, KEEP: tl.constexpr, INIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr, BLOCKS: tl.constexpr, PIECE: tl.constexpr, AXIS: tl.constexpr, APPROXIMATE: tl.constexpr,
     INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip
-    """Evaluate some columns of one node: product, activation, gate, norm, and its share of the cell's output."""
-    WIDTH: tl.constexpr = 2 * H if HIGHWAY else H
-    rows = tl.arange(0, ROWS)
-    columns = first_column + tl.arange(0, COLUMNS)
-    inside = (rows[:, None] < M) & (columns[None, :] < H)
-    narrow = rows[:, None] * H + columns[None, :]  # in [M, H]
-    wide = rows[:, None] * WIDTH + columns[None, :]  # in [M, G]
-    first, second = _hidden_product(
-        previous, mask, weight, rows, columns, H, M, H, HIGHWAY, HAS_MASK, ROWS, COLUMNS, DEPTH, INPUT_PRECISION, FENCE
-    )
-    if HIGHWAY:
-        if INIT:
-            first += tl.load(pre + wide, mask=inside, other=0.0)
-            second += tl.load(pre + wide + H, mask=inside, other=0.0)
-        gate = tl.sigmoid(first)
-        candidate = _activate(second, kind)
-        if KEEP:
-            tl.store(activated_out + wide, gate.to(activated_out.dtype.element_ty), mask=inside)
-            tl.store(activated_out + wide + H, candidate.to(activated_out.dtype.element_ty), mask=inside)
-    else:
-        candidate = _activate(first, kind)
-        if KEEP:
-            tl.store(activated_out + wide, candidate.to(activated_out.dtype.element_ty), mask=inside)
-        if INIT:
-            gate = tl.sigmoid(tl.load(pre + wide, mask=inside, other=0.0))
-    if HIGHWAY or INIT:
-        carried = tl.load(previous + narrow, mask=inside, other=0.0)
-        state = carried + gate * (candidate - carried)
-    else:
-        state = candidate
-    state = _normalised(state, rows, columns, mean, var, M, H, NORM)
-    tl.store(state_out + narrow, state, mask=inside)
-    if not INIT:
-        collected = tl.load(cell_output + narrow, mask=inside & (node > 1), other=0.0)
-        tl.store(cell_output + narrow, collected + share * state, mask=inside)
+    """Evaluate some blocks of columns of one node.
+
+    A transposed product goes through `products` [M, WIDTH], in practice the L2 cache: what follows takes tiles of its
+    own, which threads read and write in the order of memory. Passing each operand between threads would take longer.
+    """
+    WIDTH: tl.constexpr = 2 * PITCH if HIGHWAY else PITCH
+    for block in range(BLOCKS):
+        column = first_column + block * COLUMNS
+        first, second = _hidden_product(
+            factors, weight, column, M, H, PITCH, HIGHWAY, ROWS, COLUMNS, DEPTH, AXIS, INPUT_PRECISION, FENCE
+        )
+        if AXIS == 1:
+            rows, columns = tl.arange(0, ROWS)[None, :], column + tl.arange(0, COLUMNS)[:, None]
+            element = products + rows * WIDTH + columns
+            inside = (rows < M) & (columns < PITCH)
+            tl.store(element, first, mask=inside)
+            if HIGHWAY:
+                tl.store(element + PITCH, second, mask=inside)
+        else:
+            rows, columns = _indices(column, ROWS, COLUMNS)
+            if INIT:
+                first, second = _add_input(first, second, pre, rows, columns, M, PITCH, HIGHWAY)
+            _finish_node(
+                first, second, previous, mask, mean, var, state_out, factor_out, activated_out, kind, read, column,
+                M, H, PITCH, HIGHWAY, NORM, HAS_MASK, KEEP, INIT, ROWS, COLUMNS, APPROXIMATE,
+            )  # fmt: skip
+    if AXIS == 1:
+        tl.debug_barrier()
+        for piece in range(BLOCKS * COLUMNS // PIECE):
+            column = first_column + piece * PIECE
+            rows, columns = _indices(column, ROWS, PIECE)
+            element = products + rows * WIDTH + columns
+            inside = (rows < M) & (columns < PITCH)
+            first = tl.load(element, mask=inside, other=0.0)
+            second = tl.load(element + PITCH, mask=inside, other=0.0) if HIGHWAY else first
+            if INIT:
+                first, second = _add_input(first, second, pre, rows, columns, M, PITCH, HIGHWAY)
+            _finish_node(
+                first, second, previous, mask, mean, var, state_out, factor_out, activated_out, kind, read, column,
+                M, H, PITCH, HIGHWAY, NORM, HAS_MASK, KEEP, INIT, ROWS, PIECE, APPROXIMATE,
+            )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["t", "first_node", "last_node"])
+@triton.jit
+def _sum_states(
+    states, share, mask, output, factor_out, first_column, M: tl.constexpr, PITCH: tl.constexpr, L: tl.constexpr,
+    HAS_MASK: tl.constexpr, WEIGHTED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Some columns of a cell's output; if that is the hidden state, also its factor, which the init node reads."""
+    rows, columns = _indices(first_column, ROWS, COLUMNS)
+    inside = (rows < M) & (columns < PITCH)
+    narrow = rows * PITCH + columns
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for node in tl.static_range(1, L + 1):
+        total += tl.load(share + node - 1) * tl.load(states + node * (M * PITCH) + narrow, mask=inside, other=0.0)
+    tl.store(output + narrow, total, mask=inside)
+    if not WEIGHTED:
+        if HAS_MASK:
+            total *= tl.load(mask + narrow, mask=inside, other=0.0)
+        tl.store(factor_out + narrow, total.to(factor_out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["capacity", "factor_steps", "t", "first_node", "last_node"])
 def step_forward(
-    pre, pre_step, pre_network, hidden, hidden_step, hidden_network, weights, mask, mean, var, statistics_step,
-    ancestor, activation, share, kept_states, states_step, kept_activated, activated_step, cell_output,
-    cell_output_step, t, first_node, last_node,
-    M: tl.constexpr, H: tl.constexpr, L: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
-    HAS_MASK: tl.constexpr, KEEP: tl.constexpr, INIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, BLOCKS: tl.constexpr, PREFETCH: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+    pre, pre_step, pre_network, hidden, hidden_step, hidden_network, hidden_factor, weights, mask, mean, var,
+    statistics_step, ancestor, activation, share, kept_states, states_step, kept_activated, activated_step, factors,
+    products, cell_output, cell_output_step, capacity, factor_steps, t, first_node, last_node,
+    M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, L: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
+    HAS_MASK: tl.constexpr, WEIGHTED: tl.constexpr, KEEP: tl.constexpr, INIT: tl.constexpr, LAST: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BLOCKS: tl.constexpr, PIECE: tl.constexpr,
+    AXIS: tl.constexpr, PREFETCH: tl.constexpr, APPROXIMATE: tl.constexpr, INPUT_PRECISION: tl.constexpr,
     FENCE: tl.constexpr,
 ):  # fmt: skip
-    """Evaluate nodes of one time step: with INIT the init node, then nodes from `first_node` to before `last_node`.
+    """Evaluate nodes of one time step: with INIT the init node, then nodes from `first_node` to before `last_node`, and
+    with LAST the cell's output from the states of all.
 
     Program (k, b) evaluates BLOCKS blocks of columns of network k, starting at block b * BLOCKS. If a network has more
     blocks than one program evaluates, a launch can evaluate only one node.
 
-    pre [T, n, M, G] (two strides are arguments), hidden [T+1, (n,) M, H], weights [n, L+1, H, G], mask [M, H], mean and
-    var [T, n, L+1, H] (or without T), share [n, L] of a node in the cell's output, kept_states [T, n, L+1, M, H],
-    kept_activated [T, n, L+1, M, G], cell_output [(T,) n, M, H]; `_step` is the stride of T.
+    pre [T, n, M, G] (two strides are arguments), hidden [T+1, (n,) M, H], hidden_factor [(n,) T+1, M, H], weights
+    [n, L+1, H, G], mask [M, H], mean and var [T, n, L+1, H] (or without T), share [n, L] of a node in the cell's
+    output, kept_states [T, n, L+1, M, H], kept_activated [T, n, L+1, M, G], factors [n, L, T, M, H], products
+    [n, M, G], cell_output [(T,) n, M, H]; `_step` is the stride of T, `capacity` its length, in factors `factor_steps`.
+    Rows of H elements are PITCH elements long in memory, filled up with zeros.
     """
-    WIDTH: tl.constexpr = 2 * H if HIGHWAY else H
+    WIDTH: tl.constexpr = 2 * PITCH if HIGHWAY else PITCH
+    STATE: tl.constexpr = M * PITCH
     network = tl.program_id(0).to(tl.int64)
     t = t.to(tl.int64)
     first_column = tl.program_id(1) * BLOCKS * COLUMNS
-    states = kept_states + t * states_step + network * ((L + 1) * M * H)
+    states = kept_states + t * states_step + network * ((L + 1) * STATE)
     activated = kept_activated + t * activated_step + network * ((L + 1) * M * WIDTH)
+    if not WEIGHTED:
+        hidden_factor += network * (capacity + 1) * STATE
+    hidden_factor += t * STATE
+    matrix_factor = factor_steps.to(tl.int64) * STATE  # from one node's factor to the next
+    factors += network * L * matrix_factor
+    if KEEP:
+        factors += t * STATE
     mean += t * statistics_step + network * ((L + 1) * H)
     var += t * statistics_step + network * ((L + 1) * H)
     weights += network * ((L + 1) * H * WIDTH)
-    cell_output += t * cell_output_step + network * (M * H)
     pre += t * pre_step + network * pre_network
+    products += network * (M * WIDTH)
     if INIT:
-        previous = hidden + t * hidden_step + network * hidden_network
         if PREFETCH:
             _prefetch(weights + H * WIDTH, H * WIDTH)
-        for block in range(BLOCKS):
-            _evaluate_node(
-                previous, pre, weights, mask, mean, var, states, activated, cell_output, TANH, 0.0, 0,
-                first_column + block * COLUMNS,
-                M, H, HIGHWAY, NORM, HAS_MASK, KEEP, True, ROWS, COLUMNS, DEPTH, INPUT_PRECISION, FENCE,
-            )  # fmt: skip
+        _evaluate_node(
+            hidden + t * hidden_step + network * hidden_network, hidden_factor, pre, weights, mask, mean, var, states,
+            factors, activated, products, TANH, True, first_column,
+            M, H, PITCH, HIGHWAY, NORM, HAS_MASK, KEEP, True, ROWS, COLUMNS, DEPTH, BLOCKS, PIECE, AXIS, APPROXIMATE,
+            INPUT_PRECISION, FENCE,
+        )  # fmt: skip
         tl.debug_barrier()
     for node in range(first_node, last_node):
         column = network * L + node - 1
         source = tl.load(ancestor + column)
         kind = tl.load(activation + column)
-        portion = tl.load(share + column)
         if PREFETCH:  # weights of the next node; the init node of the next step follows the last one
             _prefetch(weights + (node + 1) % (L + 1) * (H * WIDTH), H * WIDTH)
-        for block in range(BLOCKS):
-            _evaluate_node(
-                states + source * (M * H), pre, weights + node * (H * WIDTH), mask, mean + node * H, var + node * H,
-                states + node * (M * H), activated + node * (M * WIDTH), cell_output, kind, portion, node,
-                first_column + block * COLUMNS,
-                M, H, HIGHWAY, NORM, HAS_MASK, KEEP, False, ROWS, COLUMNS, DEPTH, INPUT_PRECISION, FENCE,
-            )  # fmt: skip
+        _evaluate_node(
+            states + source * STATE, factors + source * matrix_factor, pre, weights + node * (H * WIDTH), mask,
+            mean + node * H, var + node * H, states + node * STATE, factors + node * matrix_factor,
+            activated + node * (M * WIDTH), products, kind, node < L, first_column,
+            M, H, PITCH, HIGHWAY, NORM, HAS_MASK, KEEP, False, ROWS, COLUMNS, DEPTH, BLOCKS, PIECE, AXIS, APPROXIMATE,
+            INPUT_PRECISION, FENCE,
+        )  # fmt: skip
         tl.debug_barrier()
+    if LAST:
+        for piece in range(BLOCKS * COLUMNS // PIECE):
+            _sum_states(
+                states, share + network * L, mask, cell_output + t * cell_output_step + network * STATE,
+                hidden_factor + STATE, first_column + piece * PIECE,
+                M, PITCH, L, HAS_MASK, WEIGHTED, ROWS, PIECE,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["t"])
 def sum_networks(
-    values, factors, addend, addend_step, result, result_step, count, size, t,
-    WEIGHTED: tl.constexpr, ADD: tl.constexpr, NETWORKS: tl.constexpr, BLOCK: tl.constexpr,
+    values, factors, addend, addend_step, mask, result, result_step, rounded, count, size, t,
+    WEIGHTED: tl.constexpr, ADD: tl.constexpr, HAS_MASK: tl.constexpr, ROUND: tl.constexpr, NETWORKS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """`result[t] = addend[t] + sum_k factors[k] * values[k]` over `count` networks of `size` elements, in fixed order.
 
-    Forward mixes the cells' outputs with it (eq. 4); backward sums the networks' gradients of the hidden state.
+    Forward mixes the cells' outputs with it (eq. 4), and with ROUND writes their factor to `rounded[t]`; backward sums
+    the networks' gradients of the hidden state.
     """
     t = t.to(tl.int64)
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -255,49 +386,57 @@ def sum_networks(
     if ADD:
         total += tl.load(addend + t * addend_step + element, mask=element < size, other=0.0)
     tl.store(result + t * result_step + element, total, mask=element < size)
+    if ROUND:
+        if HAS_MASK:
+            total *= tl.load(mask + element, mask=element < size, other=0.0)
+        tl.store(rounded + t * size + element, total.to(rounded.dtype.element_ty), mask=element < size)
 
 
 @triton.jit
 def _differentiate_node(
     previous, pre, var, state, activated, grad_hidden, grad_state, grad_previous, grad_product, grad_pre, alignment,
     portion, kind, first_column,
-    M: tl.constexpr, H: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr, ALIGN: tl.constexpr,
-    INIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
+    ALIGN: tl.constexpr, INIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, APPROXIMATE: tl.constexpr,
 ):  # fmt: skip
     """From the gradient of a node's state, compute that of its product and the part passed by the gate to the ancestor.
 
     `portion` is the node's share of the step's output. `alignment` receives the inner product of the state with the
     gradient of that output, from which gradients of mixing weights are computed.
     """
-    WIDTH: tl.constexpr = 2 * H if HIGHWAY else H
-    rows = tl.arange(0, ROWS)
-    columns = first_column + tl.arange(0, COLUMNS)
-    inside = (rows[:, None] < M) & (columns[None, :] < H)
-    narrow = rows[:, None] * H + columns[None, :]
-    wide = rows[:, None] * WIDTH + columns[None, :]
+    WIDTH: tl.constexpr = 2 * PITCH if HIGHWAY else PITCH
+    rows, columns = _indices(first_column, ROWS, COLUMNS)
+    inside = (rows < M) & (columns < PITCH)
+    narrow = rows * PITCH + columns
+    wide = rows * WIDTH + columns
+    # All loads come first, so that they wait for memory together.
     grad = tl.load(grad_state + narrow, mask=inside, other=0.0)
     normalised = tl.load(state + narrow, mask=inside, other=0.0)
     if not INIT:
         grad_output = tl.load(grad_hidden + narrow, mask=inside, other=0.0)
+    if HIGHWAY:
+        gate = tl.load(activated + wide, mask=inside, other=0.0)
+        candidate = tl.load(activated + wide + PITCH, mask=inside, other=0.0)
+    else:
+        candidate = tl.load(activated + wide, mask=inside, other=0.0)
+        if INIT:
+            gate = tl.load(pre + wide, mask=inside, other=0.0)
+    if HIGHWAY or INIT:
+        carried = tl.load(previous + narrow, mask=inside, other=0.0)
+    if not INIT:
         grad += portion * grad_output
         if ALIGN:
             tl.store(alignment, tl.sum(normalised * grad_output))
     if NORM != "none":
         spread = tl.load(var + columns, mask=columns < H, other=1.0)
         if NORM == "batch":  # the batch's own mean and variance depend on the states too
-            along = tl.sum(grad * normalised, 0) / M
-            grad = grad - (tl.sum(grad, 0) / M)[None, :] - normalised * along[None, :]
-        grad *= tl.rsqrt(spread + EPS)[None, :]
-    if HIGHWAY:
-        gate = tl.load(activated + wide, mask=inside, other=0.0).to(tl.float32)
-        candidate = tl.load(activated + wide + H, mask=inside, other=0.0).to(tl.float32)
-    else:
-        candidate = tl.load(activated + wide, mask=inside, other=0.0).to(tl.float32)
-        if INIT:
-            gate = tl.sigmoid(tl.load(pre + wide, mask=inside, other=0.0))
+            along = tl.sum(grad * normalised, 0, keep_dims=True) / M
+            grad = grad - tl.sum(grad, 0, keep_dims=True) / M - normalised * along
+        grad *= tl.rsqrt(spread + EPS)
+    candidate = candidate.to(tl.float32)
     grad_candidate = grad * _slope(candidate, kind)
     if HIGHWAY or INIT:
-        carried = tl.load(previous + narrow, mask=inside, other=0.0)
+        gate = gate.to(tl.float32) if HIGHWAY else _sigmoid(gate, APPROXIMATE)
         grad_gate = grad * (candidate - carried) * gate * (1 - gate)
         grad_candidate *= gate
         passed = grad * (1 - gate)
@@ -308,193 +447,224 @@ def _differentiate_node(
             tl.store(grad_pre + wide, grad_gate, mask=inside)
     if HIGHWAY:
         tl.store(grad_product + wide, grad_gate.to(grad_product.dtype.element_ty), mask=inside)
-        tl.store(grad_product + wide + H, grad_candidate.to(grad_product.dtype.element_ty), mask=inside)
+        tl.store(grad_product + wide + PITCH, grad_candidate.to(grad_product.dtype.element_ty), mask=inside)
         if INIT:
-            tl.store(grad_pre + wide + H, grad_candidate, mask=inside)
+            tl.store(grad_pre + wide + PITCH, grad_candidate, mask=inside)
     else:
         tl.store(grad_product + wide, grad_candidate.to(grad_product.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _product_backward(
-    grad_product, weight, mask, grad_state, grad_previous, first_column,
-    M: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr, HAS_MASK: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
+def _add_product(
+    product, mask, grad_state, grad_previous, rows, columns, M: tl.constexpr, PITCH: tl.constexpr,
+    HAS_MASK: tl.constexpr,
 ):  # fmt: skip
-    """`grad_previous += mask * (grad_product @ weight^T)` for some columns; clears `grad_state`, read before."""
-    rows = tl.arange(0, ROWS)
-    columns = first_column + tl.arange(0, COLUMNS)
-    inside = (rows[:, None] < M) & (columns[None, :] < H)
-    narrow = rows[:, None] * H + columns[None, :]
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, WIDTH, DEPTH):
-        inner = start + tl.arange(0, DEPTH)
-        factor = tl.load(
-            grad_product + rows[:, None] * WIDTH + inner[None, :],
-            mask=(rows[:, None] < M) & (inner[None, :] < WIDTH),
-            other=0.0,
-        )
-        entry = tl.load(
-            weight + columns[:, None] * WIDTH + inner[None, :],
-            mask=(columns[:, None] < H) & (inner[None, :] < WIDTH),
-            other=0.0,
-        )
-        total = _product(factor, tl.trans(entry), total, INPUT_PRECISION, FENCE)
+    """`grad_previous += mask * product` for some columns; clears `grad_state`."""
+    inside = (rows < M) & (columns < PITCH)
+    narrow = rows * PITCH + columns
     if HAS_MASK:
-        total *= tl.load(mask + narrow, mask=inside, other=0.0)
+        product *= tl.load(mask + narrow, mask=inside, other=0.0)
     collected = tl.load(grad_previous + narrow, mask=inside, other=0.0)
-    tl.store(grad_previous + narrow, collected + total, mask=inside)
-    tl.store(grad_state + narrow, tl.zeros([ROWS, COLUMNS], tl.float32), mask=inside)
+    tl.store(grad_previous + narrow, collected + product, mask=inside)
+    tl.store(grad_state + narrow, tl.zeros_like(product), mask=inside)
 
 
-@triton.jit(do_not_specialize=["t", "first_node", "last_node"])
+@triton.jit
+def _product_backward(
+    grad_product, weight, mask, grad_state, grad_previous, products, first_column,
+    M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, WIDTH: tl.constexpr, HAS_MASK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BLOCKS: tl.constexpr, PIECE: tl.constexpr,
+    AXIS: tl.constexpr, INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
+):  # fmt: skip
+    """`grad_previous += mask * (grad_product @ weight^T)` for some blocks of columns; clears `grad_state`, read before.
+
+    A transposed product goes through `products`, as in `_evaluate_node`.
+    """
+    for block in range(BLOCKS):
+        column = first_column + block * COLUMNS
+        rows = tl.arange(0, ROWS)[:, None]
+        columns = column + tl.arange(0, COLUMNS)[:, None]
+        total = tl.zeros([COLUMNS, ROWS] if AXIS == 1 else [ROWS, COLUMNS], tl.float32)
+        for start in range(0, WIDTH, DEPTH):
+            inner = start + tl.arange(0, DEPTH)[None, :]
+            factor = tl.load(grad_product + rows * WIDTH + inner, mask=(rows < M) & (inner < WIDTH), other=0.0)
+            entry = tl.load(weight + columns * WIDTH + inner, mask=(columns < H) & (inner < WIDTH), other=0.0)
+            total = _state_product(factor, tl.trans(entry), total, AXIS, INPUT_PRECISION, FENCE)
+        if AXIS == 1:
+            row = tl.arange(0, ROWS)[None, :]
+            tl.store(products + row * PITCH + columns, total, mask=(row < M) & (columns < PITCH))
+        else:
+            _add_product(total, mask, grad_state, grad_previous, rows, tl.trans(columns), M, PITCH, HAS_MASK)
+    if AXIS == 1:
+        tl.debug_barrier()
+        for piece in tl.range(BLOCKS * COLUMNS // PIECE, disable_licm=True):
+            rows, columns = _indices(first_column + piece * PIECE, ROWS, PIECE)
+            inside = (rows < M) & (columns < PITCH)
+            total = tl.load(products + rows * PITCH + columns, mask=inside, other=0.0)
+            _add_product(total, mask, grad_state, grad_previous, rows, columns, M, PITCH, HAS_MASK)
+
+
+@triton.jit(do_not_specialize=["capacity", "t", "first_node", "last_node"])
 def step_backward(
     pre, pre_step, pre_network, hidden, hidden_step, hidden_network, weights, mask, var, statistics_step,
     ancestor, activation, portions, kept_states, states_step, kept_activated, activated_step, grad_hidden,
     grad_hidden_step, grad_hidden_network, grad_states, grad_previous, grad_product, grad_pre, grad_pre_step,
-    grad_pre_network, alignment, t, first_node, last_node,
-    M: tl.constexpr, H: tl.constexpr, L: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
-    HAS_MASK: tl.constexpr, ALIGN: tl.constexpr, HEAD: tl.constexpr, LINK: tl.constexpr, TAIL: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BLOCKS: tl.constexpr, PREFETCH: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
+    grad_pre_network, alignment, products, capacity, t, first_node, last_node,
+    M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, L: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
+    HAS_MASK: tl.constexpr, WEIGHTED: tl.constexpr, HEAD: tl.constexpr, LINK: tl.constexpr, TAIL: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BLOCKS: tl.constexpr, PIECE: tl.constexpr,
+    AXIS: tl.constexpr, PREFETCH: tl.constexpr, APPROXIMATE: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+    FENCE: tl.constexpr,
 ):  # fmt: skip
     """Differentiate nodes of one time step in reverse, in two stages each: elementwise, then the weight's product.
 
     HEAD is the first stage of the last node. Each node from `first_node` down to `last_node` (both above 1) continues
     with its second stage and the first stage of the node before it. LINK does this for node 1 and the init node, and
     TAIL is the second stage of the init node. Programs are as in `step_forward`: a stage reads other columns only after
-    a stage of another launch or of the same program.
+    a stage of another launch or of the same program. The first stage takes PIECE columns at a time.
 
     Operands are as in `step_forward`, with these besides: portions [n, L] of a node in the mixture, grad_hidden
     [T, (n,) M, H], grad_states [n, L+1, M, H] (zero before and after), grad_previous [n, M, H] of the hidden state one
-    step before, grad_product [T, n, L+1, M, G], grad_pre [T, n, M, G], alignment [T, n, L, 2 blocks].
+    step before, grad_product [n, L+1, T, M, G], grad_pre [T, n, M, G], alignment [T, n, L, pieces],
+    products [n, M, G].
     """
-    WIDTH: tl.constexpr = 2 * H if HIGHWAY else H
+    WIDTH: tl.constexpr = 2 * PITCH if HIGHWAY else PITCH
     MATRIX: tl.constexpr = H * WIDTH
-    # The first stage needs more registers per tile, so it takes half a tile at a time.
-    HALF: tl.constexpr = COLUMNS // 2
-    halves = tl.num_programs(1) * BLOCKS * 2
+    STATE: tl.constexpr = M * PITCH
+    WIDE: tl.constexpr = M * WIDTH
+    PIECES: tl.constexpr = BLOCKS * COLUMNS // PIECE
     network = tl.program_id(0).to(tl.int64)
-    first_block = tl.program_id(1) * BLOCKS
-    first_half = first_block * 2
-    alignment += ((t.to(tl.int64) * tl.num_programs(0) + network) * L) * halves + first_half
-    grad_product += (t.to(tl.int64) * tl.num_programs(0) + network) * ((L + 1) * M * WIDTH)
     t = t.to(tl.int64)
-    states = kept_states + t * states_step + network * ((L + 1) * M * H)
-    activated = kept_activated + t * activated_step + network * ((L + 1) * M * WIDTH)
+    first_column = tl.program_id(1) * BLOCKS * COLUMNS
+    first_piece = tl.program_id(1) * PIECES
+    pieces = tl.num_programs(1) * PIECES
+    alignment += (t * tl.num_programs(0) + network) * L * pieces + first_piece
+    matrix_grad = capacity.to(tl.int64) * WIDE  # from one node's gradient of the product to the next
+    grad_product += network * (L + 1) * matrix_grad + t * WIDE
+    states = kept_states + t * states_step + network * ((L + 1) * STATE)
+    activated = kept_activated + t * activated_step + network * ((L + 1) * WIDE)
     var += t * statistics_step + network * ((L + 1) * H)
     weights += network * ((L + 1) * MATRIX)
-    grad_states += network * ((L + 1) * M * H)
+    grad_states += network * ((L + 1) * STATE)
     grad_hidden += t * grad_hidden_step + network * grad_hidden_network
-    grad_previous += network * (M * H)
+    grad_previous += network * STATE
+    products += network * WIDE
     if HEAD:
         source = tl.load(ancestor + network * L + L - 1)
         kind = tl.load(activation + network * L + L - 1)
         portion = tl.load(portions + network * L + L - 1)
         if PREFETCH:
             _prefetch(weights + L * MATRIX, MATRIX)
-        for half in range(2 * BLOCKS):
+        for piece in tl.range(PIECES, disable_licm=True):
             _differentiate_node(
-                states + source * (M * H), pre, var + L * H, states + L * (M * H), activated + L * (M * WIDTH),
-                grad_hidden, grad_states + L * (M * H), grad_states + source * (M * H),
-                grad_product + L * (M * WIDTH), grad_pre, alignment + (L - 1) * halves + half, portion, kind,
-                (first_half + half) * HALF, M, H, HIGHWAY, NORM, ALIGN, False, ROWS, HALF,
+                states + source * STATE, pre, var + L * H, states + L * STATE, activated + L * WIDE, grad_hidden,
+                grad_states + L * STATE, grad_states + source * STATE, grad_product + L * matrix_grad, grad_pre,
+                alignment + (L - 1) * pieces + piece, portion, kind, (first_piece + piece) * PIECE,
+                M, H, PITCH, HIGHWAY, NORM, WEIGHTED, False, ROWS, PIECE, APPROXIMATE,
             )  # fmt: skip
         tl.debug_barrier()
-    for node in range(first_node, last_node - 1, -1):
+    for node in tl.range(first_node, last_node - 1, -1, disable_licm=True):
         source = tl.load(ancestor + network * L + node - 1)
-        if PREFETCH:
+        if PREFETCH:  # what comes after this node's product
             _prefetch(weights + (node - 1) * MATRIX, MATRIX)
-        for block in range(BLOCKS):
-            _product_backward(
-                grad_product + node * (M * WIDTH), weights + node * MATRIX, mask, grad_states + node * (M * H),
-                grad_states + source * (M * H), (first_block + block) * COLUMNS,
-                M, H, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, INPUT_PRECISION, FENCE,
-            )  # fmt: skip
+            _prefetch(states + (node - 1) * STATE, STATE)
+            _prefetch(activated + (node - 1) * WIDE, WIDE)
+        _product_backward(
+            grad_product + node * matrix_grad, weights + node * MATRIX, mask, grad_states + node * STATE,
+            grad_states + source * STATE, products, first_column,
+            M, H, PITCH, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, BLOCKS, PIECE, AXIS, INPUT_PRECISION, FENCE,
+        )  # fmt: skip
         tl.debug_barrier()
         column = network * L + node - 2
         source = tl.load(ancestor + column)
         kind = tl.load(activation + column)
         portion = tl.load(portions + column)
-        for half in range(2 * BLOCKS):
+        for piece in tl.range(PIECES, disable_licm=True):
             _differentiate_node(
-                states + source * (M * H), pre, var + (node - 1) * H, states + (node - 1) * (M * H),
-                activated + (node - 1) * (M * WIDTH), grad_hidden, grad_states + (node - 1) * (M * H),
-                grad_states + source * (M * H), grad_product + (node - 1) * (M * WIDTH), grad_pre,
-                alignment + (node - 2) * halves + half, portion, kind,
-                (first_half + half) * HALF, M, H, HIGHWAY, NORM, ALIGN, False, ROWS, HALF,
+                states + source * STATE, pre, var + (node - 1) * H, states + (node - 1) * STATE,
+                activated + (node - 1) * WIDE, grad_hidden, grad_states + (node - 1) * STATE,
+                grad_states + source * STATE, grad_product + (node - 1) * matrix_grad, grad_pre,
+                alignment + (node - 2) * pieces + piece, portion, kind, (first_piece + piece) * PIECE,
+                M, H, PITCH, HIGHWAY, NORM, WEIGHTED, False, ROWS, PIECE, APPROXIMATE,
             )  # fmt: skip
         tl.debug_barrier()
     if LINK:
         if PREFETCH:
             _prefetch(weights, MATRIX)
-        for block in range(BLOCKS):
-            _product_backward(
-                grad_product + M * WIDTH, weights + MATRIX, mask, grad_states + M * H, grad_states,
-                (first_block + block) * COLUMNS,
-                M, H, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, INPUT_PRECISION, FENCE,
-            )  # fmt: skip
+            _prefetch(states, STATE)
+            _prefetch(activated, WIDE)
+        _product_backward(
+            grad_product + matrix_grad, weights + MATRIX, mask, grad_states + STATE, grad_states, products,
+            first_column,
+            M, H, PITCH, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, BLOCKS, PIECE, AXIS, INPUT_PRECISION, FENCE,
+        )  # fmt: skip
         tl.debug_barrier()
-        for half in range(2 * BLOCKS):
+        for piece in tl.range(
+            2 * PIECES, disable_licm=True
+        ):  # of half the size, because the init node has more to load
             _differentiate_node(
                 hidden + t * hidden_step + network * hidden_network, pre + t * pre_step + network * pre_network, var,
                 states, activated, grad_hidden, grad_states, grad_previous, grad_product,
                 grad_pre + t * grad_pre_step + network * grad_pre_network, alignment, 0.0, TANH,
-                (first_half + half) * HALF, M, H, HIGHWAY, NORM, False, True, ROWS, HALF,
+                first_column + piece * (PIECE // 2),
+                M, H, PITCH, HIGHWAY, NORM, False, True, ROWS, PIECE // 2, APPROXIMATE,
             )  # fmt: skip
         tl.debug_barrier()
     if TAIL:
         if PREFETCH:  # the previous step begins with the last node
             _prefetch(weights + L * MATRIX, MATRIX)
-        for block in range(BLOCKS):
-            _product_backward(
-                grad_product, weights, mask, grad_states, grad_previous, (first_block + block) * COLUMNS,
-                M, H, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, INPUT_PRECISION, FENCE,
-            )  # fmt: skip
+            if t > 0:
+                _prefetch(states + L * STATE - states_step, STATE)
+                _prefetch(activated + L * WIDE - activated_step, WIDE)
+        _product_backward(
+            grad_product, weights, mask, grad_states, grad_previous, products, first_column,
+            M, H, PITCH, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, BLOCKS, PIECE, AXIS, INPUT_PRECISION, FENCE,
+        )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["input_rows", "grad_rows", "rows"])
 def weight_gradient(
-    inputs, inputs_step, inputs_network, mask, ancestor, grad_product, grad_product_step, result, steps,
-    M: tl.constexpr, H: tl.constexpr, L: tl.constexpr, WIDTH: tl.constexpr, HAS_MASK: tl.constexpr,
-    INIT: tl.constexpr, DEPTH: tl.constexpr, HEIGHT: tl.constexpr, COLUMNS: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
+    inputs, input_rows, ancestor, grad_product, grad_rows, result, rows,
+    H: tl.constexpr, PITCH: tl.constexpr, L: tl.constexpr, HIGHWAY: tl.constexpr, INIT: tl.constexpr,
+    DEPTH: tl.constexpr, TILE: tl.constexpr, INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip
-    """`(inputs * mask)^T @ grad_product` over all steps and rows: HEIGHT by COLUMNS elements of a matrix's gradient.
+    """`inputs^T @ grad_product` over the `rows` of all steps: TILE by TILE elements of a matrix's gradient.
 
-    Program (i, j, p) computes matrix p. With INIT it belongs to the init node: inputs are the hidden states
-    [T, (n,) M, H], the result is [n, H, G]. Otherwise it belongs to node p % L + 1: inputs are its ancestor's states in
-    [T, n, L+1, M, H], the result is [n, L, H, G].
+    Program (i, j, p) computes matrix p. With INIT it belongs to the init node: inputs are the factors of the hidden
+    states [(n,) T+1, M, H], the result is [n, H, G]. Otherwise it belongs to node p % L + 1: inputs are its ancestor's
+    factors in [n, L, T, M, H], the result is [n, L, H, G]. grad_product is [n, L+1, T, M, G]; `input_rows` and
+    `grad_rows` are the rows from one matrix to the next, 0 where all networks share one.
     """
+    WIDTH: tl.constexpr = 2 * PITCH if HIGHWAY else PITCH
+    TILES: tl.constexpr = (H + TILE - 1) // TILE
     matrix = tl.program_id(2).to(tl.int64)
     if INIT:
-        network = matrix
-        inputs += network * inputs_network
-        grad_product += network * ((L + 1) * M * WIDTH)
+        inputs += matrix * input_rows * PITCH
+        grad_product += matrix * (L + 1) * grad_rows * WIDTH
     else:
         network = matrix // L
-        inputs += network * inputs_network + tl.load(ancestor + matrix) * (M * H)
-        grad_product += (network * (L + 1) + matrix % L + 1) * (M * WIDTH)
-    height = tl.program_id(0) * HEIGHT + tl.arange(0, HEIGHT)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros([HEIGHT, COLUMNS], tl.float32)
-    for start in range(0, steps * M, DEPTH):
-        position = start + tl.arange(0, DEPTH)
-        step = (position // M).to(tl.int64)
-        row = position % M
-        there = position < steps * M
-        inside = there[:, None] & (height[None, :] < H)
-        left = tl.load(inputs + (step * inputs_step + row * H)[:, None] + height[None, :], mask=inside, other=0.0)
-        if HAS_MASK:
-            left *= tl.load(mask + row[:, None] * H + height[None, :], mask=inside, other=0.0)
-        right = tl.load(
-            grad_product + (step * grad_product_step + row * WIDTH)[:, None] + columns[None, :],
-            mask=there[:, None] & (columns[None, :] < WIDTH),
-            other=0.0,
+        inputs += (network * L + tl.load(ancestor + matrix)) * input_rows * PITCH
+        grad_product += (network * (L + 1) + matrix % L + 1) * grad_rows * WIDTH
+    half = tl.program_id(1) // TILES  # of the gate or of the candidate
+    height = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    columns = tl.program_id(1) % TILES * TILE + tl.arange(0, TILE)
+    depth = tl.arange(0, DEPTH)
+    total = tl.zeros([TILE, TILE], tl.float32)
+    grad_product += half * PITCH
+    for start in range(0, rows, DEPTH):
+        there = (start + depth < rows)[:, None]
+        left = tl.load(
+            inputs + depth[:, None] * PITCH + height[None, :], mask=there & (height[None, :] < PITCH), other=0.0
         )
-        total = _product(tl.trans(left.to(right.dtype)), right, total, INPUT_PRECISION, FENCE)
+        right = tl.load(
+            grad_product + depth[:, None] * WIDTH + columns[None, :], mask=there & (columns[None, :] < PITCH), other=0.0
+        )
+        total = _product(tl.trans(left), right, total, INPUT_PRECISION, FENCE)
+        inputs += DEPTH * PITCH  # a 64-bit scalar: all rows may lie further apart than 32 bits count
+        grad_product += DEPTH * WIDTH
+    COLUMNS: tl.constexpr = 2 * H if HIGHWAY else H
     tl.store(
-        result + matrix * (H * WIDTH) + height[:, None] * WIDTH + columns[None, :],
+        result + matrix * (H * COLUMNS) + half * H + height[:, None] * COLUMNS + columns[None, :],
         total,
-        mask=(height[:, None] < H) & (columns[None, :] < WIDTH),
+        mask=(height[:, None] < H) & (columns[None, :] < H),
     )

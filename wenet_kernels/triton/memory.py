@@ -33,18 +33,21 @@ def count_memory(shape: Shape, steps: int) -> Memory:
     """Bytes of a workspace; parameters, their gradients and optimizer state are not included."""
     s, size = shape, shape.dtype.itemsize
     projected = steps * s.networks * s.rows * s.width
-    state = s.networks * s.rows * s.hidden
-    hidden = s.rows * s.hidden if s.weighted else state
+    state = s.networks * s.rows * s.pitch
+    hidden = s.rows * s.pitch if s.weighted else state
     statistics = steps * s.networks * (s.nodes + 1) * s.hidden if s.norm == "batch" else 0
     weights = s.networks * (s.nodes + 1) * s.hidden * s.width
-    operands = 4 * (projected + (steps + 1) * hidden + 2 * statistics + state) + size * weights
+    operands = 4 * (projected + (steps + 1) * hidden + 2 * statistics + state)
+    operands += size * (weights + (steps + 1) * hidden)
     if not s.keep:
-        return Memory(operands, 4 * s.states_size, 0)
-    blocks = choose_tiling(shape, Machine()).backward.blocks
-    alignment = steps * s.networks * s.nodes * 2 * blocks
+        return Memory(operands, 4 * s.states_size + size * s.nodes * state, 0)
+    pieces = choose_tiling(shape, Machine()).backward.pieces
+    alignment = steps * s.networks * s.nodes * pieces
     gradients = 4 * (projected + 2 * steps * hidden + s.states_size + state + alignment)
     return Memory(
-        operands, steps * (4 * s.states_size + size * s.activated_size), gradients + steps * size * s.activated_size
+        operands,
+        steps * (4 * s.states_size + size * (s.activated_size + s.nodes * state)),
+        gradients + steps * size * s.activated_size,
     )
 
 

@@ -13,8 +13,15 @@ MOST_ROWS = 512
 MOST_MATRICES = 65535  # the limit of a grid's last dimension; `weight_gradient` uses one entry per node
 MOST_CELL_ELEMENTS = 2**31 - 1  # offsets between networks are 64-bit, those within a network 32-bit
 MOST_ELEMENTS = 8192  # in a tile of a state; more would not fit into a program's registers
-STAGE_BYTES = 32768  # of factors being loaded from memory while others are multiplied
+STAGE_BYTES = 36864  # of factors being loaded from memory while others are multiplied
 MOST_STAGES = 4
+MOST_DEPTH = 128
+ASYNCHRONOUS = 64  # rows of a left factor, from which on matrix units since Hopper read it from shared memory
+ALIGNED = 8  # elements; rows of a multiple of it begin at 16 bytes, which is what one instruction copies
+PIECES = 64, 32  # bytes of a thread in stages without a product, forward and backward; more would spill
+RESERVED = 16384  # bytes of shared memory for reductions and for tiles passed between warps
+ELEMENTS_OF_WARP = 1024  # of a state's tile; more would spill
+GRADIENT_TILE = 128  # of a weight gradient, on either side
 FUSED_SHARE = 2  # multiprocessors per network; with more, several programs share a network
 DTYPES = {"full": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
@@ -42,9 +49,19 @@ class Shape:
         return cls(networks, rows, hidden, nodes, r.form, r.norm, r.precision, weighted, masked, keep, r.all_ranks)
 
     @property
+    def pitch(self) -> int:
+        """Elements from one row of a state to the next in memory: H, filled up so that rows are aligned."""
+        return -(-self.hidden // ALIGNED) * ALIGNED
+
+    @property
+    def parts(self) -> int:
+        """Parts of a weight's columns: gate and candidate, or only the candidate."""
+        return 2 if self.form == "highway" else 1
+
+    @property
     def width(self) -> int:
-        """Columns of a weight, G."""
-        return 2 * self.hidden if self.form == "highway" else self.hidden
+        """Elements from one row of a weight to the next in memory."""
+        return self.parts * self.pitch
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,7 +71,7 @@ class Shape:
     @property
     def states_size(self) -> int:
         """Number of elements in the states of a time step, [n, L+1, M, H]."""
-        return self.networks * (self.nodes + 1) * self.rows * self.hidden
+        return self.networks * (self.nodes + 1) * self.rows * self.pitch
 
     @property
     def activated_size(self) -> int:
@@ -63,8 +80,8 @@ class Shape:
 
     @property
     def hidden_shape(self) -> tuple[int, ...]:
-        """Shape of the hidden state between two time steps."""
-        return (self.rows, self.hidden) if self.weighted else (self.networks, self.rows, self.hidden)
+        """Shape of the hidden state between two time steps, in memory."""
+        return (self.rows, self.pitch) if self.weighted else (self.networks, self.rows, self.pitch)
 
 
 @dataclass(frozen=True)
@@ -108,6 +125,8 @@ class Columns:
     Attributes:
         size: columns of a tile.
         blocks: tiles side by side in a network.
+        piece: columns at a time in stages without a product.
+        axis: the axis of a tile along which the state's rows are.
         depth: length of the inner dimension that a program multiplies at once.
         stages: tiles of weights being loaded at a time.
         warps: number of warps in a program.
@@ -115,6 +134,23 @@ class Columns:
 
     size: int
     blocks: int
+    piece: int
+    axis: int
+    depth: int
+    stages: int
+    warps: int
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of all blocks."""
+        return self.blocks * self.size // self.piece
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Tiles of the weight gradients: elements of a side, rows of the factors multiplied at once, and loads ahead."""
+
+    size: int
     depth: int
     stages: int
     warps: int
@@ -127,6 +163,7 @@ class Tiling:
     Attributes:
         rows: number of rows in a tile of a state.
         forward, backward: the division of columns in each direction.
+        gradient: the division of the weight gradients.
         fused: whether one program evaluates a whole network, and one launch all nodes; if not, a launch evaluates one
             node, and each block of columns has its own program.
     """
@@ -134,6 +171,7 @@ class Tiling:
     rows: int
     forward: Columns
     backward: Columns
+    gradient: Gradient
     fused: bool
 
 
@@ -149,16 +187,19 @@ def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
     columns = _power_of_two(shape.hidden)
     while not fused and columns > 16 and shape.networks * -(-shape.hidden // columns) < machine.multiprocessors:
         columns //= 2
-    matrices = 2 if shape.form == "highway" else 1
+    columns = min(columns, MOST_ELEMENTS // rows)
+    # Three products in place of one would spill.
+    axis = int(rows < ASYNCHRONOUS <= columns and machine.asynchronous_products and shape.precision != "full")
     size = shape.dtype.itemsize
-    # Bytes of one inner index of fp32 states and their mask or of gradients, and of weights; elements of a warp. The
-    # values were found by trial, as large as possible without spilling registers.
-    forward, backward = (8 * rows, matrices * size, 1024), (size * rows, size, 512 if shape.form == "highway" else 256)
+    # Backward holds more of a tile in registers where its product is not transposed.
+    narrow = columns if axis else min(columns, MOST_ELEMENTS // 2 // rows)
+    of_warp = ELEMENTS_OF_WARP if axis else ELEMENTS_OF_WARP // (2 * (3 - shape.parts))
+    pieces = tuple(part // size // (2 - axis) for part in PIECES)
     return Tiling(
         rows,
-        _cut_columns(shape.hidden, rows, min(columns, MOST_ELEMENTS // rows), shape.hidden, *forward, machine),
-        # Backward holds more of a tile in registers.
-        _cut_columns(shape.hidden, rows, min(columns, MOST_ELEMENTS // 2 // rows), shape.width, *backward, machine),
+        _cut_columns(shape, rows, columns, shape.hidden, shape.parts, axis, ELEMENTS_OF_WARP, pieces[0], machine),
+        _cut_columns(shape, rows, narrow, shape.width, 1, axis, of_warp, pieces[1], machine),
+        _cut_gradient(shape, machine),
         fused,
     )
 
@@ -170,7 +211,7 @@ def _check_limits(shape: Shape) -> None:
         raise WenetError(
             f"backend 'triton' takes at most {MOST_MATRICES} nodes in all, not {shape.networks} x {shape.nodes}"
         )
-    elements = (shape.nodes + 1) * shape.hidden * shape.width
+    elements = (shape.nodes + 1) * shape.hidden * shape.parts * shape.hidden
     if elements > MOST_CELL_ELEMENTS:
         raise WenetError(
             f"backend 'triton' takes cells of at most {MOST_CELL_ELEMENTS} weights, not {elements} "
@@ -179,24 +220,34 @@ def _check_limits(shape: Shape) -> None:
 
 
 def _cut_columns(
-    hidden: int,
+    shape: Shape,
     rows: int,
     columns: int,
     inner: int,
-    factor_bytes: int,
-    weight_bytes: int,
+    matrices: int,
+    axis: int,
     warp_elements: int,
+    piece_elements: int,
     machine: Machine,
 ) -> Columns:
-    """Tiles with a limited number of columns; `_bytes` are for one inner index of a factor or of a weight's column."""
+    """Tiles with a limited number of columns, of the product of a state's factor and some matrices side by side."""
     size = max(16, columns)
-    bytes_of_one = factor_bytes + size * weight_bytes
-    fitting = max(16, min(128, STAGE_BYTES // bytes_of_one))
+    bytes_of_one = shape.dtype.itemsize * (rows + matrices * size)  # of one inner index
+    fitting = max(16, min(MOST_DEPTH, STAGE_BYTES // bytes_of_one))
     depth = max(16, min(_power_of_two(fitting + 1) // 2, _power_of_two(inner)))
-    reserve = 16384  # for reductions and for tiles passed between warps
-    stages = (machine.shared_memory - reserve) // (depth * bytes_of_one)
+    stages = (machine.shared_memory - RESERVED) // (depth * bytes_of_one)
     warps = max(4, rows * size // warp_elements)
-    return Columns(size, -(-hidden // size), depth, max(1, min(MOST_STAGES, stages)), warps)
+    piece = max(8, min(size, piece_elements * 32 * warps // rows))
+    blocks = -(-shape.hidden // size)
+    return Columns(size, blocks, piece, axis, depth, max(1, min(MOST_STAGES, stages)), warps)
+
+
+def _cut_gradient(shape: Shape, machine: Machine) -> Gradient:
+    """Large tiles read each factor fewer times."""
+    size = min(GRADIENT_TILE, max(16, _power_of_two(shape.hidden)))
+    depth = 128 // shape.dtype.itemsize
+    stages = (machine.shared_memory - RESERVED) // (2 * size * depth * shape.dtype.itemsize)
+    return Gradient(size, depth, max(1, min(MOST_STAGES, stages)), max(4, size * size // 2048))
 
 
 def _power_of_two(size: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,41 +14,49 @@ from torch import Tensor
 from wenet_kernels.ranks import sum_over_ranks
 from wenet_kernels.recurrence import Recurrence
 from wenet_kernels.triton import kernels
-from wenet_kernels.triton.plan import Columns, Machine, Shape, choose_tiling
+from wenet_kernels.triton.plan import ASYNCHRONOUS, Columns, Machine, Shape, Tiling, choose_tiling
 
 SUM_BLOCK, SUM_NETWORKS = 32, 32  # of `sum_networks`: elements per program, networks added at once
-GRADIENT_TILE = 64  # of `weight_gradient`
+APPROXIMATE = True  # in bf16: take tanh as NVIDIA's GPUs have it, and sigmoid from it
 PREFETCH = True  # if one program evaluates a network: load its next weights into the L2 cache ahead
-ASYNCHRONOUS_ROWS = 64  # rows of a tile, from which on matrix units read it from shared memory
 FENCED_SINCE = (3, 7, 1)  # the version of Triton that adds fences before such products
 
 
 class Workspace:
     """Buffers for sequences of one shape with up to `capacity` steps, and the launches that fill them.
 
-    Time is the first dimension of all buffers, so a shorter sequence uses their beginnings, at the same addresses.
+    A shorter sequence uses the beginnings of the buffers, at the same addresses. Time is their first dimension, except
+    in the factors of the weight gradients, where all steps of a node follow each other, as the rows of one matrix. Rows
+    are filled up with zeros to `Shape.pitch` elements.
     """
 
     def __init__(self, shape: Shape, capacity: int, device: torch.device, machine: Machine | None = None) -> None:
         self.shape, self.capacity, self.device = shape, capacity, device
         machine = machine or Machine.of(device)
-        self.tiling = choose_tiling(shape, machine)
+        self.tiling = _of_version(choose_tiling(shape, machine))
         self.input_precision = machine.input_precision(shape.precision)
         # Prefetches and fences are NVIDIA assembler, which the interpreter cannot run.
         on_gpu = device.type != "cpu"
         self.prefetch = PREFETCH and self.tiling.fused and not machine.amd and on_gpu
+        self.approximate = APPROXIMATE and shape.precision == "bf16" and not machine.amd and on_gpu
         lacks_fences = machine.asynchronous_products and on_gpu and _version(triton.__version__) < FENCED_SINCE
         self.fence = lacks_fences and machine.capability < 100
         # Older versions of Triton cannot compile our fence for GPUs after Hopper, so there nothing is copied ahead.
-        self.copies_ahead = not lacks_fences or self.fence or self.tiling.rows < ASYNCHRONOUS_ROWS
+        self.copies_ahead = not lacks_fences or self.fence
         s = shape
-        networks, nodes, rows, hidden, width = s.networks, s.nodes, s.rows, s.hidden, s.width
-        self.pre = self._empty(capacity, networks, rows, width)
-        self.hidden = self._empty(capacity + 1, *s.hidden_shape)
-        self.weights = self._empty(networks, nodes + 1, hidden, width, dtype=s.dtype)
-        self.mask = self._empty(rows, hidden)
-        statistics = {"none": (0,), "running": (networks, nodes + 1, hidden)}
-        self.mean = self._empty(*statistics.get(s.norm, (capacity, networks, nodes + 1, hidden)))
+        networks, nodes, rows, pitch, width = s.networks, s.nodes, s.rows, s.pitch, s.width
+        self.pre = self._filled(capacity, networks, rows, width)
+        self.hidden = self._filled(capacity + 1, *s.hidden_shape)
+        # A state's factor is what products read: the state times the mask, in their type.
+        of_networks = () if s.weighted else (networks,)
+        self.hidden_factor = self._empty(*of_networks, capacity + 1, rows, pitch, dtype=s.dtype)
+        self.factor_steps = capacity if s.keep else 1
+        self.factors = self._empty(networks, nodes, self.factor_steps, rows, pitch, dtype=s.dtype)
+        self.products = self._empty(networks, rows, width)  # transposed, on their way to other tiles
+        self.weights = self._filled(networks, nodes + 1, s.hidden, width, dtype=s.dtype)
+        self.mask = self._filled(rows, pitch)
+        statistics = {"none": (0,), "running": (networks, nodes + 1, s.hidden)}
+        self.mean = self._empty(*statistics.get(s.norm, (capacity, networks, nodes + 1, s.hidden)))
         self.var = torch.empty_like(self.mean)
         self.ancestor = self._empty(networks, nodes, dtype=torch.int32)
         self.activation = torch.empty_like(self.ancestor)
@@ -55,20 +64,35 @@ class Workspace:
         self.portions = self._empty(networks, nodes)  # share of each node in the mixture
         self.mix = self._empty(networks)
         self.kept = self._empty(capacity if s.keep else 1, kept_words(s) if s.keep else s.states_size)
-        self.cell_output = self._empty(networks, rows, hidden) if s.weighted else self.hidden[1:]
+        self.cell_output = self._empty(networks, rows, pitch) if s.weighted else self.hidden[1:]
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _filled(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Memory whose rows the host writes: it leaves their ends, if any, at zero. Kernels write whole rows."""
+        make = torch.empty if self.shape.pitch == self.shape.hidden else torch.zeros
+        return make(shape, dtype=dtype, device=self.device)
+
+    def states_of(self, tensor: Tensor) -> Tensor:
+        """Rows of states without their ends, `[..., H]`."""
+        return tensor[..., : self.shape.hidden]
+
+    def parts_of(self, tensor: Tensor) -> Tensor:
+        """Rows of gates and candidates, or only of these, without their ends: `[..., parts, H]`."""
+        return self.states_of(tensor.unflatten(-1, (self.shape.parts, self.shape.pitch)))
 
     def _launch(self, kernel: Any, grid: tuple[int, ...], *operands: object, **options: object) -> None:
         kernel[grid](*operands, **options, enable_fp_fusion=True)
 
     def load(self, r: Recurrence) -> None:
         """Copy the operands into the buffers, rounding the products' factors once for all time steps."""
-        self.pre[: len(r.pre)].copy_(r.pre)
-        self.hidden[0].copy_(r.h0)
-        self.weights[:, 0].copy_(r.weight_hidden)
-        self.weights[:, 1:].copy_(r.weight_nodes)
+        parts = self.shape.parts, self.shape.hidden
+        self.parts_of(self.pre)[: len(r.pre)].copy_(r.pre.unflatten(-1, parts))
+        self.states_of(self.hidden)[0].copy_(r.h0)
+        weights = self.parts_of(self.weights)
+        weights[:, 0].copy_(r.weight_hidden.unflatten(-1, parts))
+        weights[:, 1:].copy_(r.weight_nodes.unflatten(-1, parts))
         self.ancestor.copy_(r.ancestor)
         self.activation.copy_(r.activation)
         torch.div(r.concat, r.concat.sum(1, keepdim=True), out=self.share)
@@ -77,10 +101,24 @@ class Workspace:
             self.mix.copy_(r.mix)
             self.portions.mul_(self.mix[:, None])
         if r.mask_h is not None:
-            self.mask.copy_(r.mask_h)
+            self.states_of(self.mask).copy_(r.mask_h)
         if r.running_mean is not None and r.running_var is not None:
             self.mean.copy_(r.running_mean)
             self.var.copy_(r.running_var)
+        self._round(self.hidden[:1], self.hidden_factor[..., :1, :, :])
+
+    def restore(self, steps: int, output: Tensor, kept: Tensor) -> None:
+        """Take what an evaluation gave, in place of evaluating the operands."""
+        s = self.shape
+        self.states_of(self.hidden)[1 : steps + 1].copy_(output)
+        self.kept[:steps].copy_(kept)
+        states = self.kept[:steps, : s.states_size].unflatten(1, (s.networks, s.nodes + 1, s.rows, s.pitch))
+        self._round(states[:, :, :-1], self.factors[:, :, :steps])
+        self._round(self.hidden[1 : steps + 1], self.hidden_factor[..., 1 : steps + 1, :, :])
+
+    def _round(self, states: Tensor, factor: Tensor) -> None:
+        """Write the factor of some steps' states, with time behind networks and nodes."""
+        factor.copy_((states * self.mask if self.shape.masked else states).movedim(0, -3))
 
     def forward(self, steps: int) -> None:
         """Launch the kernels that evaluate the operands over some steps."""
@@ -88,9 +126,10 @@ class Workspace:
             for init, first, last in self._launches():
                 self._step_forward(t, init, first, last)
             if self.shape.weighted:
-                self._sum(self.cell_output, self.mix, None, self.hidden[1:], t)
+                self._sum(self.cell_output, self.mix, None, self.hidden[1:], t, self.hidden_factor[1:])
             if self.shape.all_ranks:
                 sum_over_ranks(self.hidden[t + 1])
+                self._round(self.hidden[t + 1 : t + 2], self.hidden_factor[t + 1 : t + 2])
 
     def _launches(self) -> Iterator[tuple[bool, int, int]]:
         """For each launch, whether it evaluates the init node, and its range of other nodes."""
@@ -106,10 +145,11 @@ class Workspace:
         columns = self.tiling.forward
         self._launch(
             kernels.step_forward, self._grid(columns),
-            self.pre, *self.pre.stride()[:2], self.hidden, *self._hidden_strides(), self.weights, self.mask, self.mean,
-            self.var, self._statistics_stride(), self.ancestor, self.activation, self.share, *self._kept_operands(),
-            self.cell_output, 0 if self.shape.weighted else self.hidden.stride(0), t, first, last,
-            KEEP=self.shape.keep, INIT=init, **self._constants(columns),
+            self.pre, *self.pre.stride()[:2], self.hidden, *self._hidden_strides(), self.hidden_factor, self.weights,
+            self.mask, self.mean, self.var, self._statistics_stride(), self.ancestor, self.activation, self.share,
+            *self._kept_operands(), self.factors, self.products, self.cell_output,
+            0 if self.shape.weighted else self.hidden.stride(0), self.capacity, self.factor_steps, t, first, last,
+            KEEP=self.shape.keep, INIT=init, LAST=last > self.shape.nodes, **self._constants(columns),
         )  # fmt: skip
 
     def allocate_gradients(self) -> None:
@@ -117,14 +157,14 @@ class Workspace:
         if hasattr(self, "grad_states"):
             return
         s, capacity = self.shape, self.capacity
-        self.grad_output = self._empty(capacity, *s.hidden_shape)
+        self.grad_output = self._filled(capacity, *s.hidden_shape)
         self.grad_hidden = torch.empty_like(self.grad_output)
-        self.grad_states = self._empty(s.networks, s.nodes + 1, s.rows, s.hidden)
-        self.grad_previous = self._empty(s.networks, s.rows, s.hidden)
-        self.grad_product = self._empty(capacity, s.networks, s.nodes + 1, s.rows, s.width, dtype=s.dtype)
+        self.grad_states = self._empty(s.networks, s.nodes + 1, s.rows, s.pitch)
+        self.grad_previous = self._empty(s.networks, s.rows, s.pitch)
+        self.grad_product = self._empty(s.networks, s.nodes + 1, capacity, s.rows, s.width, dtype=s.dtype)
         self.grad_pre = torch.empty_like(self.pre)
         self.grad_h0 = self._empty(1, *s.hidden_shape)
-        self.alignment = self._empty(capacity, s.networks, s.nodes, 2 * self.tiling.backward.blocks)
+        self.alignment = self._empty(capacity, s.networks, s.nodes, self.tiling.backward.pieces)
 
     def backward(self, steps: int) -> None:
         """Launch the kernels that compute all derivatives from `grad_output` of some steps, except for the weights."""
@@ -164,41 +204,50 @@ class Workspace:
             self.pre, *self.pre.stride()[:2], self.hidden, *self._hidden_strides(), self.weights, self.mask, self.var,
             self._statistics_stride(), self.ancestor, self.activation, self.portions, *self._kept_operands(),
             self.grad_hidden, *self._hidden_strides(), self.grad_states, self.grad_previous, self.grad_product,
-            self.grad_pre, *self.grad_pre.stride()[:2], self.alignment, t, first, last,
-            ALIGN=self.shape.weighted, HEAD=head, LINK=link, TAIL=tail, **self._constants(columns),
+            self.grad_pre, *self.grad_pre.stride()[:2], self.alignment, self.products, self.capacity, t, first, last,
+            HEAD=head, LINK=link, TAIL=tail, **self._constants(columns),
         )  # fmt: skip
 
     def weight_gradients(self, steps: int, grad_hidden: Tensor, grad_nodes: Tensor) -> None:
         """Launch the products over all steps and rows, with results `[n, H, G]` and `[n, L, H, G]`."""
-        s, tile = self.shape, GRADIENT_TILE
-        states, states_step, _, _ = self._kept_operands()
-        state_stride = (s.nodes + 1) * s.rows * s.hidden
-        tiles = -(-s.hidden // tile), -(-s.width // tile)
-        for init, inputs, strides, result, matrices in (
-            (True, self.hidden, self._hidden_strides(), grad_hidden, s.networks),
-            (False, states, (states_step, state_stride), grad_nodes, s.networks * s.nodes),
+        s, tile = self.shape, self.tiling.gradient
+        tiles = -(-s.hidden // tile.size)
+        hidden_rows = 0 if s.weighted else (self.capacity + 1) * s.rows
+        for init, inputs, input_rows, result, matrices in (
+            (True, self.hidden_factor, hidden_rows, grad_hidden, s.networks),
+            (False, self.factors, self.capacity * s.rows, grad_nodes, s.networks * s.nodes),
         ):
             self._launch(
-                kernels.weight_gradient, (*tiles, matrices),
-                inputs, *strides, self.mask, self.ancestor, self.grad_product, self.grad_product.stride(0), result,
-                steps, M=s.rows, H=s.hidden, L=s.nodes, WIDTH=s.width, HAS_MASK=s.masked, INIT=init, DEPTH=32,
-                HEIGHT=tile, COLUMNS=tile, INPUT_PRECISION=self.input_precision,
-                FENCE=self.fence and tile >= ASYNCHRONOUS_ROWS, num_warps=4,
+                kernels.weight_gradient, (tiles, s.parts * tiles, matrices),
+                inputs, input_rows, self.ancestor, self.grad_product, self.capacity * s.rows, result, steps * s.rows,
+                H=s.hidden, PITCH=s.pitch, L=s.nodes, HIGHWAY=s.form == "highway", INIT=init, DEPTH=tile.depth,
+                TILE=tile.size, INPUT_PRECISION=self.input_precision,
+                FENCE=self.fence and tile.size >= ASYNCHRONOUS, num_warps=tile.warps,
+                num_stages=tile.stages if self.copies_ahead else 1,
             )  # fmt: skip
 
     def grad_mix(self, steps: int) -> Tensor:
         """The gradients of the mixing weights, `[n]`: each cell's output times the mixture's gradient, summed."""
         return (self.alignment[:steps].sum((0, 3)) * self.share).sum(1)
 
-    def _sum(self, values: Tensor, factors: Tensor | None, addend: Tensor | None, result: Tensor, t: int) -> None:
+    def _sum(
+        self,
+        values: Tensor,
+        weights: Tensor | None,
+        addend: Tensor | None,
+        result: Tensor,
+        t: int,
+        factor: Tensor | None = None,
+    ) -> None:
         """Launch `sum_networks`; for independent networks it only adds the addend."""
         count = self.shape.networks if self.shape.weighted else 1
         size = values.numel() // count
         self._launch(
             kernels.sum_networks, (-(-size // SUM_BLOCK),),
-            values, values if factors is None else factors, result if addend is None else addend, size, result, size,
-            count, size, t,
-            WEIGHTED=factors is not None, ADD=addend is not None, NETWORKS=SUM_NETWORKS, BLOCK=SUM_BLOCK, num_warps=4,
+            values, values if weights is None else weights, result if addend is None else addend, size, self.mask,
+            result, size, result if factor is None else factor, count, size, t,
+            WEIGHTED=weights is not None, ADD=addend is not None, HAS_MASK=self.shape.masked, ROUND=factor is not None,
+            NETWORKS=SUM_NETWORKS, BLOCK=SUM_BLOCK, num_warps=4,
         )  # fmt: skip
 
     def _grid(self, columns: Columns) -> tuple[int, int]:
@@ -220,23 +269,36 @@ class Workspace:
 
     def _constants(self, columns: Columns) -> dict[str, Any]:
         s = self.shape
+        asynchronous = (columns.size if columns.axis else self.tiling.rows) >= ASYNCHRONOUS
         return {
             "M": s.rows,
             "H": s.hidden,
+            "PITCH": s.pitch,
             "L": s.nodes,
             "HIGHWAY": s.form == "highway",
             "NORM": s.norm,
             "HAS_MASK": s.masked,
+            "WEIGHTED": s.weighted,
             "ROWS": self.tiling.rows,
             "COLUMNS": columns.size,
             "DEPTH": columns.depth,
             "BLOCKS": columns.blocks if self.tiling.fused else 1,
+            "PIECE": columns.piece,
+            "AXIS": columns.axis,
             "PREFETCH": self.prefetch,
+            "APPROXIMATE": self.approximate,
             "INPUT_PRECISION": self.input_precision,
-            "FENCE": self.fence and self.tiling.rows >= ASYNCHRONOUS_ROWS,
+            "FENCE": self.fence and asynchronous,
             "num_warps": columns.warps,
-            "num_stages": columns.stages if self.copies_ahead else 1,
+            "num_stages": columns.stages if self.copies_ahead or not asynchronous else 1,
         }
+
+
+def _of_version(tiling: Tiling) -> Tiling:
+    """Halve what backward holds at a time where Triton is older: it moves more out of loops, and would spill."""
+    if _version(triton.__version__) >= FENCED_SINCE:
+        return tiling
+    return replace(tiling, backward=replace(tiling.backward, piece=max(8, tiling.backward.piece // 2)))
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -247,4 +309,5 @@ def _version(text: str) -> tuple[int, ...]:
 
 def kept_words(shape: Shape) -> int:
     """Number of fp32 elements kept for backward per time step: states, then gates and candidates in their own type."""
-    return shape.states_size + -(-shape.activated_size * shape.dtype.itemsize // 4)
+    words = shape.states_size + shape.activated_size * shape.dtype.itemsize // 4
+    return -(-words // 16) * 16  # of which kernels see the alignment
