@@ -65,6 +65,7 @@ def count_forward(case: Case, precision: str, keep: bool = True) -> Traffic:
     """Bytes of a forward pass, with or without keeping data for backward."""
     kept = {
         "states kept": 4 * _states(case),
+        "factors kept": SIZES[precision] * _factors(case),
         "gates and candidates kept": SIZES[precision] * _states(case) * case.width // case.hidden,
     }
     return Traffic(
@@ -86,7 +87,7 @@ def count_backward(case: Case, precision: str) -> Traffic:
             "gates and candidates": products,
             "gradients of products": products,
             "gradient of the projected input": 4 * _states(case) // (NODES + 1) * case.width // case.hidden,
-            "weight gradients: both factors": 4 * _states(case) + products,
+            "weight gradients: both factors": SIZES[precision] * _factors(case) + products,
             "weight gradients written once a window": 4 * _matrices(case) // case.steps,
         },
     )
@@ -100,6 +101,11 @@ def _matrices(case: Case) -> int:
 def _states(case: Case) -> int:
     """Number of elements in all states of a time step."""
     return case.networks * (NODES + 1) * case.rows * case.hidden
+
+
+def _factors(case: Case) -> int:
+    """Number of elements in the products' factors of a time step: all states but the last, which no product reads."""
+    return _states(case) * NODES // (NODES + 1)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="needs the extra `bench`")
 pytest.importorskip("matplotlib", reason="needs the extra `bench`")
 
-from bench import compare_cells, floors, normalisation, profile_window, report, train_step
+from bench import compare_cells, floors, model, normalisation, profile_window, report, train_step
 from bench.cases import LARGE_CELL, PAPER, QUICK, Case, make_operands
 from bench.contestants import prepare
 from bench.search_speed import Cost, table
@@ -25,6 +25,8 @@ from wenet.nn.rnn import DagRNN
 from wenet.run import resolve_machine
 from wenet.searching.settings import resolve_config
 from wenet.tasks import task_of
+from wenet_kernels import aot
+from wenet_kernels.machine_code import Instruction
 
 from .wenet.helpers import write_text
 
@@ -187,13 +189,14 @@ def test_floors_of_the_paper_shape_by_hand():
     """120 networks of 9 matrices of 200 x 400 are 86.4 million weights, and of 9 states of 20 x 200, 4.32 million."""
     case = replace(PAPER, networks=120)
     card = floors.Card(bandwidth=4e12, rates={"bf16": 1e15})
+    factors = 2 * 3.84e6  # in bf16, of all states but the last
     kept = 4 * 4.32e6 + 2 * 2 * 4.32e6  # fp32 states; gates and candidates in bf16
     forward = 35 * (172.8e6 + 4 * 0.96e6) + 86.4e6 * (4 + 2)  # pre [120, 20, 400]; weights rounded once
     assert floors.find_floor(case, card, "bf16", backward=False).memory == pytest.approx(forward / 4e12, rel=1e-6)
-    products = 2 * 2 * 4.32e6  # their gradients, written and read by the weight gradients along with the states
-    backward = 35 * (172.8e6 + kept + products + 4 * 0.96e6 + 4 * 4.32e6 + products) + 86.4e6 * 4
+    products = 2 * 2 * 4.32e6  # their gradients, written and read by the weight gradients along with the factors
+    backward = 35 * (172.8e6 + kept + products + 4 * 0.96e6 + factors + products) + 86.4e6 * 4
     both = floors.find_floor(case, card, "bf16", backward=True)
-    assert both.memory == pytest.approx((forward + 35 * kept + backward) / 4e12, rel=1e-6)
+    assert both.memory == pytest.approx((forward + 35 * (kept + factors) + backward) / 4e12, rel=1e-6)
     assert both.products == pytest.approx(0.36288e12 / 1e15)
     assert both.latency == pytest.approx(35 * 4 * card.handover)  # a step and a mixture, forward and backward
     assert (both.reason, both.seconds) == ("memory", both.memory)
@@ -236,3 +239,29 @@ def test_what_normalisation_does(tmp_path, norm):
     rows = [{"norm": norm, **r, **normalisation.agreement(r["weights"], quality, cells)} for r in records]
     assert rows[0]["quality"] is None and -1 <= rows[-1]["quality"] <= 1
     assert normalisation.table(rows).count("\n") == 4
+
+
+def test_a_modelled_warp_waits_for_what_an_instruction_needs():
+    load, other = (Instruction(address, "LDG.E.128", "R4", 1, number) for number, address in enumerate((0, 16)))
+    use = Instruction(32, "FADD", "R4", 4, waits=(0,))
+    for sharing, then in ((1, 270 + 4), (8, 270 + 8)):
+        warp = model.Warp(sharing)
+        for each in (load, other, use):
+            warp.issue(each)
+        assert warp.now == then
+    assert warp.moved == 2 * 32 * 16
+
+
+def test_a_modelled_loop_runs_as_often_as_its_products_take():
+    code = (
+        Instruction(0x00, "MOV", "R1"),
+        Instruction(0x10, "HGMMA.64x32x16.F32.BF16", "R24"),
+        Instruction(0x20, "BRA", "0x10"),
+        Instruction(0x30, "EXIT", ""),
+    )
+    sizes = {"M": 20, "H": 200, "PITCH": 200, "ROWS": 32, "COLUMNS": 64, "DEPTH": 32, "HIGHWAY": True, "KEEP": True}
+    launch = aot.Launch(None, (120, 1), (1,) * 20, {**sizes, "INIT": True, "num_warps": 4})
+    found = model.predict(launch, aot.Usage(100, 0, 1000, code), rows=700)
+    assert found.programs == 120
+    assert found.instructions == 2 + 2 * (2 * 64 * 224) // (64 * 16)
+    assert 0 < found.seconds < 1e-5
