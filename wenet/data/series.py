@@ -82,7 +82,10 @@ class Series:
         kept = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
         try:
             with written_whole(path) as partial:
+                partial.touch()
+                mode = partial.stat().st_mode  # by the umask; the library itself lets only the owner read it
                 save_file(kept, partial, texts)
+                partial.chmod(mode)
         except (OSError, SafetensorError) as error:
             raise WenetError(f"cannot write {path}: {error}; make room for the arrays of this run") from None
 

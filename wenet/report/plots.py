@@ -197,10 +197,10 @@ def rungs_picture(run: Run) -> Picture:
         for record in records
         for rank, cell in enumerate(record["networks"], start=1)
     ]
-    lowest = [(r["round"], r[f"valid_{key}"]) for r in records if r[f"valid_{key}"] is not None]
+    reached = [(r["round"], r[f"valid_{key}"]) for r in records if r[f"valid_{key}"] is not None]
     description = (
         f"A point for each cell in each of {max(r['round'] for r in records)} rungs; from rung to rung about half as "
-        "many are trained for longer. " + _from_to("The best", metric, lowest, "rung")
+        "many are trained for longer. " + _from_to("The best", metric, reached, "rung")
     )
     return Picture("rungs", "Rung by rung", description, drawing, table)
 
@@ -282,8 +282,8 @@ def training_curves_picture(run: Run) -> Picture:
                 axes.axhline(run.baseline.value, color=MUTED, linestyle="-.", linewidth=1.2)
                 marks.append(("-.", MUTED, run.baseline.name))
             _plain_ticks(axes)
-            lowest = min(valid, key=lambda point: point[1])
-            axes.plot(*lowest, "*", color=ORANGE, markeredgecolor=PAPER, markersize=13)
+            top = min(valid, key=lambda point: metric.order(point[1]))
+            axes.plot(*top, "*", color=ORANGE, markeredgecolor=PAPER, markersize=13)
             marks.append(("*", ORANGE, "best epoch"))
         if best.get("averaging_from") is not None:
             axes.axvline(best["averaging_from"] - 0.5, color=GREEN, linestyle="--", linewidth=1.4)
@@ -341,17 +341,18 @@ def _without_a_model(run: Run) -> str:
 
 
 def _from_to(which: str, metric: Metric, points: Sequence[tuple[int, float]], unit: str) -> str:
-    """A sentence on the first, last and lowest value of the metric."""
+    """A sentence on the first, last and best value of the metric."""
     what, places = f"{which} {metric.name}", metric.places
     if not points:
         return f"{what} was not measured."
     (first, begin), (last, end) = points[0], points[-1]
     if len(points) == 1:
         return f"{what} is {end:.{places}f} after {unit} {last}."
-    lowest = min(points, key=lambda point: point[1])
+    best = min(points, key=lambda point: metric.order(point[1]))
+    extreme = "lowest" if metric.lower_is_better else "highest"
     return (
-        f"{what} is {begin:.{places}f} after {unit} {first} and {end:.{places}f} after {unit} {last}; it is lowest, "
-        f"{lowest[1]:.{places}f}, after {unit} {lowest[0]}."
+        f"{what} is {begin:.{places}f} after {unit} {first} and {end:.{places}f} after {unit} {last}; it is {extreme}, "
+        f"{best[1]:.{places}f}, after {unit} {best[0]}."
     )
 
 

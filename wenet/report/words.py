@@ -163,7 +163,7 @@ def _training_caveats(run: Run) -> Iterator[str]:
 
 
 def _about_preset(run: Run, what: str) -> Iterator[str]:
-    if run.settings["preset"] != "paper":
+    if run.settings["preset"] != "paper" and run.task.reads == "text":
         yield f"The preset {run.settings['preset']} is for {what}."
 
 
@@ -174,7 +174,7 @@ def machine_and_cost(run: Run) -> list[Row]:
         ("device", f"{settings['device']}, {counted(config['threads'], 'thread')}"),
         ("backend", f"{settings['backend']}, precision {settings['precision']}"),
         *config["versions"].items(),
-        ("text", f"{settings['dataset']}, fingerprint {config['corpus']}"),
+        (run.task.reads, f"{settings['dataset']}, fingerprint {config['corpus']}"),
     ]
     if run.best:
         rows.append(("time", duration(run.best["seconds"])))
@@ -186,8 +186,9 @@ def machine_and_cost(run: Run) -> list[Row]:
     tokens = sum(record["tokens"] for record in run.records)
     if tokens:
         seconds = max(run.records[-1]["seconds_so_far"], 1e-3)
-        rows.append(("training tokens", f"{tokens:,}"))
-        rows.append(("throughput", f"{tokens / seconds:,.0f} training tokens a second, validation counted in"))
+        unit = "training tokens" if run.task.reads == "text" else "training steps"
+        rows.append((unit, f"{tokens:,}"))
+        rows.append(("throughput", f"{tokens / seconds:,.0f} {unit} a second, validation counted in"))
     return rows
 
 
@@ -198,6 +199,7 @@ def setting_rows(run: Run) -> list[Row]:
     return [
         (name if name == "dataset" else flag(name), "none" if value is None else str(value), meanings.get(name, ""))
         for name, value in run.settings.items()
+        if name not in run.task.unread
     ]
 
 

@@ -19,6 +19,7 @@ from wenet.cells import Cell, load_genotype
 from wenet.files import written_whole
 from wenet.nn import split_row
 from wenet.run import DTYPES, RunFolder, Session, counted, duration, figure
+from wenet.run.budget import Budget
 from wenet.run.folder import write_tensors
 from wenet.searching.audit import final_ranking, welch
 from wenet.searching.settings import SearchConfig
@@ -46,7 +47,7 @@ ROW = "rnn.weights"  # where `StandaloneCellRNN` has the parameters of networks
 RATE_SHARE = 2  # rates are tried for one in this many of the windows
 CONTESTANTS = 6  # at most
 TRIALS_SHARE = 0.3  # of the time for a contest, where that is limited
-AFTERWARDS = 5.0  # seconds kept for the report
+AFTERWARDS, LEAST_AFTERWARDS = 0.05, 5.0  # of the whole time, and in seconds, kept for the report
 CHECKS = 20  # of a training on sequences of numbers, whose best weights count
 TIMED_STEPS = 200
 
@@ -139,7 +140,7 @@ def _windows_of_trials(session: Session[SearchConfig], contestants: Sequence[Con
     trained = [json.loads(path.read_text(encoding="utf-8")) for path in session.folder.path.glob("rungs/*/result.json")]
     each = sum(result["seconds"] for result in trained) / sum(result["network_windows"] for result in trained)
     networks = len(contestants) * len(config.rate_grid)
-    time_for_them = TRIALS_SHARE * (budget.left - AFTERWARDS)
+    time_for_them = TRIALS_SHARE * _time_to_train(budget)
     planned: int = budget.planned("windows_of_trials", lambda: max(1, int(time_for_them / (each * networks))))
     return planned
 
@@ -150,9 +151,14 @@ def _windows_of_trainings(session: Session[SearchConfig], of_trials: int, second
     if budget is None:
         return training_windows(session, config.contest_epochs)
     of_a_window = seconds / of_trials * config.contest_seeds / len(config.rate_grid)
-    fitting = int((budget.left - AFTERWARDS) / of_a_window)
+    fitting = int(_time_to_train(budget) / of_a_window)
     planned: int = budget.planned("windows_of_contest", lambda: max(1, fitting))
     return planned
+
+
+def _time_to_train(budget: Budget) -> float:
+    """Seconds until the report is to be written."""
+    return budget.left - max(LEAST_AFTERWARDS, AFTERWARDS * budget.total)
 
 
 def _groups(contestants: Sequence[Contestant]) -> Iterator[list[Contestant]]:

@@ -36,7 +36,7 @@ FOLDER = "rungs"
 SIGNIFICANCE = 0.05  # p below which a cell counts as worse than the last of the better half
 LARGEST_SHARE = 0.75  # of the cells of a rung that may go on
 HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trained on
-# Of a race that must fit into a time: the part of the whole before a contest, the part for trying rates, the share of
+# Of a race that must fit into a time: the part of the rest before a contest, the part for trying rates, the share of
 # cells that goes on at a rung, and by how much the last rung may take too long.
 RACE_SHARE, RATES_SHARE, LEFT, OVER = 0.4, 0.05, 0.6, 1.15
 FEWEST_CELLS, FEWEST_WINDOWS, WANTED_WINDOWS = 6, 4, 30  # the last of a first rung
@@ -145,8 +145,8 @@ class Race(Strategy):
         self.rate: dict[str, float] = {}  # by kind: the number of nodes, or of states
         self.course = Course([[] for _ in self.windows])
         self.guess = 0.0  # seconds that a network takes for a window
-        of_all = RACE_SHARE if self.config.contest else 1.0
-        self.until = math.inf if self.config.minutes is None else 60 * self.config.minutes * of_all  # seconds
+        self.of_budget = RACE_SHARE if self.config.contest else 0.95
+        self.until = math.inf  # in the seconds of a budget
 
     def run(self) -> RaceBest:
         """Run all generations, resuming where they were stopped."""
@@ -174,6 +174,7 @@ class Race(Strategy):
         self.windows[0] = budget.planned("windows_of_rates", lambda: self._windows_of_rates(budget, cells))
         for kind in dict.fromkeys(map(kind_of, cells)):
             self.rate[kind] = self._choose_rate(kind, cells)
+        self.until = budget.planned("race_until", lambda: round(budget.spent + self.of_budget * budget.left, 3))
         count, first = budget.planned("race", lambda: self._sizes(budget, len(cells)))
         self.pool = self.pool[:count] + self.pool[self.config.batch :]
         self.windows = [first * 2**rung for rung in range(self.config.rungs)]

@@ -94,6 +94,9 @@ def largest_memory(config: SearchConfig, data: Any, networks: int, processes: in
     return standalone_memory(config_for(cell, config, task_of(config), data), cell, data, networks, processes)
 
 
+_SIZES: dict[object, int] = {}  # hidden sizes found so far, as each takes some models to count
+
+
 def config_for(
     architecture: Architecture, config: SearchConfig, task: Task, data: Any, parameters: int | None = None
 ) -> SearchConfig:
@@ -110,7 +113,10 @@ def config_for(
     shaped = replace(config, nodes=nodes)
     if wanted is None:
         return shaped
-    return replace(shaped, hidden=hidden_for(wanted, shaped, architecture, task, data, isinstance(architecture, str)))
+    key = (wanted, shaped, str(architecture), type(task), task.inputs(data, shaped), task.outputs(data))
+    if key not in _SIZES:
+        _SIZES[key] = hidden_for(wanted, shaped, architecture, task, data, isinstance(architecture, str))
+    return replace(shaped, hidden=_SIZES[key])
 
 
 def session_for(

@@ -88,11 +88,15 @@ def hidden_for(
         WenetError: a model of size 1 already has more.
     """
 
+    fewest, second, third = (
+        parameter_count(replace(config, hidden=size), architecture, task, data) for size in (1, 2, 3)
+    )
+
     def count(size: int) -> int:
-        return parameter_count(replace(config, hidden=size), architecture, task, data)
+        """A polynomial of degree two, as weights are products of two sizes; counting models takes a second."""
+        return fewest + (size - 1) * (second - fewest) + (size - 1) * (size - 2) // 2 * (third - 2 * second + fewest)
 
     sizes = range(1, 2 + round(parameters**0.5))
-    fewest = count(1)
     if fewest > parameters:
         raise WenetError(
             f"--parameters must be at least {fewest:,} for these data and {architecture}, not {parameters:,}"

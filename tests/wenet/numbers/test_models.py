@@ -1,5 +1,7 @@
 """Models of sequences: many at once equal each alone, padding is never read, a step at a time gives the same."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -152,3 +154,25 @@ def test_rivals_are_pytorchs_layers(kind):
         assert torch.allclose(output[:, place], expected, atol=1e-12)
         states = torch.cat(last, -1) if kind == "lstm" else last
         assert torch.allclose(state[place], states[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("space", ["dag", "gated"])
+def test_hidden_sizes_follow_from_parameters(space):
+    """The count at other sizes is the one foreseen from the smallest."""
+    from wenet.searching import resolve_config
+    from wenet.searching.space import draw_pool
+    from wenet.tasks import task_of
+    from wenet.training import hidden_for, parameter_count
+
+    settings = {"device": "cpu", "precision": "fp32", "backend": "cpu", "space": space, "pool": 12, "seed": 3}
+    config = resolve_config("numbers", settings)
+    task = task_of(config)
+    generator = np.random.default_rng(1)
+    data = task.take((generator.normal(size=(60, 4, 2)), generator.integers(2, size=60)))
+    for architecture in (*draw_pool(config)[-4:], "lstm", "rnn"):
+        for wanted in (700, 5000):
+            size = hidden_for(wanted, config, architecture, task, data)
+            found, more = (
+                parameter_count(replace(config, hidden=each), architecture, task, data) for each in (size, size + 1)
+            )
+            assert found <= wanted < more
