@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,8 +27,9 @@ from wenet.searching.audit import welch
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.searching.shapes import Group, by_shape
 from wenet.tasks import task_of
-from wenet.training import LAYERS, Architecture, Plan, train_standalone
+from wenet.training import Architecture, Plan, train_standalone
 
+RIVALS = ("lstm", "gru")
 RATES = (0.01, 0.02, 0.04)
 RATE_SHARE = 3  # rates are tried for one in this many of the windows
 HELD_OUT = 30  # windows of the validation part on which a training is measured
@@ -42,9 +44,10 @@ def main() -> None:
     data = task_of(config).load(config, options.data_dir)
     drawn = random_mixed_programs(options.cells, (1, 2), config.block_counts, options.pool_seed, known=False)
     with session_in(options.out, config, data) as session:
-        groups = by_shape([*LAYERS, *drawn], config, session.task, data)
+        groups = by_shape([*RIVALS, *drawn], config, session.task, data)
         rows = [row for group in groups for row in measured(session, group, options.windows, options.seeds)]
-    found = {"settings": {name: getattr(options, name) for name in KEPT}, "cells": rows}
+    kept = [{**row, "values": [each if math.isfinite(each) else None for each in row["values"]]} for row in rows]
+    found = {"settings": {name: getattr(options, name) for name in KEPT}, "cells": kept}
     options.out.joinpath("gated-cells.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
 
@@ -72,8 +75,8 @@ def measured(session: Session[SearchConfig], group: Group, windows: int, seeds: 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """As Markdown: the layers, the best cell and the median, and what the pool says."""
-    layers = {row["cell"]: row for row in rows if row["cell"] in LAYERS}
-    drawn = sorted((row for row in rows if row["cell"] not in LAYERS), key=_mean)
+    layers = {row["cell"]: row for row in rows if row["cell"] in RIVALS}
+    drawn = sorted((row for row in rows if row["cell"] not in RIVALS), key=_mean)
     best = min(drawn, key=lambda row: statistics.fmean(row["values"][:-1]))
     lines = ["| | bits per character | rate | hidden | cell |", "|---|---|---|---|---|"]
     shown = {"best of the pool": best, "median of the pool": drawn[len(drawn) // 2], **layers}
@@ -87,6 +90,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         shown_to_be = [row for row in better if (welch(row["values"], layer["values"]) or 1.0) < 0.05]
         lines.append(f"better than {name}: {len(better)} of {len(drawn)} by the mean, {len(shown_to_be)} with p < 0.05")
     last = {name: row["values"][-1] for name, row in {"the best": best, **layers}.items()}
+    diverged = sum(not math.isfinite(_mean(row)) for row in drawn)
+    lines.append(f"diverged with some seed: {diverged}; such a cell counts as the worst")
     lines.append("on the last seed: " + ", ".join(f"{name} {value:.3f}" for name, value in last.items()))
     taus = [
         float(stats.kendalltau(*([row["values"][seed] for row in drawn] for seed in pair)).statistic)
