@@ -155,7 +155,7 @@ def test_a_file_from_the_command(tmp_path, capsys):
         (["--task", "classify", "--metric", "rmse"], "unknown --metric 'rmse'"),
         (["--task", "classify", "--loss", "mse"], "--loss mse does not fit --task classify; say ce"),
         (
-            ["--task", "classify", "--strategy", "wenet", "--nodes", "8"],
+            ["--task", "classify", "--strategy", "wenet", "--space", "dag", "--nodes", "8"],
             "--task classify needs --strategy race or random",
         ),
         (["--task", "regress"], "the targets are text such as"),
