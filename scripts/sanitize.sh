@@ -15,6 +15,6 @@ export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrac
 export PYTHONPATH="$build"
 export WENET_EXAMPLES="${WENET_EXAMPLES:-100}"
 # Derivatives of derivatives and compilers run little native code, and take long here.
-pytest --import-mode=append --timeout 1500 -q -k "not (gradgrad or compile or opcheck or second)" \
+pytest -n 2 --import-mode=append --timeout 1500 -q -k "not (gradgrad or compile or opcheck or second)" \
   tests/wenet_kernels/test_{cpu,cpu_bf16,programs_cpu,project,transforms}.py \
   tests/wenet/test_like_torch_rnn.py "$@"

@@ -160,7 +160,7 @@ def test_help_groups_its_flags(capsys):
     groups = dict(re.findall(r"^(\w[^\n]+):\n(.*?)(?=\n\n|\Z)", capsys.readouterr().out, re.MULTILINE | re.DOTALL))
     assert list(groups) == list(Group)
     flags = {heading: re.findall(r"^  (--[a-z-]+|dataset)", text, re.MULTILINE) for heading, text in groups.items()}
-    assert flags[Group.FIRST][:2] == ["dataset", "--preset"]
+    assert flags[Group.FIRST][:3] == ["dataset", "--task", "--preset"]
     assert len(flags[Group.FIRST]) <= 13
     assert flags[Group.MACHINE] == ["--backend", "--device", "--precision"]
     shown = [name for group in flags.values() for name in group]

@@ -43,7 +43,7 @@ class SearchConfig(SeriesConfig):
     )
     pool: int = option(10_000, "networks to search in all", Group.FIRST, metavar="T", at_least=1)
     batch: int = option(100, "new networks a round", Group.FIRST, metavar="B", at_least=1)
-    keep: int = option(20, "networks kept from one round for the next", Group.FIRST, metavar="K", at_least=1)
+    keep: int = option(20, "networks kept from one round for the next", Group.MIXTURE, metavar="K", at_least=1)
     epochs_per_round: float = option(2.0, "passes over the training text a round", Group.FIRST, metavar="F", above=0)
     nodes: str = option("8", "nodes of a cell; a range such as 1-4 with --strategy race", Group.FIRST, metavar="L")
     parameters: int | None = option(
@@ -57,7 +57,7 @@ class SearchConfig(SeriesConfig):
         False, "end with a contest: the winner against LSTM, GRU and other cells at equal parameters", Group.RACE
     )
     runs: int = option(
-        1, "separate searches, their winners ranked by standalone training", Group.FIRST, metavar="R", at_least=1
+        1, "separate searches, their winners ranked by standalone training", Group.MIXTURE, metavar="R", at_least=1
     )
     audit: int = option(
         0,
