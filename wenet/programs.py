@@ -1,4 +1,4 @@
-"""What cells in Python are written with, under `wenet.cell`, and published cells that are programs."""
+"""The operations to write cells with, under `wenet.cell`; published cells as programs."""
 
 from wenet.cells.gated import mutated, random_programs
 from wenet.cells.instances import PROGRAMS, program_of

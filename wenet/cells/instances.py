@@ -93,7 +93,7 @@ PROGRAMS: dict[str, tuple[Program, str]] = {
     "rnn-tanh": (RNN_TANH, "Elman 1990; torch.nn.RNN"),
     "rnn-relu": (RNN_RELU, "Le et al. 2015; torch.nn.RNN(nonlinearity='relu')"),
     "lstm": (LSTM, "Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000; torch.nn.LSTM"),
-    "gru": (GRU, "Cho et al. 2014, reset behind the product; torch.nn.GRU"),
+    "gru": (GRU, "Cho et al. 2014, reset after the product; torch.nn.GRU"),
     "mgu": (MGU, "Zhou et al. 2016"),
     "nas": (NAS, "Zoph and Le 2017"),
     "indrnn": (INDRNN, "Li et al. 2018"),

@@ -1,4 +1,4 @@
-"""A cell that is a program as a layer."""
+"""A recurrent layer of any cell that is a program."""
 
 from __future__ import annotations
 
@@ -18,33 +18,32 @@ from wenet_kernels import Program, ProgramBatch, WenetError, cell_rnn, project
 
 
 class CellRNN(StackedCells):
-    """Any recurrent cell over a sequence, called as `torch.nn.GRU` is, or where it carries several states as
-    `torch.nn.LSTM`.
+    """A recurrent layer of any cell, used like `torch.nn.GRU`, or `torch.nn.LSTM` if there are several states.
 
     Args:
         input_size: features of the input, I.
         hidden_size: features of every state and of the output, H.
-        cell: a function under `wenet.cell`, or what `wenet.programs.load_program` takes, such as "lstm"; the same in
-            every layer.
-        num_layers: layers above one another, each reading the output of the one below.
-        bias: whether products that `linear` stands for have one.
+        cell: a function decorated with `wenet.cell`, or any argument of `wenet.programs.load_program`, such as "lstm";
+            all layers have the same cell.
+        num_layers: number of stacked layers, each reading the output of the one below.
+        bias: whether the products of `linear` have a bias.
         batch_first: input and output are `[M, T, features]` instead of `[T, M, features]`; states stay as they are.
-        dropout: probability of dropout on the output of every layer but the last, drawn anew for each step.
-        bidirectional: runs a second network of the same cell over the sequence from its end. D below is 2 with it,
+        dropout: probability of dropout on the output of every layer but the last, drawn for each step.
+        bidirectional: also runs a second network of the same cell over the reversed sequence. Then D below is 2,
             else 1.
         device, dtype: of the parameters.
-        dropout_x, dropout_h: probability of variational dropout on what products read, the input and all else; one draw
-            per call, shared over time and over directions.
+        dropout_x, dropout_h: probability of variational dropout on the input and on the other values that products
+            read; one draw per call, shared over time and directions.
         backend: "auto", "reference" or "cpu".
 
-    Parameters, each in the order in which it stands in the cell: weight_input `[X, I, H]` of products that read the
-    input, weight_hidden `[P, H, H]` of those that read a state or another value, biases `[B, H]`, vectors `[V, H]`
-    and scalars `[C]`; of what a cell does not have there is none. Those of a layer k = 1, 2 ... above the first end in
-    `_lk`, and its weight_input is `[X, D * H, H]`; those of the other direction end in `_reverse`. A state dict also
-    says of which cell its weights are, and is refused by a layer of another.
+    Parameters, in the order of the cell's instructions: weight_input `[X, I, H]` of products that read the input,
+    weight_hidden `[P, H, H]` of products that read a state or another value, biases `[B, H]`, vectors `[V, H]` and
+    scalars `[C]`. A cell without one of these has no such parameter. Names in layer k = 1, 2 ... above the first end in
+    `_lk`, and its weight_input is `[X, D * H, H]`; names of the reverse direction end in `_reverse`. A state dict names
+    its cell, and a layer of another cell refuses it.
 
     Raises:
-        WenetError: a size or number of layers below 1, a probability outside 0..1, or a cell that there is not.
+        WenetError: a size or number of layers below 1, a probability outside 0..1, or an unknown cell.
 
     Examples:
         >>> import torch, wenet
@@ -90,7 +89,7 @@ class CellRNN(StackedCells):
 
     @classmethod
     def from_torch(cls, module: nn.RNNBase) -> CellRNN:
-        """A layer that does what a `torch.nn.RNN`, `LSTM` or `GRU` does, with copies of its weights.
+        """Convert a `torch.nn.RNN`, `LSTM` or `GRU`, with copies of its weights.
 
         Raises:
             WenetError: another module, or one with `proj_size`.
@@ -104,7 +103,7 @@ class CellRNN(StackedCells):
         """
         cell = _OF_TORCH.get(getattr(module, "mode", ""))
         if cell is None or module.proj_size:
-            raise WenetError("only a torch.nn.RNN, LSTM or GRU without proj_size can be taken over")
+            raise WenetError("only a torch.nn.RNN, LSTM or GRU without proj_size can be converted")
         own = next(module.parameters())
         layer = cls(
             *(module.input_size, module.hidden_size, cell, module.num_layers, module.bias, module.batch_first),
@@ -117,7 +116,7 @@ class CellRNN(StackedCells):
         return layer.train(module.training)
 
     def _take_over(self, module: nn.RNNBase, layer: int, direction: int) -> None:
-        """The weights of a layer in one direction, whose gates PyTorch has beneath each other: `[gates * H, I]`."""
+        """Copy the weights of one layer and direction; PyTorch stacks the gates: `[gates * H, I]`."""
         suffix = f"_l{layer}" + ("_reverse" if direction else "")
         for ours, theirs in (("weight_input", "weight_ih"), ("weight_hidden", "weight_hh")):
             weight = getattr(module, theirs + suffix).unflatten(0, (-1, self.hidden_size))
@@ -135,7 +134,7 @@ class CellRNN(StackedCells):
         return parameter_shapes(self.program, self._inputs(layer), self.hidden_size)
 
     def reset_parameters(self, bound: float | None = None) -> None:
-        """U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.GRU`; what the cell says of vectors and scalars."""
+        """Draw from U(-bound, bound), by default 1 / sqrt(H) as in `torch.nn.GRU`, all but constants of the cell."""
         super().reset_parameters(bound)
         for layer in range(self.num_layers):
             for direction in range(self.directions):
@@ -146,15 +145,14 @@ class CellRNN(StackedCells):
         """Run over a sequence.
 
         Args:
-            x: `[T, M, I]`, with `batch_first` `[M, T, I]`, `[T, I]` for a single sequence, or a packed sequence. The
-                latter is run with its padding; what is there reaches neither output nor states nor gradients. M may
-                be 0, T may not.
-            h0: `[num_layers * D, M, H]`, or `[num_layers * D, H]` for a single sequence; a tuple of such where the cell
-                carries several states. Zeros by default. Of a layer in two directions the forward one comes first.
+            x: `[T, M, I]`, with `batch_first` `[M, T, I]`, `[T, I]` for a single sequence, or a packed sequence, whose
+                padding reaches neither output nor states nor gradients. M may be 0, but not T.
+            h0: `[num_layers * D, M, H]`, or `[num_layers * D, H]` for a single sequence; a tuple of these if the cell
+                carries several states. Zeros by default. The forward direction comes first.
 
         Returns:
-            output, as `x` but with D * H features, of the last layer: those of the forward direction come first. And
-            the last states of every layer and direction, as `h0`; of the reverse one those at the first step.
+            The output of the last layer, shaped like `x` but with D * H features, the forward direction first. And the
+            last states of every layer and direction, shaped like `h0`; of the reverse direction, at the first step.
 
         Raises:
             WenetError: shapes that disagree, no time steps, or NaN in the input.
@@ -169,12 +167,12 @@ class CellRNN(StackedCells):
         pre = pre.unflatten(1, (self.directions, -1)).transpose(2, 3)  # [T, D, M, X, H]
         pre = reverse_second(pre, lengths).transpose(2, 3)
         output, carried = self._recur(layer, pre, torch.stack(states), mask_h)
-        # Where the output is h it is not turned around twice.
+        # If the output is h, do not reverse it twice.
         turned = [reverse_second(each, lengths) for each in (output, *carried[self.cells.puts_out_h :])]
         return turned[0], turned if self.cells.puts_out_h else turned[1:]
 
     def _project(self, layer: int, x: Tensor) -> Tensor:
-        """The input through the weights of every direction, `[T, D * X, M, H]`."""
+        """The input projected for every direction, `[T, D * X, M, H]`."""
         weight = self._of_directions("weight_input", layer).flatten(0, 1)
         if torch.compiler.is_exporting():
             return torch.stack([x @ each for each in weight], 1)
@@ -183,7 +181,7 @@ class CellRNN(StackedCells):
     def _recur(
         self, layer: int, pre: Tensor, states: Tensor, mask_h: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The output of both directions, `[T, D, M, H]`, as networks of one call, and all states behind every step.
+        """Run both directions as networks of one call: the output `[T, D, M, H]`, and all states after every step.
 
         Args:
             pre: `[T, D, X, M, H]`.
@@ -215,7 +213,7 @@ class CellRNN(StackedCells):
         return like.new_empty(self.directions, 0, self.hidden_size, self.hidden_size)
 
     def _vectors(self, layer: int, like: Tensor) -> Tensor:
-        """Biases, vectors and scalars in the order in which they stand in the cell, `[D, V, H]`."""
+        """Biases, vectors and scalars in the order of the cell's instructions, `[D, V, H]`."""
         parameters = {name: self._of_directions(name, layer) for name in self._shapes(layer) if name in KINDS}
         first = like.new_empty(self.directions, 0)
         return vectors_in_order(self.program, parameters, first, self.hidden_size)

@@ -122,9 +122,8 @@ class Task(Protocol):
 
     def windows(self, streams: Any, steps: int) -> int: ...  # in one pass over all of the streams
 
-    def batch(self, streams: Any, number: int, steps: int) -> tuple[Tensor, Tensor]: ...  # inputs and targets of a
-
-    # window, by its number through all passes
+    # Inputs and targets of a window, by its number through all passes.
+    def batch(self, streams: Any, number: int, steps: int) -> tuple[Tensor, Tensor]: ...
 
     def carries_on(self, streams: Any, number: int, steps: int) -> bool: ...  # whether it continues the one before
 
