@@ -288,5 +288,5 @@ def test_an_empty_data_batch_has_an_empty_output():
 
 def test_a_backend_that_runs_no_programs_says_so():
     case = program_case(drawn(1), steps=2, rows=2, hidden=3)
-    with pytest.raises(WenetError, match="backend 'triton' cannot run: it runs no cells that are programs yet"):
+    with pytest.raises(WenetError, match="backend 'triton' cannot run: it does not run programs yet"):
         case.run("triton")
