@@ -169,7 +169,11 @@ def joined() -> Iterator[Ranks]:
     with ranks._naming_lost_ranks():
         dist.init_process_group(timeout=TIMEOUT)  # gloo for CPU tensors, NCCL for GPU tensors
     yield ranks
-    dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that are gone
+    # All ranks leave together: one that left while the first wrote the report sometimes aborted in gloo's threads.
+    # After an error they do not meet, because NCCL would wait for ranks that are gone.
+    with ranks._naming_lost_ranks():
+        dist.barrier()
+    dist.destroy_process_group()
 
 
 def check_own_device(ranks: Ranks, device: torch.device) -> None:
