@@ -15,12 +15,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
-from bench.sessions import session_in
+from bench.sessions import pool_parser, session_in
 from wenet.cells.gated import random_mixed_programs
 from wenet.run import Session, resolve_machine
 from wenet.searching.audit import welch
@@ -114,18 +113,12 @@ def _written(row: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", nargs="?", default="sotu", help="as in wenet-search (default: %(default)s)")
+    parser = pool_parser(__doc__, "sotu", 64, 240)
     parser.add_argument("--level", default="characters", help="default: %(default)s")
-    parser.add_argument("--cells", type=int, default=64, metavar="N", help="default: %(default)s")
     parser.add_argument("--blocks", default="2-6", metavar="B", help="default: %(default)s")
     parser.add_argument("--parameters", type=int, default=10_000, metavar="N", help="default: %(default)s")
     parser.add_argument("--data-batch", type=int, default=16, metavar="M", help="default: %(default)s")
-    parser.add_argument("--windows", type=int, default=240, metavar="N", help="of a training (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="default: %(default)s")
-    parser.add_argument("--pool-seed", type=int, default=1, metavar="N", help="default: %(default)s")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the trainings")
     return parser
 
 

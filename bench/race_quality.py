@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from bench.sessions import session_in
+from bench.sessions import pool_parser, session_in
 from wenet.cells import random_genotypes
 from wenet.run import Session, resolve_machine
 from wenet.searching.audit import correlation, summary
@@ -108,17 +107,11 @@ def written(tau: dict[str, float | None]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", nargs="?", default="ptb", help="as in wenet-search (default: %(default)s)")
+    parser = pool_parser(__doc__, "ptb", 24, 480)
     parser.add_argument("--level", default="characters", help="default: %(default)s")
     parser.add_argument("--max-vocabulary", type=int, metavar="N")
-    parser.add_argument("--cells", type=int, default=24, metavar="N", help="default: %(default)s")
     parser.add_argument("--nodes", type=int, default=3, metavar="L", help="default: %(default)s")
     parser.add_argument("--parameters", type=int, default=20_000, metavar="N", help="default: %(default)s")
-    parser.add_argument("--windows", type=int, default=480, metavar="N", help="of a training (default: %(default)s)")
-    parser.add_argument("--pool-seed", type=int, default=1, metavar="N", help="default: %(default)s")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the trainings")
     return parser
 
 

@@ -12,13 +12,12 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.race_quality import tau_of, written
-from bench.sessions import session_in
+from bench.sessions import pool_parser, session_in
 from wenet.cells import Genotype, random_genotypes
 from wenet.run import Session, resolve_machine
 from wenet.searching.settings import SearchConfig, resolve_config
@@ -76,14 +75,8 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", nargs="?", default="ptb", help="as in wenet-search (default: %(default)s)")
+    parser = pool_parser(__doc__, "ptb", 24, 300)
     parser.add_argument("--sampled", type=int, nargs="+", default=[500, 2000], metavar="N", help="default: %(default)s")
-    parser.add_argument("--cells", type=int, default=24, metavar="N", help="default: %(default)s")
-    parser.add_argument("--windows", type=int, default=300, metavar="N", help="of a training (default: %(default)s)")
-    parser.add_argument("--pool-seed", type=int, default=1, metavar="N", help="default: %(default)s")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the trainings")
     return parser
 
 
