@@ -4,7 +4,7 @@ import re
 
 import wenet
 
-from ..numbers.test_searches import SHORT, sums
+from ..series.test_searches import SHORT, sums
 
 
 def test_it_speaks_of_numbers(tmp_path):
