@@ -122,23 +122,52 @@ def test_batch_statistics():
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.fixture
+def poison(monkeypatch):
+    """Fill new memory with NaN from now on."""
+
+    def start():
+        real = torch.empty
+
+        def poisoned(*sizes, **options):
+            result = real(*sizes, **options)
+            return result.fill_(float("nan")) if result.is_floating_point() else result
+
+        monkeypatch.setattr(torch, "empty", poisoned)
+        pool().lanes.clear()
+
+    return start
+
+
 @pytest.mark.parametrize("schedule", MULTIPROCESSORS)
-def test_repeats_bitwise_and_writes_every_element(schedule, cut, monkeypatch):
+def test_repeats_bitwise_and_writes_every_element(schedule, cut, poison):
     """Memory comes uninitialised: filled with NaN, none may be left in a result."""
     cut(schedule)
     operands = make_case((2, 3, 5, 7, 3, "highway", "weighted", "batch", True), dtype=torch.float32)
     once = results(operands, "triton")
-    real = torch.empty
-
-    def poisoned(*sizes, **options):
-        result = real(*sizes, **options)
-        return result.fill_(float("nan")) if result.is_floating_point() else result
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-    pool().lanes.clear()
+    poison()
     twice = results(operands, "triton")
     for a, b in zip(once, twice, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("form", ["highway", "plain"])
+@pytest.mark.parametrize("schedule", MULTIPROCESSORS)
+def test_ends_of_rows_are_zero(schedule, form, cut, poison):
+    """Rows of 7 elements take 8. Products read the last one, and an activation such as sigmoid leaves 0.5 there."""
+    cut(schedule)
+    poison()
+    operands = make_case((3, 3, 5, 7, 4, form, "weighted", "running", True), dtype=torch.float32)
+    results(operands, "triton")
+    ((lane,),) = pool().lanes.values()
+    buffers = {name: value for name, value in vars(lane.workspace).items() if isinstance(value, torch.Tensor)}
+    states = lane.workspace.kept[:, : lane.workspace.shape.states_size].unflatten(1, (-1, 8))
+    ends = {"states": states[..., 7:], "factors": lane.workspace.factors[..., 7:]}
+    ends |= {name: value[..., 7:] for name, value in buffers.items() if value.shape[-1] == 8}
+    ends |= {name: value.unflatten(-1, (2, 8))[..., 7:] for name, value in buffers.items() if value.shape[-1] == 16}
+    unused = {name for name, value in ends.items() if buffers.get(name, value).isnan().all()}
+    assert unused <= {"products"}
+    assert {name for name in ends.keys() - unused if ends[name].count_nonzero()} == set()
 
 
 def test_saturated_activations_stay_finite():
