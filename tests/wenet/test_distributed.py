@@ -101,7 +101,7 @@ def test_two_ranks_search_as_one_process(text, tmp_path, searched):
     run = tmp_path / "run"
     output = succeeds(command(2, "wenet-search", text, *flags(SEARCH), "--out", run))
     assert output.count("round 2/2 done") == 1
-    assert "ranks     2, which divide the networks of a round, at most 7" in output
+    assert "ranks     2, which divide the networks of a round: " in output
     assert_close(results(run), results(searched))
     found, expected = (load_file(sorted((path / "checkpoint").iterdir())[-1]) for path in (run, searched))
     assert list(found) == list(expected)
@@ -220,6 +220,34 @@ def test_two_ranks_divide_runs_and_standalone_trainings(text, tmp_path):
     succeeds(command(2, "wenet-search", text, *flags(audit), "--out", tmp_path / "audited-by-two"))
     found, expected = (without_costs(tmp_path / run / "audit.json") for run in ("audited-by-two", "audited"))
     assert_close(found, expected)
+
+
+RACE = {
+    "preset": "race", "pool": 6, "batch": 6, "rungs": 2, "parameters": 700, "epochs_per_round": 0.3, "data_batch": 4,
+    "eval_batch": 2, "bptt": 6, "contest_epochs": 0.3, "contest_seeds": 2, "rates": "0.01,0.02", "precision": "fp64",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("space", [{"nodes": "1-2"}, {"space": "gated", "blocks": "2-3", "known": False}])
+def test_two_ranks_race_as_one_process(text, tmp_path, space):
+    """Networks go on from where any rank left them; race, contest and the trained model are the same."""
+    settings = {**RACE, **space}
+    search(str(text), out=tmp_path / "one", **settings)
+    given = dict(settings)
+    known = ["--no-known"] if given.pop("known", None) is False else []
+    output = succeeds(command(2, "wenet-search", text, *flags(given), *known, "--out", tmp_path / "two"))
+    assert "ranks     2, which divide the networks of a rung: " in output and "contest   test" in output
+    for name in ("best.json", "contest.json"):
+        found, expected = (without_costs(tmp_path / ranks / name) for ranks in ("two", "one"))
+        assert_close(without_times(found), without_times(expected), rel=1e-7)
+    found, expected = (load_file(tmp_path / ranks / "winner.safetensors") for ranks in ("two", "one"))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    assert any(tensor.abs().sum() > 0 for tensor in expected.values())
+
+
+def without_times(result):
+    rows = result.get("contestants", [])
+    return {**result, "contestants": [{k: v for k, v in row.items() if k != "microseconds"} for row in rows]}
 
 
 def without_costs(path):

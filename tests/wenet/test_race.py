@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import shutil
 import signal
 
@@ -141,7 +142,9 @@ def test_cells_of_all_sizes_are_ranked_and_audited(raced, tmp_path, capsys):
     found = json.loads((tmp_path / "ranking" / "ranking.json").read_text())["cells"]
     assert {cell["name"] for cell in found} == {str(raced), "relu0 tanh1 relu1 tanh2", "gru"}
     copy = shutil.copytree(raced, tmp_path / "copy")
+    capsys.readouterr()
     assert search_main(["--resume", str(copy), "--audit", "6", "--quiet"]) == 0
+    assert re.search(r"cost      \d+ \w+ \(search \d.*, audit \d.*, contest \d.*\), peak", capsys.readouterr().out)
     audit = json.loads((copy / "audit.json").read_text())
     assert {len(cell["genotype"].split()) for cell in audit["networks"]} == {1, 2}
 

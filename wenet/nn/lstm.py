@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from wenet.nn.checks import check_count, check_probability
 from wenet.nn.dropout import locked_dropout
+from wenet.nn.weighted import draw_networks
 from wenet_kernels import WenetError, check_choice
 
 # The gates of PyTorch's layers, and the states they carry.
@@ -98,6 +99,7 @@ class StandaloneRNN(nn.Module):
         count: of networks, n.
         dropout_x: on the input, one draw per call, shared over time and networks.
         dropout_h: on the weights between hidden states, one draw per call, shared over networks.
+        among: `(total, slice)`: initialise as if all `total` networks had been drawn, so ranks agree.
 
     Parameters: weight_input `[n, G, I]`, weight_hidden `[n, G, H]`; bias_input, bias_hidden `[n, G]`, G gates times H.
     The state is `[n, M, S]`: h, and of an LSTM c beside it.
@@ -106,7 +108,7 @@ class StandaloneRNN(nn.Module):
         WenetError: an unknown kind, a size or count below 1, a probability outside 0..1.
     """
 
-    coupling, among = "independent", None
+    coupling = "independent"
 
     def __init__(
         self,
@@ -116,6 +118,7 @@ class StandaloneRNN(nn.Module):
         count: int = 1,
         dropout_x: float = 0.0,
         dropout_h: float = 0.0,
+        among: tuple[int, slice] | None = None,
     ) -> None:
         super().__init__()
         check_choice("kind", kind, LAYERS)
@@ -125,7 +128,7 @@ class StandaloneRNN(nn.Module):
         check_probability("dropout_x", dropout_x)
         check_probability("dropout_h", dropout_h)
         self.kind, self.input_size, self.hidden_size, self.count = kind, input_size, hidden_size, count
-        self.dropout_x, self.dropout_h = dropout_x, dropout_h
+        self.dropout_x, self.dropout_h, self.among = dropout_x, dropout_h, among
         gates, self.states = LAYERS[kind]
         rows = gates * hidden_size
         self.weight_input = nn.Parameter(torch.empty(count, rows, input_size))
@@ -136,7 +139,7 @@ class StandaloneRNN(nn.Module):
     def reset_parameters(self, bound: float | None = None) -> None:
         """As `torch.nn` does, whatever the bound of the embedding around it."""
         for parameter in self.parameters():
-            nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
+            draw_networks(parameter, self.hidden_size**-0.5, self.among)
 
     def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over a sequence.

@@ -62,8 +62,11 @@ class RunFolder:
         return run
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: Path, wait: float = 0) -> RunFolder:
         """Open a run that was stopped.
+
+        Args:
+            wait: seconds to wait for a process that holds the folder, such as another rank that reads it.
 
         Raises:
             WenetError: the folder holds no run, is in use, or its settings cannot be read.
@@ -72,7 +75,7 @@ class RunFolder:
             raise WenetError(f"no run folder {path}")
         if not (path / "config.json").exists():
             raise WenetError(f"{path} has no config.json, so no run was started there; start one with --out {path}")
-        lock = _lock(path)
+        lock = _lock(path, wait)
         try:
             config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -241,10 +244,10 @@ def _reporting_full_disk(path: Path, tidy: Callable[[], object] = lambda: None) 
         raise WenetError(f"cannot write {path}: {reason}; make room, then go on with --resume") from None
 
 
-def _lock(path: Path) -> FileLock:
+def _lock(path: Path, wait: float = 0) -> FileLock:
     lock = FileLock(path / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
         raise WenetError(f"{path} is in use by another process; wait for it or name another --out") from None
     except OSError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wenet.cells import Cell, read_cell
-from wenet.run import Session, counted, duration, share
+from wenet.run import Session, counted, share
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import train_cells
 from wenet.searching.strategy import RECORDS, Record, Strategy, strategy_of
@@ -233,8 +233,7 @@ def describe_audit(audit: dict[str, Any], metric: Metric) -> list[str]:
     again, places = audit["seniority"]["kept_again"], metric.places
     compared = "" if p is None else f"; one-sided test that the kept are better: p = {p:.3f}"
     lines = [
-        f"audit     {counted(audit['cells'], 'cell')} trained standalone for {counted(audit['epochs'], 'epoch')}, "
-        f"{duration(audit['seconds'])} more",
+        f"audit     {counted(audit['cells'], 'cell')} trained standalone for {counted(audit['epochs'], 'epoch')}",
         f"          agreement of score and {metric.name}, 1 in full and 0 by chance: "
         f"Kendall's tau {correlation_in_words(audit['kendall'], audit['confidence'])}, "
         f"Spearman's rho {correlation_in_words(audit['spearman'], audit['confidence'])}",

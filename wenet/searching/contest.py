@@ -18,7 +18,7 @@ from torch import Tensor
 from wenet.cells import Cell, load_genotype
 from wenet.files import written_whole
 from wenet.nn import split_row
-from wenet.run import DTYPES, RunFolder, Session, counted, duration, figure
+from wenet.run import DTYPES, RunFolder, Session, counted, figure
 from wenet.run.budget import Budget
 from wenet.run.folder import write_tensors
 from wenet.searching.audit import final_ranking, welch
@@ -29,11 +29,13 @@ from wenet.searching.strategy import RECORDS, strategy_of
 from wenet.tasks import Metric, Task
 from wenet.training import (
     LAYERS,
+    READING,
     Architecture,
     Plan,
     StandaloneResult,
     build_cell,
     build_standalone,
+    networks_left,
     parameter_count,
     seconds_per_network,
     train_standalone,
@@ -87,29 +89,48 @@ def hold_contest(session: Session[SearchConfig]) -> dict[str, Any]:
         f"contest: {counted(len(contestants), 'contestant')}, {counted(config.contest_seeds, 'training')} each, "
         f"{counted(windows, 'window')}"
     )
-    results: list[StandaloneResult] = []
-    found: list[dict[str, Any]] = []
-    for group, (rates, trial) in zip(groups, trials, strict=True):
-        path, training = _train_group(session, group, [rates[entrant.name] for entrant in group], windows)
-        results += [trial, training]
-        found += [
-            _measured(session, entrant, rates[entrant.name], training, place) for place, entrant in enumerate(group)
-        ]
-        if any(entrant.name == WINNER for entrant in group):
-            _save_winner(session, group, path, training)
-    order = sorted(found, key=lambda row: math.inf if row["mean"] is None else task.metric.order(row["mean"]))
-    winner = next(row for row in found if row["name"] == WINNER)
-    result = {
-        "windows": windows,
-        "seeds": config.contest_seeds,
-        "rates": config.rate_grid,
-        "parameters": parameter_count(contestants[0].config, contestants[0].architecture, task, data),
-        "network_windows": sum(each.network_windows for each in results),
-        "seconds": round(sum(each.seconds for each in results), 3),
-        "contestants": [{**row, "p": None if row is winner else welch(winner["test"], row["test"])} for row in order],
-    }
+    trainings = [
+        _train_group(session, group, [rates[entrant.name] for entrant in group], windows)
+        for group, (rates, _) in zip(groups, trials, strict=True)
+    ]
+    result: dict[str, Any] = session.ranks.on_first(
+        lambda: {
+            "windows": windows,
+            "seeds": config.contest_seeds,
+            "rates": config.rate_grid,
+            "parameters": parameter_count(contestants[0].config, contestants[0].architecture, task, data),
+            **_cost([trial for _, trial in trials] + trainings),
+            "contestants": _table(session, groups, [rates for rates, _ in trials], trainings),
+        }
+    )
     session.folder.write_json(RESULT, result)
     return result
+
+
+def _cost(results: Sequence[StandaloneResult]) -> dict[str, Any]:
+    return {
+        "network_windows": sum(each.network_windows for each in results),
+        "seconds": round(sum(each.seconds for each in results), 3),
+    }
+
+
+def _table(
+    session: Session[SearchConfig],
+    groups: Sequence[Sequence[Contestant]],
+    rates: Sequence[Mapping[str, float]],
+    trainings: Sequence[StandaloneResult],
+) -> list[dict[str, Any]]:
+    """A row for each contestant, the best first; the winner's model is saved on the way."""
+    found = []
+    for group, chosen, training in zip(groups, rates, trainings, strict=True):
+        for place, entrant in enumerate(group):
+            found.append(_measured(session, entrant, chosen[entrant.name], training, place))
+            if entrant.name == WINNER:
+                _save_winner(session, group, place, training)
+    metric = session.task.metric
+    order = sorted(found, key=lambda row: math.inf if row["mean"] is None else metric.order(row["mean"]))
+    winner = next(row for row in found if row["name"] == WINNER)
+    return [{**row, "p": None if row is winner else welch(winner["test"], row["test"])} for row in order]
 
 
 def _contestants(session: Session[SearchConfig]) -> list[Contestant]:
@@ -189,7 +210,7 @@ def _choose_rates(
 
 def _train_group(
     session: Session[SearchConfig], group: Sequence[Contestant], rates: Sequence[float], windows: int
-) -> tuple[Path, StandaloneResult]:
+) -> StandaloneResult:
     """Run all trainings of all contestants in a group, at once."""
     seeds = session.config.contest_seeds
     plan = Plan(
@@ -203,7 +224,7 @@ def _train_group(
         checks=_checks(session),
     )
     own, path = _place(session, group, "training")
-    return path, train_standalone(own, path, plan, f"contest, {_names(group)}")
+    return train_standalone(own, path, plan, f"contest, {_names(group)}")
 
 
 def _checks(session: Session[SearchConfig]) -> int:
@@ -261,28 +282,30 @@ def _microseconds_per_step(session: Session[SearchConfig], entrant: Contestant) 
 
 
 def _save_winner(
-    session: Session[SearchConfig], group: Sequence[Contestant], path: Path, training: StandaloneResult
+    session: Session[SearchConfig], group: Sequence[Contestant], place: int, training: StandaloneResult
 ) -> None:
-    """Keep the winner's model with the best validation metric; delete the weights of all others."""
+    """Keep the winner's model with the best validation metric; delete the weights of all others in its group."""
     if (session.folder.path / MODEL).exists():
         return
-    place = next(number for number, entrant in enumerate(group) if entrant.name == WINNER)
     seeds, metric = session.config.contest_seeds, session.task.metric
     own = range(place * seeds, (place + 1) * seeds)
     best = min(own, key=lambda number: training.outcomes[number].order(metric))
-    with closing(RunFolder.open(path)) as run:
+    left = networks_left(*_place(session, group, "training"), len(training.outcomes))
+    with closing(RunFolder.open(left[best].folder, READING)) as run:
         checkpoint = run.load_checkpoint()
         assert checkpoint is not None
-        tensors = {
-            name.removeprefix("model."): tensor[best]
-            for name, tensor in checkpoint[1].items()
-            if name.startswith("model.") and not name.endswith("_extra_state")
-        }
-        if ROW in tensors:
-            tensors |= _split(tensors.pop(ROW), session, group[place])
-        with written_whole(session.folder.path / MODEL) as partial:
-            write_tensors(partial, tensors, {"genotype": str(group[place].architecture)})
-        run.remove_checkpoints()
+    tensors = {
+        name.removeprefix("model."): tensor[left[best].place]
+        for name, tensor in checkpoint[1].items()
+        if name.startswith("model.") and not name.endswith("_extra_state")
+    }
+    if ROW in tensors:
+        tensors |= _split(tensors.pop(ROW), session, group[place])
+    with written_whole(session.folder.path / MODEL) as partial:
+        write_tensors(partial, tensors, {"genotype": str(group[place].architecture)})
+    for folder in {origin.folder for origin in left}:
+        with closing(RunFolder.open(folder, READING)) as run:
+            run.remove_checkpoints()
 
 
 def _split(row: Tensor, session: Session[SearchConfig], entrant: Contestant) -> dict[str, Tensor]:
@@ -321,7 +344,7 @@ def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
     seeds, places = result["seeds"], metric.final_places
     lines = [
         f"contest   test {metric.name} of {counted(seeds, 'training')} each, {result['parameters']:,} parameters, "
-        f"{counted(result['windows'], 'window')}; {duration(result['seconds'])} of the cost:"
+        f"{counted(result['windows'], 'window')}:"
     ]
     for row in result["contestants"]:
         spread = "" if row["sd"] is None else f" ± {row['sd']:.{places}f}"

@@ -26,6 +26,7 @@ from wenet.training import (
     Plan,
     StandaloneResult,
     kind_of,
+    networks_left,
     seconds_per_network,
     train_standalone,
     training_windows,
@@ -254,14 +255,14 @@ class Race(Strategy):
                 held_out=self._held_out_windows(rung),
             )
             result = self._train(group, path, plan, self._label(generation, rung))
+            left = networks_left(self.session, path, len(plan.architectures))
             losses = torch.tensor(result.held_out, dtype=torch.float64)  # [windows, n]
             for place, runner in enumerate(runners):
                 own = slice(place * copies, (place + 1) * copies)
                 diverged = any(outcome.diverged_at is not None for outcome in result.outcomes[own])
                 held_out = [math.inf] * len(losses) if diverged else losses[:, own].mean(1).tolist()
-                networks = [Origin(path, number) for number in range(own.start, own.stop)]
                 value = math.fsum(outcome.value for outcome in result.outcomes[own]) / copies
-                found.append(replace(runner, networks=networks, held_out=held_out, value=value))
+                found.append(replace(runner, networks=left[own], held_out=held_out, value=value))
         return sorted(found, key=lambda runner: runner.loss)
 
     def _train(self, group: Group, path: Path, plan: Plan, label: str) -> StandaloneResult:
@@ -370,8 +371,6 @@ class Race(Strategy):
 
     @classmethod
     def check(cls, config: SearchConfig, processes: int = 1) -> None:
-        if processes > 1:
-            raise WenetError("--strategy race works in one process; leave out torchrun, or name another strategy")
         if config.initial_cells is not None:
             raise WenetError("--initial-cells is for --strategy wenet; a race draws its cells at random")
 

@@ -122,8 +122,8 @@ class SearchWork(Work[SearchConfig]):
     def check_ranks(self, config: SearchConfig, ranks: Ranks) -> None:
         super().check_ranks(config, ranks)
         strategy_of(config).check(config, ranks.count)
-        if config.contest and not ranks.alone:
-            raise WenetError("a contest works in one process; leave out torchrun, or say --no-contest")
+        if config.minutes is not None and not ranks.alone:
+            raise WenetError("--minutes plans for one process; leave out torchrun, or --minutes")
 
     def memory(self, config: SearchConfig, cell: Cell | None, data: Any, ranks: Ranks) -> int:
         return estimate_search_memory(config, data, ranks.count)
@@ -141,9 +141,7 @@ class SearchWork(Work[SearchConfig]):
         """Print the estimated cost of each preset."""
         config, say, ranks = session.config, session.console.say, session.ranks
         if not ranks.alone:
-            divided = (
-                f"{config.runs} runs" if config.runs > 1 else f"the networks of a round, at most {config.networks}"
-            )
+            divided = f"{config.runs} runs" if config.runs > 1 else f"the networks of a {strategy_of(config).stage}"
             memory = size(self.memory(config, None, session.data, ranks))
             say(f"ranks     {ranks.count}, which divide {divided}: about {memory} each")
             return  # the time depends on the connection between them
@@ -204,7 +202,7 @@ def describe_search(result: SearchOutcome) -> str:
             draw_cell(result.genotype),
             "",
             f"cell      {result.genotype}",
-            f"cost      {duration(best.seconds)}, peak memory {size(best.peak_memory_bytes)}",
+            f"cost      {_cost(result)}, peak memory {size(best.peak_memory_bytes)}",
             *best.lines(result.metric),
             *_how_good_the_ranking_is(result),
             *(describe_contest(result.contest, result.metric) if result.contest else []),
@@ -213,6 +211,14 @@ def describe_search(result: SearchOutcome) -> str:
             "next      " + _with_time(result.next_steps.train, result.next_steps.train_seconds),
         ]
     )
+
+
+def _cost(result: SearchOutcome) -> str:
+    """The time of the whole, and of its parts where it has several."""
+    seconds = {"search": result.best.seconds}
+    seconds |= {name: part["seconds"] for name, part in (("audit", result.audit), ("contest", result.contest)) if part}
+    parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
+    return duration(sum(seconds.values())) + (f" ({parts})" if len(seconds) > 1 else "")
 
 
 def _how_far(best: Best) -> list[str]:

@@ -14,7 +14,16 @@ from wenet.training.held_out import SETTINGS, evaluate
 from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes, standalone_memory
 from wenet.training.nt_asgd import build_cell, trained_model
 from wenet.training.settings import LSTMS, SOFTMAXES, TRAIN_PRESETS, TrainConfig, resolve_train_config
-from wenet.training.standalone import Origin, Outcome, Plan, StandaloneResult, train_standalone, training_windows
+from wenet.training.standalone import (
+    READING,
+    Origin,
+    Outcome,
+    Plan,
+    StandaloneResult,
+    networks_left,
+    train_standalone,
+    training_windows,
+)
 from wenet.training.trainer import ModelTrainer, Progress, restore_random, restore_training
 from wenet.training.work import TRAIN, TrainOutcome, run_training
 
@@ -22,6 +31,7 @@ __all__ = [
     "INTERPRETER",
     "LAYERS",
     "LSTMS",
+    "READING",
     "SETTINGS",
     "SOFTMAXES",
     "TRAIN",
@@ -46,6 +56,7 @@ __all__ = [
     "hidden_for",
     "kind_of",
     "network_weights",
+    "networks_left",
     "parameter_count",
     "recurrence_bytes",
     "resolve_train_config",

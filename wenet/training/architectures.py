@@ -66,7 +66,7 @@ def build_standalone(
     else:
         kind = str(architectures[0])
         sizes = (task.inputs(data, config), config.hidden)
-        layer = StandaloneRNN(kind, *sizes, len(architectures), config.dropout_x, config.dropout_h)
+        layer = StandaloneRNN(kind, *sizes, len(architectures), config.dropout_x, config.dropout_h, among)
     return task.standalone_models(layer, config, data).to(DTYPES[config.precision])
 
 

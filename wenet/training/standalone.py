@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from wenet.cells import Cell
+from wenet.parallel import Ranks
 from wenet.run import RunFolder, Session, counted, peak_memory, wait_until
 from wenet.run.upgrade import without_the_whole
 from wenet.tasks import Measurement, Metric
@@ -26,6 +27,7 @@ RECORDS, RESULT = "train.jsonl", "result.json"
 AVERAGE = 0.98  # the part of the moving average that a window keeps
 CURVE_POINTS = 20  # records of a training, at equal distances
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+READING = 60.0  # seconds in which other ranks have read a checkpoint that this one waits for
 LARGEST_WEIGHT = 1e15  # a network with larger ones is frozen, as the product of two might overflow
 
 
@@ -113,7 +115,15 @@ class StandaloneResult:
             sum(part.network_windows for part in parts),
             max(part.seconds for part in parts),
             max(part.peak_memory for part in parts),
+            _side_by_side([part.held_out for part in parts]),
         )
+
+
+def _side_by_side(parts: Sequence[list[list[float]] | None]) -> list[list[float]] | None:
+    """Join losses of all ranks' networks, window by window."""
+    measured = [part for part in parts if part is not None]
+    windows = zip(*measured, strict=True)
+    return [[loss for part in window for loss in part] for window in windows] if measured else None
 
 
 @dataclass(frozen=True)
@@ -209,18 +219,35 @@ def train_standalone(session: Session[Any], path: Path, plan: Plan, label: str) 
     ranks, count, metric = session.ranks, len(plan.architectures), session.task.metric
     if ranks.alone:
         return _train_some(session, path, plan, label)
-    folders = {}
-    for rank in range(ranks.count):
-        part = ranks.own(count, rank)
-        if part.start < part.stop:
-            folders[rank] = path.with_name(f"{path.name}-{part.start + 1}-{part.stop}")
-    if ranks.rank in folders:
-        own = ranks.own(count)
-        _train_some(session, folders[ranks.rank], plan.of(own), label, (count, own))
-    results = [folder / RESULT for folder in folders.values()]
+    parts = _parts(ranks, path, count)
+    if ranks.rank in parts:
+        folder, own = parts[ranks.rank]
+        _train_some(session, folder, plan.of(own), label, (count, own))
+    results = [folder / RESULT for folder, _ in parts.values()]
     wait_until(lambda: all(result.exists() for result in results), session.interrupt, path)
     read = (json.loads(result.read_text(encoding="utf-8")) for result in results)
     return StandaloneResult.of_parts([StandaloneResult.from_dict(result, metric) for result in read])
+
+
+def networks_left(session: Session[Any], path: Path, count: int) -> list[Origin]:
+    """Where `train_standalone` with `path` and a plan that leaves its `count` networks has left each of them."""
+    return [
+        Origin(folder, place)
+        for folder, part in _parts(session.ranks, path, count).values()
+        for place in range(part.stop - part.start)
+    ]
+
+
+def _parts(ranks: Ranks, path: Path, count: int) -> dict[int, tuple[Path, slice]]:
+    """The folder and the networks of every rank that has some."""
+    if ranks.alone:
+        return {0: (path, slice(0, count))}
+    own = {rank: ranks.own(count, rank) for rank in range(ranks.count)}
+    return {
+        rank: (path.with_name(f"{path.name}-{part.start + 1}-{part.stop}"), part)
+        for rank, part in own.items()
+        if part.start < part.stop
+    }
 
 
 def _train_some(
@@ -545,7 +572,7 @@ def taken_over(origins: Sequence[Origin]) -> tuple[StandaloneProgress, dict[str,
     """
     left = {}
     for folder in {origin.folder for origin in origins}:
-        with closing(RunFolder.open(folder)) as run:
+        with closing(RunFolder.open(folder, READING)) as run:
             checkpoint = run.load_checkpoint()
         if checkpoint is None:
             raise WenetError(f"{folder} has no checkpoint to go on from; delete it to train its networks again")
