@@ -1,6 +1,7 @@
 """A table of the space of cells, and strategies replayed on it: what a search of hours would choose, in seconds.
 
-`python -m bench.space TABLE` replays races and random search on many pools drawn from the table.
+`python -m bench.space TABLE` replays races and random search at equal cost on many pools drawn from the table. A
+strategy sees one training of each cell, and its choice is judged by the other.
 
 Example:
     >>> from bench.space import Table, race
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from wenet.run import counted
+
 POOLS = 500
+POOL = 64
 
 
 class Choice(NamedTuple):
@@ -82,35 +86,45 @@ class Table:
         ]
 
 
-def race(table: Table, pool: Sequence[int], rungs: int, training: int = 0) -> Choice:
-    """Halve the pool at every rung by the loss so far; a rung's windows double, the last one's are all there are."""
+def race(table: Table, pool: Sequence[int], training: int = 0, rungs: int = 3) -> Choice:
+    """Halve the pool at every rung by the loss so far; a rung's windows double, and the last one decides by values."""
     points = table.curves.shape[2]
     left, cost, done = list(pool), 0.0, 0
-    for rung in range(rungs):
+    for rung in range(rungs - 1):
         until = max(1, round(points / 2 ** (rungs - 1 - rung)))
         cost += len(left) * (until - done) / points
         done = until
-        left.sort(key=lambda cell: table.curves[cell, training, until - 1])
-        if rung + 1 < rungs:
-            left = left[: -(-len(left) // 2)]
-    return Choice(left[0], cost)
+        left.sort(key=lambda cell: table.curves[cell, training, done - 1])
+        left = left[: -(-len(left) // 2)]
+    return Choice(min(left, key=lambda cell: table.values[cell, training]), cost + len(left) * (points - done) / points)
 
 
-def random_search(table: Table, pool: Sequence[int], cost: float, training: int = 0) -> Choice:
+def random_search(table: Table, pool: Sequence[int], training: int = 0, cost: float = 1.0) -> Choice:
     """Train as many cells to the end as the cost allows, and take the best."""
-    tried = list(pool)[: max(1, int(cost))]
+    tried = list(pool)[: max(1, round(cost))]
     return Choice(min(tried, key=lambda cell: table.values[cell, training]), float(len(tried)))
 
 
-def regrets(table: Table, choose: Callable[[list[int]], Choice], pool: int, seed: int = 0) -> tuple[np.ndarray, float]:
-    """What is lost on random pools, and the mean cost: the value of the chosen cell less that of the best of its pool,
-    both in the training that was not looked at."""
+def pools(table: Table, size: int, seed: int = 0) -> Iterator[tuple[list[int], int]]:
+    """Random pools of cells, each once with either training as the one that a strategy sees."""
     generator = np.random.default_rng(seed)
-    found, costs = [], []
     for _ in range(POOLS):
-        cells = generator.choice(len(table.cells), pool, replace=False).tolist()
-        choice = choose(cells)
-        found.append(table.values[choice.cell, 1] - table.values[cells, 1].min())
+        cells = generator.choice(len(table.cells), size, replace=False).tolist()
+        yield cells, 0
+        yield cells, 1
+
+
+def regrets(table: Table, choose: Callable[[list[int], int], Choice], size: int) -> tuple[np.ndarray, float]:
+    """How much worse the chosen cell of each pool is than its best by the training not seen, and the mean cost.
+
+    A training that diverged counts as the worst that did not.
+    """
+    values = np.minimum(table.values, table.values[np.isfinite(table.values)].max())
+    found, costs = [], []
+    for cells, training in pools(table, size):
+        choice = choose(cells, training)
+        unseen = values[:, 1 - training]
+        found.append(unseen[choice.cell] - unseen[cells].min())
         costs.append(choice.cost)
     return np.array(found), float(np.mean(costs))
 
@@ -118,15 +132,33 @@ def regrets(table: Table, choose: Callable[[list[int]], Choice], pool: int, seed
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", type=Path)
-    parser.add_argument("--pool", type=int, default=64, metavar="N", help="cells of each pool (default: %(default)s)")
+    parser.add_argument("--pool", type=int, default=POOL, metavar="N", help="cells of each pool (default: %(default)s)")
     options = parser.parse_args()
     table = Table.load(options.table)
     print(f"{len(table.cells)} cells, two trainings agree with tau {table.ceiling():.2f}")
     print("one training's loss on the way against the other's end:", " ".join(f"{t:.2f}" for t in table.agreement()))
+    print(replays(table, options.pool))
+
+
+def replays(table: Table, size: int) -> str:
+    """Regrets of races and of random search at equal cost, as Markdown."""
+    lines = [
+        "| strategy | cost, trainings | regret | regret of random search | difference (95 %) |",
+        "|---|---|---|---|---|",
+    ]
     for rungs in range(1, 6):
-        lost, cost = regrets(table, partial(race, table, rungs=rungs), options.pool)
-        equal, _ = regrets(table, partial(random_search, table, cost=cost), options.pool)
-        print(f"race of {rungs} rungs: cost {cost:.1f}, regret {lost.mean():.4f}; random search {equal.mean():.4f}")
+        lost, cost = regrets(table, partial(race, table, rungs=rungs), size)
+        equal, _ = regrets(table, partial(random_search, table, cost=cost), size)
+        low, high = _interval((lost - equal).reshape(POOLS, 2).mean(1))
+        means = f"{cost:.1f} | {lost.mean():.4f} | {equal.mean():.4f}"
+        lines.append(f"| race, {counted(rungs, 'rung')} | {means} | {low:.4f} to {high:.4f} |")
+    return "\n".join(lines)
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """Of the mean."""
+    half = 1.96 * values.std(ddof=1) / len(values) ** 0.5
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 if __name__ == "__main__":

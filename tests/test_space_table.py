@@ -1,9 +1,11 @@
 """The table of the space: made on a tiny text, read again, and replayed."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
-from bench.space import Table, main, race, random_search, regrets
+from bench.space import Choice, Table, main, race, random_search, regrets, replays
 from bench.space_table import main as make
 from bench.space_table import pool
 
@@ -34,14 +36,24 @@ def test_a_table_is_made_and_read(tmp_path, monkeypatch, capsys):
     ).all()
     monkeypatch.setattr("sys.argv", ["space", str(tmp_path / "table.xz"), "--pool", "8"])
     main()
-    assert "race of 3 rungs: cost" in capsys.readouterr().out
+    assert "| race, 3 rungs |" in capsys.readouterr().out
 
 
 def test_strategies_are_replayed(table):
     everything = range(8)
     assert race(table, everything, rungs=1) == (0, 8.0)
     assert race(table, everything, rungs=2) == (1, 8 / 2 + 4 / 2)  # the slow one leaves at the first rung
-    assert random_search(table, [5, 3, 0], 2.9) == (3, 2.0)
-    lost, cost = regrets(table, lambda pool: race(table, pool, 2), 8)
+    assert random_search(table, [5, 3, 0], cost=2.1) == (3, 2.0)
+    lost, cost = regrets(table, partial(race, table, rungs=2), 8)
     assert set(lost) == {1.0} and cost == 6.0
+    assert "| race, 1 rung | 4.0 | 0.0000 | 0.0000 | 0.0000 to 0.0000 |" in replays(table, 4)
     assert table.ceiling() == pytest.approx(1.0) and table.agreement()[0] < table.agreement()[1] == pytest.approx(1.0)
+
+
+def test_a_choice_is_judged_by_the_training_not_seen(table):
+    table.values[:, 1] = [1, 0, *range(2, 8)]
+    lost, _ = regrets(table, partial(race, table, rungs=1), 8)
+    assert set(lost) == {1.0}
+    table.values[0] = np.inf
+    lost, _ = regrets(table, lambda cells, training: Choice(0, 1.0), 8)
+    assert set(lost) == {6.0, 7.0}
