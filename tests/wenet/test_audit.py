@@ -16,14 +16,9 @@ from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling
 from wenet.training.standalone import Outcome, StandaloneTraining
 
-from .helpers import TINY, fails, words, write_text
+from .helpers import TINY, fails, words
 
 AUDIT = ["--audit", "5", "--audit-epochs", "0.5"]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 def ranking(survivors, rejected):

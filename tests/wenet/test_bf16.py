@@ -16,7 +16,7 @@ from wenet.training.estimate import estimate_training_memory
 from wenet.training.settings import resolve_train_config
 from wenet_kernels import cpu
 
-from .helpers import results, words, write_text
+from .helpers import results, words
 
 SMALL = {"preset": "quick", "hidden": 8, "data_batch": 4, "eval_batch": 2, "bptt": 6, "device": "cpu", "backend": "cpu"}
 SEARCH = {**SMALL, "pool": 3, "batch": 3, "keep": 2, "nodes": 3, "epochs_per_round": 0.6}
@@ -27,11 +27,6 @@ needs_bf16 = pytest.mark.skipif(
     cpu.status() != "ready" or cpu.refusal(torch.float32, "bf16") != "",
     reason="no native kernels, or a processor that does not multiply bf16",
 )
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 def flags(settings):

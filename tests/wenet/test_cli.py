@@ -16,13 +16,8 @@ from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.training.settings import LearningConfig, TrainConfig, resolve_train_config
 from wenet_kernels import WenetError
 
-from .helpers import TINY, write_text
+from .helpers import TINY
 from .test_resume import fails
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 def test_a_search_tells_its_story(text, tmp_path, capsys):

@@ -11,14 +11,9 @@ from wenet.cli.search import main as search_main
 from wenet.cli.train import main as train_main
 from wenet.run.curves import Curves
 
-from .helpers import TINY, write_text
+from .helpers import TINY
 
 pytest.importorskip("tensorboard", reason="needs the extra `tensorboard`")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 def curves(folder) -> dict[str, list[tuple[int, float]]]:

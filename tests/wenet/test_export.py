@@ -26,18 +26,13 @@ from wenet.tasks.language import perplexity
 from wenet.training.nt_asgd import trained_model
 from wenet.training.settings import resolve_train_config
 
-from .helpers import words, write_text
+from .helpers import words
 
 ALLOWED = {"__future__", "json", "pathlib", "torch"}
 TINY = {
     "preset": "quick", "cell": "sigmoid0 relu1 tanh1 identity0 mean 2,3", "hidden": 8, "epochs": 2, "data_batch": 4,
     "eval_batch": 2, "test_batch": 1, "bptt": 8, "lr": 4.0, "backend": "reference",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module", params=["tied", "mos"])

@@ -25,7 +25,7 @@ from wenet.tasks import LanguageModelling, task_of
 from wenet.training import Origin, Plan, parameter_count, train_standalone
 from wenet_kernels import Program
 
-from .helpers import fails, results, write_text
+from .helpers import fails, results
 
 GATED = [
     *("--preset", "race", "--space", "gated", "--level", "words", "--parameters", "900", "--blocks", "2-4"),
@@ -36,11 +36,6 @@ GATED = [
 NAMED = [load_program(name) for name in ("gru", "fastgrnn", "indrnn", "darts-v1")]
 PROGRAMS = [*random_mixed_programs(5, (1,), range(2, 7), seed=4, known=False), *NAMED]
 PLAIN = dict.fromkeys(("dropout_embedding", "dropout_x", "dropout_h", "dropout_output"), 0.0)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from wenet.tasks import LanguageModelling
 from wenet.training.standalone import Origin, Plan, StandaloneResult, StandaloneTraining, train_standalone
 from wenet_kernels import backends
 
-from .helpers import REGULARISED, write_text
+from .helpers import REGULARISED
 
 SETTINGS = {
     "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2, "bptt": 6, "backend": "auto", "device": "cpu",
@@ -31,11 +31,6 @@ QUICK_BACKENDS = [
 NOTHING = MappingProxyType({})
 PLAIN = dict.fromkeys(("dropout_embedding", "dropout_x", "dropout_h", "dropout_output"), 0.0)
 CHAIN = Genotype.from_text("identity0 identity1 identity2")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from wenet.programs import PROGRAMS
 from wenet.training import resolve_train_config
 from wenet_kernels import Program
 
-from .helpers import fails, results, write_text
+from .helpers import fails, results
 from .test_export import SHAPES, imported, onnx_session, run_alone
 
 CELLS = {
@@ -35,11 +35,6 @@ TINY = [
     *("--preset", "quick", "--hidden", "8", "--epochs", "2", "--data-batch", "4", "--eval-batch", "2"),
     *("--test-batch", "1", "--bptt", "8", "--lr", "4.0", "--quiet"),
 ]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module", params=["nas", "gru"])

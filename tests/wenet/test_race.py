@@ -22,18 +22,13 @@ from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling, task_of
 from wenet.training import hidden_for, parameter_count
 
-from .helpers import TINY, fails, results, write_text
+from .helpers import TINY, fails, results
 
 RACE = [
     *("--preset", "race", "--level", "words", "--parameters", "900", "--nodes", "1-2", "--pool", "8", "--batch", "8"),
     *("--keep", "2", "--rungs", "3", "--epochs-per-round", "0.4", "--data-batch", "4", "--eval-batch", "2"),
     *("--bptt", "6", "--rates", "0.01,0.03", "--contest-epochs", "1", "--contest-seeds", "2", "--quiet"),
 ]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

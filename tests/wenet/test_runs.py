@@ -15,16 +15,11 @@ from wenet.searching.repeated import overlap
 from wenet.searching.settings import resolve_config
 
 from .helpers import TINY as REFERENCE
-from .helpers import results, write_text
+from .helpers import results
 
 TINY = [*REFERENCE, "--backend", "auto"]  # the fastest there is
 HALVING = [*TINY, "--strategy", "random"]
 RUNS = [*TINY, "--runs", "2", "--pool-seed", "5", "--audit-epochs", "0.3"]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 def test_rungs_halve():

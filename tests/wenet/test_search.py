@@ -21,18 +21,13 @@ from wenet.tasks import LanguageModelling
 from wenet.tasks.language import perplexity
 from wenet.training.architectures import build_standalone
 
-from .helpers import REGULARISED, results, words, write_text
+from .helpers import REGULARISED, results, words
 from .helpers import TINY as TINY_FLAGS
 
 TINY = {
     "preset": "quick", "pool": 7, "batch": 3, "keep": 2, "hidden": 8, "nodes": 3, "data_batch": 4, "eval_batch": 2,
     "bptt": 6, "epochs_per_round": 0.6, "backend": "reference", **REGULARISED,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 def test_windows_predict_every_token_once():

@@ -24,18 +24,13 @@ from wenet.run.interrupt import Stopped
 from wenet.searching.mixture import Mixture
 from wenet_kernels.activations import REGISTERED
 
-from .helpers import REGULARISED, TINY, results, write_text
+from .helpers import REGULARISED, TINY, results
 from .test_resume import fails
 
 SMALL = {
     "preset": "quick", "pool": 4, "batch": 2, "keep": 2, "hidden": 6, "nodes": 2, "data_batch": 4, "eval_batch": 2,
     "bptt": 6, "epochs_per_round": 0.3, **REGULARISED,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture

@@ -3,12 +3,7 @@ import pytest
 from wenet.cli.search import main as search_main
 from wenet.cli.train import main as train_main
 
-from ..helpers import TINY, write_text
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text"))
+from ..helpers import TINY
 
 
 @pytest.fixture(scope="session")
