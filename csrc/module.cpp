@@ -18,8 +18,8 @@ using namespace wenet;
 
 namespace {
 
-// A Python function that kernels call between steps. What it raises is kept until they have come to their end, as no
-// exception can leave a team of threads.
+// A Python function that kernels call between steps. Its exception is kept until the kernels have ended, because none
+// can leave a team of threads.
 class BetweenSteps {
  public:
   BetweenSteps(Recurrence& r, std::optional<py::function> function) : function_(std::move(function)) {
@@ -46,7 +46,7 @@ class BetweenSteps {
   std::exception_ptr failure_;
 };
 
-// Runs a pass over the steps without Python's lock.
+// Runs a pass over the steps without holding Python's lock.
 template <typename Pass>
 void run(Recurrence r, std::optional<py::function> between_steps, Pass pass) {
   check(r);

@@ -4,9 +4,9 @@
 
 namespace wenet {
 
-// Memory that is kept for the next call: a training step asks for the same gigabytes again and again, and pages fresh
-// from the system cost more than filling them. Given back once it has lain idle for a while, or where it would be more
-// than a quarter of what was ever used at once.
+// Memory that is kept for the next call. A training step asks for the same gigabytes again and again, and fresh pages
+// cost more than filling them. It goes back to the system after lying idle for a while, or if it would be more than a
+// quarter of the most that was ever used at once.
 class Block {
  public:
   explicit Block(std::size_t bytes);  // throws std::bad_alloc; the contents are undefined

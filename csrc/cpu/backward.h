@@ -1,5 +1,5 @@
-// Derivatives of a loss with respect to every operand: the nodes in reverse, step by step from the last, then the
-// weight gradients as products over all steps at once.
+// Derivatives of a loss with respect to every operand: first the nodes in reverse, from the last step to the first;
+// then the weight gradients, each a product over all steps at once.
 #pragma once
 
 #include "cpu/cell.h"
@@ -8,8 +8,8 @@
 namespace wenet {
 namespace WENET_ISA {
 
-// Through a normalisation by the batch's own statistics, which depend on the states too: what of the derivative with
-// respect to the normalised states goes into the mean, and along the states.
+// The batch's statistics depend on the states too. These are the parts that the derivative through a normalisation
+// loses to them: its mean over the rows, and its projection on the normalised states.
 template <typename T>
 struct StatisticsGradient {
   Vector<T> mean{}, along{};
@@ -26,9 +26,8 @@ struct StatisticsGradient {
   }
 };
 
-// Calls row(m, values) for every row of a block, m being where the row starts, and streams the N vectors that it fills
-// in to as many blocks over time. Rows that are multiplied together come beside each other; zeros fill the last of
-// them.
+// Calls row(m, values) for every row of a block, where m is the row's offset, and streams the N vectors that it fills
+// in to N blocks over time. Rows that are multiplied together are stored side by side; zeros fill up the last of them.
 template <int N, typename P, typename Row>
 WENET_INLINE void stream_rows(P* const (&to)[N], int64_t rows, const Row& row) {
   constexpr int W = kWidth<P>;
@@ -47,18 +46,18 @@ WENET_INLINE void stream_rows(P* const (&to)[N], int64_t rows, const Row& row) {
   }
 }
 
-// What is there of one block of a node when the derivative comes back through it, [M, W] each.
+// One block of a node in the backward pass, [M, W] each.
 template <typename T, typename P>
 struct NodeBackward {
   const T *previous, *state;       // `state` after normalisation
   NodeBlock<const T> value;        // gate and candidate
-  const T* grad;                   // with respect to the state
-  T* grad_previous;                // is added to
-  NodeBlock<T> pre;                // results: with respect to the projected input, for the init node alone,
-  NodeBlock<P> product, streamed;  // and to the product's columns, for reading soon and late
+  const T* grad;                   // of the state
+  T* grad_previous;                // the gradient is added to it
+  NodeBlock<T> pre;                // results: of the projected input (init node only),
+  NodeBlock<P> product, streamed;  // and of the product's columns, to be read soon and later
 };
 
-// From the derivative with respect to a state to those with respect to its product and its ancestor.
+// Takes the gradient of a state to the gradients of its product and its ancestor.
 template <Activation kind, typename T, typename P>
 void node_rows(const NodeBackward<T, P>& node, const Normalisation<T>& norm, const StatisticsGradient<T>& through,
                int64_t rows) {
@@ -148,7 +147,7 @@ class BackwardPass {
     return scratch_.data() + (member.rank() * kScratch + i) * o_.block_size();
   }
 
-  // Of the network in work.
+  // Buffers of the network that this thread works on.
   Blocked<T> state(const Member& member, int64_t node) { return in_work(states_, member, node); }
   Blocked<T> grad_state(const Member& member, int64_t node) { return in_work(grad_states_, member, node); }
   Blocked<T> in_work(Buffer<T>& buffer, const Member& member, int64_t node) {
@@ -160,7 +159,7 @@ class BackwardPass {
     return {grad_previous_h_.data() + network * o_.state_size(), o_.block_size()};
   }
 
-  // Both factors of the weight gradients, with the rows of all steps in one block: [blocks, T * rows of a step, W].
+  // Both factors of the weight gradients; a block has the rows of all steps: [blocks, T * rows of a step, W].
   int64_t step_rows() const { return packed_rows<P>(r_.rows); }
   int64_t block_size_over_time() const { return r_.steps * step_rows() * kWidth<T>; }
   template <typename Number>
@@ -188,7 +187,7 @@ class BackwardPass {
     return over_time(h_factors_.data() + chain * factor_size());
   }
 
-  // Of the row-major gradient or value of the output in a step.
+  // Offset of a block in the row-major output of a step, or in its gradient.
   int64_t output_offset(int64_t t, int64_t chain, int64_t b) const {
     return (t * chains_ + chain) * r_.rows * r_.hidden + b * kWidth<T>;
   }
@@ -202,7 +201,7 @@ class BackwardPass {
     for (int64_t b = blocks.first; b < blocks.last; ++b) store<T>(grad_mix(network, b), Vector<T>{});
   }
 
-  // The states h_{t-1} that the init nodes read, and the derivative that comes into the last step.
+  // Prepares the states h_{t-1} that the init nodes read, and the gradient that enters the last step.
   void begin_chain(const Member& member, int64_t chain) {
     const Range blocks = member.part(o_.hidden.blocks());
     for (int64_t b = blocks.first; b < blocks.last; ++b) {
@@ -248,7 +247,7 @@ class BackwardPass {
     }
   }
 
-  // Gate (null where there is none) and candidate as forward kept them; the gate of a plain init node is made again.
+  // Gate (null where there is none) and candidate as forward kept them; the gate of a plain init node is recomputed.
   NodeBlock<const T> kept(const Member& member, int64_t t, int64_t network, int64_t node, int64_t b) {
     NodeBlock<const T> block = o_.kept(reinterpret_cast<const T*>(evaluation_.kept), t, network, node, b);
     if (!r_.highway && node == 0) {
@@ -274,8 +273,8 @@ class BackwardPass {
                              load_part(reinterpret_cast<const T*>(evaluation_.var) + offset, count)});
   }
 
-  // The state of a node from what forward kept, without a product, and what the output sends back into it. Returns what
-  // the state adds to the derivative of the network's mixing weight.
+  // Rebuilds a node's state from what forward kept, without a product, and starts its gradient with the output's.
+  // Returns what the state adds to the gradient of the network's mixing weight.
   Vector<T> rebuild(const Member& member, int64_t t, int64_t network, int64_t node, int64_t b) {
     const NodeBlock<const T> value = kept(member, t, network, node, b);
     const T* ancestor = previous(member, t, network, node, b);
@@ -303,13 +302,13 @@ class BackwardPass {
     return product;
   }
 
-  // Where the derivative with respect to the state that a node reads is gathered.
+  // Where the gradient of the state that a node reads is summed.
   T* grad_previous(const Member& member, int64_t network, int64_t node, int64_t b) {
     if (node == 0) return grad_previous_h(network).block(b);
     return grad_state(member, o_.ancestor(network, node)).block(b);
   }
 
-  // From a state to the result of its product, for one block of hidden units.
+  // Takes the gradient of a state to that of its product's result, for one block of hidden units.
   void node_backward(const Member& member, int64_t t, int64_t network, int64_t node, int64_t b) {
     NodeBlock<T> pre{nullptr, nullptr};
     if (node == 0) pre = {scratch(member, 0), r_.highway ? scratch(member, 1) : nullptr};
@@ -335,8 +334,8 @@ class BackwardPass {
     return {columns.block(2 * b), columns.block(2 * b + 1)};
   }
 
-  // The derivative with respect to a product, of the network in work. One for each node: threads that share the network
-  // may still read the last one.
+  // The gradient of a product's result, for the network that this thread works on. Each node has its own, because
+  // threads that share the network may still read the last one.
   Blocked<P> columns(const Member& member, int64_t node) {
     return {columns_.data() + (member.slot() * o_.products() + node) * grad_columns_size(), o_.block_size()};
   }
@@ -347,7 +346,7 @@ class BackwardPass {
     scatter_block(grad, r_.rows, o_.hidden.count(b), o_.columns.width(), to);
   }
 
-  // Through a node's product, for a range of blocks of the state that it reads.
+  // Takes the gradient back through a node's product, for a range of blocks of the state that it reads.
   void product_backward(const Member& member, int64_t network, int64_t node, Range blocks) {
     const Blocked<P> grad = columns(member, node);
     T* product = scratch(member, 0);
@@ -368,7 +367,7 @@ class BackwardPass {
     }
   }
 
-  // The shared state's derivative out of step t, summed over the networks; with the output's it enters step t - 1.
+  // Sums the shared state's gradient of step t over the networks; with that of the output it enters step t - 1.
   void collect(const Member& member, int64_t t) {
     const Range blocks = member.part(o_.hidden.blocks());
     for (int64_t b = blocks.first; b < blocks.last; ++b) {
@@ -384,7 +383,7 @@ class BackwardPass {
     }
   }
 
-  // The derivative out of step t, which was put where that of h0 goes, becomes that of all networks, wherever they are.
+  // Sums the gradient of step t, which lies where that of h0 will, over the networks of all processes.
   void meet_others(const Member& member, int64_t t) {
     if (member.rank() == 0) r_.between_steps(r_.between_steps_context, t);
     member.sync();

@@ -28,7 +28,7 @@ struct Statistics {
   Vector<T> mean, variance;
 };
 
-// What is done to the states of a block once they are formed.
+// The normalisation of a block of states.
 template <typename T>
 struct Normalisation {
   bool on = false;
@@ -41,13 +41,13 @@ struct Normalisation {
   WENET_INLINE Vector<T> operator()(Vector<T> state) const { return on ? (state - mean) * scale : state; }
 };
 
-// One block of a node's gate and candidate, [M, W] each; no gate where the candidate alone is the state.
+// One block of a node's gate and candidate, [M, W] each; without a gate the candidate is the state.
 template <typename T>
 struct NodeBlock {
   T *gate, *candidate;
 };
 
-// A Recurrence with types, and where things lie in it.
+// A Recurrence with types and offsets.
 template <typename T>
 struct Operands {
   const Recurrence& r;
@@ -68,7 +68,7 @@ struct Operands {
     if (node == 0) return reinterpret_cast<const T*>(r.weight_hidden) + network * weight_size();
     return reinterpret_cast<const T*>(r.weight_nodes) + (network * r.nodes + node - 1) * weight_size();
   }
-  // First element of a block in the row-major [M, G] of a step, of gate (0) or candidate (1); plain has one column.
+  // Offset of a block in the row-major [M, G] of a step, for gate (0) or candidate (1); the plain form has one column.
   int64_t pre_offset(int64_t t, int64_t network, int column, int64_t block) const {
     return t * r.pre_step_stride + network * r.pre_network_stride + column * r.hidden + block * kWidth<T>;
   }
@@ -90,11 +90,11 @@ struct Operands {
   }
   T mix(int64_t network) const { return reinterpret_cast<const T*>(r.mix)[network]; }
 
-  // Of a state's mean and variance, [n, L+1, H] after `t` steps of as much.
+  // Offset of a block in the means or variances [T, n, L+1, H].
   int64_t statistics_offset(int64_t t, int64_t network, int64_t node, int64_t block) const {
     return ((t * r.networks + network) * products() + node) * r.hidden + block * kWidth<T>;
   }
-  // Where forward keeps one block of a node, in the order n, T, L+1, block, gate before candidate, M, W.
+  // Where forward keeps one block of a node: [n, T, L+1, blocks, gate and candidate, M, W].
   template <typename Number>
   NodeBlock<Number> kept(Number* all, int64_t t, int64_t network, int64_t node, int64_t b) const {
     const int64_t first = ((network * r.steps + t) * products() + node) * columns.vectors() + b * columns.per;
@@ -118,7 +118,7 @@ struct Operands {
   Buffer<T> shares_;  // [n, L+1]
 };
 
-// Row-major [M, H] into a block [M, W] and back; `width` is the distance of two rows.
+// Copies columns of a row-major [M, H] into a block [M, W], and back; `width` is the distance between two rows.
 template <typename T>
 void gather_block(const T* from, int64_t width, int count, int64_t rows, T* block) {
   for (int64_t m = 0; m < rows; ++m) store(block + m * kWidth<T>, load_part(from + m * width, count));
@@ -129,7 +129,7 @@ void scatter_block(const T* block, int64_t rows, int count, int64_t width, T* to
   for (int64_t m = 0; m < rows; ++m) store_part(to + m * width, load(block + m * kWidth<T>), count);
 }
 
-// Calls function(kind) with the activation of a code as a constant, so that loops are compiled for each activation.
+// Calls function(kind) with the activation as a constant, so that loops are compiled for each activation.
 template <typename Function>
 WENET_INLINE void with_activation(int32_t kind, const Function& function) {
   switch (kind) {

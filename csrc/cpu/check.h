@@ -5,8 +5,8 @@
 
 namespace wenet {
 
-// Throw std::invalid_argument where the kernels would read what is not there: sizes below one, an operand that is
-// missing, or a table that names a node or an activation that does not exist. What an address holds cannot be checked.
+// Throw std::invalid_argument if a size is below one, an operand is missing, or a table names a node or an activation
+// that does not exist: the kernels would read outside their operands. The contents of an address cannot be checked.
 void check(const Recurrence& r);
 void check(const Projection& p);
 void check(const ProgramRun& r);

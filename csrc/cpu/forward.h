@@ -7,7 +7,7 @@
 namespace wenet {
 namespace WENET_ISA {
 
-// From the results of a product to states; what backward needs is streamed to `kept` where that is given.
+// Takes the results of a product to states. What backward needs is streamed to `kept`, if that is given.
 template <Activation kind, typename T>
 void form_rows(const T* previous, NodeBlock<const T> product, NodeBlock<T> kept, T* state, int64_t rows) {
   constexpr int W = kWidth<T>;
@@ -23,7 +23,7 @@ void form_rows(const T* previous, NodeBlock<const T> product, NodeBlock<T> kept,
   }
 }
 
-// From states to normalised ones, to what the next products read, and to the cell's output.
+// Normalises states, prepares what the next products read, and adds to the cell's output.
 template <typename T, typename P>
 void finish_rows(const Normalisation<T>& normalise, const T* mask, T share, T* state, P* operand, T* cell,
                  int64_t rows) {
@@ -107,7 +107,7 @@ class ForwardPass {
     }
   }
 
-  // A state in rows becomes the one that the next step reads.
+  // Takes a row-major state as the one that the next step reads.
   void take_h(const Member& member, int64_t chain, const T* from) {
     const Range blocks = member.part(o_.hidden.blocks());
     for (int64_t b = blocks.first; b < blocks.last; ++b) {
@@ -139,7 +139,7 @@ class ForwardPass {
     }
   }
 
-  // From a product to a state, for one block of hidden units.
+  // Takes the result of a product to a state, for one block of hidden units.
   void finish(const Member& member, int64_t t, int64_t network, int64_t node, int64_t b, const T* previous,
               T* product) {
     NodeBlock<const T> block{nullptr, product};
@@ -184,7 +184,7 @@ class ForwardPass {
     return Normalisation<T>(statistics);
   }
 
-  // Eq. (4): the networks' outputs under their weights.
+  // Eq. (4): the weighted sum of the networks' outputs.
   void mix(const Member& member, int64_t t) {
     const Range blocks = member.part(o_.hidden.blocks());
     for (int64_t b = blocks.first; b < blocks.last; ++b) {
@@ -196,7 +196,7 @@ class ForwardPass {
     }
   }
 
-  // The output of a step becomes that of all networks, wherever they are.
+  // Sums the output of a step over the networks of all processes.
   void meet_others(const Member& member, int64_t t) {
     if (member.rank() == 0) r_.between_steps(r_.between_steps_context, t);
     member.sync();
@@ -213,7 +213,7 @@ class ForwardPass {
     }
   }
 
-  // A block of the new h goes to the output, and through the mask into the next step's product.
+  // Writes a block of the new h to the output, and through the mask to where the next step's product reads it.
   void hand_over(int64_t t, int64_t chain, int64_t b) {
     T* output = reinterpret_cast<T*>(evaluation_.output) + (t * chains_ + chain) * r_.rows * r_.hidden;
     scatter_block(h(chain).block(b), r_.rows, o_.hidden.count(b), r_.hidden, output + b * kWidth<T>);

@@ -1,4 +1,4 @@
-// The projected input of all networks: one input [R, I] times the weights [I, G] of each, and the way back.
+// The projected input of all networks, forward and backward: one input [R, I] times the weights [I, G] of each.
 #pragma once
 
 #include "cpu/cell.h"
@@ -123,7 +123,7 @@ class ProjectionBackward : ProjectionPass<T> {
     });
   }
 
-  // Divided by rows, so that the sum over the networks has one order.
+  // Threads divide the rows, so the sum over networks always has the same order.
   void input_gradient(const Member& member) {
     const Range mine = member.part(p_.rows);
     const int64_t rows = mine.last - mine.first, block_size = rows * kWidth<T>;
