@@ -27,11 +27,11 @@ TEXT_SETTINGS = ("task", "dataset", "level", "max_vocabulary")  # the text of a 
 class Group(StrEnum):
     """The group of a setting in `--help`; groups appear in this order."""
 
-    FIRST = "what most runs set"
+    FIRST = "common settings"
     MODEL = "text and model"
     NUMBERS = "sequences of numbers"
     CELLS = "the space of cells"
-    MIXTURE = "the mixture, and what takes its place"
+    MIXTURE = "strategy and mixture"
     RACE = "race and contest"
     STANDALONE = "standalone training and audit"
     OPTIMISATION = "optimisation"
@@ -58,11 +58,11 @@ class Config:
     )
     task: str = option(
         "language",
-        "what is learned: language; or of sequences of numbers classify, regress, forecast or label",
+        "language; or for sequences of numbers classify, regress, forecast or label",
         Group.FIRST,
     )
     preset: str = option("paper", "paper or quick; by default paper with a GPU, quick without", Group.FIRST)
-    level: str = option("words", "words or characters: what a text is read in", Group.MODEL, choices=LEVELS)
+    level: str = option("words", "read a text by words or by characters", Group.MODEL, choices=LEVELS)
     max_vocabulary: int | None = option(
         None,
         "keep the N most frequent words or characters, read all others as <unk>",
@@ -70,7 +70,7 @@ class Config:
         metavar="N",
         at_least=4,
     )
-    backend: str = option("auto", "auto, or a name that this machine has ready", Group.MACHINE)
+    backend: str = option("auto", "auto, or the name of a backend that is ready on this machine", Group.MACHINE)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", Group.MACHINE)
     precision: str = option(
         "auto",

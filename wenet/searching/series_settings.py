@@ -23,24 +23,30 @@ class SeriesConfig(LearningConfig):
 
     target: str | None = option(
         None,
-        "column of the label, by default the last (without names the first); of forecasts those to predict, with "
-        "commas, by default all",
+        "column of the label; by default the last, or the first if columns have no names. For forecasts the columns to "
+        "predict, separated by commas; by default all",
         Group.NUMBERS,
         metavar="COLUMN",
     )
     window: int = option(48, "steps that a forecast sees", Group.NUMBERS, metavar="W", at_least=1)
     horizon: int = option(1, "steps that a forecast predicts", Group.NUMBERS, metavar="h", at_least=1)
     layout: str = option(
-        "ntf", "of arrays: ntf (sequences, time, features) or nft, as aeon has it", Group.NUMBERS, choices=LAYOUTS
+        "ntf",
+        "order of an array's axes: ntf (sequences, time, features) or nft, as in aeon",
+        Group.NUMBERS,
+        choices=LAYOUTS,
     )
     missing: str = option(
-        "error", "values: error, or mask (a feature more for each marks them)", Group.NUMBERS, choices=("error", "mask")
+        "error", "missing values: error, or mask (added features mark them)", Group.NUMBERS, choices=("error", "mask")
     )
     constant: str = option(
-        "error", "features that do not vary in training: error, or keep", Group.NUMBERS, choices=("error", "keep")
+        "error",
+        "features that do not vary in the training part: error, or keep",
+        Group.NUMBERS,
+        choices=("error", "keep"),
     )
     split: str = option(
-        "70,15,15", "percent of training, validation and test, where they are not given", Group.NUMBERS, metavar="A,B,C"
+        "70,15,15", "percent of training, validation and test, unless these are given", Group.NUMBERS, metavar="A,B,C"
     )
     loss: str | None = option(
         None, "ce of classes, mse or mae of numbers; by default ce or mse", Group.NUMBERS, metavar="{ce,mse,mae}"
@@ -53,7 +59,7 @@ class SeriesConfig(LearningConfig):
     )
     readout: str = option(
         "last",
-        "what a prediction for a sequence is made from: its last state, or the mean of all",
+        "predict from the last state of a sequence, or from the mean of all",
         Group.NUMBERS,
         choices=[name for name in READOUTS if name != "steps"],
     )

@@ -41,14 +41,18 @@ class SearchConfig(SeriesConfig):
     preset: str = inherited(
         "preset", "paper", "paper, quick or race, by default paper with a GPU, race without; numbers for sequences"
     )
-    pool: int = option(10_000, "networks to search in all", Group.FIRST, metavar="T", at_least=1)
-    batch: int = option(100, "new networks a round", Group.FIRST, metavar="B", at_least=1)
-    keep: int = option(20, "networks kept from one round for the next", Group.MIXTURE, metavar="K", at_least=1)
-    epochs_per_round: float = option(2.0, "passes over the training text a round", Group.FIRST, metavar="F", above=0)
-    nodes: str = option("8", "nodes of a cell; a range such as 1-4 with --strategy race", Group.FIRST, metavar="L")
+    pool: int = option(10_000, "cells to search in total", Group.FIRST, metavar="T", at_least=1)
+    batch: int = option(100, "new cells in each round", Group.FIRST, metavar="B", at_least=1)
+    keep: int = option(20, "cells kept from each round for the next", Group.MIXTURE, metavar="K", at_least=1)
+    epochs_per_round: float = option(
+        2.0, "passes over the training data in each round, or in the first rung", Group.FIRST, metavar="F", above=0
+    )
+    nodes: str = option(
+        "8", "nodes of a cell: a number, or with --strategy race a range such as 1-4", Group.FIRST, metavar="L"
+    )
     parameters: int | None = option(
         None,
-        "parameters of the model around a cell, whose --hidden then follows from its nodes or blocks",
+        "parameters of every model; --hidden is then chosen for each cell",
         Group.FIRST,
         metavar="N",
         at_least=1,
@@ -57,11 +61,11 @@ class SearchConfig(SeriesConfig):
         False, "end with a contest: the winner against LSTM, GRU and other cells at equal parameters", Group.RACE
     )
     runs: int = option(
-        1, "separate searches, their winners ranked by standalone training", Group.MIXTURE, metavar="R", at_least=1
+        1, "separate searches, whose winners are ranked by standalone training", Group.MIXTURE, metavar="R", at_least=1
     )
     audit: int = option(
         0,
-        "train N of the cells standalone after the search, the kept and some of the rejected; also with --resume",
+        "after the search, train N cells standalone: those kept, and some of the rejected; also with --resume",
         Group.STANDALONE,
         metavar="N",
         at_least=0,
@@ -72,20 +76,18 @@ class SearchConfig(SeriesConfig):
         Group.CELLS,
         choices=("dag", "gated"),
     )
-    blocks: str = option("2-6", "products of a gated cell, a number or a range from 2 to 8", Group.CELLS, metavar="B")
-    states: str = option("1-2", "that a gated cell carries, 1, 2 or 1-2", Group.CELLS, metavar="S")
+    blocks: str = option("2-6", "products of a gated cell: a number or a range, from 2 to 8", Group.CELLS, metavar="B")
+    states: str = option("1-2", "states that a gated cell carries: 1, 2 or 1-2", Group.CELLS, metavar="S")
     known: bool = option(
-        True, "LSTM, GRU and the published cells are the first of a gated pool, whatever their size", Group.CELLS
+        True, "begin a gated pool with LSTM, GRU and the published cells, whatever their size", Group.CELLS
     )
     activations: str = option(
-        ",".join(ACTIVATIONS), "that the nodes are drawn from", Group.CELLS, metavar="NAME,NAME..."
+        ",".join(ACTIVATIONS), "activations that nodes are drawn from", Group.CELLS, metavar="NAME,NAME..."
     )
     initial_cells: str | None = option(
-        None, "known cells, a line each or a JSON list, that compete in the first round", Group.CELLS, metavar="FILE"
+        None, "cells that compete in the first round: one a line, or a JSON list", Group.CELLS, metavar="FILE"
     )
-    pool_seed: int | None = option(
-        None, "of the pool alone, where it is to differ from --seed", Group.CELLS, at_least=0
-    )
+    pool_seed: int | None = option(None, "seed of the pool, if it should differ from --seed", Group.CELLS, at_least=0)
     norm: str = option("batch", "batch (normalise every node) or none", Group.MIXTURE, choices=("batch", "none"))
     # The paper does not state this; it is the rate of DARTS's architecture weights.
     mix_lr: float = option(3e-3, "Adam's learning rate of the mixing weights", Group.MIXTURE, metavar="RATE", above=0)
@@ -105,7 +107,7 @@ class SearchConfig(SeriesConfig):
     # Departures from the paper, none of them by default.
     cell_weights: str = option(
         "own",
-        "own (of every network) or shared (all networks have the same weights for the node of the same number)",
+        "own (each network has its own weights) or shared (nodes of the same number share theirs)",
         Group.MIXTURE,
         choices=("own", "shared"),
     )
@@ -117,61 +119,61 @@ class SearchConfig(SeriesConfig):
     )
     carry_embedding: bool = option(
         False,
-        "embedding and decoder of a round start from the last round's; the cells always start anew",
+        "start a round's embedding and decoder from the last round's; cells always start anew",
         Group.MIXTURE,
     )
     mix_dropout: float = option(
-        0.0, "on whole networks of the mixture", Group.MIXTURE, metavar="P", at_least=0, below=1
+        0.0, "dropout of whole networks in the mixture", Group.MIXTURE, metavar="P", at_least=0, below=1
     )
     strategy: str = option(
         "wenet",
-        "wenet; race: standalone networks train side by side, and the worse leave rung by rung; or random: successive "
-        "halving from new weights, the same number of network-steps as wenet",
+        "wenet (a mixture, as in the paper), race (standalone networks train side by side, and the worse leave rung by "
+        "rung) or random (successive halving from new weights, for as many network-steps as wenet)",
         Group.MIXTURE,
     )
     rungs: int = option(
-        4, "of a race; each lasts until the networks left have trained twice as long", Group.RACE, at_least=1
+        4, "rungs of a race; at each one networks have trained twice as long as at the last", Group.RACE, at_least=1
     )
     networks_per_cell: int = option(
-        2, "of a race, which differ in their initial weights", Group.RACE, metavar="N", at_least=1
+        2, "networks of each cell in a race, with different initial weights", Group.RACE, metavar="N", at_least=1
     )
     mutate: bool = option(
         False,
-        "fill the places of cells that have left a race with mutations of the best, not from the pool",
+        "replace cells that left a race by mutations of the best instead of cells from the pool",
         Group.RACE,
     )
     rates: str = option(
         "0.005,0.01,0.02",
-        "learning rates that a race tries for each number of nodes or states, and a contest for each contestant",
+        "learning rates to choose from, for each number of nodes or states in a race, and for each contestant",
         Group.RACE,
         metavar="RATE,RATE...",
     )
     minutes: float | None = option(
         None,
-        "time for a race and its contest; the number of cells and how long they train then follow from it",
+        "time for a race and its contest, from which their sizes follow",
         Group.FIRST,
         metavar="MINUTES",
         above=0,
     )
     contest_epochs: float = option(
-        1.0, "passes over the training text of a training in the contest", Group.RACE, metavar="F", above=0
+        1.0, "passes over the training data by each training of the contest", Group.RACE, metavar="F", above=0
     )
     contest_seeds: int = option(3, "trainings of each contestant", Group.RACE, metavar="N", at_least=2)
     audit_epochs: float = option(
-        1.0, "passes over the training text of a standalone training", Group.STANDALONE, metavar="F", above=0
+        1.0, "passes over the training data by each standalone training", Group.STANDALONE, metavar="F", above=0
     )
     # Standalone cells are not normalised, and learn best at a lower rate than a batch of normalised ones.
     standalone_lr: float | None = option(
         None,
-        "Adam's learning rate of standalone training; by default that of --lr",
+        "Adam's learning rate in standalone training; by default --lr",
         Group.STANDALONE,
         metavar="RATE",
         above=0,
     )
     sampled_words: int = option(
         0,
-        "a standalone training's softmax sums over the words of the window and N others drawn; 0 over all, as "
-        "validation always does",
+        "in standalone training, sum the softmax over the window's words and N others drawn at random; 0: over all "
+        "words, as validation always does",
         Group.STANDALONE,
         metavar="N",
         at_least=0,

@@ -38,24 +38,24 @@ class LearningConfig(Config):
     # The paper's bases start at zero. From frequencies on, a training need not learn first what is alike for all cells.
     decoder_bias: str = option(
         "zero",
-        "where the decoder's bias starts: zero, or frequencies (their logarithms in the training text)",
+        "initial bias of the decoder: zero, or frequencies (the logarithms of those in the training text)",
         Group.OPTIMISATION,
         choices=("zero", "frequencies"),
     )
     weight_decay: float = option(5e-7, "L2 penalty on the parameters", Group.REGULARISATION, metavar="W", at_least=0)
-    dropout_word: float = _dropout(0.0, "on whole words of the vocabulary")
-    dropout_embedding: float = _dropout(0.2, "on embedded words, locked over time")
-    dropout_x: float = _dropout(0.75, "on the cell's input, locked over time")
-    dropout_h: float = _dropout(0.25, "on every hidden product's input, locked")
-    dropout_output: float = _dropout(0.75, "on the output, locked over time")
+    dropout_word: float = _dropout(0.0, "dropout of whole words of the vocabulary")
+    dropout_embedding: float = _dropout(0.2, "dropout of embedded words, the same at every step")
+    dropout_x: float = _dropout(0.75, "dropout of the cell's input, the same at every step")
+    dropout_h: float = _dropout(0.25, "dropout of every hidden product's input, the same at every step")
+    dropout_output: float = _dropout(0.75, "dropout of the output, the same at every step")
     activation_reg: float = option(
         0.0, "penalty on the mean square of the output", Group.REGULARISATION, metavar="W", at_least=0
     )
     temporal_activation_reg: float = option(
-        1e-3, "penalty on the output's change a step", Group.REGULARISATION, metavar="W", at_least=0
+        1e-3, "penalty on the output's change from step to step", Group.REGULARISATION, metavar="W", at_least=0
     )
     seed: int = option(
-        1, "of all that is drawn: cells, initial weights, window lengths, dropouts", Group.FIRST, at_least=0
+        1, "seed of everything random: cells, initial weights, window lengths, dropout", Group.FIRST, at_least=0
     )
 
 
@@ -84,21 +84,23 @@ class TrainConfig(LearningConfig):
     hidden: int = inherited("hidden", 850, "size of the hidden state")
     epochs: int = option(1600, "passes over the training text", Group.FIRST, metavar="N", at_least=1)
     softmax: str = option(
-        "tied", "tied (one, with the embedding's weights) or mos (a mixture)", Group.FIRST, choices=SOFTMAXES
+        "tied", "tied (with the embedding's weights) or mos (a mixture of softmaxes)", Group.FIRST, choices=SOFTMAXES
     )
     embedding: int | None = option(
-        None, "size of an embedded word; by default that of the hidden state", Group.MODEL, metavar="D", at_least=1
+        None, "size of an embedded word; by default --hidden", Group.MODEL, metavar="D", at_least=1
     )
     layers: int = option(3, "layers of an lstm", Group.MODEL, metavar="N", at_least=1)
     last_hidden: int | None = option(
         None,
-        "size of the last layer of an lstm; by default that of the embedding",
+        "size of an lstm's last layer; by default that of the embedding",
         Group.MODEL,
         metavar="H",
         at_least=1,
     )
-    experts: int = option(15, "softmaxes of a mixture", Group.MODEL, metavar="K", at_least=1)
-    lr: float = inherited("lr", 20.0, "learning rate of a window of --bptt steps; in proportion for others")
+    experts: int = option(15, "softmaxes of the mixture mos", Group.MODEL, metavar="K", at_least=1)
+    lr: float = inherited(
+        "lr", 20.0, "learning rate for a window of --bptt steps; in proportion for longer and shorter ones"
+    )
     nonmonotone: int = option(
         5,
         "average the weights once validation is worse than the best of all but the last N",
@@ -110,22 +112,24 @@ class TrainConfig(LearningConfig):
     test_batch: int = option(
         1, "text streams side by side in the test at the end", Group.OPTIMISATION, metavar="M", at_least=1
     )
-    bptt: int = inherited("bptt", 35, "usual time steps of a training window; their number varies")
+    bptt: int = inherited("bptt", 35, "usual number of time steps of a training window, which varies")
     on_nan: str = option(
         "stop",
-        "where training diverges: stop, or rollback to the best epoch so far",
+        "if training diverges: stop, or rollback to the best epoch so far",
         Group.OPTIMISATION,
         choices=("stop", "rollback"),
     )
     weight_decay: float = inherited("weight_decay", 8e-7)
     dropout_word: float = inherited("dropout_word", 0.1)
     dropout_x: float = inherited(
-        "dropout_x", 0.75, "on the cell's input, or between the layers of an lstm, locked over time"
+        "dropout_x", 0.75, "dropout of the cell's input, or between an lstm's layers, the same at every step"
     )
     dropout_h: float = inherited(
-        "dropout_h", 0.25, "on every hidden product's input, locked; on the hidden weights of an lstm"
+        "dropout_h", 0.25, "dropout of every hidden product's input, or of an lstm's hidden weights"
     )
-    dropout_latent: float = _dropout(0.29, "on the context of every expert of a mixture, locked")
+    dropout_latent: float = _dropout(
+        0.29, "dropout of every expert's context in the mixture mos, the same at every step"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
