@@ -75,8 +75,8 @@ def random_mixed_programs(
 
     Args:
         states: numbers of states that cells may carry, 1, 2 or both.
-        known: whether LSTM, GRU and the published DAG cells come first, of any number of blocks; else LSTM and GRU are
-            left out.
+        known: whether LSTM and GRU come first, and the published DAG cells last, of any number of blocks; else LSTM and
+            GRU are left out.
         count, blocks, seed: as in `random_programs`.
 
     Raises:
@@ -87,18 +87,20 @@ def random_mixed_programs(
         >>> [cell.states for cell in random_mixed_programs(4, (1, 2), range(2, 5), seed=1, known=False)]
         [1, 2, 1, 2]
     """
-    first = [cell for cell in _known() if cell.states in states] if known else []
-    seen = {canonical(cell) for cell in _known()}
+    first = [cell for cell in (LSTM, GRU) if known and cell.states in states]
+    last = [cell for cell in _published() if known and cell.states in states]
+    seen = {canonical(cell) for cell in (LSTM, GRU, *_published())}
     each = -(-count // len(states)) + 1  # one may be known
     drawn = [
         [cell for cell in random_programs(each, number, seed, blocks) if canonical(cell) not in seen]
         for number in states
     ]
-    return [*first, *(cell for cells in zip(*drawn, strict=False) for cell in cells)][:count]
+    others = [*first, *(cell for cells in zip(*drawn, strict=False) for cell in cells)]
+    return others[:count] if count < 2 * len(last) else [*others[: count - len(last)], *last]
 
 
-def _known() -> list[Program]:
-    return [LSTM, GRU, *(program_of(genotype) for genotype, _ in PUBLISHED.values())]
+def _published() -> list[Program]:
+    return [program_of(genotype) for genotype, _ in PUBLISHED.values()]
 
 
 def mutated(program: Program, seed: int) -> Program:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from wenet.data import inputs_of, series_of
 from wenet.nn.checks import check_probability
 from wenet.nn.dropout import locked_dropout
+from wenet.nn.standalone_cells import StandaloneCellRNN
 from wenet.nn.weighted import draw_networks
 from wenet_kernels import WenetError, check_choice
 
@@ -115,6 +116,19 @@ class StandaloneSequenceModels(_Readout):
         self.head_bias = nn.Parameter(torch.zeros(rnn.count, outputs))
         rnn.reset_parameters()
         draw_networks(self.head_weight, rnn.hidden_size**-0.5, rnn.among)
+        self._draw_smaller_heads()
+
+    @torch.no_grad()
+    def _draw_smaller_heads(self) -> None:
+        """Of networks with fewer units than the layer: a wider range, as their size asks for, and 0 for other units."""
+        if not self._sizes_differ():
+            return
+        units = self.rnn.units.to(self.head_weight.device)  # [n, H]
+        wider = (self.rnn.hidden_size / units.sum(1, keepdim=True)).sqrt() * units
+        self.head_weight.mul_(wider.unsqueeze(-1))
+
+    def _sizes_differ(self) -> bool:
+        return isinstance(self.rnn, StandaloneCellRNN) and self.rnn.sizes_differ
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Predictions `[n, M, K]`, of the readout "steps" `[n, T, M, K]`, from inputs `[T, M, I]`."""
@@ -122,6 +136,8 @@ class StandaloneSequenceModels(_Readout):
         there = inputs[..., -1]  # [T, M]
         output, _ = self.rnn(inputs)  # [T, n, M, H]
         features = locked_dropout(self, self.features(output, there), self.dropout_output)
+        if self._sizes_differ():
+            features = features.where(self.rnn.units.view(self.count, *[1] * (features.dim() - 2), -1), 0)
         weight, bias = self.head_weight, self.head_bias.unsqueeze(1)
         found = torch.baddbmm(bias, features.flatten(1, -2), weight).unflatten(1, features.shape[1:-1])
         return found + self.added(inputs, there)

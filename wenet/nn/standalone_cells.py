@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from wenet.nn.checks import check_input, check_state, check_tensor
 from wenet.nn.described import LayerOfCells
 from wenet.nn.dropout import draw_mask, locked_dropout
 from wenet.nn.program_parameters import parameter_shapes, set_first_numbers, split_row, vectors_in_order
-from wenet_kernels import Program, ProgramBatch, cell_rnn, project
+from wenet_kernels import Program, ProgramBatch, WenetError, cell_rnn, project
 
 
 class StandaloneCellRNN(LayerOfCells):
@@ -21,13 +22,16 @@ class StandaloneCellRNN(LayerOfCells):
         input_size, hidden_size, dropout_x, dropout_h, backend: as in `CellRNN`.
         programs: the cells, which carry equally many states S.
         among: `(total, slice)`: initialise as if all `total` networks had been drawn, so processes agree.
+        sizes: the hidden size of each network, at most `hidden_size`, which is the default; so networks of nearly one
+            size run in one call. The output of units that a network lacks has no meaning, and reaches no unit it has.
 
     Parameters: weights `[n, K]`. A row holds those of one network behind one another, in the order of
     `CellRNN.named_parameters`; behind those of a small cell it holds zeros, which nothing reads. The state is
     `[n, M, S * H]`: all carried states of a network beside one another, h first.
 
     Raises:
-        WenetError: a size below 1, a probability outside 0..1, or programs of different numbers of states.
+        WenetError: a size below 1 or above `hidden_size`, a probability outside 0..1, or programs of different numbers
+            of states.
 
     Examples:
         >>> import torch
@@ -51,14 +55,21 @@ class StandaloneCellRNN(LayerOfCells):
         dropout_h: float = 0.0,
         backend: str = "auto",
         among: tuple[int, slice] | None = None,
+        sizes: Sequence[int] = (),
     ) -> None:
         super().__init__(input_size, hidden_size, "program", dropout_x, dropout_h, backend, "full")
         self.cells, self.among = ProgramBatch.of(programs), among
         self.described_cells = self.cells.text
-        longest = max(program.parameters(input_size, hidden_size) for program in programs)
+        self.sizes = tuple(sizes) or (hidden_size,) * len(programs)
+        if len(self.sizes) != len(programs) or not all(1 <= size <= hidden_size for size in self.sizes):
+            raise WenetError(f"sizes must name a size from 1 to {hidden_size} for each of {len(programs)} networks")
+        pairs = zip(programs, self.sizes, strict=True)
+        longest = max(program.parameters(input_size, size) for program, size in pairs)
         self.weights = nn.Parameter(torch.empty(len(programs), longest))
         for name, places in self._places().items():
             self.register_buffer(name, places, persistent=False)
+        units = torch.arange(hidden_size) < torch.tensor(self.sizes).unsqueeze(1)  # [n, H]
+        self.register_buffer("units", units, persistent=False)  # that a network has
         self.reset_parameters()
 
     @property
@@ -66,11 +77,16 @@ class StandaloneCellRNN(LayerOfCells):
         """Number of networks, n."""
         return self.cells.count
 
+    @property
+    def sizes_differ(self) -> bool:
+        """Whether a network has fewer units than the layer."""
+        return min(self.sizes) < self.hidden_size
+
     def _networks(self, numbers: Tensor) -> list[dict[str, Tensor]]:
         """Each network's parameters by name, as views of its row of `[n, K]`."""
         return [
-            split_row(row, parameter_shapes(program, self.input_size, self.hidden_size))
-            for program, row in zip(self.cells.programs, numbers, strict=True)
+            split_row(row, parameter_shapes(program, self.input_size, size))
+            for program, size, row in zip(self.cells.programs, self.sizes, numbers, strict=True)
         ]
 
     def _places(self) -> dict[str, Tensor]:
@@ -79,33 +95,44 @@ class StandaloneCellRNN(LayerOfCells):
         numbers = torch.arange(weights.numel(), device=weights.device).view(weights.shape)
         networks = self._networks(numbers)
         vectors = [
-            vectors_in_order(program, {name: each.unsqueeze(0) for name, each in own.items()}, numbers[:1], hidden)[0]
-            for program, own in zip(self.cells.programs, networks, strict=True)
+            vectors_in_order(program, {name: each.unsqueeze(0) for name, each in own.items()}, numbers[:1], size)[0]
+            for program, size, own in zip(self.cells.programs, self.sizes, networks, strict=True)
         ]
         of_input = torch.tensor([program.of_input for program in self.cells.programs], device=weights.device)
-        none = numbers.new_empty(0, hidden, hidden)
+        none = numbers.new_empty(0, 0, 0)
         return {
-            "places_input": torch.cat([own["weight_input"] for own in networks]),  # [X, I, H]
-            "places_hidden": torch.cat([own.get("weight_hidden", none) for own in networks]),  # [P, H, H]
-            "places_vectors": torch.cat(vectors),  # [V, H]
+            "places_input": self._joined([own["weight_input"] for own in networks], self.input_size),  # [X, I, H]
+            "places_hidden": self._joined([own.get("weight_hidden", none) for own in networks], hidden),  # [P, H, H]
+            "places_vectors": self._joined([own.unsqueeze(1) for own in vectors], 1).squeeze(1),  # [V, H]
             "reader": torch.arange(self.count, device=weights.device).repeat_interleave(
                 of_input, output_size=self.cells.of_input
             ),
         }
 
+    def _joined(self, places: Sequence[Tensor], rows: int) -> Tensor:
+        """Places of all networks, `[count, rows, H]`; those of units that a network lacks are behind all weights."""
+        nowhere = self.weights.numel()
+        return torch.cat(
+            [
+                functional.pad(each, (0, self.hidden_size - each.shape[2], 0, rows - each.shape[1]), value=nowhere)
+                for each in places
+            ]
+        )
+
     @torch.no_grad()
     def reset_parameters(self, bound: float | None = None) -> None:
         """As in `CellRNN`. What a network starts from depends on its place alone, not on the cells around it."""
-        bound = self.hidden_size**-0.5 if bound is None else bound
         total, own = self.among or (self.count, slice(self.count))
         seeds = torch.randint(2**62, (total,), device="cpu")[own].tolist()
         nn.init.zeros_(self.weights)
         if self.weights.is_meta:
             return
-        for program, parameters, seed in zip(self.cells.programs, self._networks(self.weights), seeds, strict=True):
+        networks = self._networks(self.weights)
+        for program, size, parameters, seed in zip(self.cells.programs, self.sizes, networks, seeds, strict=True):
             generator = torch.Generator(self.weights.device).manual_seed(seed)
+            own_bound = size**-0.5 if bound is None else bound
             for parameter in parameters.values():
-                parameter.uniform_(-bound, bound, generator=generator)
+                parameter.uniform_(-own_bound, own_bound, generator=generator)
             set_first_numbers(program, parameters)
 
     def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -148,9 +175,11 @@ class StandaloneCellRNN(LayerOfCells):
         return (of_products @ weight).unflatten(1, x.shape[1:3]).transpose(0, 1)
 
     def _at(self, name: str) -> Tensor:
-        """The numbers at some places of `weights`."""
-        places = self.get_buffer(name)
-        return self.weights.flatten().index_select(0, places.flatten()).view(places.shape)
+        """The numbers at some places of `weights`, and zero behind them."""
+        places, numbers = self.get_buffer(name), self.weights.flatten()
+        if self.sizes_differ:
+            numbers = functional.pad(numbers, (0, 1))
+        return numbers.index_select(0, places.flatten()).view(places.shape)
 
     def _one_input_each(self, x: Tensor) -> bool:
         return x.dim() == 4 and len(x) == self.count

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wenet.cells import Cell, load_genotype
+from wenet.cells.instances import GRU, LSTM
 from wenet.files import written_whole
 from wenet.nn import split_row
 from wenet.run import DTYPES, RunFolder, Session, counted, figure
@@ -23,14 +24,16 @@ from wenet.run.budget import Budget
 from wenet.run.folder import write_tensors
 from wenet.searching.audit import final_ranking, welch
 from wenet.searching.settings import SearchConfig
-from wenet.searching.shapes import config_for, shape_name
-from wenet.searching.space import space_of
-from wenet.searching.strategy import RECORDS, strategy_of
+from wenet.searching.shapes import Group, by_shape, config_for
+from wenet.searching.space import identity, space_of
+from wenet.searching.strategy import RECORDS, Best, strategy_of
 from wenet.tasks import Metric, Task
 from wenet.training import (
     LAYERS,
     READING,
     Architecture,
+    Origin,
+    Outcome,
     Plan,
     StandaloneResult,
     build_cell,
@@ -44,10 +47,11 @@ from wenet.training import (
 from wenet_kernels import Program
 
 FOLDER, RESULT, MODEL = "contest", "contest.json", "winner.safetensors"
-WINNER = "winner"
+WINNER, RUNNER_UP, MEDIAN = "winner", "runner-up", "median cell"
+HEAD = "head_weight"  # of models of sequences, `[n, H, K]`
 ROW = "rnn.weights"  # where `StandaloneCellRNN` has the parameters of networks
 RATE_SHARE = 2  # rates are tried for one in this many of the windows
-CONTESTANTS = 6  # at most
+CONTESTANTS = 6  # at most, with a single finalist
 TRIALS_SHARE = 0.3  # of the time for a contest, where that is limited
 AFTERWARDS, LEAST_AFTERWARDS = 0.05, 5.0  # of the whole time, and in seconds, kept for the report
 CHECKS = 20  # of a training on sequences of numbers, whose best weights count
@@ -56,24 +60,48 @@ TIMED_STEPS = 200
 
 @dataclass(frozen=True)
 class Contestant:
-    """A participant, and the settings of its size."""
+    """A participant, and the settings of its size.
+
+    Attributes:
+        finalist: whether it may become the winner.
+    """
 
     name: str
     architecture: Architecture
     config: SearchConfig
-
-    @property
-    def group(self) -> str:
-        """Contestants of equal groups train at once."""
-        return shape_name(self.architecture, self.config)
+    finalist: bool = False
 
 
-def hold_contest(session: Session[SearchConfig]) -> dict[str, Any]:
-    """Train the winner of a finished search beside its rivals; returns the contents of `contest.json`.
+@dataclass(frozen=True)
+class Trained:
+    """The final trainings of a contestant.
 
-    All have as many parameters as the settings name, or as the winner has; PyTorch's layers have a few more rather than
-    fewer. Each trains at its best rate of the settings' grid, chosen after half of the windows with a seed that is not
-    used again. The test part is read once, after the last training.
+    Attributes:
+        outcomes, networks: one for each seed.
+    """
+
+    entrant: Contestant
+    rate: float
+    outcomes: list[Outcome]
+    networks: list[Origin]
+
+    def best(self, metric: Metric) -> int:
+        """The training that was best on the validation part."""
+        return min(range(len(self.outcomes)), key=lambda number: self.outcomes[number].order(metric))
+
+    def order(self, metric: Metric) -> tuple[float, float]:
+        """What to sort by, the best first: the mean metric on the validation part, and where it is equal the loss."""
+        orders = [outcome.order(metric) for outcome in self.outcomes]
+        return statistics.fmean(value for value, _ in orders), statistics.fmean(loss for _, loss in orders)
+
+
+def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict[str, Any]]:
+    """Train the finalists of a search beside their rivals; returns its winner and the contents of `contest.json`.
+
+    Finalists are the first cells of the search, and if these are several, LSTM and GRU where they took part. The one
+    that is best on the validation part is the winner. All have as many parameters as the settings name, or as the first
+    cell has; PyTorch's layers have a few more rather than fewer. Each trains at its best rate of the settings' grid,
+    chosen after half of the windows with a seed that is not used again. The test part decides nothing.
 
     Raises:
         WenetError: as in `train_standalone`; also if a contest with other settings was begun in this folder.
@@ -81,30 +109,54 @@ def hold_contest(session: Session[SearchConfig]) -> dict[str, Any]:
     """
     config, task, data = session.config, session.task, session.data
     contestants = _contestants(session)
-    groups = list(_groups(contestants))
+    groups = _groups(session, contestants)
     of_trials = _windows_of_trials(session, contestants)
-    trials = [_choose_rates(session, group, of_trials) for group in groups]
-    windows = _windows_of_trainings(session, of_trials, sum(trial.seconds for _, trial in trials))
+    trials = [_try_rates(session, group, of_trials) for group in groups]
+    windows = _windows_of_trainings(session, of_trials, sum(trial.seconds for trial in trials))
     session.console.say(
         f"contest: {counted(len(contestants), 'contestant')}, {counted(config.contest_seeds, 'training')} each, "
         f"{counted(windows, 'window')}"
     )
-    trainings = [
-        _train_group(session, group, [rates[entrant.name] for entrant in group], windows)
-        for group, (rates, _) in zip(groups, trials, strict=True)
-    ]
+    trained: list[Trained] = []
+    trainings = []
+    for group, trial in zip(groups, trials, strict=True):
+        entrants = [contestants[place] for place in group.places]
+        rates = _best_rates(session, entrants, trial)
+        trainings.append(_train_group(session, group, entrants, rates, windows))
+        trained += _by_contestant(session, group, entrants, rates, trainings[-1])
+    trained = _named_by_rank(trained, task.metric)
     result: dict[str, Any] = session.ranks.on_first(
         lambda: {
             "windows": windows,
             "seeds": config.contest_seeds,
             "rates": config.rate_grid,
             "parameters": parameter_count(contestants[0].config, contestants[0].architecture, task, data),
-            **_cost([trial for _, trial in trials] + trainings),
-            "contestants": _table(session, groups, [rates for rates, _ in trials], trainings),
+            **_cost(trials + trainings),
+            "contestants": _table(session, trained),
         }
     )
+    best = _confirmed(session, best, trained, windows)
     session.folder.write_json(RESULT, result)
-    return result
+    return best, result
+
+
+def _groups(session: Session[SearchConfig], contestants: Sequence[Contestant]) -> list[Group]:
+    """Contestants that train at once."""
+    architectures = [entrant.architecture for entrant in contestants]
+    parameters = _parameters(session, architectures[0])
+    return by_shape(architectures, session.config, session.task, session.data, parameters)
+
+
+def _confirmed(session: Session[SearchConfig], best: Best, trained: Sequence[Trained], windows: int) -> Best:
+    """The winner of the search, which several finalists may have become."""
+    finalists = sum(each.entrant.finalist for each in trained)
+    if finalists == 1:
+        return best
+    winner, metric = trained[0], session.task.metric
+    values = [outcome.value for outcome in winner.outcomes]
+    best = best.after_final(winner.outcomes[0].cell, values, windows, finalists)
+    session.folder.write_json("best.json", best.to_dict(metric))
+    return best
 
 
 def _cost(results: Sequence[StandaloneResult]) -> dict[str, Any]:
@@ -114,42 +166,55 @@ def _cost(results: Sequence[StandaloneResult]) -> dict[str, Any]:
     }
 
 
-def _table(
-    session: Session[SearchConfig],
-    groups: Sequence[Sequence[Contestant]],
-    rates: Sequence[Mapping[str, float]],
-    trainings: Sequence[StandaloneResult],
-) -> list[dict[str, Any]]:
-    """A row for each contestant, the best first; the winner's model is saved on the way."""
-    found = []
-    for group, chosen, training in zip(groups, rates, trainings, strict=True):
-        for place, entrant in enumerate(group):
-            found.append(_measured(session, entrant, chosen[entrant.name], training, place))
-            if entrant.name == WINNER:
-                _save_winner(session, group, place, training)
+def _table(session: Session[SearchConfig], trained: Sequence[Trained]) -> list[dict[str, Any]]:
+    """A row for each contestant, the best on the test part first; the winner's model is saved on the way."""
     metric = session.task.metric
-    order = sorted(found, key=lambda row: math.inf if row["mean"] is None else metric.order(row["mean"]))
-    winner = next(row for row in found if row["name"] == WINNER)
-    return [{**row, "p": None if row is winner else welch(winner["test"], row["test"])} for row in order]
+    _save_winner(session, trained)
+    winner, *others = [_measured(session, each) for each in trained]
+    rows = [{**winner, "p": None}, *({**row, "p": welch(winner["test"], row["test"])} for row in others)]
+    return sorted(rows, key=lambda row: math.inf if row["mean"] is None else metric.order(row["mean"]))
 
 
 def _contestants(session: Session[SearchConfig]) -> list[Contestant]:
-    """The winner first, then the runner-up, the median cell, and the task's rivals."""
+    """The finalists, the first of the search first, then the runner-up, the median cell, and the task's rivals."""
     config, task, data = session.config, session.task, session.data
     ranking = final_ranking(session.folder.records(RECORDS), config.keep, strategy_of(config))
     cells = [cell.genotype for cell in ranking]
-    named: dict[str, Architecture] = {WINNER: cells[0]}
-    if len(cells) > 1:
-        named["runner-up"] = cells[1]
-    if len(cells) > 4:
-        named["median cell"] = cells[len(cells) // 2]
+    finalists = cells[: config.finalists]
+    if config.finalists > 1:
+        known = {identity(LSTM), identity(GRU)}
+        finalists += [cell for cell in cells if cell not in finalists and identity(cell) in known]
+    others = [cell for cell in cells if cell not in finalists]
+    named: dict[str, Architecture] = {}
+    if len(finalists) == 1 and others:
+        named[RUNNER_UP] = others.pop(0)
+    if len(cells) > 4 and others:
+        middle = len(cells) // 2
+        named[MEDIAN] = min(others, key=lambda cell: abs(cells.index(cell) - middle))
     named |= {rival: rival if rival in LAYERS else load_genotype(rival) for rival in task.rivals}
-    first = config_for(cells[0], config, task, data)
-    wanted = config.parameters or parameter_count(first, cells[0], task, data)
-    return [
-        Contestant(name, architecture, config_for(architecture, config, task, data, wanted))
-        for name, architecture in named.items()
+    wanted = _parameters(session, cells[0])
+
+    def sized(name: str, architecture: Architecture, finalist: bool) -> Contestant:
+        return Contestant(name, architecture, config_for(architecture, config, task, data, wanted), finalist)
+
+    first = [sized(f"finalist {place}", cell, True) for place, cell in enumerate(finalists, start=1)]
+    return [*first, *(sized(name, architecture, False) for name, architecture in named.items())]
+
+
+def _parameters(session: Session[SearchConfig], first: Architecture) -> int:
+    """The number of parameters of each contestant."""
+    config, task, data = session.config, session.task, session.data
+    return config.parameters or parameter_count(config_for(first, config, task, data), first, task, data)
+
+
+def _named_by_rank(trained: Sequence[Trained], metric: Metric) -> list[Trained]:
+    """The winner first, as the validation part has it; then the other finalists, by their rank there."""
+    finalists = sorted((each for each in trained if each.entrant.finalist), key=lambda each: each.order(metric))
+    names = [WINNER, RUNNER_UP, *(f"finalist {place}" for place in range(3, 1 + len(finalists)))]
+    ranked = [
+        replace(each, entrant=replace(each.entrant, name=name)) for each, name in zip(finalists, names, strict=False)
     ]
+    return [*ranked, *(each for each in trained if not each.entrant.finalist)]
 
 
 def _windows_of_trials(session: Session[SearchConfig], contestants: Sequence[Contestant]) -> int:
@@ -182,49 +247,68 @@ def _time_to_train(budget: Budget) -> float:
     return budget.left - max(LEAST_AFTERWARDS, AFTERWARDS * budget.total)
 
 
-def _groups(contestants: Sequence[Contestant]) -> Iterator[list[Contestant]]:
-    for group in dict.fromkeys(entrant.group for entrant in contestants):
-        yield [entrant for entrant in contestants if entrant.group == group]
-
-
-def _choose_rates(
-    session: Session[SearchConfig], group: Sequence[Contestant], windows: int
-) -> tuple[dict[str, float], StandaloneResult]:
-    """The best rate of each contestant by the validation metric."""
-    rates, metric = session.config.rate_grid, session.task.metric
+def _try_rates(session: Session[SearchConfig], group: Group, windows: int) -> StandaloneResult:
+    """Train every contestant of a group at every rate."""
+    rates = session.config.rate_grid
     plan = Plan(
-        [entrant.architecture for entrant in group for _ in rates],
+        [architecture for architecture in group.architectures for _ in rates],
         windows,
         session.config.seed,
-        rates=rates * len(group),
+        rates=rates * len(group.places),
         decay=True,
+        hidden=group.hidden(len(rates)),
         checks=_checks(session),
     )
-    trials = train_standalone(*_place(session, group, "rates"), plan, f"rates, {_names(group)}")
-    chosen = {}
-    for place, entrant in enumerate(group):
-        own = trials.outcomes[place * len(rates) : (place + 1) * len(rates)]
-        chosen[entrant.name] = min(zip(rates, own, strict=True), key=lambda pair: pair[1].order(metric))[0]
-    return chosen, trials
+    return train_standalone(*_place(session, group, "rates"), plan, f"rates, {group.name}")
+
+
+def _best_rates(session: Session[SearchConfig], entrants: Sequence[Contestant], trial: StandaloneResult) -> list[float]:
+    """The best rate of each contestant by the validation metric."""
+    rates, metric = session.config.rate_grid, session.task.metric
+    chosen = []
+    for place in range(len(entrants)):
+        own = trial.outcomes[place * len(rates) : (place + 1) * len(rates)]
+        chosen.append(min(zip(rates, own, strict=True), key=lambda pair: pair[1].order(metric))[0])
+    return chosen
 
 
 def _train_group(
-    session: Session[SearchConfig], group: Sequence[Contestant], rates: Sequence[float], windows: int
+    session: Session[SearchConfig],
+    group: Group,
+    entrants: Sequence[Contestant],
+    rates: Sequence[float],
+    windows: int,
 ) -> StandaloneResult:
     """Run all trainings of all contestants in a group, at once."""
     seeds = session.config.contest_seeds
     plan = Plan(
-        [entrant.architecture for entrant in group for _ in range(seeds)],
+        [architecture for architecture in group.architectures for _ in range(seeds)],
         windows,
         session.config.seed + 1,
         rates=[rate for rate in rates for _ in range(seeds)],
         decay=True,
-        leave=any(entrant.name == WINNER for entrant in group),
+        leave=any(entrant.finalist for entrant in entrants),
         test=True,
+        hidden=group.hidden(seeds),
         checks=_checks(session),
     )
     own, path = _place(session, group, "training")
-    return train_standalone(own, path, plan, f"contest, {_names(group)}")
+    names = " and ".join(entrant.name for entrant in entrants)
+    return train_standalone(own, path, plan, f"contest, {names}")
+
+
+def _by_contestant(
+    session: Session[SearchConfig],
+    group: Group,
+    entrants: Sequence[Contestant],
+    rates: Sequence[float],
+    training: StandaloneResult,
+) -> Iterator[Trained]:
+    seeds = session.config.contest_seeds
+    left = networks_left(*_place(session, group, "training"), len(training.outcomes))
+    for number, (entrant, rate) in enumerate(zip(entrants, rates, strict=True)):
+        own = slice(number * seeds, (number + 1) * seeds)
+        yield Trained(entrant, rate, training.outcomes[own], left[own])
 
 
 def _checks(session: Session[SearchConfig]) -> int:
@@ -232,32 +316,23 @@ def _checks(session: Session[SearchConfig]) -> int:
     return 0 if session.task.reads == "text" else CHECKS
 
 
-def _place(
-    session: Session[SearchConfig], group: Sequence[Contestant], what: str
-) -> tuple[Session[SearchConfig], Path]:
-    own = replace(session, config=group[0].config)
-    return own, session.folder.path / FOLDER / f"{what}-{group[0].group}"
+def _place(session: Session[SearchConfig], group: Group, what: str) -> tuple[Session[SearchConfig], Path]:
+    return replace(session, config=group.config), session.folder.path / FOLDER / f"{what}-{group.name}"
 
 
-def _names(group: Sequence[Contestant]) -> str:
-    return " and ".join(entrant.name for entrant in group)
-
-
-def _measured(
-    session: Session[SearchConfig], entrant: Contestant, rate: float, training: StandaloneResult, place: int
-) -> dict[str, Any]:
+def _measured(session: Session[SearchConfig], trained: Trained) -> dict[str, Any]:
     """A contestant's row of the table."""
-    seeds = session.config.contest_seeds
-    outcomes = training.outcomes[place * seeds : (place + 1) * seeds]
+    entrant, outcomes = trained.entrant, trained.outcomes
     test = [outcome.test for outcome in outcomes if outcome.test is not None and math.isfinite(outcome.test)]
     return {
         "name": entrant.name,
         "genotype": str(entrant.architecture),
         "hidden": entrant.config.hidden,
         "parameters": parameter_count(entrant.config, entrant.architecture, session.task, session.data),
-        "rate": rate,
+        "rate": trained.rate,
         "valid": [outcome.value if math.isfinite(outcome.value) else None for outcome in outcomes],
         "test": test,
+        "kept": trained.best(session.task.metric),
         "mean": statistics.fmean(test) if test else None,
         "sd": statistics.stdev(test) if len(test) > 1 else None,
         "microseconds": round(_microseconds_per_step(session, entrant), 2),
@@ -281,31 +356,32 @@ def _microseconds_per_step(session: Session[SearchConfig], entrant: Contestant) 
     return 1e6 * min(seconds) / TIMED_STEPS
 
 
-def _save_winner(
-    session: Session[SearchConfig], group: Sequence[Contestant], place: int, training: StandaloneResult
-) -> None:
-    """Keep the winner's model with the best validation metric; delete the weights of all others in its group."""
-    if (session.folder.path / MODEL).exists():
-        return
-    seeds, metric = session.config.contest_seeds, session.task.metric
-    own = range(place * seeds, (place + 1) * seeds)
-    best = min(own, key=lambda number: training.outcomes[number].order(metric))
-    left = networks_left(*_place(session, group, "training"), len(training.outcomes))
-    with closing(RunFolder.open(left[best].folder, READING)) as run:
+def _save_winner(session: Session[SearchConfig], trained: Sequence[Trained]) -> None:
+    """Keep the winner's model with the best validation metric; delete the weights of all others."""
+    if not (session.folder.path / MODEL).exists():
+        winner = trained[0]
+        _save_model(session, winner.entrant, winner.networks[winner.best(session.task.metric)])
+    for folder in {network.folder for each in trained if each.entrant.finalist for network in each.networks}:
+        with closing(RunFolder.open(folder, READING)) as run:
+            run.remove_checkpoints()
+
+
+def _save_model(session: Session[SearchConfig], entrant: Contestant, network: Origin) -> None:
+    """Keep one network's model."""
+    with closing(RunFolder.open(network.folder, READING)) as run:
         checkpoint = run.load_checkpoint()
         assert checkpoint is not None
     tensors = {
-        name.removeprefix("model."): tensor[left[best].place]
+        name.removeprefix("model."): tensor[network.place]
         for name, tensor in checkpoint[1].items()
         if name.startswith("model.") and not name.endswith("_extra_state")
     }
     if ROW in tensors:
-        tensors |= _split(tensors.pop(ROW), session, group[place])
+        tensors |= _split(tensors.pop(ROW), session, entrant)
+    if HEAD in tensors:
+        tensors[HEAD] = tensors[HEAD][: entrant.config.hidden].clone()  # beside larger networks it has more rows
     with written_whole(session.folder.path / MODEL) as partial:
-        write_tensors(partial, tensors, {"genotype": str(group[place].architecture)})
-    for folder in {origin.folder for origin in left}:
-        with closing(RunFolder.open(folder, READING)) as run:
-            run.remove_checkpoints()
+        write_tensors(partial, tensors, {"genotype": str(entrant.architecture)})
 
 
 def _split(row: Tensor, session: Session[SearchConfig], entrant: Contestant) -> dict[str, Tensor]:

@@ -31,12 +31,24 @@ class HalvingBest(StandaloneBest):
 
     def how_it_won(self, metric: Metric) -> str:
         value = figure(self.value, metric.places, "diverged")
+        if self.finalists:
+            return (
+                f"best of {self.finalists} finalists from {counted(self.networks_searched, 'network')}: mean "
+                f"validation {metric.name} {value}"
+            )
         return (
             f"best of {counted(self.networks_searched, 'network')} by successive halving: validation {metric.name} "
             f"{value} standalone"
         )
 
     def sentences(self, metric: Metric) -> Iterator[str]:
+        if self.finalists:
+            yield (
+                f"Of {counted(self.networks_searched, 'random cell')} successive halving left {self.finalists} "
+                f"finalists, and of these this one has the best mean validation {metric.name}, "
+                f"{figure(self.value, metric.places, 'diverged')}."
+            )
+            return
         yield (
             f"Of {counted(self.networks_searched, 'random cell')} this one is left after successive halving: of the "
             f"last that were trained standalone it has the best validation {metric.name}, "

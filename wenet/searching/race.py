@@ -93,6 +93,11 @@ class RaceBest(StandaloneBest):
 
     def how_it_won(self, metric: Metric) -> str:
         value = figure(self.value, metric.places, "diverged")
+        if self.finalists:
+            return (
+                f"best of {self.finalists} finalists from a race of {counted(self.networks_searched, 'cell')}: mean "
+                f"validation {metric.name} {value} after {counted(self.windows, 'window')}"
+            )
         return (
             f"first of {counted(self.networks_searched, 'cell')} in a race: validation {metric.name} {value} after "
             f"{counted(self.windows, 'window')}, mean of {counted(self.networks_per_cell, 'network')}"
@@ -101,14 +106,24 @@ class RaceBest(StandaloneBest):
     def sentences(self, metric: Metric) -> Iterator[str]:
         cells, windows = counted(self.networks_searched, "random cell"), counted(self.windows, "window")
         networks = counted(self.networks_per_cell, "network")
-        yield (
+        raced = (
             f"{cells} raced: their networks trained side by side, and at every rung those that did worse on held-out "
-            f"data left. This one came first: after {windows} its {networks} had a mean validation {metric.name} of "
+            "data left."
+        )
+        if self.finalists:
+            yield (
+                f"{raced} Then {self.finalists} finalists trained from new weights, and this one was the best of them: "
+                f"after {windows} it had a mean validation {metric.name} of "
+                f"{figure(self.value, metric.places, 'no finite value')}."
+            )
+            return
+        yield (
+            f"{raced} This one came first: after {windows} its {networks} had a mean validation {metric.name} of "
             f"{figure(self.value, metric.places, 'no finite value')}."
         )
 
     def reached(self) -> tuple[str, float | None]:
-        return "the first cell of the race", self.value
+        return "the best finalist" if self.finalists else "the first cell of the race", self.value
 
 
 @dataclass
@@ -249,6 +264,7 @@ class Race(Strategy):
                 self.windows[rung],
                 self.config.seed + generation,
                 rates=[self.rate[group.kind]] * (copies * len(runners)),
+                hidden=group.hidden(copies),
                 origins=[network for runner in runners for network in runner.networks],
                 average=True,
                 leave=True,
@@ -283,6 +299,7 @@ class Race(Strategy):
                 self.windows[0],
                 self.config.seed,
                 rates=[rate for rate in rates for _ in group.architectures],
+                hidden=group.hidden() * len(rates),
                 average=True,
                 held_out=self._held_out_windows(0),
             )

@@ -79,7 +79,9 @@ class SearchConfig(SeriesConfig):
     blocks: str = option("2-6", "products of a gated cell: a number or a range, from 2 to 8", Group.CELLS, metavar="B")
     states: str = option("1-2", "states that a gated cell carries: 1, 2 or 1-2", Group.CELLS, metavar="S")
     known: bool = option(
-        True, "begin a gated pool with LSTM, GRU and the published cells, whatever their size", Group.CELLS
+        True,
+        "begin a gated pool with LSTM and GRU, and end it with the published cells",
+        Group.CELLS,
     )
     activations: str = option(
         ",".join(ACTIVATIONS), "activations that nodes are drawn from", Group.CELLS, metavar="NAME,NAME..."
@@ -154,6 +156,13 @@ class SearchConfig(SeriesConfig):
         Group.FIRST,
         metavar="MINUTES",
         above=0,
+    )
+    finalists: int = option(
+        1,
+        "first cells of a search that train in the contest; the best of them in validation is the winner",
+        Group.RACE,
+        metavar="N",
+        at_least=1,
     )
     contest_epochs: float = option(
         1.0, "passes over the training data by each training of the contest", Group.RACE, metavar="F", above=0
@@ -381,7 +390,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "keep": 4,
         "rungs": 3,
         "epochs_per_round": 5.0,
-        "rates": "0.003,0.01,0.03",
+        "rates": "0.005,0.015,0.045",
         "data_batch": 32,
         "eval_batch": 256,
         "lr": 1e-2,
@@ -394,6 +403,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temporal_activation_reg": 0.0,
         "norm": "none",
         "contest": True,
+        "finalists": 4,
         "contest_epochs": 40.0,
         "audit_epochs": 20.0,
     },

@@ -23,37 +23,42 @@ from wenet.training import (
 )
 from wenet_kernels import Program
 
+SMALLEST = 0.8  # a hidden size that joins a group of larger ones, as a part of the largest
+
 
 @dataclass(frozen=True)
 class Group:
-    """Architectures of one shape, which can train in one call.
+    """Architectures that can train in one call: of one kind, and of one hidden size or nearly so.
 
     Attributes:
         kind: as in `kind_of`.
-        config: the settings, with the hidden size that all of them have.
+        config: the settings, with the largest of their hidden sizes.
+        sizes: the hidden size of each.
         places: where they stood among those that were divided into groups.
     """
 
     kind: str
     config: SearchConfig
     architectures: list[Architecture]
+    sizes: list[int]
     places: list[int]
+
+    def hidden(self, copies: int = 1) -> list[int]:
+        """For a plan with so many networks of each in a row: their sizes, or nothing where all are equal."""
+        if set(self.sizes) == {self.config.hidden}:
+            return []
+        return [size for size in self.sizes for _ in range(copies)]
 
     @property
     def name(self) -> str:
         """For folders and lines on a console."""
-        return shape_name(self.architectures[0], self.config)
+        return f"{self.kind}-{self.config.hidden}"
 
     def memory(self, data: Any, copies: int, processes: int) -> int:
         """Bytes that each process needs to train so many networks of every cell at once."""
         cell = self.architectures[0]
         assert not isinstance(cell, str)
         return standalone_memory(self.config, cell, data, copies * len(self.places), processes)
-
-
-def shape_name(architecture: Architecture, config: SearchConfig) -> str:
-    """The shape of an architecture, under the settings of its size."""
-    return f"{kind_of(architecture)}-{config.hidden}"
 
 
 def by_shape(
@@ -63,22 +68,49 @@ def by_shape(
     data: Any,
     parameters: int | None = None,
 ) -> list[Group]:
-    """Divide architectures into groups of one shape, in the order of their first members.
+    """Divide architectures into groups that can train in one call, in the order of their first members.
 
     Args:
         parameters: as in `config_for`.
     """
     sized: dict[object, SearchConfig] = {}
-    groups: dict[tuple[str, int], Group] = {}
-    for place, architecture in enumerate(architectures):
+    for architecture in architectures:
         size = _size(architecture)
         if size not in sized:
             sized[size] = config_for(architecture, config, task, data, parameters)
-        kind = kind_of(architecture)
-        group = groups.setdefault((kind, sized[size].hidden), Group(kind, sized[size], [], []))
-        group.architectures.append(architecture)
-        group.places.append(place)
-    return list(groups.values())
+    configs = [sized[_size(architecture)] for architecture in architectures]
+    groups = [
+        Group(
+            kind_of(architectures[places[0]]),
+            max((configs[place] for place in places), key=lambda config: config.hidden),
+            [architectures[place] for place in places],
+            [configs[place].hidden for place in places],
+            places,
+        )
+        for places in _joined(architectures, [config.hidden for config in configs], task)
+    ]
+    return sorted(groups, key=lambda group: group.places[0])
+
+
+def _joined(architectures: Sequence[Architecture], sizes: Sequence[int], task: Task) -> list[list[int]]:
+    """The places of those that train in one call.
+
+    Programs that read numbers may be smaller than the largest among them: what their units compute more costs less
+    than a call of their own. Elsewhere the hidden size is also that of the embedding, and must be equal.
+    """
+    joined: list[list[int]] = []
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        program = isinstance(architectures[place], Program) and task.reads == "numbers"
+        least = SMALLEST if program else 1.0
+        kind = kind_of(architectures[place])
+        for places in joined:
+            first = places[0]
+            if kind == kind_of(architectures[first]) and sizes[place] >= least * sizes[first]:
+                places.append(place)
+                break
+        else:
+            joined.append([place])
+    return [sorted(places) for places in joined]
 
 
 def _size(architecture: Architecture) -> object:
@@ -149,7 +181,7 @@ def train_cells(
         train_standalone(
             replace(session, config=group.config),
             path if len(groups) == 1 else path.with_name(f"{path.name}-{group.name}"),
-            Plan(group.architectures, windows, seed),
+            Plan(group.architectures, windows, seed, hidden=group.hidden()),
             label if len(groups) == 1 else f"{label}, {group.name}",
         )
         for group in groups

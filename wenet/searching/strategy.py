@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, ClassVar, Self
 
@@ -62,6 +63,10 @@ class Best:
     def _from_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
         return values
 
+    def after_final(self, cell: Cell, values: Sequence[float], windows: int, finalists: int) -> Self:
+        """What is known once a contest has chosen a cell among several, by metrics on the validation part."""
+        return replace(self, genotype=cell)
+
     def how_it_won(self, metric: Metric) -> str:
         """The reason why the winner won, for a terminal."""
         return f"best of {counted(self.networks_searched, 'network')}"
@@ -98,10 +103,17 @@ class StandaloneBest(Best):
     Attributes:
         value: its metric on the validation part; None if training diverged.
         windows: number of windows of that training.
+        finalists: of so many it was the best in the contest, whose value and windows these are; 0 if the strategy alone
+            chose it.
     """
 
     value: float | None
     windows: int
+    finalists: int = field(default=0, kw_only=True)
+
+    def after_final(self, cell: Cell, values: Sequence[float], windows: int, finalists: int) -> Self:
+        value = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else None
+        return replace(self, genotype=cell, value=value, windows=windows, finalists=finalists)
 
     @classmethod
     def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:

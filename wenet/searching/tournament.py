@@ -69,7 +69,7 @@ def _rank(session: Session[SearchConfig], entrants: Mapping[str, Architecture], 
     seconds = 0.0
     for number, seed in enumerate(range(first_seed, first_seed + seeds), start=1):
         for group in groups:
-            plan = Plan(group.architectures, windows, seed)
+            plan = Plan(group.architectures, windows, seed, hidden=group.hidden())
             path, label = folder.path / f"seed-{seed}-{group.name}", f"seed {number}/{seeds}"
             training = train_standalone(replace(session, config=group.config), path, plan, label)
             seconds += training.seconds

@@ -12,6 +12,7 @@ from wenet.cells import Cell, draw_cell
 from wenet.parallel import Ranks
 from wenet.run import TEXT_SETTINGS, Session, Work, counted, duration, resolve_machine, size
 from wenet.searching.audit import describe_audit, run_audit, usual_audit
+from wenet.searching.contest import RESULT as CONTEST
 from wenet.searching.contest import describe_contest, estimate_contest, hold_contest
 from wenet.searching.estimate import estimate_search, estimate_search_memory
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
@@ -175,9 +176,13 @@ SEARCH = SearchWork()
 def run_search(session: Session[SearchConfig]) -> SearchOutcome:
     """Run the search of a session by its strategy, and the audit if there is one."""
     config = session.config
-    best = strategy_of(config)(session).run()
+    if config.contest and session.ranks.first:
+        (session.folder.path / CONTEST).unlink(missing_ok=True)  # the strategy writes a winner, the contest confirms it
+    best: Best = strategy_of(config)(session).run()
     audit = run_audit(session) if config.audit and config.runs == 1 else None
-    contest = hold_contest(session) if config.contest else None
+    contest = None
+    if config.contest:
+        best, contest = hold_contest(session, best)
     folder, watched = session.folder.path, session.ranks.alone and not session.console.silent and not session.budget
     steps = NextSteps.estimated(session, best.genotype) if watched else NextSteps.of_session(session)
     return SearchOutcome(

@@ -36,11 +36,13 @@ def build_standalone(
     task: Task,
     data: Any,
     among: tuple[int, slice] | None = None,
+    sizes: Sequence[int] = (),
 ) -> Any:
     """Standalone models of the settings' sizes, without normalisation.
 
     Args:
         architectures: of one kind, as `kind_of` has it; a layer's name as often as there are to be networks.
+        sizes: hidden sizes of programs, where these are not all that of the settings.
     """
     cells = [cell for cell in architectures if isinstance(cell, Genotype)]
     programs = [cell for cell in architectures if isinstance(cell, Program)]
@@ -48,7 +50,11 @@ def build_standalone(
     if programs:
         dropouts = {"dropout_x": config.dropout_x, "dropout_h": config.dropout_h}
         layer = StandaloneCellRNN(
-            task.inputs(data, config), config.hidden, programs, backend=config.backend, among=among, **dropouts
+            *(task.inputs(data, config), config.hidden, programs),
+            backend=config.backend,
+            among=among,
+            sizes=sizes,
+            **dropouts,
         )
     elif cells:
         layer = WeightedDagRNN(

@@ -151,6 +151,7 @@ class Plan:
         leave: whether the networks stay in the folder, so that others can continue from them.
         test: whether the test part is measured in the end.
         held_out: number of validation windows to measure and record one by one; None measures all.
+        hidden: the hidden size of each network; empty if all have that of the settings, the largest.
         checks: at most so many times, and once a pass, networks are measured during training; each ends with the
             weights that were best. Early stopping, in effect, where the rest would overfit.
     """
@@ -166,6 +167,7 @@ class Plan:
     test: bool = False
     held_out: int | None = None
     checks: int = 0
+    hidden: Sequence[int] = ()
 
     def stored(self) -> dict[str, Any]:
         """Convert for `config.json`, leaving out default values."""
@@ -178,6 +180,7 @@ class Plan:
             "test": self.test,
             "held_out": self.held_out,
             "checks": self.checks,
+            "hidden": list(self.hidden),
         }
         return {
             "genotypes": [str(architecture) for architecture in self.architectures],
@@ -188,7 +191,7 @@ class Plan:
 
     def of(self, part: slice) -> Plan:
         """The plan for some of the networks."""
-        parts = {name: getattr(self, name)[part] for name in ("architectures", "rates", "origins")}
+        parts = {name: getattr(self, name)[part] for name in ("architectures", "rates", "origins", "hidden")}
         return replace(self, **parts)
 
 
@@ -315,7 +318,8 @@ class StandaloneTraining(Trainer):
         config, data, plan = self.config, self.session.data, self.plan
         self.train_streams = self.task.streams(data, "train", config.data_batch).to(self.device)
         self.check_every = self._windows_between_checks()
-        self.model = build_standalone(config, plan.architectures, self.task, data, self.among).to(self.device)
+        model = build_standalone(config, plan.architectures, self.task, data, self.among, plan.hidden)
+        self.model = model.to(self.device)
         usual = config.lr if config.standalone_lr is None else config.standalone_lr
         rates = torch.tensor(plan.rates or [usual] * len(plan.architectures), dtype=torch.float64)
         self.rate, self.one_rate = float(rates.max()), bool((rates == rates.max()).all())
@@ -329,7 +333,7 @@ class StandaloneTraining(Trainer):
         self._count_from(self.progress)
         if plan.origins:
             self.progress, tensors = taken_over(plan.origins)
-            self.restore({**self.tensors(), **self._cut(tensors)})
+            self.restore({**self.tensors(), **self._fitted(tensors)})
         self.begun = self.progress.windows
         self.record_every = max(1, (plan.windows - self.begun) // CURVE_POINTS)
 
@@ -340,15 +344,15 @@ class StandaloneTraining(Trainer):
         self.h = tensors["h"].to(self.device) if "h" in tensors else None
         self._count_from(self.progress)
 
-    def _cut(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of parameters with rows as long as in this model; beside larger cells, zeros filled them up.
+    def _fitted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of parameters with rows as long as in this model; zeros fill those of small cells up.
 
         They are laid out as the parameters are: Adam's fused step goes by the order in memory.
         """
         found = dict(tensors)
         for index, (name, parameter) in enumerate(self.model.named_parameters()):
             of_parameter = (f"model.{name}", f"average.{name}", *(f"optimizer.{index}.{key}" for key in MOMENTS))
-            found |= {key: found[key][:, : parameter.shape[1]].contiguous() for key in of_parameter if key in found}
+            found |= {key: _with_rows(found[key], parameter.shape[1]) for key in of_parameter if key in found}
         return found
 
     def _count_from(self, progress: StandaloneProgress) -> None:
@@ -562,6 +566,12 @@ class StandaloneTraining(Trainer):
 
     def units_done(self) -> int:
         return self.progress.windows
+
+
+def _with_rows(tensor: Tensor, length: int) -> Tensor:
+    """`[n, length, ...]` of `[n, rows, ...]`, cut off or filled up with zeros."""
+    missing = tensor.new_zeros(len(tensor), max(0, length - tensor.shape[1]), *tensor.shape[2:])
+    return torch.cat([tensor[:, :length], missing], 1).contiguous()
 
 
 def taken_over(origins: Sequence[Origin]) -> tuple[StandaloneProgress, dict[str, Tensor]]:

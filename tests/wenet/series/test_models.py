@@ -176,3 +176,55 @@ def test_hidden_sizes_follow_from_parameters(space):
                 parameter_count(replace(config, hidden=each), architecture, task, data) for each in (size, size + 1)
             )
             assert found <= wanted < more
+
+
+def small_and_large():
+    """Networks of different sizes in one call, and each of them alone, with the same weights."""
+    from wenet.nn import StandaloneCellRNN
+    from wenet.programs import random_programs
+
+    programs, sizes = random_programs(4, states=2, seed=3), (5, 8, 6, 8)
+    models = StandaloneSequenceModels(StandaloneCellRNN(3, 8, programs, sizes=sizes), 2, "mse").double()
+    single = []
+    for place, (program, size) in enumerate(zip(programs, sizes, strict=True)):
+        model = StandaloneSequenceModels(StandaloneCellRNN(3, size, [program]), 2, "mse").double()
+        with torch.no_grad():
+            model.rnn.weights.copy_(models.rnn.weights[place : place + 1, : model.rnn.weights.shape[1]])
+            model.head_weight.copy_(models.head_weight[place : place + 1, :size])
+        single.append(model)
+    return models, single, sizes
+
+
+def test_networks_of_different_sizes_train_as_each_alone():
+    torch.manual_seed(4)
+    models, single, sizes = small_and_large()
+    inputs, targets = torch.randn(7, 5, 3).double(), torch.randn(5, 2).double()
+    inputs[..., -1] = 1
+    losses = models.loss(inputs, targets)[1]
+    models.loss(inputs, targets)[0].backward()
+    for place, (model, size) in enumerate(zip(single, sizes, strict=True)):
+        loss, each, _ = model.loss(inputs, targets)
+        loss.backward()
+        assert losses[place] == pytest.approx(float(each[0]), rel=1e-12)
+        own = model.rnn.weights.grad[0]
+        assert torch.allclose(models.rnn.weights.grad[place, : len(own)], own, rtol=1e-10, atol=1e-13)
+        assert not models.rnn.weights.grad[place, len(own) :].any() and own.abs().max() > 1e-4
+        assert torch.allclose(models.head_weight.grad[place, :size], model.head_weight.grad[0], rtol=1e-10)
+        assert not models.head_weight.grad[place, size:].any()
+
+
+def test_networks_of_different_sizes_start_as_their_size_asks():
+    from wenet.nn import StandaloneCellRNN
+    from wenet.programs import random_programs
+
+    torch.manual_seed(1)
+    layer = StandaloneCellRNN(3, 100, random_programs(2, states=1, seed=3), sizes=(25, 100))
+    models = StandaloneSequenceModels(layer, 50, "mse")
+    largest = models.head_weight.detach().abs().amax((1, 2))
+    assert largest.tolist() == pytest.approx([0.2, 0.1], rel=0.05)
+    assert not models.head_weight[0, 25:].any()
+    own = layer.cells.programs[0].parameters(3, 25)
+    assert float(layer.weights[0, :own].abs().max()) == pytest.approx(0.2, rel=0.05)
+    assert not layer.weights[0, own:].any()
+    with pytest.raises(WenetError, match="sizes must name a size from 1 to 100"):
+        StandaloneCellRNN(3, 100, random_programs(2, states=1, seed=3), sizes=(25, 101))

@@ -17,6 +17,7 @@ TINY = {
     "pool": 4,
     "batch": 4,
     "keep": 2,
+    "finalists": 2,
     "rungs": 2,
     "nodes": "1-2",
     "parameters": 300,
@@ -187,3 +188,21 @@ def test_trainings_end_with_their_best_weights(tmp_path):
     assert all(outcome["valid_loss"] < 1.5 for outcome in training["outcomes"])
     assert any(outcome["train_loss"] < 0.35 for outcome in training["outcomes"])
     assert isinstance(found.model, torch.nn.Module)
+
+
+def test_the_best_finalist_wins(classified, tmp_path):
+    """The first of the race need not be; LSTM and GRU are finalists wherever they raced."""
+    settings = {**SHORT, "space": "gated", "pool": 6, "batch": 6, "parameters": 400, "blocks": "2-3"}
+    found = wenet.search(sums(), task="classify", out=tmp_path / "run", **settings)
+    rows = {row["name"]: row for row in found.contest["contestants"]}
+    cells = [rows[name]["genotype"] for name in rows if name in ("winner", "runner-up") or name.startswith("finalist")]
+    assert {str(wenet.programs.load_program(name)) for name in ("lstm", "gru")} <= set(cells)
+    valid = {name: np.mean(row["valid"]) for name, row in rows.items() if row["genotype"] in cells}
+    assert valid["winner"] == max(valid.values()) and len(valid) >= 3
+    assert str(found.genotype) == rows["winner"]["genotype"] == str(wenet.load(tmp_path / "run").genotype)
+    assert found.best.value == pytest.approx(valid["winner"]) and found.best.finalists == len(valid)
+    assert "finalists from a race of 6 cells" in str(found)
+    x, _ = sums()
+    assert found.predict(x).shape == (160,)
+    again = wenet.resume_search(tmp_path / "run")
+    assert again.genotype == found.genotype and again.best == found.best
