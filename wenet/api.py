@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from wenet.cells import Genotype
 from wenet.data import is_file_of_series
+from wenet.nn import named_loss
 from wenet.report.run import read_run
 from wenet.results import SearchResult, TrainResult
 from wenet.run import TEXT_SETTINGS, Session, Surroundings, Work, default_preset
@@ -91,7 +92,9 @@ def search(
         preset: "paper", "quick" or "race"; by default "paper" with a GPU and "race" without. "numbers" for a task on
             numbers, where it is the default.
         config_file: settings that rank below the options.
-        options: any field of `Surroundings` (`out`, `data_dir`, `console` ...) and of `SearchConfig`. Several processes
+        options: any field of `Surroundings` (`out`, `data_dir`, `console` ...) and of `SearchConfig`. With a task on
+            numbers `loss` may be a function, called as PyTorch's losses are: predictions `[M, K]` and targets `[M]` or
+            `[M, K]`, standardised, give a number. Several processes
             of torchrun that make the same call divide the networks of each round, or with `runs` whole runs.
 
     Raises:
@@ -127,6 +130,7 @@ def resume_search(
     audit: int | None = None,
     audit_epochs: float | None = None,
     contest: bool | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
     **options: Any,
 ) -> SearchResult:
     """Continue a search bit-exactly from its last checkpoint.
@@ -134,6 +138,7 @@ def resume_search(
     Args:
         folder: the run's folder.
         audit, audit_epochs, contest: as in `SearchConfig`, for a search that began without an audit or contest.
+        loss: the function that the search began with, if it had one; no file keeps it.
         options: any field of `Surroundings`. The result is bit-exact only with as many processes as before.
 
     Raises:
@@ -147,6 +152,8 @@ def resume_search(
         True
     """
     surroundings = _only_surroundings(options)
+    if loss is not None:
+        named_loss(loss)
     if audit is None:
         audit, audit_epochs = begun_audit(Path(folder)) or (None, audit_epochs)
     if contest is None and (Path(folder) / CONTEST_FOLDER).exists():
@@ -262,6 +269,8 @@ def _settings(
 ) -> tuple[str, dict[str, Any]]:
     """The preset, and the settings that override it; named arguments override those of a file."""
     given = {**(config_file or {}), **options}
+    if callable(given.get("loss")):
+        given["loss"] = named_loss(given["loss"])
     if dataset is not None:
         given["dataset"] = dataset
     preset_in_file = given.pop("preset", None)

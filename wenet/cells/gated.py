@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 
 from wenet.cells.instances import GRU, LSTM, program_of
 from wenet.cells.published import PUBLISHED
@@ -87,6 +88,11 @@ def random_mixed_programs(
         >>> [cell.states for cell in random_mixed_programs(4, (1, 2), range(2, 5), seed=1, known=False)]
         [1, 2, 1, 2]
     """
+    return list(_mixed(count, tuple(states), blocks, seed, known))
+
+
+@lru_cache(maxsize=8)  # a search asks for its pool again and again
+def _mixed(count: int, states: tuple[int, ...], blocks: range, seed: int, known: bool) -> tuple[Program, ...]:
     first = [cell for cell in (LSTM, GRU) if known and cell.states in states]
     last = [cell for cell in _published() if known and cell.states in states]
     seen = {canonical(cell) for cell in (LSTM, GRU, *_published())}
@@ -96,7 +102,7 @@ def random_mixed_programs(
         for number in states
     ]
     others = [*first, *(cell for cells in zip(*drawn, strict=False) for cell in cells)]
-    return others[:count] if count < 2 * len(last) else [*others[: count - len(last)], *last]
+    return tuple(others[:count] if count < 2 * len(last) else [*others[: count - len(last)], *last])
 
 
 def _published() -> list[Program]:

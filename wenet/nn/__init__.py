@@ -5,10 +5,11 @@ from wenet.nn.cross_entropy import CHUNK
 from wenet.nn.divided import DividedDagRNN
 from wenet.nn.dropout import draw_rows
 from wenet.nn.language import LanguageModel, StandaloneLanguageModels
+from wenet.nn.losses import LOSSES, is_loss, named_loss
 from wenet.nn.lstm import LAYERS, StackedLSTM, StandaloneRNN
 from wenet.nn.program_parameters import split_row
 from wenet.nn.rnn import DagRNN
-from wenet.nn.sequence import LOSSES, READOUTS, SequenceModel, StandaloneSequenceModels
+from wenet.nn.sequence import READOUTS, SequenceModel, StandaloneSequenceModels
 from wenet.nn.softmaxes import MIXTURE_ROWS, MixtureOfSoftmaxes
 from wenet.nn.standalone_cells import StandaloneCellRNN
 from wenet.nn.weighted import WeightedDagRNN
@@ -32,5 +33,7 @@ __all__ = [
     "StandaloneSequenceModels",
     "WeightedDagRNN",
     "draw_rows",
+    "is_loss",
+    "named_loss",
     "split_row",
 ]

@@ -9,38 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from wenet.data import inputs_of, series_of
 from wenet.nn.checks import check_probability
 from wenet.nn.dropout import locked_dropout
+from wenet.nn.losses import LOSSES, batch_losses, is_loss, row_losses
 from wenet.nn.standalone_cells import StandaloneCellRNN
 from wenet.nn.weighted import draw_networks
 from wenet_kernels import WenetError, check_choice
 
 PREDICTED_ROWS = 256  # at a time
 READOUTS = ("last", "mean", "steps")
-LOSSES = ("ce", "mse", "mae")
-
-
-def row_losses(kind: str, outputs: Tensor, targets: Tensor, there: Tensor) -> Tensor:
-    """The mean loss of each row, `[n, M]`.
-
-    Args:
-        kind: one of `LOSSES`.
-        outputs: `[n, M, K]`, or `[n, T, M, K]` of all steps.
-        targets: classes `[M]` or `[T, M]`, or numbers `[M, K]` or `[T, M, K]`.
-        there: 1 at the steps of a row, `[T, M]`; what stands behind its end does not count.
-    """
-    if kind == "ce":
-        of_all = targets.expand(outputs.shape[:-1])
-        found = functional.cross_entropy(outputs.flatten(0, -2), of_all.flatten(), reduction="none")
-        each = found.view(of_all.shape)
-    else:
-        difference = outputs - targets
-        each = (difference.square() if kind == "mse" else difference.abs()).mean(-1)
-    return each if each.dim() == 2 else (each * there).sum(1) / there.sum(0)
 
 
 def _is_one(x: Any) -> bool:
@@ -82,7 +62,7 @@ class StandaloneSequenceModels(_Readout):
     Args:
         rnn: n networks with independent coupling, which read inputs `[T, M, I]`.
         outputs: numbers in a prediction, K.
-        loss: "ce" of classes; "mse" or "mae" of numbers.
+        loss: "ce" of classes; "mse" or "mae" of numbers; or what `named_loss` gave for a function.
         readout: what a prediction is made from: "last" (the state behind the last step), "mean" (of the states of all
             steps) or "steps" (a prediction at each step).
         repeats, horizon: the places of inputs whose last values are added to a forecast of `horizon` steps.
@@ -107,7 +87,8 @@ class StandaloneSequenceModels(_Readout):
         dropout_output: float = 0.0,
     ) -> None:
         super().__init__(readout, repeats, horizon)
-        check_choice("loss", loss, LOSSES)
+        if not is_loss(loss):
+            check_choice("loss", loss, LOSSES)
         check_probability("dropout_output", dropout_output)
         if rnn.coupling != "independent":
             raise WenetError("standalone models need a layer with coupling='independent'")
@@ -145,8 +126,7 @@ class StandaloneSequenceModels(_Readout):
     def losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Predictions, and the loss of each network on each row, `[n, M]`."""
         outputs = self(inputs)
-        wanted = targets if targets.dtype == torch.long else targets.to(outputs.dtype)
-        return outputs, row_losses(self.kind, outputs, wanted, inputs[..., -1].to(outputs.dtype))
+        return outputs, row_losses(self.kind, outputs, *_as_outputs(outputs, inputs, targets))
 
     def loss(
         self,
@@ -157,13 +137,20 @@ class StandaloneSequenceModels(_Readout):
         temporal_activation_reg: float = 0.0,
     ) -> tuple[Tensor, Tensor, None]:
         """The sum of the networks' losses, their losses `[n]`, and no state: each sequence starts from zero."""
-        losses = self.losses(inputs, targets)[1].mean(1)
+        outputs = self(inputs)
+        losses = batch_losses(self.kind, outputs, *_as_outputs(outputs, inputs, targets))
         return losses.sum(), losses.detach(), None
 
     def largest_weights(self) -> Tensor:
         """The largest absolute value of each network's parameters, `[n]`."""
         norm = torch.linalg.vector_norm
         return torch.stack([norm(p.detach().flatten(1), torch.inf, dim=1) for p in self.parameters()]).amax(0)
+
+
+def _as_outputs(outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets, and where they are, in the type of the outputs."""
+    wanted = targets if targets.dtype == torch.long else targets.to(outputs.dtype)
+    return wanted, inputs[..., -1].to(outputs.dtype)
 
 
 class SequenceModel(_Readout):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wenet.data import LAYOUTS
-from wenet.nn import LOSSES, READOUTS
+from wenet.nn import LOSSES, READOUTS, is_loss
 from wenet.run import Group
 from wenet.run.settings import option
 from wenet.tasks.measures import METRICS
@@ -66,7 +66,7 @@ class SeriesConfig(LearningConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss is not None:
+        if self.loss is not None and not is_loss(self.loss):
             check_choice("--loss", self.loss, LOSSES)
         if self.metric is not None:
             check_choice("--metric", self.metric, METRICS)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wenet.data import Batches, Preparation, Reading, Series, SeriesData, prepare, read_series, series_of
-from wenet.nn import SequenceModel, StandaloneSequenceModels
+from wenet.nn import LOSSES, SequenceModel, StandaloneSequenceModels
 from wenet.tasks.measures import METRICS, OF_CLASSES, OF_FORECASTS, OF_NUMBERS, measure_of
 from wenet.tasks.task import Baseline, Measurement
 from wenet_kernels import WenetError, check_choice
@@ -82,7 +82,7 @@ class Numbers:
         """The loss that training minimises."""
         fitting = ("ce",) if self.of_classes() else ("mse", "mae")
         wanted = self.config.loss or fitting[0]
-        if wanted not in fitting:
+        if wanted in LOSSES and wanted not in fitting:
             raise WenetError(f"--loss {wanted} does not fit --task {self.kind}; say {' or '.join(fitting)}")
         return wanted
 
@@ -249,14 +249,14 @@ class Forecasting(Numbers):
 
 
 class Labelling(Numbers):
-    """A target at each step: a class, or with a loss of numbers a number."""
+    """A target at each step: a class, or with a loss or metric of numbers a number."""
 
     kind = "label"
     every_step = True
     unread = (*Numbers.unread, "readout", "target")
 
     def of_classes(self) -> bool:
-        return self.config.loss not in ("mse", "mae")
+        return self.config.loss not in ("mse", "mae") and self.config.metric not in OF_NUMBERS
 
     def metrics(self) -> tuple[str, ...]:
         return OF_CLASSES if self.of_classes() else OF_NUMBERS

@@ -78,8 +78,18 @@ def build_standalone(
 
 def parameter_count(config: Any, architecture: Architecture, task: Task, data: Any) -> int:
     """Of a whole model around one network: its layer, embedding and decoder."""
+    if isinstance(architecture, Program):  # of which a pool has many: a model of each would take a second
+        around = _parameter_count_around(config, task, data)
+        return around + architecture.parameters(task.inputs(data, config), config.hidden)
     with torch.device("meta"):
         return sum(p.numel() for p in build_standalone(config, [architecture], task, data).parameters())
+
+
+def _parameter_count_around(config: Any, task: Task, data: Any) -> int:
+    """Of a model around a network, without the network's own."""
+    with torch.device("meta"):
+        model = build_standalone(config, ["rnn"], task, data)
+    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("rnn."))
 
 
 def hidden_for(
