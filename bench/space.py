@@ -1,7 +1,8 @@
 """A table of the space of cells, and strategies replayed on it: what a search of hours would choose, in seconds.
 
-`python -m bench.space TABLE` replays races and random search at equal cost on many pools drawn from the table. A
-strategy sees one training of each cell, and its choice is judged by the other.
+`python -m bench.space` replays races and random search at equal cost on many pools drawn from the table in the
+repository, or from another that `bench.space_table` made. A strategy sees one training of each cell, and its choice is
+judged by the other.
 
 Example:
     >>> from bench.space import Table, race
@@ -28,6 +29,7 @@ from scipy import stats
 
 from wenet.run import counted
 
+TABLE = Path(__file__).parent / "tables" / "ptb-characters.jsonl.xz"
 POOLS = 500
 POOL = 64
 
@@ -56,8 +58,8 @@ class Table:
     curves: np.ndarray
 
     @classmethod
-    def load(cls, path: Path) -> Table:
-        """Read what `bench.space_table` wrote."""
+    def load(cls, path: Path = TABLE) -> Table:
+        """Read what `bench.space_table` wrote; by default the table in the repository."""
         made_with, *rows = [json.loads(line) for line in lzma.decompress(path.read_bytes()).decode().splitlines()]
         cells = list(dict.fromkeys(row["cell"] for row in rows))
         of_cell = {cell: [row for row in rows if row["cell"] == cell] for cell in cells}
@@ -131,7 +133,7 @@ def regrets(table: Table, choose: Callable[[list[int], int], Choice], size: int)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", type=Path)
+    parser.add_argument("table", type=Path, nargs="?", default=TABLE, help="default: %(default)s")
     parser.add_argument("--pool", type=int, default=POOL, metavar="N", help="cells of each pool (default: %(default)s)")
     options = parser.parse_args()
     table = Table.load(options.table)
