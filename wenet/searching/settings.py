@@ -375,6 +375,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bptt": 50,
         "lr": 1e-2,
         "contest": True,
+        "finalists": 2,  # as many as a contest trains in any case
         "contest_epochs": 0.32,
         "audit_epochs": 0.32,
     },
