@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from bench.floors import CARDS
 from wenet_kernels import aot
@@ -26,6 +28,7 @@ MULTIPLICATIONS = 2048  # of bf16 a cycle, of a multiprocessor
 LATENCIES = {"LDG": 270, "LDS": 30, "LDSM": 33, "SHFL": 24, "MUFU": 24, "HMMA": 33, "BAR": 30, "S2R": 25, "LDC": 40}
 LATENCIES |= {"LDGSTS": 270, "RED": 270, "ATOMG": 400}
 OTHERS = 12
+READERS = 1, 2  # nodes that read a state, on average, and in DARTS_V2 where only one level is computed
 
 
 @dataclass
@@ -93,13 +96,19 @@ class Prediction:
         programs: of its grid.
         instructions: of a warp.
         moved: bytes between the L2 cache and the multiprocessors.
-        seconds: of the programs, or of the cache if that takes longer.
+        alone: seconds of the programs, were the L2 cache without bounds.
+        cache: seconds of that cache.
     """
 
     programs: int
     instructions: int
     moved: float
-    seconds: float
+    alone: float
+    cache: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.alone, self.cache)
 
 
 def predict(launch: aot.Launch, usage: aot.Usage, rows: int, multiprocessors: int = 132) -> Prediction:
@@ -114,19 +123,21 @@ def predict(launch: aot.Launch, usage: aot.Usage, rows: int, multiprocessors: in
     waves = programs / (resident * multiprocessors)
     of_state, of_factors = _useful(launch, rows)
     moved = warps * programs * (of_state * warp.moved + of_factors * warp.copied)
-    seconds = max(max(1.0, waves) * warp.now / HERTZ, moved / CARDS["h200"].cache_bandwidth)
-    return Prediction(programs, warp.issued, moved, seconds)
+    alone = max(1.0, waves) * warp.now / HERTZ
+    return Prediction(programs, warp.issued, moved, alone, moved / CARDS["h200"].cache_bandwidth)
 
 
 def _useful(launch: aot.Launch, rows: int) -> tuple[float, float]:
-    """The parts of tiles of a state, and of tiles of a weight or another factor, which are no filling."""
+    """The useful parts of what code moves: of tiles of a state, and of copies of a weight or another factor."""
     options: dict[str, Any] = launch.options
     if "DEPTH" not in options:
         return 1.0, 1.0
     size = options.get("TILE") or options["COLUMNS"]
     columns = options["H"] / (-(-options["H"] // size) * size)
-    inner = rows if "TILE" in options else options["H"]
-    depth = inner / (-(-inner // options["DEPTH"]) * options["DEPTH"])
+    inner = rows if "TILE" in options else options["H"] if "KEEP" in options else options["H"] * _parts(options)
+    trips = -(-inner // options["DEPTH"])
+    # The first copies come before the loop, so the last trips of the loop have nothing left to copy.
+    depth = inner / options["DEPTH"] / (trips + options["num_stages"] - 1)
     return columns * (columns if "TILE" in options else options["M"] / options["ROWS"]), columns * depth
 
 
@@ -145,12 +156,13 @@ def _trips(launch: aot.Launch, whole: Block, rows: int) -> Callable[[Block], int
 
     nodes, product = main_loop(whole), _multiplications(launch, rows)
     options: dict[str, Any] = launch.options
+    fused = options.get("LEVELS") is False
 
     def count(block: Block) -> int:
         own = sum(map(work, block.own))
         if own:
             return max(1, round(product / own))
-        if block is nodes and "L" in options and len(launch.operands) > 10:
+        if block is nodes and fused:
             first, last = launch.operands[-2:]
             assert isinstance(first, int)
             assert isinstance(last, int)
@@ -160,6 +172,8 @@ def _trips(launch: aot.Launch, whole: Block, rows: int) -> Callable[[Block], int
             return -(-weight // (LINE_BYTES.value * LINES.value))
         if any(map(work, block.all)):
             return int(options.get("BLOCKS", 1))
+        if "HEAD" in options and not any(each.kind == "STG" for each in block.all):
+            return READERS[bool(options["LEVELS"])] if not options["HEAD"] or fused else 0
         if "PIECE" in options:
             return int(options["BLOCKS"] * options["COLUMNS"] // options["PIECE"])
         return 4  # blocks of networks of a sum
@@ -173,13 +187,18 @@ def _multiplications(launch: aot.Launch, rows: int) -> float:
     if "TILE" in options:
         elements, inner = options["TILE"] ** 2, rows
     elif "DEPTH" in options:
-        parts = 2 if options["HIGHWAY"] else 1
+        parts = _parts(options)
         elements = options["ROWS"] * options["COLUMNS"] * (parts if "KEEP" in options else 1)
         inner = options["H"] if "KEEP" in options else parts * options["PITCH"]
     else:
         return 0.0
     depth = options["DEPTH"]
     return float(elements * -(-inner // depth) * depth / options["num_warps"])
+
+
+def _parts(options: dict[str, Any]) -> int:
+    """Gate and candidate, or only the candidate."""
+    return 2 if options["HIGHWAY"] else 1
 
 
 def report(setting: str, steps: int = 35) -> list[str]:
@@ -189,43 +208,49 @@ def report(setting: str, steps: int = 35) -> list[str]:
     lines = [
         f"{setting}, {steps} steps, at {HERTZ / 1e9} GHz",
         "",
-        "| kernel | launches | programs | instructions of a warp | MB through L2 | µs each | ms in all |",
-        "|---|---|---|---|---|---|---|",
+        "| kernel | launches | programs | instructions of a warp | MB through L2 | µs each | without L2's bound "
+        "| ms in all |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     total = {"forward": 0.0, "backward": 0.0}
-    for launch in aot.launches(sizes, "sm_90"):
-        name = launch.kernel.fn.__name__
-        if name.startswith("step_forward") and not launch.options["KEEP"]:
-            continue
-        usage = aot.compile_launch(launch, "sm_90")
-        found = predict(launch, usage, steps * sizes["rows"])
-        times = _launches_of_a_window(launch, sizes, steps)
-        spent = times * (found.seconds + card.handover)
-        total["forward" if _is_forward(launch) else "backward"] += spent
-        kernel = f"`{name}` {launch.variant}".strip()
+    for launches in _group(aot.record_step(sizes, torch.device("meta"), aot.MACHINES["sm_90"], keep=True)):
+        usage = aot.compile_launch(launches[0], "sm_90")
+        found = [predict(launch, usage, steps * sizes["rows"]) for launch in launches]
+        times = steps if _in_every_step(launches[0]) else 1
+        spent = times * sum(each.seconds + card.handover for each in found)
+        total["forward" if _is_forward(launches[0]) else "backward"] += spent
+        kernel = f"`{launches[0].name}` {launches[0].variant}".strip()
         lines.append(
-            f"| {kernel} | {times} | {found.programs} | {found.instructions} | {found.moved / 1e6:.1f} "
-            f"| {1e6 * found.seconds:.1f} "
-            f"| {1e3 * spent:.2f} |"
+            f"| {kernel} | {times * len(found)} | {_range(each.programs for each in found)} | {found[0].instructions} "
+            f"| {_range(round(each.moved / 1e6, 1) for each in found)} "
+            f"| {_range(round(1e6 * each.seconds, 1) for each in found)} "
+            f"| {_range(round(1e6 * each.alone, 1) for each in found)} | {1e3 * spent:.2f} |"
         )
     both = total["forward"] + total["backward"]
     return [*lines, "", f"forward {1e3 * total['forward']:.2f} ms, with backward {1e3 * both:.2f} ms"]
+
+
+def _group(launches: Sequence[aot.Launch]) -> list[list[aot.Launch]]:
+    """Launches of the same code together."""
+    groups: dict[tuple[object, ...], list[aot.Launch]] = {}
+    for launch in launches:
+        groups.setdefault((launch.kernel, *launch.options.items()), []).append(launch)
+    return list(groups.values())
+
+
+def _range(numbers: Iterable[float]) -> str:
+    least, most = min(found := list(numbers)), max(found)
+    return f"{least}" if least == most else f"{least}-{most}"
 
 
 def _is_forward(launch: aot.Launch) -> bool:
     return "KEEP" in launch.options or bool(launch.options.get("ROUND"))
 
 
-def _launches_of_a_window(launch: aot.Launch, sizes: dict[str, Any], steps: int) -> int:
-    """A launch that evaluates one node stands for those of others."""
+def _in_every_step(launch: aot.Launch) -> bool:
+    """Not the weight gradients, nor the sum of the networks' derivatives of h0."""
     options = launch.options
-    if "TILE" in options:
-        return 1
-    if "KEEP" in options and not options["INIT"] and not options["LAST"]:
-        return steps * (int(sizes["nodes"]) - 1)
-    if "HEAD" in options and not (options["HEAD"] or options["LINK"] or options["TAIL"]):
-        return steps * (int(sizes["nodes"]) - 1)
-    return 1 if "ADD" in options and not options["ADD"] and not options["ROUND"] else steps
+    return "TILE" not in options and not ("ADD" in options and not options["ADD"] and not options["ROUND"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

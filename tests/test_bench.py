@@ -260,8 +260,10 @@ def test_a_modelled_loop_runs_as_often_as_its_products_take():
         Instruction(0x30, "EXIT", ""),
     )
     sizes = {"M": 20, "H": 200, "PITCH": 200, "ROWS": 32, "COLUMNS": 64, "DEPTH": 32, "HIGHWAY": True, "KEEP": True}
-    launch = aot.Launch(None, (120, 1), (1,) * 20, {**sizes, "INIT": True, "num_warps": 4})
+    launch = aot.Launch(None, (120, 1), (1,) * 20, {**sizes, "INIT": True, "num_warps": 4, "num_stages": 4})
     found = model.predict(launch, aot.Usage(100, 0, 1000, code), rows=700)
     assert found.programs == 120
     assert found.instructions == 2 + 2 * (2 * 64 * 224) // (64 * 16)
     assert 0 < found.seconds < 1e-5
+    # Of 4 x 64 columns 200 are there; three trips only copy, and seven multiply 224 rows, 200 of which are there.
+    assert model._useful(launch, rows=700)[1] == pytest.approx(200 / 256 * 200 / 320)

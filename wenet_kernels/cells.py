@@ -120,6 +120,11 @@ class CellBatch:
             check_cell(genotype.recurrent, genotype.concat)
         return cls("; ".join(cell_text(genotype.recurrent, genotype.concat) for genotype in genotypes))
 
+    @property
+    def ancestors(self) -> list[list[int]]:
+        """The ancestor of each node i = 1..L of each cell, on the host."""
+        return _rows(self.text, activation_names()).ancestor
+
     def tables(self, device: torch.device | str) -> Tables:
         """The cells' tables on a device; every call returns the same tensors."""
         return _tables(self.text, activation_names(), torch.device(device))

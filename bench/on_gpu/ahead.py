@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Parts of the kernels that can be switched off, as attributes of modules of `wenet_kernels.triton`.
 TRICKS: dict[str, tuple[str, str, object]] = {
     "prefetch of weights": ("workspace", "PREFETCH", False),
+    "bulk prefetch": ("workspace", "BULK", False),
     "copies ahead": ("plan", "MOST_STAGES", 1),
     "one launch a step": ("plan", "FUSED_SHARE", 0),
     "transposed products": ("plan", "ASYNCHRONOUS", 0),

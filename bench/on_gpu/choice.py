@@ -57,6 +57,7 @@ class Choice:
 
 TRICKS = (
     "prefetch of weights",
+    "bulk prefetch",
     "copies ahead",
     "one launch a step",
     "approximate activations",

@@ -1,6 +1,7 @@
 """The Triton kernels against the reference: on a GPU where there is one, else in Triton's interpreter."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,18 +18,21 @@ if backends()["triton"] != "ready":
 from wenet_kernels import triton
 from wenet_kernels.triton import _pool as pool
 from wenet_kernels.triton import plan, workspace
+from wenet_kernels.triton import pool as triton_pool
 
-# One program for a network; or one for a block of its columns, and a launch for every node. As the shapes for which the
-# plan chooses so, the former with transposed products.
-FUSED, BY_NODE = "fused", "by node"
-MULTIPROCESSORS = {FUSED: 1, BY_NODE: 1_000_000}  # which make the plan choose so
-AXES = {FUSED: 1, BY_NODE: 0, "fused, rows first": 0}
+# One program for a network; or one for a block of its columns, and a launch for every level. As with the shapes for
+# which the plan chooses so, the former with transposed products.
+FUSED, BY_LEVEL = "fused", "by level"
+MULTIPROCESSORS = {FUSED: 1, BY_LEVEL: 1_000_000}  # which make the plan choose so
+AXES = {FUSED: 1, BY_LEVEL: 0, "fused, rows first": 0, "by level, columns first": 1}
 RUNS = [
     *((FUSED, case) for case in CASES),
-    *((BY_NODE, case) for case in CASES if case[:2] == (2, 3) or case[5:8] == ("highway", "weighted", "batch")),
+    *((BY_LEVEL, case) for case in CASES if case[:2] == (2, 3) or case[5:8] == ("highway", "weighted", "batch")),
     (FUSED, (2, 2, 20, 40, 5, "highway", "weighted", "batch", True)),
     ("fused, rows first", (2, 2, 20, 36, 5, "highway", "independent", "batch", True)),
-    (BY_NODE, (2, 2, 20, 40, 5, "plain", "independent", "batch", True)),
+    (BY_LEVEL, (2, 2, 20, 40, 5, "plain", "independent", "batch", True)),
+    ("by level, columns first", (2, 3, 20, 36, 6, "highway", "weighted", "batch", True)),
+    ("by level, columns first", (3, 2, 4, 20, 6, "plain", "independent", None, True)),
 ]
 
 
@@ -157,17 +161,17 @@ def test_ends_of_rows_are_zero(schedule, form, cut, poison):
     """Rows of 7 elements take 8. Products read the last one, and an activation such as sigmoid leaves 0.5 there."""
     cut(schedule)
     poison()
-    operands = make_case((3, 3, 5, 7, 4, form, "weighted", "running", True), dtype=torch.float32)
+    masked = form == "highway"  # a mask's ends are zero
+    operands = make_case((3, 3, 5, 7, 4, form, "weighted", "running", masked), dtype=torch.float32)
     results(operands, "triton")
     ((lane,),) = pool().lanes.values()
     buffers = {name: value for name, value in vars(lane.workspace).items() if isinstance(value, torch.Tensor)}
-    states = lane.workspace.kept[:, : lane.workspace.shape.states_size].unflatten(1, (-1, 8))
-    ends = {"states": states[..., 7:], "factors": lane.workspace.factors[..., 7:]}
-    ends |= {name: value[..., 7:] for name, value in buffers.items() if value.shape[-1] == 8}
-    ends |= {name: value.unflatten(-1, (2, 8))[..., 7:] for name, value in buffers.items() if value.shape[-1] == 16}
-    unused = {name for name, value in ends.items() if buffers.get(name, value).isnan().all()}
-    assert unused <= {"products"}
-    assert {name for name in ends.keys() - unused if ends[name].count_nonzero()} == set()
+    rows = {name: value for name, value in buffers.items() if value.shape[-1] == 8}
+    rows |= {name: value.unflatten(-1, (2, 8)) for name, value in buffers.items() if value.shape[-1] == 16}
+    rows["states"] = lane.workspace.kept[:, : lane.workspace.shape.states_size].unflatten(1, (-1, 8))
+    written = {name: value[~value.isnan().all(-1)] for name, value in rows.items()}
+    assert {"states", "factors", "weights", "grad_product"} <= {name for name, value in written.items() if len(value)}
+    assert {name for name, value in written.items() if value[..., 7:].count_nonzero()} == set()
 
 
 def test_saturated_activations_stay_finite():
@@ -246,6 +250,32 @@ def test_memory_is_used_again_once_nothing_holds_it():
     assert [len(lanes) for lanes in pool().lanes.values()] == [2]
     del first, second
     assert all(lane.free for lanes in pool().lanes.values() for lane in lanes)
+
+
+def test_cells_of_other_levels_get_their_own_graphs(cut, monkeypatch):
+    """Launches depend on levels: graphs of these launches, here replayed one by one, serve no cells of other levels."""
+    launch = workspace.Workspace._launch
+
+    def record(run, device):
+        recorded = []
+        with monkeypatch.context() as patched:
+            patched.setattr(workspace.Workspace, "_launch", lambda *given, **options: recorded.append((given, options)))
+            run()
+        return SimpleNamespace(replay=lambda: [launch(*given, **options) for given, options in recorded])
+
+    cut(BY_LEVEL)
+    monkeypatch.setattr(triton_pool, "_may_record", lambda device: True)
+    monkeypatch.setattr(triton_pool, "_record", record)
+    sizes = (2, 1, 3, 4, 3, "highway", "independent", None, False)
+    flat, deep = (
+        make_case(sizes, torch.float32, [cases.RandomCell([("tanh", min(i, last)) for i in range(3)], [1, 2, 3])])
+        for last in (0, 2)
+    )
+    with torch.no_grad():
+        for case in (flat, flat, flat, deep, flat, deep, deep):
+            torch.testing.assert_close(run_op(case, "triton"), run_op(case, "reference"))
+    ((lane,),) = pool().lanes.values()
+    assert [len(graphs) for graphs in lane.graphs.values()] == [1, 1]
 
 
 def test_backward_in_a_capture_finds_what_forward_kept(monkeypatch):

@@ -61,7 +61,8 @@ def test_launched_recorded_and_replayed_are_the_same(sizes, precision):
     for a, b, c in zip(first, second, third, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(b, c)
-    graphs = [graph for lanes in pool().lanes.values() for lane in lanes for graph in lane.graphs.values()]
+    lanes = [lane for lanes in pool().lanes.values() for lane in lanes]
+    graphs = [graph for lane in lanes for of_levels in lane.graphs.values() for graph in of_levels.values()]
     assert len(graphs) == 2
     assert None not in graphs
 

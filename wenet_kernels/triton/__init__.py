@@ -81,11 +81,11 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
         lane = _pool().holding(evaluation.activated) or _restored(r, evaluation)
         workspace = lane.workspace
         workspace.allocate_gradients()
-        workspace.states_of(workspace.grad_output[:steps]).copy_(grad_output)
+        workspace.states_of(workspace.grad_hidden[1 : steps + 1]).copy_(grad_output)
         lane.run("backward", steps, workspace.backward)
         grads = Gradients(
             torch.empty_like(r.pre),
-            workspace.states_of(workspace.grad_h0[0]).clone(memory_format=torch.contiguous_format),
+            workspace.states_of(workspace.grad_hidden[0]).clone(memory_format=torch.contiguous_format),
             torch.empty(r.weight_hidden.shape, dtype=r.pre.dtype, device=r.pre.device),
             torch.empty(r.weight_nodes.shape, dtype=r.pre.dtype, device=r.pre.device),
             r.pre.new_empty(0) if r.mix is None else workspace.grad_mix(steps),

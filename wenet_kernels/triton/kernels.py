@@ -5,7 +5,8 @@ gate, normalisation and masks follow the product in registers. A state reaches t
 practice the L2 cache, because only the tables say which nodes read it.
 
 No kernel waits for another program, so Triton's interpreter can run them all. Barriers within a program order its
-writes before its reads of the same data.
+writes before its reads of the same data. Where a result needs what several programs wrote, the last of them to arrive
+computes it, in an order that does not depend on which one that is.
 """
 
 from __future__ import annotations
@@ -76,15 +77,51 @@ def _slope(f, kind):
 
 
 @triton.jit
-def _prefetch(matrix, SIZE: tl.constexpr):
-    """Request a matrix of SIZE elements into the L2 cache, without waiting for it."""
-    LINE: tl.constexpr = LINE_BYTES * 8 // matrix.dtype.element_ty.primitive_bitwidth
-    for start in range(0, SIZE, LINES * LINE):
-        line = tl.minimum(start + tl.arange(0, LINES) * LINE, SIZE - 1)
+def _prefetch(matrix, SIZE: tl.constexpr, PREFETCH: tl.constexpr):
+    """Request a matrix of SIZE elements into the L2 cache, without waiting for it: "bulk" by one instruction of one
+    thread, which GPUs have since Hopper, "lines" by one of some thread for each line of the cache."""
+    BYTES: tl.constexpr = SIZE * matrix.dtype.element_ty.primitive_bitwidth // 8
+    if PREFETCH == "bulk":
         tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(matrix + line).to(tl.int64)],
-            dtype=tl.int32, is_pure=False, pack=1,
+            """
+            {
+                .reg .pred first;
+                .reg .u32 thread;
+                mov.u32 thread, %tid.x;
+                setp.eq.u32 first, thread, 0;
+                @first cp.async.bulk.prefetch.L2.global [$1], $2;
+                mov.u32 $0, 0;
+            }
+            """, "=r,l,r", [matrix.to(tl.int64), BYTES], dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
+    elif PREFETCH == "lines":
+        LINE: tl.constexpr = LINE_BYTES * SIZE // BYTES
+        for start in range(0, SIZE, LINES * LINE):
+            line = tl.minimum(start + tl.arange(0, LINES) * LINE, SIZE - 1)
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(matrix + line).to(tl.int64)],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+
+
+@triton.jit
+def _is_last(arrivals, count):
+    """Whether this program is the last of `count` that arrive; it then sees all that they wrote before.
+
+    `arrivals` counts them, and is zero before and after.
+    """
+    tl.debug_barrier()
+    last = tl.atomic_add(arrivals, 1, sem="acq_rel") == count - 1
+    if last:
+        tl.store(arrivals, 0)
+    return last
+
+
+@triton.jit
+def _links(links, network, node, L: tl.constexpr):
+    """A row of `links`: the first position of nodes that read this one, the position behind the last, and its own."""
+    row = links + (network * (L + 2) + node) * 3
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2)
 
 
 @triton.jit
@@ -290,29 +327,38 @@ def _sum_states(
 @triton.jit(do_not_specialize=["capacity", "factor_steps", "t", "first_node", "last_node"])
 def step_forward(
     pre, pre_step, pre_network, hidden, hidden_step, hidden_network, hidden_factor, weights, mask, mean, var,
-    statistics_step, ancestor, activation, share, kept_states, states_step, kept_activated, activated_step, factors,
-    products, cell_output, cell_output_step, capacity, factor_steps, t, first_node, last_node,
+    statistics_step, ancestor, activation, order, links, arrivals, share, kept_states, states_step, kept_activated,
+    activated_step, factors, products, cell_output, cell_output_step, capacity, factor_steps, t, first_node, last_node,
     M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, L: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
     HAS_MASK: tl.constexpr, WEIGHTED: tl.constexpr, KEEP: tl.constexpr, INIT: tl.constexpr, LAST: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BLOCKS: tl.constexpr, PIECE: tl.constexpr,
-    AXIS: tl.constexpr, PREFETCH: tl.constexpr, APPROXIMATE: tl.constexpr, INPUT_PRECISION: tl.constexpr,
-    FENCE: tl.constexpr,
+    LEVELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BLOCKS: tl.constexpr,
+    PIECE: tl.constexpr, AXIS: tl.constexpr, PREFETCH: tl.constexpr, APPROXIMATE: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip
     """Evaluate nodes of one time step: with INIT the init node, then nodes from `first_node` to before `last_node`, and
     with LAST the cell's output from the states of all.
 
     Program (k, b) evaluates BLOCKS blocks of columns of network k, starting at block b * BLOCKS. If a network has more
-    blocks than one program evaluates, a launch can evaluate only one node.
+    blocks than one program evaluates, LEVELS is set. Then a launch evaluates only the init node, or program (p, b) the
+    node at position `first_node` + p of `order`; with LAST the last program of a network's last level adds the output.
 
     pre [T, n, M, G] (two strides are arguments), hidden [T+1, (n,) M, H], hidden_factor [(n,) T+1, M, H], weights
-    [n, L+1, H, G], mask [M, H], mean and var [T, n, L+1, H] (or without T), share [n, L] of a node in the cell's
-    output, kept_states [T, n, L+1, M, H], kept_activated [T, n, L+1, M, G], factors [n, L, T, M, H], products
-    [n, M, G], cell_output [(T,) n, M, H]; `_step` is the stride of T, `capacity` its length, in factors `factor_steps`.
+    [n, L+1, H, G], mask [M, H], mean and var [T, n, L+1, H] (or without T), `order` and `links` as in `order.py`,
+    arrivals [n, L+1, blocks], share [n, L] of a node in the cell's output, kept_states [T, n, L+1, M, H],
+    kept_activated [T, n, L+1, M, G], factors [n, L, T, M, H], products [n, M, G], with LEVELS [n, L+1, M, G],
+    cell_output [(T,) n, M, H]; `_step` is the stride of T, `capacity` its length, in factors `factor_steps`.
     Rows of H elements are PITCH elements long in memory, filled up with zeros.
     """
     WIDTH: tl.constexpr = 2 * PITCH if HIGHWAY else PITCH
     STATE: tl.constexpr = M * PITCH
-    network = tl.program_id(0).to(tl.int64)
+    if LEVELS and not INIT:
+        position = first_node + tl.program_id(0)
+        place = tl.load(order + position)
+        network = (place // (L + 1)).to(tl.int64)
+        first_node = place % (L + 1)
+        last_node = first_node + 1
+    else:
+        network = tl.program_id(0).to(tl.int64)
     t = t.to(tl.int64)
     first_column = tl.program_id(1) * BLOCKS * COLUMNS
     states = kept_states + t * states_step + network * ((L + 1) * STATE)
@@ -328,10 +374,10 @@ def step_forward(
     var += t * statistics_step + network * ((L + 1) * H)
     weights += network * ((L + 1) * H * WIDTH)
     pre += t * pre_step + network * pre_network
-    products += network * (M * WIDTH)
+    products += network * (((L + 1) if LEVELS else 1) * M * WIDTH)
+    PRODUCT: tl.constexpr = M * WIDTH if LEVELS else 0  # from one node's product to the next
     if INIT:
-        if PREFETCH:
-            _prefetch(weights + H * WIDTH, H * WIDTH)
+        _prefetch(weights + H * WIDTH, H * WIDTH, PREFETCH)
         _evaluate_node(
             hidden + t * hidden_step + network * hidden_network, hidden_factor, pre, weights, mask, mean, var, states,
             factors, activated, products, TANH, True, first_column,
@@ -339,27 +385,36 @@ def step_forward(
             INPUT_PRECISION, FENCE,
         )  # fmt: skip
         tl.debug_barrier()
-    for node in range(first_node, last_node):
-        column = network * L + node - 1
-        source = tl.load(ancestor + column)
-        kind = tl.load(activation + column)
-        if PREFETCH:  # weights of the next node; the init node of the next step follows the last one
-            _prefetch(weights + (node + 1) % (L + 1) * (H * WIDTH), H * WIDTH)
-        _evaluate_node(
-            states + source * STATE, factors + source * matrix_factor, pre, weights + node * (H * WIDTH), mask,
-            mean + node * H, var + node * H, states + node * STATE, factors + node * matrix_factor,
-            activated + node * (M * WIDTH), products, kind, node < L, first_column,
-            M, H, PITCH, HIGHWAY, NORM, HAS_MASK, KEEP, False, ROWS, COLUMNS, DEPTH, BLOCKS, PIECE, AXIS, APPROXIMATE,
-            INPUT_PRECISION, FENCE,
-        )  # fmt: skip
-        tl.debug_barrier()
-    if LAST:
-        for piece in range(BLOCKS * COLUMNS // PIECE):
-            _sum_states(
-                states, share + network * L, mask, cell_output + t * cell_output_step + network * STATE,
-                hidden_factor + STATE, first_column + piece * PIECE,
-                M, PITCH, L, HAS_MASK, WEIGHTED, ROWS, PIECE,
+    if not LEVELS or not INIT:
+        for node in range(first_node, last_node):
+            column = network * L + node - 1
+            source = tl.load(ancestor + column)
+            kind = tl.load(activation + column)
+            # Weights of the next node; the init node of the next step follows the last one.
+            _prefetch(weights + (node + 1) % (L + 1) * (H * WIDTH), H * WIDTH, PREFETCH)
+            _evaluate_node(
+                states + source * STATE, factors + source * matrix_factor, pre, weights + node * (H * WIDTH), mask,
+                mean + node * H, var + node * H, states + node * STATE, factors + node * matrix_factor,
+                activated + node * (M * WIDTH), products + node * PRODUCT, kind, node < L, first_column,
+                M, H, PITCH, HIGHWAY, NORM, HAS_MASK, KEEP, False, ROWS, COLUMNS, DEPTH, BLOCKS, PIECE, AXIS,
+                APPROXIMATE, INPUT_PRECISION, FENCE,
             )  # fmt: skip
+            tl.debug_barrier()
+    if LAST:
+        complete = True
+        if LEVELS:
+            begin, end, _ = _links(links, network, L + 1, L)
+            complete = (position >= begin) & (position < end)
+            if complete:
+                arrived = arrivals + network * (L + 1) * tl.num_programs(1) + tl.program_id(1)
+                complete = _is_last(arrived, end - begin)
+        if complete:
+            for piece in range(BLOCKS * COLUMNS // PIECE):
+                _sum_states(
+                    states, share + network * L, mask, cell_output + t * cell_output_step + network * STATE,
+                    hidden_factor + STATE, first_column + piece * PIECE,
+                    M, PITCH, L, HAS_MASK, WEIGHTED, ROWS, PIECE,
+                )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["t"])
@@ -393,13 +448,38 @@ def sum_networks(
 
 
 @triton.jit
-def _differentiate_node(
-    previous, pre, var, state, activated, grad_hidden, grad_state, grad_previous, grad_product, grad_pre, alignment,
-    portion, kind, first_column,
-    M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
-    ALIGN: tl.constexpr, INIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, APPROXIMATE: tl.constexpr,
+def _collect(
+    passed, products, mask, begin, end, rows, columns,
+    M: tl.constexpr, PITCH: tl.constexpr, HIGHWAY: tl.constexpr, HAS_MASK: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient of a node's state, compute that of its product and the part passed by the gate to the ancestor.
+    """Some columns of a state's gradient, from the nodes that read it: those at positions `begin` to before `end`.
+
+    Each gave what its gate passed on and its product, which the mask still has to multiply.
+    """
+    inside = (rows < M) & (columns < PITCH)
+    narrow = rows * PITCH + columns
+    kept = tl.load(mask + narrow, mask=inside, other=0.0) if HAS_MASK else 1.0
+    from_gates = tl.zeros(inside.shape, tl.float32)
+    from_products = tl.zeros(inside.shape, tl.float32)
+    first = begin.to(tl.int64) * (M * PITCH)
+    for reader in range(end - begin):
+        element = first + reader * (M * PITCH) + narrow
+        from_products += tl.load(products + element, mask=inside, other=0.0)
+        if HIGHWAY:
+            from_gates += tl.load(passed + element, mask=inside, other=0.0)
+    return from_gates + kept * from_products
+
+
+@triton.jit
+def _differentiate_columns(
+    previous, pre, var, state, activated, grad_hidden, passed, products, mask, begin, end, passed_out,
+    grad_product, grad_pre, alignment, portion, kind, first_column,
+    M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
+    HAS_MASK: tl.constexpr, WEIGHTED: tl.constexpr, INIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    APPROXIMATE: tl.constexpr,
+):  # fmt: skip
+    """From the gradient of a node's state, compute that of its product and the part that the gate passes to the
+    ancestor, for some columns.
 
     `portion` is the node's share of the step's output. `alignment` receives the inner product of the state with the
     gradient of that output, from which gradients of mixing weights are computed.
@@ -410,7 +490,6 @@ def _differentiate_node(
     narrow = rows * PITCH + columns
     wide = rows * WIDTH + columns
     # All loads come first, so that they wait for memory together.
-    grad = tl.load(grad_state + narrow, mask=inside, other=0.0)
     normalised = tl.load(state + narrow, mask=inside, other=0.0)
     if not INIT:
         grad_output = tl.load(grad_hidden + narrow, mask=inside, other=0.0)
@@ -423,9 +502,10 @@ def _differentiate_node(
             gate = tl.load(pre + wide, mask=inside, other=0.0)
     if HIGHWAY or INIT:
         carried = tl.load(previous + narrow, mask=inside, other=0.0)
+    grad = _collect(passed, products, mask, begin, end, rows, columns, M, PITCH, HIGHWAY, HAS_MASK)
     if not INIT:
         grad += portion * grad_output
-        if ALIGN:
+        if WEIGHTED:
             tl.store(alignment, tl.sum(normalised * grad_output))
     if NORM != "none":
         spread = tl.load(var + columns, mask=columns < H, other=1.0)
@@ -439,10 +519,10 @@ def _differentiate_node(
         gate = gate.to(tl.float32) if HIGHWAY else _sigmoid(gate, APPROXIMATE)
         grad_gate = grad * (candidate - carried) * gate * (1 - gate)
         grad_candidate *= gate
-        passed = grad * (1 - gate)
-        if not INIT:
-            passed += tl.load(grad_previous + narrow, mask=inside, other=0.0)
-        tl.store(grad_previous + narrow, passed, mask=inside)
+        grad_carried = grad * (1 - gate)
+        if INIT and not WEIGHTED:  # adds to the gradient of the output one step before
+            grad_carried += tl.load(passed_out + narrow, mask=inside, other=0.0)
+        tl.store(passed_out + narrow, grad_carried, mask=inside)
         if INIT:
             tl.store(grad_pre + wide, grad_gate, mask=inside)
     if HIGHWAY:
@@ -455,30 +535,45 @@ def _differentiate_node(
 
 
 @triton.jit
-def _add_product(
-    product, mask, grad_state, grad_previous, rows, columns, M: tl.constexpr, PITCH: tl.constexpr,
-    HAS_MASK: tl.constexpr,
+def _describe(node, network, ancestor, activation, portions, links, L: tl.constexpr):
+    """What tables tell of a node other than the init node, loaded before it is needed."""
+    column = network * L + node - 1
+    begin, end, own = _links(links, network, node, L)
+    return tl.load(ancestor + column), tl.load(activation + column), tl.load(portions + column), begin, end, own
+
+
+@triton.jit
+def _differentiate_node(
+    node, description, var, states, activated, grad_hidden, passed, products, mask, grad_product, matrix_grad,
+    alignment, pieces, first_column,
+    M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
+    HAS_MASK: tl.constexpr, WEIGHTED: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr,
+    APPROXIMATE: tl.constexpr,
 ):  # fmt: skip
-    """`grad_previous += mask * product` for some columns; clears `grad_state`."""
-    inside = (rows < M) & (columns < PITCH)
-    narrow = rows * PITCH + columns
-    if HAS_MASK:
-        product *= tl.load(mask + narrow, mask=inside, other=0.0)
-    collected = tl.load(grad_previous + narrow, mask=inside, other=0.0)
-    tl.store(grad_previous + narrow, collected + product, mask=inside)
-    tl.store(grad_state + narrow, tl.zeros_like(product), mask=inside)
+    """The first stage of a node other than the init node, for all columns of a program."""
+    WIDTH: tl.constexpr = 2 * PITCH if HIGHWAY else PITCH
+    STATE: tl.constexpr = M * PITCH
+    source, kind, portion, begin, end, own = description
+    for piece in tl.range(PIECES, disable_licm=True):
+        _differentiate_columns(
+            states + source * STATE, states, var + node * H, states + node * STATE, activated + node * (M * WIDTH),
+            grad_hidden, passed, products, mask, begin, end, passed + own.to(tl.int64) * STATE,
+            grad_product + node * matrix_grad, states, alignment + (node - 1) * pieces + piece, portion, kind,
+            first_column + piece * PIECE,
+            M, H, PITCH, HIGHWAY, NORM, HAS_MASK, WEIGHTED, False, ROWS, PIECE, APPROXIMATE,
+        )  # fmt: skip
 
 
 @triton.jit
 def _product_backward(
-    grad_product, weight, mask, grad_state, grad_previous, products, first_column,
-    M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, WIDTH: tl.constexpr, HAS_MASK: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BLOCKS: tl.constexpr, PIECE: tl.constexpr,
-    AXIS: tl.constexpr, INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
+    grad_product, weight, product, first_column,
+    M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BLOCKS: tl.constexpr, AXIS: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip
-    """`grad_previous += mask * (grad_product @ weight^T)` for some blocks of columns; clears `grad_state`, read before.
+    """`product = grad_product @ weight^T` for some blocks of columns.
 
-    A transposed product goes through `products`, as in `_evaluate_node`.
+    It goes through memory, in practice the L2 cache, to the programs and tiles that need it.
     """
     for block in range(BLOCKS):
         column = first_column + block * COLUMNS
@@ -492,134 +587,149 @@ def _product_backward(
             total = _state_product(factor, tl.trans(entry), total, AXIS, INPUT_PRECISION, FENCE)
         if AXIS == 1:
             row = tl.arange(0, ROWS)[None, :]
-            tl.store(products + row * PITCH + columns, total, mask=(row < M) & (columns < PITCH))
+            tl.store(product + row * PITCH + columns, total, mask=(row < M) & (columns < PITCH))
         else:
-            _add_product(total, mask, grad_state, grad_previous, rows, tl.trans(columns), M, PITCH, HAS_MASK)
-    if AXIS == 1:
-        tl.debug_barrier()
-        for piece in tl.range(BLOCKS * COLUMNS // PIECE, disable_licm=True):
-            rows, columns = _indices(first_column + piece * PIECE, ROWS, PIECE)
-            inside = (rows < M) & (columns < PITCH)
-            total = tl.load(products + rows * PITCH + columns, mask=inside, other=0.0)
-            _add_product(total, mask, grad_state, grad_previous, rows, columns, M, PITCH, HAS_MASK)
+            column = tl.trans(columns)
+            tl.store(product + rows * PITCH + column, total, mask=(rows < M) & (column < PITCH))
 
 
-@triton.jit(do_not_specialize=["capacity", "t", "first_node", "last_node"])
+@triton.jit(do_not_specialize=["networks", "capacity", "t", "first_node", "last_node"])
 def step_backward(
     pre, pre_step, pre_network, hidden, hidden_step, hidden_network, weights, mask, var, statistics_step,
-    ancestor, activation, portions, kept_states, states_step, kept_activated, activated_step, grad_hidden,
-    grad_hidden_step, grad_hidden_network, grad_states, grad_previous, grad_product, grad_pre, grad_pre_step,
-    grad_pre_network, alignment, products, capacity, t, first_node, last_node,
+    ancestor, activation, order, links, arrivals, portions, kept_states, states_step, kept_activated, activated_step,
+    grad_hidden, grad_hidden_step, grad_hidden_network, passed, grad_previous, grad_previous_step, grad_product,
+    grad_pre, grad_pre_step, grad_pre_network, alignment, pieces, products, networks, capacity, t, first_node,
+    last_node,
     M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, L: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
-    HAS_MASK: tl.constexpr, WEIGHTED: tl.constexpr, HEAD: tl.constexpr, LINK: tl.constexpr, TAIL: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BLOCKS: tl.constexpr, PIECE: tl.constexpr,
-    AXIS: tl.constexpr, PREFETCH: tl.constexpr, APPROXIMATE: tl.constexpr, INPUT_PRECISION: tl.constexpr,
-    FENCE: tl.constexpr,
+    HAS_MASK: tl.constexpr, WEIGHTED: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr, LINK: tl.constexpr,
+    TAIL: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    BLOCKS: tl.constexpr, PIECE: tl.constexpr, AXIS: tl.constexpr, PREFETCH: tl.constexpr, APPROXIMATE: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip
     """Differentiate nodes of one time step in reverse, in two stages each: elementwise, then the weight's product.
 
-    HEAD is the first stage of the last node. Each node from `first_node` down to `last_node` (both above 1) continues
-    with its second stage and the first stage of the node before it. LINK does this for node 1 and the init node, and
-    TAIL is the second stage of the init node. Programs are as in `step_forward`: a stage reads other columns only after
-    a stage of another launch or of the same program. The first stage takes PIECE columns at a time.
+    HEAD is the first stage of the last node. With NODES, each node from `first_node` down to `last_node` (both above 1)
+    continues with its second stage and the first stage of the node before it. LINK does this for node 1 and the init
+    node, and TAIL is the second stage of the init node. Programs are as in `step_forward`: a stage reads other columns
+    only after a stage of another launch or of the same program. The first stage takes PIECE columns at a time.
+
+    With LEVELS, a launch is one of these, and program (p, b) works on the node at position `first_node` + p of `order`:
+    with HEAD the first stage of a leaf; with NODES and LINK the second stage of a node, and the last one of those that
+    read the same state continues with its first stage.
 
     Operands are as in `step_forward`, with these besides: portions [n, L] of a node in the mixture, grad_hidden
-    [T, (n,) M, H], grad_states [n, L+1, M, H] (zero before and after), grad_previous [n, M, H] of the hidden state one
-    step before, grad_product [n, L+1, T, M, G], grad_pre [T, n, M, G], alignment [T, n, L, pieces],
-    products [n, M, G].
+    [T, (n,) M, H], grad_previous [n, M, H] of the hidden state one step before (not weighted: [T, n, M, H], in fact
+    grad_hidden one step before, to which is added), grad_product [n, L+1, T, M, G], grad_pre [T, n, M, G], alignment
+    [T, n, L, pieces]; and at the nodes' positions, those of init last, [n * (L+1), M, H]: what gates have `passed`, and
+    `products`.
     """
     WIDTH: tl.constexpr = 2 * PITCH if HIGHWAY else PITCH
     MATRIX: tl.constexpr = H * WIDTH
     STATE: tl.constexpr = M * PITCH
     WIDE: tl.constexpr = M * WIDTH
     PIECES: tl.constexpr = BLOCKS * COLUMNS // PIECE
-    network = tl.program_id(0).to(tl.int64)
+    if LEVELS and not TAIL:
+        place = tl.load(order + first_node + tl.program_id(0))
+        network = (place // (L + 1)).to(tl.int64)
+        first_node = place % (L + 1)
+        last_node = first_node
+    else:
+        network = tl.program_id(0).to(tl.int64)
     t = t.to(tl.int64)
     first_column = tl.program_id(1) * BLOCKS * COLUMNS
-    first_piece = tl.program_id(1) * PIECES
-    pieces = tl.num_programs(1) * PIECES
-    alignment += (t * tl.num_programs(0) + network) * L * pieces + first_piece
+    alignment += (t * networks + network) * L * pieces + tl.program_id(1) * PIECES
     matrix_grad = capacity.to(tl.int64) * WIDE  # from one node's gradient of the product to the next
     grad_product += network * (L + 1) * matrix_grad + t * WIDE
     states = kept_states + t * states_step + network * ((L + 1) * STATE)
     activated = kept_activated + t * activated_step + network * ((L + 1) * WIDE)
     var += t * statistics_step + network * ((L + 1) * H)
     weights += network * ((L + 1) * MATRIX)
-    grad_states += network * ((L + 1) * STATE)
     grad_hidden += t * grad_hidden_step + network * grad_hidden_network
-    grad_previous += network * STATE
-    products += network * WIDE
+    grad_previous += t * grad_previous_step + network * STATE
+    arrivals += network * (L + 1) * tl.num_programs(1) + tl.program_id(1)
     if HEAD:
-        source = tl.load(ancestor + network * L + L - 1)
-        kind = tl.load(activation + network * L + L - 1)
-        portion = tl.load(portions + network * L + L - 1)
-        if PREFETCH:
-            _prefetch(weights + L * MATRIX, MATRIX)
-        for piece in tl.range(PIECES, disable_licm=True):
-            _differentiate_node(
-                states + source * STATE, pre, var + L * H, states + L * STATE, activated + L * WIDE, grad_hidden,
-                grad_states + L * STATE, grad_states + source * STATE, grad_product + L * matrix_grad, grad_pre,
-                alignment + (L - 1) * pieces + piece, portion, kind, (first_piece + piece) * PIECE,
-                M, H, PITCH, HIGHWAY, NORM, WEIGHTED, False, ROWS, PIECE, APPROXIMATE,
-            )  # fmt: skip
-        tl.debug_barrier()
-    for node in tl.range(first_node, last_node - 1, -1, disable_licm=True):
-        source = tl.load(ancestor + network * L + node - 1)
-        if PREFETCH:  # what comes after this node's product
-            _prefetch(weights + (node - 1) * MATRIX, MATRIX)
-            _prefetch(states + (node - 1) * STATE, STATE)
-            _prefetch(activated + (node - 1) * WIDE, WIDE)
-        _product_backward(
-            grad_product + node * matrix_grad, weights + node * MATRIX, mask, grad_states + node * STATE,
-            grad_states + source * STATE, products, first_column,
-            M, H, PITCH, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, BLOCKS, PIECE, AXIS, INPUT_PRECISION, FENCE,
+        node = first_node if LEVELS else L
+        description = _describe(node, network, ancestor, activation, portions, links, L)
+        _prefetch(weights + L * MATRIX, MATRIX, PREFETCH)
+        _differentiate_node(
+            node, description, var, states, activated, grad_hidden, passed, products, mask, grad_product, matrix_grad,
+            alignment, pieces, first_column,
+            M, H, PITCH, HIGHWAY, NORM, HAS_MASK, WEIGHTED, ROWS, PIECE, PIECES, APPROXIMATE,
         )  # fmt: skip
         tl.debug_barrier()
-        column = network * L + node - 2
-        source = tl.load(ancestor + column)
-        kind = tl.load(activation + column)
-        portion = tl.load(portions + column)
-        for piece in tl.range(PIECES, disable_licm=True):
-            _differentiate_node(
-                states + source * STATE, pre, var + (node - 1) * H, states + (node - 1) * STATE,
-                activated + (node - 1) * WIDE, grad_hidden, grad_states + (node - 1) * STATE,
-                grad_states + source * STATE, grad_product + (node - 1) * matrix_grad, grad_pre,
-                alignment + (node - 2) * pieces + piece, portion, kind, (first_piece + piece) * PIECE,
-                M, H, PITCH, HIGHWAY, NORM, WEIGHTED, False, ROWS, PIECE, APPROXIMATE,
+    if NODES:
+        for node in tl.range(first_node, last_node - 1, -1, disable_licm=True):
+            following = tl.load(ancestor + network * L + node - 1) if LEVELS else node - 1
+            description = _describe(following, network, ancestor, activation, portions, links, L)
+            _, _, own = _links(links, network, node, L)
+            # What comes after this node's product.
+            _prefetch(weights + (node - 1) * MATRIX, MATRIX, PREFETCH)
+            _prefetch(states + (node - 1) * STATE, STATE, PREFETCH)
+            _prefetch(activated + (node - 1) * WIDE, WIDE, PREFETCH)
+            _product_backward(
+                grad_product + node * matrix_grad, weights + node * MATRIX, products + own.to(tl.int64) * STATE,
+                first_column,
+                M, H, PITCH, WIDTH, ROWS, COLUMNS, DEPTH, BLOCKS, AXIS, INPUT_PRECISION, FENCE,
             )  # fmt: skip
-        tl.debug_barrier()
+            tl.debug_barrier()
+            complete = True
+            if LEVELS:
+                complete = _is_last(arrivals + following * tl.num_programs(1), description[4] - description[3])
+            if complete:
+                _differentiate_node(
+                    following, description, var, states, activated, grad_hidden, passed, products, mask, grad_product,
+                    matrix_grad, alignment, pieces, first_column,
+                    M, H, PITCH, HIGHWAY, NORM, HAS_MASK, WEIGHTED, ROWS, PIECE, PIECES, APPROXIMATE,
+                )  # fmt: skip
+            tl.debug_barrier()
     if LINK:
-        if PREFETCH:
-            _prefetch(weights, MATRIX)
-            _prefetch(states, STATE)
-            _prefetch(activated, WIDE)
+        node = first_node if LEVELS else 1
+        begin, end, _ = _links(links, network, 0, L)
+        _, _, own = _links(links, network, node, L)
+        _prefetch(weights, MATRIX, PREFETCH)
+        _prefetch(states, STATE, PREFETCH)
+        _prefetch(activated, WIDE, PREFETCH)
         _product_backward(
-            grad_product + matrix_grad, weights + MATRIX, mask, grad_states + STATE, grad_states, products,
+            grad_product + node * matrix_grad, weights + node * MATRIX, products + own.to(tl.int64) * STATE,
             first_column,
-            M, H, PITCH, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, BLOCKS, PIECE, AXIS, INPUT_PRECISION, FENCE,
+            M, H, PITCH, WIDTH, ROWS, COLUMNS, DEPTH, BLOCKS, AXIS, INPUT_PRECISION, FENCE,
         )  # fmt: skip
         tl.debug_barrier()
-        for piece in tl.range(
-            2 * PIECES, disable_licm=True
-        ):  # of half the size, because the init node has more to load
-            _differentiate_node(
-                hidden + t * hidden_step + network * hidden_network, pre + t * pre_step + network * pre_network, var,
-                states, activated, grad_hidden, grad_states, grad_previous, grad_product,
-                grad_pre + t * grad_pre_step + network * grad_pre_network, alignment, 0.0, TANH,
-                first_column + piece * (PIECE // 2),
-                M, H, PITCH, HIGHWAY, NORM, False, True, ROWS, PIECE // 2, APPROXIMATE,
-            )  # fmt: skip
+        complete = True
+        if LEVELS:
+            complete = _is_last(arrivals, end - begin)
+        # The init node has more to load: of many columns, half as many at a time.
+        PART: tl.constexpr = PIECE if LEVELS else PIECE // 2
+        if complete:
+            for part in tl.range(BLOCKS * COLUMNS // PART, disable_licm=True):
+                _differentiate_columns(
+                    hidden + t * hidden_step + network * hidden_network, pre + t * pre_step + network * pre_network,
+                    var, states, activated, grad_hidden, passed, products, mask, begin, end, grad_previous,
+                    grad_product, grad_pre + t * grad_pre_step + network * grad_pre_network, alignment, 0.0, TANH,
+                    first_column + part * PART,
+                    M, H, PITCH, HIGHWAY, NORM, HAS_MASK, WEIGHTED, True, ROWS, PART, APPROXIMATE,
+                )  # fmt: skip
         tl.debug_barrier()
     if TAIL:
-        if PREFETCH:  # the previous step begins with the last node
-            _prefetch(weights + L * MATRIX, MATRIX)
-            if t > 0:
-                _prefetch(states + L * STATE - states_step, STATE)
-                _prefetch(activated + L * WIDE - activated_step, WIDE)
+        _prefetch(weights + L * MATRIX, MATRIX, PREFETCH)  # the previous step begins with the last node
+        if t > 0:
+            _prefetch(states + L * STATE - states_step, STATE, PREFETCH)
+            _prefetch(activated + L * WIDE - activated_step, WIDE, PREFETCH)
+        products += (networks.to(tl.int64) * L + network) * STATE
         _product_backward(
-            grad_product, weights, mask, grad_states, grad_previous, products, first_column,
-            M, H, PITCH, WIDTH, HAS_MASK, ROWS, COLUMNS, DEPTH, BLOCKS, PIECE, AXIS, INPUT_PRECISION, FENCE,
+            grad_product, weights, products, first_column,
+            M, H, PITCH, WIDTH, ROWS, COLUMNS, DEPTH, BLOCKS, AXIS, INPUT_PRECISION, FENCE,
         )  # fmt: skip
+        tl.debug_barrier()
+        for piece in tl.range(PIECES, disable_licm=True):
+            rows, columns = _indices(first_column + piece * PIECE, ROWS, PIECE)
+            inside = (rows < M) & (columns < PITCH)
+            narrow = rows * PITCH + columns
+            product = tl.load(products + narrow, mask=inside, other=0.0)
+            if HAS_MASK:
+                product *= tl.load(mask + narrow, mask=inside, other=0.0)
+            collected = tl.load(grad_previous + narrow, mask=inside, other=0.0)
+            tl.store(grad_previous + narrow, collected + product, mask=inside)
 
 
 @triton.jit(do_not_specialize=["input_rows", "grad_rows", "rows"])

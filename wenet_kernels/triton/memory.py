@@ -37,13 +37,14 @@ def count_memory(shape: Shape, steps: int) -> Memory:
     hidden = s.rows * s.pitch if s.weighted else state
     statistics = steps * s.networks * (s.nodes + 1) * s.hidden if s.norm == "batch" else 0
     weights = s.networks * (s.nodes + 1) * s.hidden * s.width
-    operands = 4 * (projected + (steps + 1) * hidden + 2 * statistics + state)
+    tiling = choose_tiling(shape, Machine())
+    products = s.networks * (1 if tiling.fused else s.nodes + 1) * s.rows * s.width
+    operands = 4 * (projected + (steps + 1) * hidden + 2 * statistics + state + products)
     operands += size * (weights + (steps + 1) * hidden)
     if not s.keep:
         return Memory(operands, 4 * s.states_size + size * s.nodes * state, 0)
-    pieces = choose_tiling(shape, Machine()).backward.pieces
-    alignment = steps * s.networks * s.nodes * pieces
-    gradients = 4 * (projected + 2 * steps * hidden + s.states_size + state + alignment)
+    alignment = steps * s.networks * s.nodes * tiling.pieces
+    gradients = 4 * (projected + (steps + 1) * hidden + 2 * s.states_size + state + alignment)
     return Memory(
         operands,
         steps * (4 * s.states_size + size * (s.activated_size + s.nodes * state)),

@@ -163,16 +163,24 @@ class Tiling:
     Attributes:
         rows: number of rows in a tile of a state.
         forward, backward: the division of columns in each direction.
+        forward_wide, backward_wide: the same in tiles of twice the columns if there are any, for several nodes at once.
         gradient: the division of the weight gradients.
-        fused: whether one program evaluates a whole network, and one launch all nodes; if not, a launch evaluates one
-            node, and each block of columns has its own program.
+        fused: whether one program evaluates a whole network, and one launch all nodes; if not, a launch evaluates all
+            nodes of a level, and each block of columns has its own program.
     """
 
     rows: int
     forward: Columns
     backward: Columns
+    forward_wide: Columns
+    backward_wide: Columns
     gradient: Gradient
     fused: bool
+
+    @property
+    def pieces(self) -> int:
+        """The most pieces of a state in backward."""
+        return max(self.backward.pieces, self.backward_wide.pieces)
 
 
 def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
@@ -187,20 +195,24 @@ def choose_tiling(shape: Shape, machine: Machine) -> Tiling:
     columns = _power_of_two(shape.hidden)
     while not fused and columns > 16 and shape.networks * -(-shape.hidden // columns) < machine.multiprocessors:
         columns //= 2
-    columns = min(columns, MOST_ELEMENTS // rows)
+    forward, backward = _cut(shape, rows, min(columns, MOST_ELEMENTS // rows), machine)
+    wide = forward, backward
+    if not fused and forward.blocks > 1:
+        wide = _cut(shape, rows, min(2 * columns, MOST_ELEMENTS // rows), machine)
+    return Tiling(rows, forward, backward, *wide, _cut_gradient(shape, machine), fused)
+
+
+def _cut(shape: Shape, rows: int, columns: int, machine: Machine) -> tuple[Columns, Columns]:
+    """The division of columns forward and backward, in tiles of at most some columns."""
     # Three products in place of one would spill.
     axis = int(rows < ASYNCHRONOUS <= columns and machine.asynchronous_products and shape.precision != "full")
-    size = shape.dtype.itemsize
     # Backward holds more of a tile in registers where its product is not transposed.
     narrow = columns if axis else min(columns, MOST_ELEMENTS // 2 // rows)
     of_warp = ELEMENTS_OF_WARP if axis else ELEMENTS_OF_WARP // (2 * (3 - shape.parts))
-    pieces = tuple(part // size // (2 - axis) for part in PIECES)
-    return Tiling(
-        rows,
+    pieces = tuple(part // shape.dtype.itemsize for part in PIECES)
+    return (
         _cut_columns(shape, rows, columns, shape.hidden, shape.parts, axis, ELEMENTS_OF_WARP, pieces[0], machine),
         _cut_columns(shape, rows, narrow, shape.width, 1, axis, of_warp, pieces[1], machine),
-        _cut_gradient(shape, machine),
-        fused,
     )
 
 

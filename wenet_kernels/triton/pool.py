@@ -19,6 +19,7 @@ from wenet_kernels.triton.plan import Shape
 from wenet_kernels.triton.workspace import Workspace
 
 MOST_FREE = 4  # unused workspaces that stay allocated
+MOST_ORDERS = 4  # of cells whose levels differ, with graphs in a workspace
 
 Key = tuple[Shape, torch.device, int]  # the last is the stream
 
@@ -29,7 +30,8 @@ class Lane:
     def __init__(self, shape: Shape, capacity: int, device: torch.device) -> None:
         with torch.inference_mode(False):  # tensors made in inference mode could not be used outside of it
             self.workspace = Workspace(shape, capacity, device)
-        self.graphs: dict[tuple[str, int], torch.cuda.CUDAGraph | None] = {}
+        # By the cells' levels, on which launches may depend, the last used at the end; then by direction and length.
+        self.graphs: dict[object, dict[tuple[str, int], torch.cuda.CUDAGraph | None]] = {}
         self.holder: StorageWeakRef | None = None
 
     @property
@@ -45,15 +47,19 @@ class Lane:
     def run(self, direction: str, steps: int, launch: Callable[[int], None]) -> None:
         """Launch kernels: first one by one, which compiles them; then record them; from then on as one graph."""
         key = direction, steps
+        levels = self.workspace.levels, self.workspace.leaves
+        graphs = self.graphs[levels] = self.graphs.pop(levels, {})
+        if len(self.graphs) > MOST_ORDERS:
+            del self.graphs[next(iter(self.graphs))]
         if not _may_record(self.workspace.device):
             launch(steps)
-        elif key not in self.graphs:
+        elif key not in graphs:
             launch(steps)
-            self.graphs[key] = None
+            graphs[key] = None
         else:
-            graph = self.graphs[key]
+            graph = graphs[key]
             if graph is None:
-                graph = self.graphs[key] = _record(lambda: launch(steps), self.workspace.device)
+                graph = graphs[key] = _record(lambda: launch(steps), self.workspace.device)
             graph.replay()
 
 

@@ -14,11 +14,14 @@ from torch import Tensor
 from wenet_kernels.ranks import sum_over_ranks
 from wenet_kernels.recurrence import Recurrence
 from wenet_kernels.triton import kernels
+from wenet_kernels.triton.order import Level, order_of, order_tables
 from wenet_kernels.triton.plan import ASYNCHRONOUS, Columns, Machine, Shape, Tiling, choose_tiling
 
 SUM_BLOCK, SUM_NETWORKS = 32, 32  # of `sum_networks`: elements per program, networks added at once
 APPROXIMATE = True  # in bf16: take tanh as NVIDIA's GPUs have it, and sigmoid from it
 PREFETCH = True  # if one program evaluates a network: load its next weights into the L2 cache ahead
+BULK = True  # by one instruction for a weight, where GPUs have it
+STAGES = ("HEAD", "NODES", "LINK", "TAIL")  # of `step_backward`
 FENCED_SINCE = (3, 7, 1)  # the version of Triton that adds fences before such products
 
 
@@ -37,7 +40,8 @@ class Workspace:
         self.input_precision = machine.input_precision(shape.precision)
         # Prefetches and fences are NVIDIA assembler, which the interpreter cannot run.
         on_gpu = device.type != "cpu"
-        self.prefetch = PREFETCH and self.tiling.fused and not machine.amd and on_gpu
+        prefetched = PREFETCH and self.tiling.fused and not machine.amd and on_gpu
+        self.prefetch = ("bulk" if BULK and machine.capability >= 90 else "lines") if prefetched else "none"
         self.approximate = APPROXIMATE and shape.precision == "bf16" and not machine.amd and on_gpu
         lacks_fences = machine.asynchronous_products and on_gpu and _version(triton.__version__) < FENCED_SINCE
         self.fence = lacks_fences and machine.capability < 100
@@ -52,7 +56,8 @@ class Workspace:
         self.hidden_factor = self._empty(*of_networks, capacity + 1, rows, pitch, dtype=s.dtype)
         self.factor_steps = capacity if s.keep else 1
         self.factors = self._empty(networks, nodes, self.factor_steps, rows, pitch, dtype=s.dtype)
-        self.products = self._empty(networks, rows, width)  # transposed, on their way to other tiles
+        # Transposed products, on their way to other tiles; of a level's nodes at once.
+        self.products = self._empty(networks, *(() if self.tiling.fused else (nodes + 1,)), rows, width)
         self.weights = self._filled(networks, nodes + 1, s.hidden, width, dtype=s.dtype)
         self.mask = self._filled(rows, pitch)
         statistics = {"none": (0,), "running": (networks, nodes + 1, s.hidden)}
@@ -60,6 +65,12 @@ class Workspace:
         self.var = torch.empty_like(self.mean)
         self.ancestor = self._empty(networks, nodes, dtype=torch.int32)
         self.activation = torch.empty_like(self.ancestor)
+        self.order = self._empty(2 * networks * nodes, dtype=torch.int32)  # and the leaves
+        self.links = self._empty(networks, nodes + 2, 3, dtype=torch.int32)
+        blocks = max(self.tiling.forward.blocks, self.tiling.backward.blocks)
+        self.arrivals = torch.zeros(networks, nodes + 1, blocks, dtype=torch.int32, device=device)
+        self.levels: tuple[Level, ...] = ()
+        self.leaves = 0
         self.share = self._empty(networks, nodes)  # share of each node in its cell's output
         self.portions = self._empty(networks, nodes)  # share of each node in the mixture
         self.mix = self._empty(networks)
@@ -95,6 +106,7 @@ class Workspace:
         weights[:, 1:].copy_(r.weight_nodes.unflatten(-1, parts))
         self.ancestor.copy_(r.ancestor)
         self.activation.copy_(r.activation)
+        self.load_order(r.cells)
         torch.div(r.concat, r.concat.sum(1, keepdim=True), out=self.share)
         self.portions.copy_(self.share)
         if r.mix is not None:
@@ -106,6 +118,14 @@ class Workspace:
             self.mean.copy_(r.running_mean)
             self.var.copy_(r.running_var)
         self._round(self.hidden[:1], self.hidden_factor[..., :1, :, :])
+
+    def load_order(self, cells: str) -> None:
+        """Take the cells' levels, on which launches depend where there is one for each."""
+        positions, links = order_tables(cells, self.device)
+        self.order[: len(positions)].copy_(positions)
+        self.links.copy_(links)
+        if not self.tiling.fused:
+            self.levels, self.leaves = order_of(cells).levels, order_of(cells).leaves
 
     def restore(self, steps: int, output: Tensor, kept: Tensor) -> None:
         """Take what an evaluation gave, in place of evaluating the operands."""
@@ -123,89 +143,100 @@ class Workspace:
     def forward(self, steps: int) -> None:
         """Launch the kernels that evaluate the operands over some steps."""
         for t in range(steps):
-            for init, first, last in self._launches():
-                self._step_forward(t, init, first, last)
+            for launch in self._launches():
+                self._step_forward(t, *launch)
             if self.shape.weighted:
                 self._sum(self.cell_output, self.mix, None, self.hidden[1:], t, self.hidden_factor[1:])
             if self.shape.all_ranks:
                 sum_over_ranks(self.hidden[t + 1])
                 self._round(self.hidden[t + 1 : t + 2], self.hidden_factor[t + 1 : t + 2])
 
-    def _launches(self) -> Iterator[tuple[bool, int, int]]:
-        """For each launch, whether it evaluates the init node, and its range of other nodes."""
-        nodes = self.shape.nodes
+    def _launches(self) -> Iterator[tuple[int, bool, bool, int, int]]:
+        """For each launch: programs for a block of columns, INIT, LAST, first_node and last_node of `step_forward`."""
+        networks, nodes = self.shape.networks, self.shape.nodes
         if self.tiling.fused:
-            yield True, 1, nodes + 1
+            yield networks, True, True, 1, nodes + 1
         else:
-            yield True, 1, 1
-            for node in range(1, nodes + 1):
-                yield False, node, node + 1
+            yield networks, True, False, 1, 1
+            for level in self.levels:
+                yield level.size, False, level.ends, level.first, level.first
 
-    def _step_forward(self, t: int, init: bool, first: int, last: int) -> None:
-        columns = self.tiling.forward
+    def _step_forward(self, t: int, programs: int, init: bool, last: bool, first_node: int, last_node: int) -> None:
+        columns = self._columns(programs, self.tiling.forward, self.tiling.forward_wide)
         self._launch(
-            kernels.step_forward, self._grid(columns),
+            kernels.step_forward, self._grid(programs, columns),
             self.pre, *self.pre.stride()[:2], self.hidden, *self._hidden_strides(), self.hidden_factor, self.weights,
-            self.mask, self.mean, self.var, self._statistics_stride(), self.ancestor, self.activation, self.share,
-            *self._kept_operands(), self.factors, self.products, self.cell_output,
-            0 if self.shape.weighted else self.hidden.stride(0), self.capacity, self.factor_steps, t, first, last,
-            KEEP=self.shape.keep, INIT=init, LAST=last > self.shape.nodes, **self._constants(columns),
+            self.mask, self.mean, self.var, self._statistics_stride(), self.ancestor, self.activation, self.order,
+            self.links, self.arrivals, self.share, *self._kept_operands(), self.factors, self.products,
+            self.cell_output, 0 if self.shape.weighted else self.hidden.stride(0), self.capacity, self.factor_steps,
+            t, first_node, last_node,
+            KEEP=self.shape.keep, INIT=init, LAST=last, **self._constants(columns),
         )  # fmt: skip
 
     def allocate_gradients(self) -> None:
         """Allocate the buffers of `backward`, at its first call."""
-        if hasattr(self, "grad_states"):
+        if hasattr(self, "grad_hidden"):
             return
         s, capacity = self.shape, self.capacity
-        self.grad_output = self._filled(capacity, *s.hidden_shape)
-        self.grad_hidden = torch.empty_like(self.grad_output)
-        self.grad_states = self._empty(s.networks, s.nodes + 1, s.rows, s.pitch)
-        self.grad_previous = self._empty(s.networks, s.rows, s.pitch)
+        self.grad_hidden = self._filled(capacity + 1, *s.hidden_shape)  # the first is that of h0
+        self.passed = self._empty(s.networks * (s.nodes + 1), s.rows, s.pitch)  # by gates, from nodes to ancestors
+        self.grad_products = torch.empty_like(self.passed)  # what products give to them
+        # Of each network, where they share a hidden state.
+        self.grad_previous = self._empty(s.networks, s.rows, s.pitch) if s.weighted else self.grad_hidden
         self.grad_product = self._empty(s.networks, s.nodes + 1, capacity, s.rows, s.width, dtype=s.dtype)
         self.grad_pre = torch.empty_like(self.pre)
-        self.grad_h0 = self._empty(1, *s.hidden_shape)
-        self.alignment = self._empty(capacity, s.networks, s.nodes, self.tiling.backward.pieces)
+        self.alignment = self._empty(capacity, s.networks, s.nodes, self.tiling.pieces)
 
     def backward(self, steps: int) -> None:
-        """Launch the kernels that compute all derivatives from `grad_output` of some steps, except for the weights."""
-        self.grad_states.zero_()
-        self.grad_previous.zero_()
+        """Launch the kernels that compute all derivatives from those of the output, except for the weights.
+
+        `grad_hidden` has the derivatives of the output behind its first step, which becomes that of h0.
+        """
+        self.grad_hidden[0].zero_()
+        if self.shape.weighted:
+            self.grad_previous.zero_()
+            self.alignment.zero_()  # tiles of different widths leave different parts of it alone
         for t in reversed(range(steps)):
-            self._sum_backward(t)
-            for head, first, last, link, tail in self._launches_backward():
-                self._step_backward(t, head, first, last, link, tail)
-        self._sum(self.grad_previous, None, None, self.grad_h0, 0)
+            if self.shape.weighted:
+                self._sum_backward(t)
+            for launch in self._launches_backward():
+                self._step_backward(t, *launch)
+        if self.shape.weighted:
+            self._sum(self.grad_previous, None, None, self.grad_hidden, 0)
         if self.shape.all_ranks:
-            sum_over_ranks(self.grad_h0)
+            sum_over_ranks(self.grad_hidden[0])
 
     def _sum_backward(self, t: int) -> None:
-        """Sum the derivative of the hidden state after step t from the next step and from the output."""
+        """Add to the derivative of the hidden state after step t what comes from the next step."""
         if not self.shape.all_ranks:
-            return self._sum(self.grad_previous, None, self.grad_output, self.grad_hidden, t)
-        self._sum(self.grad_previous, None, None, self.grad_hidden, t)
-        sum_over_ranks(self.grad_hidden[t]).add_(self.grad_output[t])
+            return self._sum(self.grad_previous, None, self.grad_hidden[1:], self.grad_hidden[1:], t)
+        self._sum(self.grad_previous, None, None, self.grad_hidden, 0)
+        self.grad_hidden[t + 1].add_(sum_over_ranks(self.grad_hidden[0]))
 
-    def _launches_backward(self) -> Iterator[tuple[bool, int, int, bool, bool]]:
-        """Arguments HEAD, first_node, last_node, LINK and TAIL of `step_backward`."""
-        nodes = self.shape.nodes
+    def _launches_backward(self) -> Iterator[tuple[int, set[str], int, int]]:
+        """Programs for a block of columns, stages, first_node and last_node of `step_backward`."""
+        networks, nodes = self.shape.networks, self.shape.nodes
         if self.tiling.fused:
-            yield True, nodes, 2, True, True
+            yield networks, {"HEAD", "NODES", "LINK", "TAIL"}, nodes, 2
         else:
-            yield True, 1, 2, False, False
-            for node in range(nodes, 1, -1):
-                yield False, node, node, False, False
-            yield False, 1, 2, True, False
-            yield False, 1, 2, False, True
+            yield self.leaves, {"HEAD"}, networks * nodes, 0
+            for level in reversed(self.levels):
+                yield level.size, {"NODES" if level.first else "LINK"}, level.first, 0
+            yield networks, {"TAIL"}, 0, 0
 
-    def _step_backward(self, t: int, head: bool, first: int, last: int, link: bool, tail: bool) -> None:
-        columns = self.tiling.backward
+    def _step_backward(self, t: int, programs: int, stages: set[str], first_node: int, last_node: int) -> None:
+        s, tiling = self.shape, self.tiling
+        wide = tiling.backward if "HEAD" in stages else tiling.backward_wide  # which without a product is no gain
+        columns = self._columns(programs, tiling.backward, wide)
         self._launch(
-            kernels.step_backward, self._grid(columns),
+            kernels.step_backward, self._grid(programs, columns),
             self.pre, *self.pre.stride()[:2], self.hidden, *self._hidden_strides(), self.weights, self.mask, self.var,
-            self._statistics_stride(), self.ancestor, self.activation, self.portions, *self._kept_operands(),
-            self.grad_hidden, *self._hidden_strides(), self.grad_states, self.grad_previous, self.grad_product,
-            self.grad_pre, *self.grad_pre.stride()[:2], self.alignment, self.products, self.capacity, t, first, last,
-            HEAD=head, LINK=link, TAIL=tail, **self._constants(columns),
+            self._statistics_stride(), self.ancestor, self.activation, self.order, self.links, self.arrivals,
+            self.portions, *self._kept_operands(), self.grad_hidden[1:], *self._hidden_strides(), self.passed,
+            self.grad_previous, 0 if s.weighted else self.grad_previous.stride(0), self.grad_product,
+            self.grad_pre, *self.grad_pre.stride()[:2], self.alignment, tiling.pieces, self.grad_products, s.networks,
+            self.capacity, t, first_node, last_node,
+            **{stage: stage in stages for stage in STAGES}, **self._constants(columns),
         )  # fmt: skip
 
     def weight_gradients(self, steps: int, grad_hidden: Tensor, grad_nodes: Tensor) -> None:
@@ -239,8 +270,8 @@ class Workspace:
         t: int,
         factor: Tensor | None = None,
     ) -> None:
-        """Launch `sum_networks`; for independent networks it only adds the addend."""
-        count = self.shape.networks if self.shape.weighted else 1
+        """Launch `sum_networks`."""
+        count = self.shape.networks
         size = values.numel() // count
         self._launch(
             kernels.sum_networks, (-(-size // SUM_BLOCK),),
@@ -250,8 +281,12 @@ class Workspace:
             NETWORKS=SUM_NETWORKS, BLOCK=SUM_BLOCK, num_warps=4,
         )  # fmt: skip
 
-    def _grid(self, columns: Columns) -> tuple[int, int]:
-        return self.shape.networks, 1 if self.tiling.fused else columns.blocks
+    def _columns(self, programs: int, narrow: Columns, wide: Columns) -> Columns:
+        """Wide tiles, with fewer reads of each state, if they leave as many programs as narrow ones for one node."""
+        return wide if programs * wide.blocks >= self.shape.networks * narrow.blocks else narrow
+
+    def _grid(self, programs: int, columns: Columns) -> tuple[int, int]:
+        return programs, 1 if self.tiling.fused else columns.blocks
 
     def _hidden_strides(self) -> tuple[int, int]:
         """The strides of a step and of a network; weighted networks share one hidden state."""
@@ -279,6 +314,7 @@ class Workspace:
             "NORM": s.norm,
             "HAS_MASK": s.masked,
             "WEIGHTED": s.weighted,
+            "LEVELS": not self.tiling.fused,
             "ROWS": self.tiling.rows,
             "COLUMNS": columns.size,
             "DEPTH": columns.depth,
