@@ -30,6 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "paper full": {**PAPER, "precision": "full"},
     "paper plain bf16": {**PAPER, "form": "plain", "precision": "bf16"},
     "paper evaluation bf16": {**PAPER, "rows": 10, "norm": "running", "masked": False, "precision": "bf16"},
+    "large tf32": {**LARGE, "precision": "tf32"},
     "large full": {**LARGE, "precision": "full"},
 }
 MAIN = ("paper bf16", "large bf16")  # must not spill, and keep the ceilings
