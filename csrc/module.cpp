@@ -61,7 +61,7 @@ void run(Recurrence r, std::optional<py::function> between_steps, Pass pass) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.attr("INTERFACE") = 4;  // as in wenet_kernels/native.py
+  m.attr("INTERFACE") = 5;  // as in wenet_kernels/native.py
   m.def("instruction_sets", &instruction_sets,
         "Instruction sets that this processor can run, from the plainest to the widest.");
   m.def("kernel_sets", &kernel_sets, "Those of them that the kernels were built for.");
@@ -133,6 +133,7 @@ PYBIND11_MODULE(_native, m) {
 
   py::class_<ProgramRun>(m, "ProgramRun")
       .def(py::init<>())
+      .def(py::init<const ProgramRun&>(), py::arg("other"))
       .def_readwrite("steps", &ProgramRun::steps)
       .def_readwrite("networks", &ProgramRun::networks)
       .def_readwrite("rows", &ProgramRun::rows)

@@ -74,6 +74,7 @@ class Projection:
     grad_weight: int
 
 class ProgramRun:
+    def __init__(self, other: ProgramRun = ...) -> None: ...
     steps: int
     networks: int
     rows: int

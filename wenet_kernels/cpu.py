@@ -140,9 +140,16 @@ def _kernels_of(instruction_set: str, factor: str) -> _native.Kernels:
     return _native.Kernels(instruction_set, getattr(_native.Factor, factor))
 
 
+# Of tensors for which the allocator of PyTorch asks the system for new pages each time, as malloc does.
+_NEEDS_PAGES = 1 << 17
+
+
 def reusable(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor whose memory the next call can reuse without new pages from the system."""
-    tensor = torch.frombuffer(_native.Block(math.prod(shape) * dtype.itemsize), dtype=dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if size < _NEEDS_PAGES:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    tensor = torch.frombuffer(_native.Block(size), dtype=dtype)
     return tensor.resize_(shape)  # a view would have a base, which autograd tracks
 
 

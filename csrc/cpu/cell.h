@@ -11,6 +11,9 @@ namespace WENET_ISA {
 
 constexpr double kNormEps = 1e-5;  // NORM_EPS of wenet_kernels/recurrence.py
 
+// Bytes that the caches still hold when what was written comes to be read.
+constexpr int64_t kCached = int64_t{8} << 20;
+
 // Working memory of a call.
 template <typename T>
 class Buffer {
@@ -124,8 +127,13 @@ void gather_block(const T* from, int64_t width, int count, int64_t rows, T* bloc
   for (int64_t m = 0; m < rows; ++m) store(block + m * kWidth<T>, load_part(from + m * width, count));
 }
 
+// `late` says that the matrix is read when the caches have forgotten it.
 template <typename T>
-void scatter_block(const T* block, int64_t rows, int count, int64_t width, T* to) {
+void scatter_block(const T* block, int64_t rows, int count, int64_t width, T* to, bool late = false) {
+  if (late && count == kWidth<T> && fills_lines(to, width)) {
+    for (int64_t m = 0; m < rows; ++m) stream(to + m * width, load(block + m * kWidth<T>));
+    return;
+  }
   for (int64_t m = 0; m < rows; ++m) store_part(to + m * width, load(block + m * kWidth<T>), count);
 }
 

@@ -167,13 +167,28 @@ WENET_INLINE void accumulate(Totals<P, R, V>& total, const P* left, const P* rig
   }
 }
 
-// R rows times V vectors of columns, to out[v * out_stride + r * W]. `ahead` is where the weights lie that are wanted
-// soon: memory answers too late if it is only asked when they are.
+// Where the vectors of columns of a product go, and whether they are added to what is there.
+template <typename T>
+struct Products {
+  T* data;
+  int64_t stride;  // of two vectors of columns
+  bool add;
+};
+
+// R rows times V vectors of columns. `ahead` is where the weights lie that are wanted soon: memory answers too late if
+// it is only asked when they are.
 template <typename P, int R, int V>
 void tile(Blocked<const P> left, const Layout<SumOf<P>>& depth, const P* right, int64_t right_stride, const P* ahead,
-          SumOf<P>* out, int64_t out_stride) {
+          Products<SumOf<P>> out) {
   constexpr int W = kWidth<P>;
   Totals<P, R, V> total = {};
+  if (out.add) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) total[r][v] = load(out.data + v * out.stride + r * W);
+    }
+  }
   const int64_t vectors = depth.vectors();
   const int64_t whole = depth.hidden / W * depth.per;
   for (int64_t b = 0; b < whole; ++b) {
@@ -190,38 +205,48 @@ void tile(Blocked<const P> left, const Layout<SumOf<P>>& depth, const P* right, 
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) store(out + v * out_stride + r * W, total[r][v]);
+    for (int v = 0; v < V; ++v) store(out.data + v * out.stride + r * W, total[r][v]);
   }
 }
 
 template <typename P, int V, int R = WENET_TILE_ROWS>
 WENET_INLINE void tile_of(int64_t rows, Blocked<const P> left, const Layout<SumOf<P>>& depth, const P* right,
-                          int64_t right_stride, const P* ahead, SumOf<P>* out, int64_t out_stride) {
-  if (rows == R) return tile<P, R, V>(left, depth, right, right_stride, ahead, out, out_stride);
-  if constexpr (R > 1) tile_of<P, V, R - 1>(rows, left, depth, right, right_stride, ahead, out, out_stride);
+                          int64_t right_stride, const P* ahead, const Products<SumOf<P>>& out) {
+  if (rows == R) return tile<P, R, V>(left, depth, right, right_stride, ahead, out);
+  if constexpr (R > 1) tile_of<P, V, R - 1>(rows, left, depth, right, right_stride, ahead, out);
 }
 
 // out [V, rows, W] = left [rows, depth] times V vectors of columns from packed weights.
 template <typename P, int V>
 void multiply(Blocked<const P> left, const Layout<SumOf<P>>& depth, const P* right, int64_t right_stride, int64_t rows,
-              SumOf<P>* out) {
+              const Products<SumOf<P>>& out) {
   constexpr int W = kWidth<P>;
   const int64_t tiles = ceil_div(rows, WENET_TILE_ROWS);
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t first = rows * i / tiles, last = rows * (i + 1) / tiles;
     const P* ahead = right + (V + i) * right_stride;  // each tile fetches a vector of the next V
-    tile_of<P, V>(last - first, left.from_row(first), depth, right, right_stride, ahead, out + first * W, rows * W);
+    tile_of<P, V>(last - first, left.from_row(first), depth, right, right_stride, ahead,
+                  {out.data + first * W, out.stride, out.add});
   }
 }
 
 // The product of one or two vectors of columns, whichever is asked for.
 template <typename P>
 WENET_INLINE void multiply_vectors(int64_t count, Blocked<const P> left, const Layout<SumOf<P>>& depth, const P* right,
-                                   int64_t rows, SumOf<P>* out) {
+                                   int64_t rows, const Products<SumOf<P>>& out) {
   const int64_t stride = depth.template depth<P>() * kWidth<P>;
   if (count == 2) return multiply<P, 2>(left, depth, right, stride, rows, out);
   multiply<P, 1>(left, depth, right, stride, rows, out);
 }
+
+// The same to one vector of columns behind the other.
+template <typename P>
+WENET_INLINE void multiply_vectors(int64_t count, Blocked<const P> left, const Layout<SumOf<P>>& depth, const P* right,
+                                   int64_t rows, SumOf<P>* out) {
+  multiply_vectors<P>(count, left, depth, right, rows, Products<SumOf<P>>{out, rows * kWidth<P>, false});
+}
+
+constexpr int64_t kOuterDepth = 128;  // rows of an outer product at a time, which stay in the first cache
 
 // R columns of `left`, transposed, times V blocks of `right`, both with the rows that are multiplied together beside
 // each other: out [V, R, W] += their product over `depth` rows. `ahead` is as in `tile`.
@@ -255,17 +280,15 @@ void outer_tile(const P* left, const P* right, int64_t right_stride, int64_t dep
   }
 }
 
-// out [V, blocks * W, W] = left [depth, H] transposed times V blocks of right [depth, W].
+// out [V, blocks * W, W] += left [depth, H] transposed times V blocks of right [depth, W].
 template <typename P, int V>
-void outer_product(Blocked<const P> left, Blocked<const P> right, int64_t depth, const Layout<SumOf<P>>& hidden,
-                   SumOf<P>* out) {
-  using T = SumOf<P>;
+void add_outer_product(Blocked<const P> left, Blocked<const P> right, int64_t depth, const Layout<SumOf<P>>& hidden,
+                       SumOf<P>* out) {
   constexpr int W = kWidth<P>;
   constexpr int R = W < 4 ? W : WENET_TILE_ROWS < 12 ? 4 : 8;  // as many as the registers hold; must divide W
   static_assert(W % R == 0);
-  constexpr int64_t kDepth = 128 * kTogether<P>;  // rows at a time, which stay in the first cache
+  constexpr int64_t kDepth = kOuterDepth * kTogether<P>;
   const int64_t out_stride = hidden.blocks() * W * W;
-  for (int64_t i = 0; i < V * out_stride; i += W) store<T>(out + i, Vector<T>{});
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t count = smaller(kDepth, depth - k);
     const Blocked<const P> l = left.from_row(k), r = right.from_row(k);
@@ -279,10 +302,20 @@ void outer_product(Blocked<const P> left, Blocked<const P> right, int64_t depth,
 
 // The same for one or two vectors, whichever is asked for.
 template <typename P>
-WENET_INLINE void outer_vectors(int64_t count, Blocked<const P> left, Blocked<const P> right, int64_t depth,
-                                const Layout<SumOf<P>>& hidden, SumOf<P>* out) {
-  if (count == 2) return outer_product<P, 2>(left, right, depth, hidden, out);
-  outer_product<P, 1>(left, right, depth, hidden, out);
+void add_outer_vectors(int64_t count, Blocked<const P> left, Blocked<const P> right, int64_t depth,
+                       const Layout<SumOf<P>>& hidden, SumOf<P>* out) {
+  if (count == 2) return add_outer_product<P, 2>(left, right, depth, hidden, out);
+  add_outer_product<P, 1>(left, right, depth, hidden, out);
+}
+
+// The same where nothing was before.
+template <typename P>
+void outer_vectors(int64_t count, Blocked<const P> left, Blocked<const P> right, int64_t depth,
+                   const Layout<SumOf<P>>& hidden, SumOf<P>* out) {
+  using T = SumOf<P>;
+  constexpr int W = kWidth<P>;
+  for (int64_t i = 0; i < count * hidden.blocks() * W * W; i += W) store<T>(out + i, Vector<T>{});
+  add_outer_vectors<P>(count, left, right, depth, hidden, out);
 }
 
 }  // namespace WENET_ISA

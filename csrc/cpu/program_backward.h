@@ -1,5 +1,5 @@
-// Derivatives of programs: the instructions in reverse, step by step from the last, then the weight gradients as
-// products over all steps at once.
+// Derivatives of programs: the instructions in reverse, step by step from the last. Every few steps, while the
+// derivatives of their products are in the caches, the weight gradients take in a product over all rows of these steps.
 #pragma once
 
 #include "cpu/program_forward.h"
@@ -24,13 +24,13 @@ class ProgramBackward : ProgramPass<T> {
         locals_(r.threads * largest_.locals * block_size_),
         rebuilt_(r.threads * largest_.rebuilt_count * state_size_),
         rebuilt_locals_(r.threads * largest_.rebuilt_count * block_size_),
-        columns_(r.threads * 2 * largest_.products * state_size_),
+        together_(steps_together(r)),
+        grad_products_(products_at_once() * together_ * state_size_),
+        grad_weights_(products_at_once() * blocks_ * outer_product_size()),
         products_(r.threads * 2 * block_size_),
-        grad_products_(r.weights * r.steps * state_size_),
-        factors_(r.mask_h ? groups() * r.steps * state_size_ : 0),
+        factors_(r.mask_h ? r.threads * together_ * state_size_ : 0),
         vectors_(r.vectors * blocks_ * kWidth<T>),
         grad_mix_(r.weighted ? r.networks * blocks_ * kWidth<T> : 0),
-        outer_products_(r.threads * 2 * outer_product_size()),
         values_(r.threads * largest_.values),
         grads_(r.threads * largest_.values) {
     run_team(*this, r.threads, r.networks);
@@ -50,27 +50,24 @@ class ProgramBackward : ProgramPass<T> {
       }
     } else {
       for (int64_t k = mine.first; k < mine.last; ++k) {
+        member.sync_network();  // none may still read what the network before has left
         for (int64_t t = r_.steps; t-- > 0;) step(member, t, k);
         finish_states(member, k);
       }
       member.sync();
     }
-    weight_gradients(member);
     finish_vectors(member);
     if (r_.weighted && member.rank() == 0) finish_grad_mix();
   }
 
  private:
   int64_t grad_chains() const { return r_.networks; }
-  int64_t groups() const {
-    int64_t count = 0;
-    for (int64_t k = 0; k < r_.networks; ++k) count += plan_.schedule(k).groups;
-    return count;
-  }
-  int64_t first_group(int64_t network) const {
-    int64_t count = 0;
-    for (int64_t k = 0; k < network; ++k) count += plan_.schedule(k).groups;
-    return count;
+  // As many as make the rows of an outer product; two at least, as a thread may still read those of the step before.
+  static int64_t steps_together(const ProgramRun& r) { return r.rows * 2 < kOuterDepth ? kOuterDepth / r.rows : 2; }
+  // Products whose derivatives are gathered at the same time: networks apart follow each other.
+  int64_t products_at_once() const { return r_.weighted ? r_.weights : r_.threads * largest_.products; }
+  int64_t first_product(const Member& member, const Schedule& s, const Group& group) const {
+    return (r_.weighted ? s.first_product : member.slot() * largest_.products) + group.product;
   }
   int64_t packed_size() const { return blocks_ * r_.hidden * kWidth<T>; }  // of a product
   T* packed(const Schedule& s, const Group& group) {
@@ -85,32 +82,27 @@ class ProgramBackward : ProgramPass<T> {
     return Base::matrix(grad_states_, (network * 2 + t % 2) * r_.states + s);
   }
   Value<T> grad_mixture(int64_t s) { return Base::matrix(grad_mixture_, s); }
-  // Of the products of a group, [blocks, products, M, W]; threads that share a network may still read the last ones.
-  T* columns(const Member& member, int64_t t, int64_t network, const Group& group) {
-    const int64_t half = Base::half(r_.steps - 1 - t, network);
-    return columns_.data() + ((member.slot() * 2 + half) * largest_.products + group.product) * state_size_;
+  // Of the products of a group over the steps of an outer product, [blocks, products, steps, M, W].
+  Blocked<T> grad_products(const Member& member, const Schedule& s, const Group& group) {
+    return {grad_products_.data() + first_product(member, s, group) * together_ * state_size_, together_ * block_size_};
   }
-  // The same over time, [blocks, products, T, M, W].
-  T* grad_products(const Schedule& s, const Group& group) {
-    return grad_products_.data() + (s.first_product + group.product) * r_.steps * state_size_;
+  Blocked<T> grad_products(const Member& member, const Schedule& s, const Group& group, int64_t t) {
+    return grad_products(member, s, group).from_row(t % together_ * r_.rows);
   }
-  // What the products of a group read, over time.
-  T* factor(int64_t network, const Schedule& s, int64_t g) {
-    if (!r_.mask_h) return Base::slot_over_time(s, s.group[g].kept);
-    return factors_.data() + (first_group(network) + g) * r_.steps * state_size_;
+  // Of the weights of a group, [blocks, products, H, W].
+  Blocked<T> grad_weights(const Member& member, const Schedule& s, const Group& group) {
+    return {grad_weights_.data() + first_product(member, s, group) * blocks_ * outer_product_size(),
+            outer_product_size()};
   }
   T* vector_sum(int64_t vector, int64_t b) { return vectors_.data() + (vector * blocks_ + b) * kWidth<T>; }
   T* mix_sum(int64_t network, int64_t b) { return grad_mix_.data() + (network * blocks_ + b) * kWidth<T>; }
 
-  // Weights transposed; what products read through the mask; and nothing yet behind the last step.
+  // Weights transposed, and nothing yet behind the last step.
   void begin_network(const Member& member, int64_t network) {
     const Schedule& s = plan_.schedule(network);
     const Range blocks = member.blocks(blocks_);
     for (int64_t g = 0; g < s.groups; ++g) {
-      for (int64_t b = blocks.first; b < blocks.last; ++b) {
-        pack_group(s, s.group[g], b);
-        if (r_.mask_h) mask_factor(network, s, g, b);
-      }
+      for (int64_t b = blocks.first; b < blocks.last; ++b) pack_group(s, s.group[g], b);
     }
     for (int64_t i = 0; i < r_.states; ++i) {
       for (int64_t b = blocks.first; b < blocks.last; ++b) {
@@ -128,14 +120,6 @@ class ProgramBackward : ProgramPass<T> {
         pack_square<T, T>(from, r_.hidden, hidden_.count(b), hidden_.count(c), false, to);
         to += hidden_.count(c) * W;
       }
-    }
-  }
-
-  void mask_factor(int64_t network, const Schedule& s, int64_t g, int64_t b) {
-    const T* from = Base::slot_over_time(s, s.group[g].kept) + b * r_.steps * block_size_;
-    T* to = factor(network, s, g) + b * r_.steps * block_size_;
-    for (int64_t t = 0; t < r_.steps; ++t) {
-      mask_rows(from + t * block_size_, Base::mask(b), to + t * block_size_, r_.rows);
     }
   }
 
@@ -204,6 +188,7 @@ class ProgramBackward : ProgramPass<T> {
       for (int64_t g = stage.first_group; g < stage.last_group; ++g)
         product_backward(member, t, network, s.group[g], blocks);
     }
+    if (t % together_ == 0) add_weight_gradients(member, t, s, blocks);
   }
 
   // What is needed of the values is computed again, and the derivatives of the results come in.
@@ -280,12 +265,10 @@ class ProgramBackward : ProgramPass<T> {
   void product(const Member& member, int64_t t, int64_t network, const Step& step, int64_t b, const T* from,
                const T* value) {
     const Schedule& s = plan_.schedule(network);
-    T *column = nullptr, *streamed = nullptr;
+    T* column = nullptr;
     if (step.group != kNone) {
       const Group& group = s.group[step.group];
-      const int64_t v = b * group.count + step.column;
-      column = columns(member, t, network, group) + v * block_size_;
-      streamed = grad_products(s, group) + (v * r_.steps + t) * block_size_;
+      column = grad_products(member, s, group, t).block(b * group.count + step.column);
     }
     T* pre = nullptr;
     if (step.pre != kNone) pre = reinterpret_cast<T*>(gradients_.pre) + Base::pre_offset(t, step.pre, b);
@@ -299,7 +282,7 @@ class ProgramBackward : ProgramPass<T> {
         Vector<T> g = load(from + at);
         if constexpr (kCode != kNone) g *= slope_of<kCode>(load(value + at));
         total += g;
-        if (column) store<T>(column + at, g), stream(streamed + at, g);
+        if (column) store<T>(column + at, g);
         if (pre) store_part(pre + m * r_.hidden, g, count);
       }
       if (sum) store<T>(sum, load(sum) + total);
@@ -309,20 +292,22 @@ class ProgramBackward : ProgramPass<T> {
   // Through the products of a group, for a range of blocks of the value that they read.
   void product_backward(const Member& member, int64_t t, int64_t network, const Group& group, Range blocks) {
     const Schedule& s = plan_.schedule(network);
-    const Blocked<const T> grad{columns(member, t, network, group), block_size_};
+    const Blocked<const T> grad = grad_products(member, s, group, t);
     const Layout<T> depth{r_.hidden, group.count};
     const Value<T> to = grads(member)[group.left];
     T* product = products_.data() + member.rank() * 2 * block_size_;
     for (int64_t b = blocks.first; b < blocks.last; b += 2) {
       const int64_t last = smaller(b + 2, blocks.last);
       const T* right = packed(s, group) + b * r_.hidden * group.count * kWidth<T>;
+      if (!r_.mask_h) {
+        multiply_vectors<T>(last - b, grad, depth, right, r_.rows, Products<T>{to.block(b), to.stride, !group.first});
+        continue;
+      }
       multiply_vectors<T>(last - b, grad, depth, right, r_.rows, product);
       for (int64_t i = b; i < last; ++i) {
         const Derivative<T> add{to.block(i), group.first};
         const T *from = product + (i - b) * block_size_, *mask = Base::mask(i);
-        for (int64_t m = 0; m < block_size_; m += kWidth<T>) {
-          add(m, mask ? load(from + m) * load(mask + m) : load(from + m));
-        }
+        for (int64_t m = 0; m < block_size_; m += kWidth<T>) add(m, load(from + m) * load(mask + m));
       }
     }
   }
@@ -358,41 +343,42 @@ class ProgramBackward : ProgramPass<T> {
     scatter_block(from, r_.rows, hidden_.count(b), r_.hidden, to);
   }
 
-  // Every product's weight gradient, divided by pairs of vectors of columns of its group.
-  void weight_gradients(const Member& member) {
-    T* out = outer_products_.data() + member.rank() * 2 * outer_product_size();
-    const Range mine = member.part(total_pairs());
-    int64_t item = 0;
-    for (int64_t k = 0; k < r_.networks; ++k) {
-      const Schedule& s = plan_.schedule(k);
-      for (int64_t g = 0; g < s.groups; ++g) {
-        const int64_t vectors = blocks_ * s.group[g].count, pairs = ceil_div(vectors, 2);
-        const int64_t first = mine.first > item ? mine.first - item : 0, last = smaller(pairs, mine.last - item);
-        for (int64_t i = first; i < last; ++i) weight_gradient(k, s, g, 2 * i, smaller(2 * i + 2, vectors), out);
-        item += pairs;
+  // The steps from t on, for a range of blocks of columns.
+  void add_weight_gradients(const Member& member, int64_t t, const Schedule& s, Range blocks) {
+    const int64_t steps = smaller(together_, r_.steps - t);
+    for (int64_t g = 0; g < s.groups; ++g) {
+      const Group& group = s.group[g];
+      const Blocked<const T> left = factor(member, s, group, t, steps), right = grad_products(member, s, group);
+      const Blocked<T> to = grad_weights(member, s, group);
+      const int64_t last = blocks.last * group.count;
+      for (int64_t v = blocks.first * group.count; v < last; v += 2) {
+        const int64_t count = smaller(2, last - v);
+        const auto multiply = t + steps == r_.steps ? outer_vectors<T> : add_outer_vectors<T>;
+        multiply(count, left, {right.block(v), right.block_stride}, steps * r_.rows, hidden_, to.block(v));
+        if (t == 0) finish_weights(s, group, v, v + count, to);
       }
     }
   }
-  int64_t total_pairs() const {
-    int64_t total = 0;
-    for (int64_t k = 0; k < r_.networks; ++k) {
-      const Schedule& s = plan_.schedule(k);
-      for (int64_t g = 0; g < s.groups; ++g) total += ceil_div(blocks_ * s.group[g].count, 2);
+
+  // What the products of a group read in some steps.
+  Blocked<const T> factor(const Member& member, const Schedule& s, const Group& group, int64_t t, int64_t steps) {
+    const Blocked<const T> kept{Base::slot_over_time(s, group.kept), r_.steps * block_size_};
+    const Blocked<const T> from = kept.from_row(t * r_.rows);
+    if (!r_.mask_h) return from;
+    const Blocked<T> to{factors_.data() + member.rank() * together_ * state_size_, together_ * block_size_};
+    for (int64_t b = 0; b < blocks_; ++b) {
+      for (int64_t i = 0; i < steps; ++i) {
+        mask_rows(from.block(b) + i * block_size_, Base::mask(b), to.block(b) + i * block_size_, r_.rows);
+      }
     }
-    return total;
+    return to;
   }
 
-  void weight_gradient(int64_t network, const Schedule& s, int64_t g, int64_t first, int64_t last, T* out) {
-    const Group& group = s.group[g];
-    const int64_t over_time = r_.steps * block_size_;
-    const Blocked<const T> left{factor(network, s, g), over_time};
-    const Blocked<const T> right{grad_products(s, group) + first * over_time, over_time};
-    outer_vectors<T>(last - first, left, right, r_.steps * r_.rows, hidden_, out);
-    for (int64_t v = first; v < last; ++v, out += outer_product_size()) {
-      const int64_t b = v / group.count;
+  void finish_weights(const Schedule& s, const Group& group, int64_t first, int64_t last, Blocked<T> from) {
+    for (int64_t v = first; v < last; ++v) {
       const int64_t weight = s.weight[group.product + v % group.count];
-      T* to = reinterpret_cast<T*>(gradients_.weight) + weight * r_.hidden * r_.hidden + b * kWidth<T>;
-      scatter_block(out, r_.hidden, hidden_.count(b), r_.hidden, to);
+      T* to = reinterpret_cast<T*>(gradients_.weight) + weight * r_.hidden * r_.hidden + v / group.count * kWidth<T>;
+      scatter_block(from.block(v), r_.hidden, hidden_.count(v / group.count), r_.hidden, to);
     }
   }
 
@@ -413,8 +399,9 @@ class ProgramBackward : ProgramPass<T> {
   }
 
   const ProgramGradients& gradients_;
-  Buffer<T> packed_, grad_states_, grad_mixture_, wides_, locals_, rebuilt_, rebuilt_locals_, columns_, products_;
-  Buffer<T> grad_products_, factors_, vectors_, grad_mix_, outer_products_;
+  Buffer<T> packed_, grad_states_, grad_mixture_, wides_, locals_, rebuilt_, rebuilt_locals_;
+  const int64_t together_;  // steps whose rows make an outer product
+  Buffer<T> grad_products_, grad_weights_, products_, factors_, vectors_, grad_mix_;
   Buffer<Value<T>> values_, grads_;
 };
 

@@ -31,6 +31,7 @@ class ProgramPass {
         block_size_(r.rows * kWidth<T>),
         state_size_(blocks_ * block_size_),
         chains_(r.weighted ? 1 : r.networks),
+        late_(largest_.slots * r.steps * state_size_ * int64_t{sizeof(T)} > kCached),
         mask_(r.mask_h ? state_size_ : 0) {
     for (int64_t b = 0; r.mask_h && b < blocks_; ++b) {
       const T* from = reinterpret_cast<const T*>(r.mask_h) + b * kWidth<T>;
@@ -78,7 +79,7 @@ class ProgramPass {
     Addends<T> found;
     if (step.pre != kNone) {
       found.pre = reinterpret_cast<const T*>(r_.pre) + pre_offset(t, step.pre, b);
-      found.width = r_.hidden, found.count = hidden_.count(b);
+      found.width = r_.hidden, found.ahead = r_.pre_step_stride, found.count = hidden_.count(b);
     }
     if (step.vector != kNone) found.bias = vector(step.vector, b);
     return found;
@@ -86,14 +87,17 @@ class ProgramPass {
 
   // An instruction on a block; `product` is the result of its product, where it is one with a value.
   void compute(const Step& step, int64_t t, int64_t b, const T* product, const Value<T>* values, T* to, T* kept) const {
-    if (step.code == kProduct) return product_rows(step.activation, product, addends(step, t, b), to, kept, r_.rows);
+    const Keep<T> keep{kept, late_};
+    if (step.code == kProduct) {
+      return product_rows(step.activation, product, addends(step, t, b), to, keep, r_.rows);
+    }
     if (step.code == kVector) {
       const Vector<T> v = vector(step.vector, b);
-      return write_rows(to, kept, r_.rows, [&](int64_t) WENET_LAMBDA { return v; });
+      return write_rows(to, keep, r_.rows, [&](int64_t) WENET_LAMBDA { return v; });
     }
     const T* operand[3] = {};
     for (int i = 0; i < 3; ++i) operand[i] = step.operand[i] == kNone ? nullptr : values[step.operand[i]].block(b);
-    instruction_rows(step, operand[0], operand[1], operand[2], to, kept, r_.rows);
+    instruction_rows(step, operand[0], operand[1], operand[2], to, keep, r_.rows);
   }
 
   const ProgramRun& r_;
@@ -103,6 +107,7 @@ class ProgramPass {
   const Layout<T> hidden_;
   const int64_t blocks_, block_size_, state_size_;
   const int64_t chains_;  // sets of states: one for all networks, or each network's own
+  const bool late_;       // backward comes when the caches have forgotten what forward keeps
   Buffer<T> mask_;
 };
 
@@ -110,11 +115,12 @@ template <typename T>
 class ProgramForward : ProgramPass<T> {
   using Base = ProgramPass<T>;
   using Base::r_, Base::evaluation_, Base::plan_, Base::largest_, Base::hidden_, Base::blocks_, Base::block_size_;
-  using Base::state_size_, Base::chains_;
+  using Base::state_size_, Base::chains_, Base::late_;
 
  public:
   ProgramForward(const ProgramRun& r, const ProgramEvaluation& evaluation)
       : Base(r, evaluation),
+        late_output_(r.steps * chains_ * r.rows * r.hidden * int64_t{sizeof(T)} > kCached),
         packed_(r.weights * blocks_ * packed_vector_size()),
         states_(chains_ * 2 * r.states * state_size_),
         results_(r.weighted ? r.networks * (r.states + 1) * state_size_ : 0),
@@ -150,8 +156,14 @@ class ProgramForward : ProgramPass<T> {
   T* packed(const Schedule& s, const Group& group) {
     return packed_.data() + (s.first_product + group.product) * blocks_ * packed_vector_size();
   }
-  // A set of states before step t; the one behind it lies in the other half, as threads may still read this one.
+  // Whether a value is computed where it is kept. If backward comes late, it goes there past the caches instead.
+  bool in_place(const Schedule& s, int64_t value) const {
+    return evaluation_.kept != 0 && !late_ && s.slot[value] != kNone;
+  }
+  // A set of states before step t; the one behind it lies elsewhere, as threads may still read this one.
   Value<T> state(int64_t chain, int64_t t, int64_t s) {
+    const Schedule& own = plan_.schedule(chain);
+    if (!r_.weighted && t < r_.steps && in_place(own, s)) return Base::kept(own, own.slot[s], t);
     return Base::matrix(states_, (chain * 2 + t % 2) * r_.states + s);
   }
   Value<T> result(int64_t network, int64_t s) { return Base::matrix(results_, network * (r_.states + 1) + s); }
@@ -192,6 +204,11 @@ class ProgramForward : ProgramPass<T> {
     Value<T>* value = values(member);
     for (int64_t v = 0; v < s.values; ++v) {
       const Location& place = s.location[v];
+      const bool own = place.place == Place::local || place.place == Place::wide;
+      if (own && in_place(s, v)) {
+        value[v] = Base::kept(s, s.slot[v], t);
+        continue;
+      }
       switch (place.place) {
         case Place::local: value[v] = Base::one_block(locals_, member.rank() * largest_.locals + place.index); break;
         case Place::wide:
@@ -212,9 +229,10 @@ class ProgramForward : ProgramPass<T> {
     // What comes before the first product must not overtake a thread that is in the last one of the step before.
     if (s.stage[0].first_group == s.stage[0].last_group) member.sync_network();
     for (int64_t v = 0; v < r_.states; ++v) {
-      const Value<T> kept = Base::kept(s, s.slot[v], t);
-      for (int64_t b = blocks.first; kept.data && b < blocks.last; ++b) {
-        stream_block(values(member)[v].block(b), kept.block(b), r_.rows);
+      const Value<T> kept = Base::kept(s, s.slot[v], t), value = values(member)[v];
+      if (kept.data == nullptr || kept.data == value.data) continue;
+      for (int64_t b = blocks.first; b < blocks.last; ++b) {
+        keep_rows(value.block(b), kept.block(b), late_, r_.rows);
       }
     }
     for (int64_t i = 0; i < s.stages; ++i) {
@@ -246,7 +264,7 @@ class ProgramForward : ProgramPass<T> {
   void multiply(const Member& member, int64_t half, const Schedule& s, int64_t g, int64_t first, int64_t last) {
     const Group& group = s.group[g];
     const Value<T> from = r_.mask_h ? masked(member, half, g) : values(member)[group.left];
-    const Blocked<const T> left{from.data, block_size_};
+    const Blocked<const T> left{from.data, from.stride};
     const int64_t vectors = (last - first) * group.count;
     const T* right = packed(s, group) + first * group.count * packed_vector_size();
     T* out = columns(member, group, 0);
@@ -274,7 +292,8 @@ class ProgramForward : ProgramPass<T> {
         const Group& group = s.group[step.group];
         product = columns(member, group, (b - first) * group.count + step.column);
       }
-      Base::compute(step, t, b, product, value, value[step.value].block(b), Base::kept(s, step.kept, t).block(b));
+      T *to = value[step.value].block(b), *kept = Base::kept(s, step.kept, t).block(b);
+      Base::compute(step, t, b, product, value, to, kept == to ? nullptr : kept);
     }
   }
 
@@ -297,11 +316,11 @@ class ProgramForward : ProgramPass<T> {
 
   void scatter_output(int64_t t, int64_t chain, int64_t b, const T* from) {
     T* to = reinterpret_cast<T*>(evaluation_.output) + Base::output_offset(0, t, chain, b);
-    scatter_block(from, r_.rows, hidden_.count(b), r_.hidden, to);
+    scatter_block(from, r_.rows, hidden_.count(b), r_.hidden, to, late_output_);
   }
   void scatter_apart(int64_t t, int64_t chain, int64_t s, int64_t b, const T* from) {
     T* to = reinterpret_cast<T*>(evaluation_.apart) + Base::output_offset(Base::apart(s), t, chain, b);
-    scatter_block(from, r_.rows, hidden_.count(b), r_.hidden, to);
+    scatter_block(from, r_.rows, hidden_.count(b), r_.hidden, to, late_output_);
   }
 
   // All states of the mixture, and its output, from those of the networks.
@@ -328,6 +347,7 @@ class ProgramForward : ProgramPass<T> {
     for (int64_t k = 0; k < r_.networks; ++k) add_scaled_rows(result(k, s).block(b), Base::mix(k), to, r_.rows);
   }
 
+  const bool late_output_;  // it is read when the caches have forgotten it
   Buffer<T> packed_, states_, results_, wides_, locals_, masked_, columns_;
   Buffer<Value<T>> values_;
 };

@@ -7,25 +7,6 @@
 namespace wenet {
 namespace WENET_ISA {
 
-// log(1 + exp(x)), one after the other by the library's functions, as few cells have it.
-template <typename V>
-WENET_INLINE V softplus(V x) {
-  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(x[0])); ++i) {
-    const auto e = ::log1p(::exp(-::fabs(static_cast<double>(x[i]))));
-    x[i] = x[i] > 0 ? x[i] + e : (x[i] <= 0 ? e : x[i]);
-  }
-  return x;
-}
-
-// 1 - exp(-f) with f = softplus(x): the derivative from the value.
-template <typename V>
-WENET_INLINE V softplus_slope(V f) {
-  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(f[0])); ++i) {
-    f[i] = -::expm1(-static_cast<double>(f[i]));
-  }
-  return f;
-}
-
 template <typename V>
 WENET_INLINE V between(V x, double low, double high) {
   using T = decltype(x[0] + x[0]);
@@ -55,10 +36,7 @@ WENET_INLINE V slope_of(V f) {
   if constexpr (code == kOpRelu) return f > 0 ? one : V{};
   if constexpr (code == kOpSigmoid) return f * (one - f);
   if constexpr (code == kOpSoftplus) return softplus_slope(f);
-  if constexpr (code == kOpSilu) {
-    const V s = sigmoid(f);
-    return s * (one + f * (one - s));
-  }
+  if constexpr (code == kOpSilu) return silu_slope(f);
   if constexpr (code == kOpHardsigmoid) return (f > 0) & (f < 1) ? V{} + T(1.0 / 6) : V{};
   if constexpr (code == kOpHardtanh) return (f > -1) & (f < 1) ? one : V{};
   return one;
@@ -79,18 +57,25 @@ WENET_INLINE void with_code(int32_t code, const Function& function) {
   }
 }
 
-// to = function(m) for every row, and to `kept` where that is given.
+// Where a value goes besides, if anywhere.
+template <typename T>
+struct Keep {
+  T* to;
+  bool late;  // past the caches
+};
+
+// to = function(m) for every row, and to where it is kept.
 template <typename T, typename Function>
-WENET_INLINE void write_rows(T* to, T* kept, int64_t rows, const Function& function) {
+WENET_INLINE void write_rows(T* to, Keep<T> keep, int64_t rows, const Function& function) {
   constexpr int W = kWidth<T>;
-  if (kept == nullptr) {
+  if (keep.to == nullptr) {
     for (int64_t m = 0; m < rows * W; m += W) store<T>(to + m, function(m));
     return;
   }
   for (int64_t m = 0; m < rows * W; m += W) {
     const Vector<T> v = function(m);
     store<T>(to + m, v);
-    stream(kept + m, v);
+    put(keep.to + m, v, keep.late);
   }
 }
 
@@ -99,45 +84,48 @@ template <typename T>
 struct Addends {
   const T* pre = nullptr;  // [M, H] from the first column of the block on
   int64_t width = 0;       // H
+  int64_t ahead = 0;       // from here to the same in the next step
   int count = 0;           // columns of the block
   Vector<T> bias{};
 
   WENET_INLINE Vector<T> operator()(int64_t m) const {
     if (pre == nullptr) return bias;
-    return bias + load_part(pre + m / kWidth<T> * width, count);
+    const T* from = pre + m / kWidth<T> * width;
+    __builtin_prefetch(from + ahead, 0, 2);
+    return bias + load_part(from, count);
   }
 };
 
 template <typename T>
-void product_rows(int32_t activation, const T* product, const Addends<T>& addends, T* to, T* kept, int64_t rows) {
+void product_rows(int32_t activation, const T* product, const Addends<T>& addends, T* to, Keep<T> keep, int64_t rows) {
   with_code(activation, [&](auto code) {
     constexpr int32_t kCode = decltype(code)::value;
     if (product == nullptr) {
-      write_rows(to, kept, rows, [&](int64_t m) WENET_LAMBDA { return apply<kCode>(addends(m)); });
+      write_rows(to, keep, rows, [&](int64_t m) WENET_LAMBDA { return apply<kCode>(addends(m)); });
     } else {
-      write_rows(to, kept, rows, [&](int64_t m) WENET_LAMBDA { return apply<kCode>(load(product + m) + addends(m)); });
+      write_rows(to, keep, rows, [&](int64_t m) WENET_LAMBDA { return apply<kCode>(load(product + m) + addends(m)); });
     }
   });
 }
 
 // An instruction that is no product, from its operands' blocks.
 template <typename T>
-void instruction_rows(const Step& step, const T* a, const T* b, const T* c, T* to, T* kept, int64_t rows) {
+void instruction_rows(const Step& step, const T* a, const T* b, const T* c, T* to, Keep<T> keep, int64_t rows) {
   const T k = static_cast<T>(step.constant);
   switch (step.code) {
-    case kOpAdd: return write_rows(to, kept, rows, [&](int64_t m) WENET_LAMBDA { return load(a + m) + load(b + m); });
-    case kOpSub: return write_rows(to, kept, rows, [&](int64_t m) WENET_LAMBDA { return load(a + m) - load(b + m); });
-    case kOpMul: return write_rows(to, kept, rows, [&](int64_t m) WENET_LAMBDA { return load(a + m) * load(b + m); });
+    case kOpAdd: return write_rows(to, keep, rows, [&](int64_t m) WENET_LAMBDA { return load(a + m) + load(b + m); });
+    case kOpSub: return write_rows(to, keep, rows, [&](int64_t m) WENET_LAMBDA { return load(a + m) - load(b + m); });
+    case kOpMul: return write_rows(to, keep, rows, [&](int64_t m) WENET_LAMBDA { return load(a + m) * load(b + m); });
     case kOpBlend:
-      return write_rows(to, kept, rows,
+      return write_rows(to, keep, rows,
                         [&](int64_t m) WENET_LAMBDA { return combine(load(b + m), load(a + m), load(c + m)); });
-    case kOpTimes: return write_rows(to, kept, rows, [&](int64_t m) WENET_LAMBDA { return k * load(a + m); });
-    case kOpPlus: return write_rows(to, kept, rows, [&](int64_t m) WENET_LAMBDA { return k + load(a + m); });
-    case kOpFrom: return write_rows(to, kept, rows, [&](int64_t m) WENET_LAMBDA { return k - load(a + m); });
+    case kOpTimes: return write_rows(to, keep, rows, [&](int64_t m) WENET_LAMBDA { return k * load(a + m); });
+    case kOpPlus: return write_rows(to, keep, rows, [&](int64_t m) WENET_LAMBDA { return k + load(a + m); });
+    case kOpFrom: return write_rows(to, keep, rows, [&](int64_t m) WENET_LAMBDA { return k - load(a + m); });
     default:
       with_code(step.code, [&](auto code) {
         constexpr int32_t kCode = decltype(code)::value;
-        write_rows(to, kept, rows, [&](int64_t m) WENET_LAMBDA { return apply<kCode>(load(a + m)); });
+        write_rows(to, keep, rows, [&](int64_t m) WENET_LAMBDA { return apply<kCode>(load(a + m)); });
       });
   }
 }
@@ -214,8 +202,8 @@ void copy_rows(const T* from, T* to, int64_t rows) {
 }
 
 template <typename T>
-void stream_block(const T* from, T* to, int64_t rows) {
-  for (int64_t m = 0; m < rows * kWidth<T>; m += kWidth<T>) stream(to + m, load(from + m));
+void keep_rows(const T* from, T* to, bool late, int64_t rows) {
+  for (int64_t m = 0; m < rows * kWidth<T>; m += kWidth<T>) put(to + m, load(from + m), late);
 }
 
 }  // namespace WENET_ISA

@@ -32,6 +32,21 @@ class ProjectionPass {
     member.sync();
   }
 
+  // Calls work(first, last) for parts of a range of rows that the second cache holds.
+  template <typename Work>
+  void for_parts(Range rows, const Work& work) {
+    constexpr int64_t kSecondCache = 640 << 10;  // bytes, with room for what is read beside them
+    const int64_t most = kSecondCache / (p_.inputs * int64_t{sizeof(T)}) + 1;
+    const int64_t count = rows.last - rows.first, parts = ceil_div(count, most);
+    for (int64_t i = 0; i < parts; ++i) work(rows.first + count * i / parts, rows.first + count * (i + 1) / parts);
+  }
+
+  // Calls work(first, last) for pieces of a range of rows that stay in the first cache.
+  template <typename Work>
+  void for_pieces(int64_t first, int64_t last, const Work& work) {
+    for (int64_t row = first; row < last; row += kOuterDepth) work(row, smaller(row + kOuterDepth, last));
+  }
+
   // Calls work(network, first, last) for this thread's share of all pairs of vectors of columns.
   template <typename Work>
   void for_pairs(const Member& member, const Work& work) {
@@ -55,28 +70,41 @@ class ProjectionForward : ProjectionPass<T> {
 
  public:
   explicit ProjectionForward(const Projection& p)
-      : Base(p), packed_(p.threads * packed_size()), products_(p.threads * 2 * Base::block_size()) {
+      : Base(p),
+        late_(p.networks * p.rows * p.columns * int64_t{sizeof(T)} > kCached),
+        packed_(p.threads * packed_size()),
+        products_(p.threads * 2 * kOuterDepth * kWidth<T>) {
     run_team(*this, p.threads, p.networks);
   }
 
   void run(const Member& member) {
     T* packed = packed_.data() + member.rank() * packed_size();
-    T* product = products_.data() + member.rank() * 2 * Base::block_size();
     Base::gather_input(member);
-    Base::for_pairs(member, [&](int64_t network, int64_t first, int64_t last) {
-      pack(Base::weight(network), p_.inputs, columns_, first, last, false, packed);
-      multiply_vectors<T>(last - first, Base::input(), inputs_, packed + first * p_.inputs * kWidth<T>, p_.rows,
-                          product);
-      for (int64_t v = first; v < last; ++v) {
-        scatter_block(product + (v - first) * Base::block_size(), p_.rows, columns_.count(v), p_.columns,
-                      Base::output(network, 0, v));
-      }
+    Base::for_parts({0, p_.rows}, [&](int64_t row, int64_t end) {
+      Base::for_pairs(member, [&](int64_t network, int64_t first, int64_t last) {
+        pack(Base::weight(network), p_.inputs, columns_, first, last, false, packed);
+        const T* right = packed + first * p_.inputs * kWidth<T>;
+        Base::for_pieces(row, end, [&](int64_t row, int64_t end) {
+          multiply_piece(member, network, Range{first, last}, right, row, end - row);
+        });
+      });
     });
   }
 
  private:
   int64_t packed_size() const { return columns_.blocks() * p_.inputs * kWidth<T>; }
 
+  // Some rows times one or two vectors of columns.
+  void multiply_piece(const Member& member, int64_t network, Range vectors, const T* right, int64_t row, int64_t rows) {
+    T* product = products_.data() + member.rank() * 2 * kOuterDepth * kWidth<T>;
+    multiply_vectors<T>(vectors.last - vectors.first, Blocked<const T>(Base::input()).from_row(row), inputs_, right,
+                        rows, product);
+    for (int64_t v = vectors.first; v < vectors.last; ++v, product += rows * kWidth<T>) {
+      scatter_block(product, rows, columns_.count(v), p_.columns, Base::output(network, row, v), late_);
+    }
+  }
+
+  const bool late_;  // the output is read when the caches have forgotten it
   Buffer<T> packed_, products_;
 };
 
@@ -91,7 +119,6 @@ class ProjectionBackward : ProjectionPass<T> {
         packed_(p.threads * inputs_.blocks() * p.columns * kWidth<T>),
         grads_(p.threads * grad_size()),
         outer_products_(p.threads * 2 * outer_product_size()),
-        products_(p.threads * 2 * Base::block_size()),
         grad_input_(inputs_.blocks() * Base::block_size()) {
     run_team(*this, p.threads, p.networks);
   }
@@ -103,18 +130,19 @@ class ProjectionBackward : ProjectionPass<T> {
   }
 
  private:
-  int64_t grad_size() const { return columns_.blocks() * Base::block_size(); }
+  int64_t grad_size() const { return (columns_.blocks() + 1) * kOuterDepth * kWidth<T>; }  // of a piece, and a pair
   int64_t outer_product_size() const { return inputs_.blocks() * kWidth<T> * kWidth<T>; }
   T* grad(const Member& member) { return grads_.data() + member.rank() * grad_size(); }
 
   void weight_gradients(const Member& member) {
     T* out = outer_products_.data() + member.rank() * 2 * outer_product_size();
     Base::for_pairs(member, [&](int64_t network, int64_t first, int64_t last) {
-      const Blocked<T> right{grad(member), Base::block_size()};
-      for (int64_t v = first; v < last; ++v) {
-        gather_block(Base::output(network, 0, v), p_.columns, columns_.count(v), p_.rows, right.block(v - first));
-      }
-      outer_vectors<T>(last - first, Base::input(), right, p_.rows, inputs_, out);
+      Base::for_pieces(0, p_.rows, [&](int64_t row, int64_t end) {
+        const Blocked<const T> left = Blocked<const T>(Base::input()).from_row(row);
+        const Blocked<const T> right = gather_grad(member, network, Range{first, last}, row, end - row);
+        const auto multiply = row == 0 ? outer_vectors<T> : add_outer_vectors<T>;
+        multiply(last - first, left, right, end - row, inputs_, out);
+      });
       T* to = reinterpret_cast<T*>(p_.grad_weight) + network * p_.inputs * p_.columns;
       for (int64_t v = first; v < last; ++v) {
         scatter_block(out + (v - first) * outer_product_size(), p_.inputs, columns_.count(v), p_.columns,
@@ -123,33 +151,48 @@ class ProjectionBackward : ProjectionPass<T> {
     });
   }
 
+  // Some rows of the output's gradient, in blocks.
+  Blocked<const T> gather_grad(const Member& member, int64_t network, Range vectors, int64_t row, int64_t rows) {
+    const Blocked<T> to{grad(member), rows * kWidth<T>};
+    for (int64_t v = vectors.first; v < vectors.last; ++v) {
+      gather_block(Base::output(network, row, v), p_.columns, columns_.count(v), rows, to.block(v - vectors.first));
+    }
+    return to;
+  }
+
   // Threads divide the rows, so the sum over networks always has the same order.
   void input_gradient(const Member& member) {
-    const Range mine = member.part(p_.rows);
-    const int64_t rows = mine.last - mine.first, block_size = rows * kWidth<T>;
+    Base::for_parts(member.part(p_.rows), [&](int64_t first, int64_t last) { part_of_input(member, first, last); });
+  }
+
+  void part_of_input(const Member& member, int64_t first, int64_t last) {
     T* packed = packed_.data() + member.rank() * inputs_.blocks() * p_.columns * kWidth<T>;
-    T* product = products_.data() + member.rank() * 2 * Base::block_size();
-    const Blocked<T> left{grad(member), block_size};
-    T* total = grad_input_.data() + mine.first * inputs_.blocks() * kWidth<T>;  // [blocks, rows, W]
-    for (int64_t b = 0; b < inputs_.blocks(); ++b) zero_rows(total + b * block_size, rows);
+    const int64_t block_size = (last - first) * kWidth<T>;
+    const Blocked<T> total{grad_input_.data() + first * inputs_.blocks() * kWidth<T>, block_size};
     for (int64_t network = 0; network < p_.networks; ++network) {
       pack_transposed(Base::weight(network), inputs_, columns_, 0, inputs_.blocks(), false, packed);
-      for (int64_t v = 0; v < columns_.blocks(); ++v) {
-        gather_block(Base::output(network, mine.first, v), p_.columns, columns_.count(v), rows, left.block(v));
-      }
-      for (int64_t b = 0; b < inputs_.blocks(); b += 2) {
-        const int64_t last = smaller(b + 2, inputs_.blocks());
-        multiply_vectors<T>(last - b, left, columns_, packed + b * p_.columns * kWidth<T>, rows, product);
-        add_scaled_rows(product, T(1), total + b * block_size, (last - b) * rows);
-      }
+      Base::for_pieces(first, last, [&](int64_t row, int64_t end) {
+        add_piece(member, network, packed, row, end - row, total.from_row(row - first));
+      });
     }
-    T* to = reinterpret_cast<T*>(p_.grad_input) + mine.first * p_.inputs;
+    T* to = reinterpret_cast<T*>(p_.grad_input) + first * p_.inputs;
     for (int64_t b = 0; b < inputs_.blocks(); ++b) {
-      scatter_block(total + b * block_size, rows, inputs_.count(b), p_.inputs, to + b * kWidth<T>);
+      scatter_block(total.block(b), last - first, inputs_.count(b), p_.inputs, to + b * kWidth<T>);
     }
   }
 
-  Buffer<T> packed_, grads_, outer_products_, products_, grad_input_;
+  // Adds one network's part to the gradient of some rows of the input; the first network starts it.
+  void add_piece(const Member& member, int64_t network, const T* packed, int64_t row, int64_t rows, Blocked<T> total) {
+    const Blocked<const T> left = gather_grad(member, network, Range{0, columns_.blocks()}, row, rows);
+    for (int64_t b = 0; b < inputs_.blocks(); b += 2) {
+      const int64_t last = smaller(b + 2, inputs_.blocks());
+      const T* right = packed + b * p_.columns * kWidth<T>;
+      const Products<T> to{total.block(b), total.block_stride, network > 0};
+      multiply_vectors<T>(last - b, left, columns_, right, rows, to);
+    }
+  }
+
+  Buffer<T> packed_, grads_, outer_products_, grad_input_;
 };
 
 template <typename T>

@@ -84,6 +84,13 @@ WENET_INLINE void put(T* to, V v, bool past_caches) {
   __builtin_memcpy(to, &v, sizeof v);
 }
 
+// Whether rows of a matrix, so many numbers apart, can be written past the caches: a vector must fill lines of memory.
+template <typename T>
+WENET_INLINE bool fills_lines(const T* to, int64_t width) {
+  constexpr int64_t kLine = 64;
+  return WENET_VECTOR_BYTES == kLine && (reinterpret_cast<std::uintptr_t>(to) | (width * sizeof(T))) % kLine == 0;
+}
+
 WENET_INLINE void fence() {
 #if defined(__x86_64__)
   _mm_sfence();
@@ -136,29 +143,62 @@ WENET_INLINE T sum(Vector<T> v) {
   return total;
 }
 
+// x between two bounds. NaN stays NaN: where one of two numbers is, these instructions give the second.
 WENET_INLINE Vector<float> clamp(Vector<float> x, float low, float high) {
-  x = x < low ? Vector<float>{} + low : x;  // in this form NaN stays NaN
-  return x > high ? Vector<float>{} + high : x;
+  const Vector<float> least = Vector<float>{} + low, most = Vector<float>{} + high;
+#if !defined(__x86_64__)
+  x = x < least ? least : x;
+  return x > most ? most : x;
+#elif WENET_VECTOR_BYTES == 64
+  return _mm512_maskz_min_ps(0xffff, most, _mm512_maskz_max_ps(0xffff, least, x));
+#elif WENET_VECTOR_BYTES == 32
+  return _mm256_min_ps(most, _mm256_max_ps(least, x));
+#else
+  return _mm_min_ps(most, _mm_max_ps(least, x));
+#endif
 }
 
-// exp(x) - 1 for -87 <= x <= 87, to rounding near 0 too: 2^n (exp(r) - 1) + 2^n - 1 with x = n ln 2 + r.
-WENET_INLINE Vector<float> expm1(Vector<float> x) {
+// exp(x) = scale (1 + rest) for -87 <= x <= 87: 2^n exp(r) with x = n ln 2 + r, and rest = exp(r) - 1.
+struct Exponential {
+  Vector<float> scale, rest;
+};
+
+WENET_INLINE Exponential exponential(Vector<float> x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
   const Vector<float> shifted = x * 1.44269504f + kRound;
   const Vector<float> n = shifted - kRound;
   const Vector<float> r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // ln 2 in two parts
-  Vector<float> series = r * (1.0f / 5040) + (1.0f / 720);
-  series = series * r + (1.0f / 120);
-  series = series * r + (1.0f / 24);
-  series = series * r + (1.0f / 6);
+  Vector<float> series = r * 0.00139464962f + 0.00836661085f;           // the least of the greatest errors
+  series = series * r + 0.0416662805f;
+  series = series * r + 0.166665435f;
   series = series * r + 0.5f;
-  const Vector<float> q = series * (r * r) + r;
   BitVector bits;
   __builtin_memcpy(&bits, &shifted, sizeof bits);
   bits = (bits + 127) << 23;  // the integer n as the exponent of 2^n; what kRound left above is shifted out
-  Vector<float> power;
-  __builtin_memcpy(&power, &bits, sizeof power);
-  return power * q + (power - 1.0f);
+  Exponential found;
+  __builtin_memcpy(&found.scale, &bits, sizeof bits);
+  found.rest = series * (r * r) + r;
+  return found;
+}
+
+// exp(x) - 1 for -87 <= x <= 87, to rounding near 0 too.
+WENET_INLINE Vector<float> expm1(Vector<float> x) {
+  const Exponential e = exponential(x);
+  return e.scale * e.rest + (e.scale - 1.0f);
+}
+
+WENET_INLINE Vector<float> exp(Vector<float> x) {
+  const Exponential e = exponential(x);
+  return e.scale * e.rest + e.scale;
+}
+
+// log(1 + e) for 0 <= e <= 1, to rounding near 0 too: 2 artanh(s) with s = e / (2 + e) <= 1/3.
+WENET_INLINE Vector<float> log1p(Vector<float> e) {
+  const Vector<float> s = e / (e + 2.0f), z = s * s;
+  Vector<float> series = z * 0.134337515f + 0.141169831f;
+  series = series * z + 0.200038359f;
+  series = series * z + 0.333333194f;
+  return 2.0f * (s + s * (z * series));
 }
 
 WENET_INLINE Vector<float> sigmoid(Vector<float> x) { return 1.0f / (2.0f + expm1(clamp(-x, -87.0f, 87.0f))); }
@@ -166,6 +206,21 @@ WENET_INLINE Vector<float> sigmoid(Vector<float> x) { return 1.0f / (2.0f + expm
 WENET_INLINE Vector<float> tanh(Vector<float> x) {
   const Vector<float> e = expm1(clamp(2.0f * x, -40.0f, 40.0f));  // tanh(20) rounds to 1
   return e / (e + 2.0f);
+}
+
+// log(1 + exp(x))
+WENET_INLINE Vector<float> softplus(Vector<float> x) {
+  const Vector<float> size = x < 0 ? -x : x;
+  return (x < 0 ? Vector<float>{} : x) + log1p(exp(clamp(-size, -87.0f, 87.0f)));
+}
+
+// 1 - exp(-f) with f = softplus(x): the derivative from the value.
+WENET_INLINE Vector<float> softplus_slope(Vector<float> f) { return -expm1(clamp(-f, -87.0f, 87.0f)); }
+
+// The derivative of x sigmoid(x), from x.
+WENET_INLINE Vector<float> silu_slope(Vector<float> x) {
+  const Vector<float> e = exp(clamp(-x, -87.0f, 87.0f)), s = 1.0f / (1.0f + e);
+  return s + s * (x * (e * s));
 }
 
 // Double precision is for checking, so it takes the library's functions.
@@ -177,6 +232,24 @@ WENET_INLINE Vector<double> sigmoid(Vector<double> x) {
 WENET_INLINE Vector<double> tanh(Vector<double> x) {
   for (int i = 0; i < kWidth<double>; ++i) x[i] = ::tanh(x[i]);
   return x;
+}
+
+WENET_INLINE Vector<double> softplus(Vector<double> x) {
+  for (int i = 0; i < kWidth<double>; ++i) {
+    const double rest = ::log1p(::exp(-::fabs(x[i])));
+    x[i] = x[i] > 0 ? x[i] + rest : (x[i] <= 0 ? rest : x[i]);
+  }
+  return x;
+}
+
+WENET_INLINE Vector<double> softplus_slope(Vector<double> f) {
+  for (int i = 0; i < kWidth<double>; ++i) f[i] = -::expm1(-f[i]);
+  return f;
+}
+
+WENET_INLINE Vector<double> silu_slope(Vector<double> x) {
+  const Vector<double> s = sigmoid(x);
+  return s + s * (x * sigmoid(-x));
 }
 
 WENET_INLINE Vector<float> inverse_sqrt(Vector<float> x) {

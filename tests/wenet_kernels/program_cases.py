@@ -118,3 +118,19 @@ def program_case(
         (torch.rand(rows, hidden) < 0.7).to(dtype) / 0.7 if mask else None,
         batch,
     )
+
+
+def drawn_case(generator: random.Random, dtype: torch.dtype = torch.float64) -> ProgramCase:
+    """Programs, sizes, mask and coupling at random."""
+    states, count = generator.randint(1, 4), generator.choice((1, 1, 2, 3, 5))
+    programs = [random_program(generator, states, generator.randint(3, 25)) for _ in range(count)]
+    torch.manual_seed(generator.randrange(1000))
+    # Rows of more and of fewer steps than one are multiplied together for the derivatives of weights.
+    steps, rows = generator.randint(1, 5), generator.choice((1, 2, 3, 4, 5, 6, 7, 70))
+    sizes = steps, rows, generator.choice((1, 3, 8, 13, 17, 33, 40))
+    return program_case(programs, *sizes, generator.random() < 0.4, generator.random() < 0.4, dtype)
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Relative, in root mean square."""
+    return ((found - expected).norm() / expected.norm().clamp(min=1e-6)).item()

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from tests.wenet_kernels.program_cases import ProgramCase, program_case, random_program
+from tests.wenet_kernels.program_cases import ProgramCase, drawn_case, error, program_case
 from wenet_kernels import Program, native_status
 from wenet_kernels.cpu import INSTRUCTION_SET_VARIABLE, KERNEL_SETS
 from wenet_kernels.programs import cpu as native
 from wenet_kernels.programs.evaluation import ProgramRun
+from wenet_kernels.programs.instructions import UNARY
+from wenet_kernels.programs.reference import FUNCTIONS
 
 pytestmark = pytest.mark.skipif("pure Python" in native_status(), reason=native_status())
 
@@ -27,18 +29,6 @@ def threads(count: int) -> Iterator[None]:
     torch.set_num_threads(count)
     yield
     torch.set_num_threads(before)
-
-
-def drawn_case(generator: random.Random, dtype: torch.dtype = torch.float64) -> ProgramCase:
-    states, count = generator.randint(1, 4), generator.choice((1, 1, 2, 3, 5))
-    programs = [random_program(generator, states, generator.randint(3, 25)) for _ in range(count)]
-    torch.manual_seed(generator.randrange(1000))
-    sizes = generator.randint(1, 4), generator.randint(1, 7), generator.choice((1, 3, 8, 13, 17, 33, 40))
-    return program_case(programs, *sizes, generator.random() < 0.4, generator.random() < 0.4, dtype)
-
-
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).norm() / expected.norm().clamp(min=1e-6)).item()
 
 
 @pytest.mark.parametrize("instruction_set", KERNEL_SETS)
@@ -66,6 +56,25 @@ def test_single_precision_against_double():
         expected, eager = exact_case.run("reference"), case.run("reference")
         for found, truth, other in zip(case.run("cpu"), expected, eager, strict=True):
             assert error(found.double(), truth) <= 2 * error(other.double(), truth) + 1e-5, case.batch
+
+
+@pytest.mark.parametrize("instruction_set", KERNEL_SETS)
+@pytest.mark.parametrize("name", UNARY)
+def test_functions_and_their_slopes_in_single_precision(name, instruction_set, monkeypatch):
+    monkeypatch.setenv(INSTRUCTION_SET_VARIABLE, instruction_set)
+    near, far = torch.linspace(-4, 4, 1000), torch.linspace(-80, 80, 1000)
+    tiny = torch.logspace(-30, 0, 500)
+    case = program_case([Program.from_text(f"h | {name}(product(x)) * h")], 1, 1, 3000, dtype=torch.float32)
+    with torch.no_grad():
+        case.pre.copy_(torch.cat([near, far, tiny, -tiny]))
+        case.states.fill_(1)
+    [output, _] = case.run("cpu")
+    [slope] = torch.autograd.grad(output.sum(), case.pre)
+    x = case.pre.detach().double().requires_grad_()
+    expected = FUNCTIONS[name](x)
+    torch.testing.assert_close(output.double().flatten(), expected.flatten(), rtol=5e-7, atol=2e-8)
+    [slope_expected] = torch.autograd.grad(expected.sum(), x)
+    torch.testing.assert_close(slope.double(), slope_expected, rtol=5e-7, atol=4e-7)
 
 
 def operands(case: ProgramCase) -> list[torch.Tensor | None]:

@@ -37,7 +37,7 @@ def kept_shape(r: ProgramRun) -> tuple[int, ...]:
 @functools.cache
 def _kept_slots(programs: str, weighted: bool) -> int:
     """The number of values that the programs keep; sizes do not matter."""
-    run = _tables_of(ProgramBatch(programs))
+    run = _tables_of(programs)
     run.weighted, run.mix = weighted, int(weighted)
     run.steps = run.rows = run.hidden = 1
     run.pre = run.first_states = run.weight = run.vector = 1  # not read
@@ -49,8 +49,8 @@ def forward(r: ProgramRun, keep: bool) -> ProgramEvaluation:
     batch = ProgramBatch(r.programs)
     shape = (r.pre.shape[0], *r.states.shape[1:])
     evaluation = ProgramEvaluation(
-        r.pre.new_empty(shape),
-        r.pre.new_empty((batch.apart, *shape) if batch.apart else (0,)),
+        cpu.reusable(shape, r.pre.dtype),
+        cpu.reusable((batch.apart, *shape) if batch.apart else (0,), r.pre.dtype),
         cpu.reusable(kept_shape(r), r.pre.dtype) if keep else r.pre.new_empty(0),
     )
     operands = _laid_out(r)
@@ -84,6 +84,9 @@ def backward(
 
 def _laid_out(r: ProgramRun) -> ProgramRun:
     """The operands in the layout of the kernels: contiguous, except that `pre` may have steps or columns first."""
+    given = (r.pre.transpose(0, 1), r.states, r.weight, r.vectors, r.mix, r.mask_h)
+    if all(each is None or each.is_contiguous() for each in given):
+        return r
     return replace(
         r,
         pre=r.pre if r.pre.transpose(0, 1).is_contiguous() else r.pre.contiguous(),
@@ -96,7 +99,7 @@ def _laid_out(r: ProgramRun) -> ProgramRun:
 
 
 def _run(r: ProgramRun) -> _native.ProgramRun:
-    native = _tables_of(ProgramBatch(r.programs))
+    native = _tables_of(r.programs)
     native.steps, _, native.rows, native.hidden = r.pre.shape
     native.threads = torch.get_num_threads()
     native.weighted = r.mix is not None
@@ -108,8 +111,14 @@ def _run(r: ProgramRun) -> _native.ProgramRun:
     return native
 
 
-def _tables_of(batch: ProgramBatch) -> _native.ProgramRun:
-    native = _native.ProgramRun()
+def _tables_of(programs: str) -> _native.ProgramRun:
+    """A run of these programs, its operands missing."""
+    return _native.ProgramRun(_read_tables(programs))
+
+
+@functools.cache
+def _read_tables(programs: str) -> _native.ProgramRun:
+    batch, native = ProgramBatch(programs), _native.ProgramRun()
     native.networks, native.states = batch.count, batch.states
     native.of_input, native.weights, native.vectors = batch.of_input, batch.weights, batch.vectors
     native.puts_out_h = batch.puts_out_h
