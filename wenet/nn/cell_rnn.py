@@ -164,8 +164,9 @@ class CellRNN(StackedCells):
     ) -> tuple[Tensor, list[Tensor]]:
         mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
         pre = self._project(layer, locked_dropout(self, x, self.dropout_x))
-        pre = pre.unflatten(1, (self.directions, -1)).transpose(2, 3)  # [T, D, M, X, H]
-        pre = reverse_second(pre, lengths).transpose(2, 3)
+        if self.bidirectional:
+            pre = pre.unflatten(1, (2, -1)).transpose(2, 3)  # [T, D, M, X, H]
+            pre = reverse_second(pre, lengths).transpose(2, 3).flatten(1, 2)
         output, carried = self._recur(layer, pre, torch.stack(states), mask_h)
         # If the output is h, do not reverse it twice.
         turned = [reverse_second(each, lengths) for each in (output, *carried[self.cells.puts_out_h :])]
@@ -184,7 +185,7 @@ class CellRNN(StackedCells):
         """Run both directions as networks of one call: the output `[T, D, M, H]`, and all states after every step.
 
         Args:
-            pre: `[T, D, X, M, H]`.
+            pre: `[T, D * X, M, H]`.
             states: `[S, D, M, H]`.
         """
         weight, vectors = self._weight(layer, pre), self._vectors(layer, pre)  # [D, P, H, H] and [D, V, H]
@@ -192,12 +193,12 @@ class CellRNN(StackedCells):
             if mask_h is not None:
                 raise WenetError("dropout_h cannot be exported; call model.eval() first")
             one = ProgramBatch.of([self.program])
-            each = zip(pre.unbind(1), states.unbind(1), weight, vectors, strict=True)
+            each = zip(pre.chunk(self.directions, 1), states.unbind(1), weight, vectors, strict=True)
             found = zip(*(scanned_program(one, *operands) for operands in each), strict=True)
             output, *carried = (torch.stack(directions, 1) for directions in found)
             return output, tuple(carried)
         return cell_rnn(
-            pre.flatten(1, 2),
+            pre,
             states,
             weight.flatten(0, 1),
             vectors.flatten(0, 1),

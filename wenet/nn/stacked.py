@@ -131,8 +131,8 @@ class StackedCells(LayerOfCells):
             below = functional.dropout(x, self.dropout, self.training) if layer else x
             output, carried = self._run_layer(layer, below, list(own), lengths)
             last.append([_last_states(each, lengths) for each in carried])
-            x = output.transpose(1, 2).flatten(2)
-        return x, [torch.cat(each) for each in zip(*last, strict=True)]
+            x = output.transpose(1, 2).flatten(2) if self.bidirectional else output.squeeze(1)
+        return x, last[0] if self.num_layers == 1 else [torch.cat(each) for each in zip(*last, strict=True)]
 
     def _given(self, h0: States | None, rows: tuple[int, ...]) -> list[Tensor]:
         """The initial states as a list, checked; empty if they are zeros."""
@@ -189,4 +189,4 @@ def reverse_second(sequences: Tensor, lengths: Tensor | None) -> Tensor:
 def _last_states(output: Tensor, lengths: Tensor | None) -> Tensor:
     """States `[D, M, H]` from the output `[T, D, M, H]`: each row's last, and its first in the second direction."""
     end = output[-1] if lengths is None else output[lengths - 1, :, torch.arange(len(lengths))].transpose(0, 1)
-    return torch.cat([end[:1], output[0, 1:]])
+    return end if len(end) == 1 else torch.cat([end[:1], output[0, 1:]])

@@ -39,8 +39,9 @@ class CellRNN(Operator):
 
     @staticmethod
     def for_derivatives(*arguments: Any) -> tuple[Any, ...]:
-        r, _, backend = _settled(*arguments)
-        return *r.values(), torch.is_grad_enabled(), backend
+        *operands, _, backend = arguments
+        pre: Tensor = operands[0]
+        return *operands, torch.is_grad_enabled(), resolve_backend(backend, pre.device, pre.dtype)
 
     @staticmethod
     def compute(*arguments: Any) -> ProgramEvaluation:
