@@ -2,8 +2,9 @@
 
 A search ends with its contest at equal parameters: the winner, the median cell, and layers of PyTorch. A GRU of as many
 parameters is then tuned by optuna on the same parts of the data for the same time: rate, weight decay, dropout,
-clipping and rows of a batch, trial by trial with early stopping; the trial that is best in validation counts. The test
-part decides nothing. A file for each set and seed lies under --out; the same command goes on where it was stopped.
+clipping and rows of a batch, trial by trial with early stopping; the settings that are best in validation are then
+trained with other seeds, as often as the contest trains. The test part decides nothing. A file for each set and seed
+lies under --out; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from wenet.tasks import task_of
 from wenet.training import Plan, train_standalone
 
 COLUMNS = ("winner", "median cell", "gru", "lstm", "rnn", "tuned gru")
-TRIALS = 12  # that fit into the time
+TRIALS = 12  # that fit into the time, the last trainings among them
 PROBE = 20  # windows by which their length is found
 
 
@@ -95,7 +96,8 @@ def tune(given: Any, settings: Mapping[str, Any], folder: Path, minutes: float) 
         trained(session, PROBE, {"rate": 0.01}, "probe")
         rows_a_second = PROBE * config.data_batch / (time.monotonic() - probe)
         rows = 60 * minutes / TRIALS * rows_a_second
-        while time.monotonic() - started < 60 * minutes * (1 - 0.5 / TRIALS):
+        share = 1 - (config.contest_seeds + 0.5) / TRIALS
+        while time.monotonic() - started < 60 * minutes * share:
             trial = study.ask()
             chosen = {
                 "rate": trial.suggest_float("rate", 1e-3, 1e-1, log=True),
@@ -110,13 +112,23 @@ def tune(given: Any, settings: Mapping[str, Any], folder: Path, minutes: float) 
             finite = math.isfinite(outcome.value)
             study.tell(trial, task.metric.order(outcome.value) if finite else 1e9)
             order = outcome.order(task.metric)
-            trials.append({**chosen, "windows": windows, "valid": outcome.value, "order": order, "test": outcome.test})
-    best = min(trials, key=lambda each: each["order"])
-    return {**best, "trials": len(trials), "hidden": config.hidden, "seconds": round(time.monotonic() - started, 1)}
+            trials.append({**chosen, "windows": windows, "valid": outcome.value, "order": order})
+        best = min(trials, key=lambda each: each["order"])
+        outcomes = [
+            trained(session, best["windows"], best, f"final-{number}", number) for number in range(config.contest_seeds)
+        ]
+    final = {
+        "test": [outcome.test for outcome in outcomes],
+        "kept": min(range(len(outcomes)), key=lambda number: outcomes[number].order(task.metric)),
+    }
+    seconds = round(time.monotonic() - started, 1)
+    return {**best, **final, "trials": len(trials), "hidden": config.hidden, "seconds": seconds}
 
 
-def trained(session: Session[SearchConfig], windows: int, chosen: Mapping[str, Any], name: str) -> Any:
-    """The outcome of a GRU."""
+def trained(
+    session: Session[SearchConfig], windows: int, chosen: Mapping[str, Any], name: str, number: int | None = None
+) -> Any:
+    """The outcome of a GRU; one of the last trainings has a number, and is measured on the test part."""
     config = session.config
     own = replace(
         config,
@@ -125,7 +137,9 @@ def trained(session: Session[SearchConfig], windows: int, chosen: Mapping[str, A
         clip=chosen.get("clip", config.clip),
         data_batch=chosen.get("rows", config.data_batch),
     )
-    plan = Plan(["gru"], windows, config.seed, rates=[chosen["rate"]], decay=True, test=True, checks=CHECKS)
+    seed = config.seed if number is None else config.seed + 1 + number
+    rates, last = [chosen["rate"]], number is not None
+    plan = Plan(["gru"], windows, seed, rates=rates, decay=True, test=last, checks=CHECKS)
     path = session.folder.path / name
     return train_standalone(replace(session, config=own), path, plan, name).outcomes[0]
 
@@ -137,21 +151,16 @@ def kept(row: Mapping[str, Any]) -> float:
 
 def summary(result: Mapping[str, Any]) -> str:
     rows = {row["name"]: row for row in result["contest"]["contestants"]}
-    figures = {name: kept(row) for name, row in rows.items()} | {"tuned gru": result["tuned gru"]["test"]}
-    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items()) + f"  {result['cell']}"
-
-
-def values(results: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """Of every search the model of a contestant."""
-    if name == "tuned gru":
-        return [result[name]["test"] for result in results]
-    rows = [row for result in results for row in result["contest"]["contestants"] if row["name"] == name]
-    return [kept(row) for row in rows]
+    rows["tuned gru"] = result["tuned gru"]
+    figures = (f"{name} {statistics.fmean(row['test']):.4g} (kept {kept(row):.4g})" for name, row in rows.items())
+    return f"{', '.join(figures)}  {result['cell']}"
 
 
 def trainings(results: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     """All trainings of a contestant in all searches."""
     rows = [row for result in results for row in result["contest"]["contestants"] if row["name"] == name]
+    if name == "tuned gru":
+        rows = [result[name] for result in results]
     return [value for row in rows for value in row["test"]]
 
 
@@ -165,12 +174,12 @@ def table(out: Path) -> str:
         metric = results[0]["metric"]
         cells = []
         for column in COLUMNS:
-            own = values(results, column)
+            own = trainings(results, column)
             spread = f" ± {statistics.stdev(own):.{metric['places']}f}" if len(own) > 1 else ""
             cells.append(f"{statistics.fmean(own):.{metric['places']}f}{spread}" if own else "")
-        against = welch(trainings(results, "winner"), trainings(results, "gru"))
-        tuned = welch(values(results, "winner"), values(results, "tuned gru"))
-        written = ["" if p is None else f"{p:.2g}" for p in (against, tuned)]
+        first = trainings(results, "winner")
+        against = [welch(first, trainings(results, name)) for name in ("gru", "tuned gru")]
+        written = ["" if p is None else f"{p:.2g}" for p in against]
         mark = " (settings were chosen on it)" if name in TUNED_ON else ""
         lines.append(
             f"| {name}{mark} | {metric['name']} | {len(results)} | {' | '.join(cells)} | {' | '.join(written)} |"

@@ -93,6 +93,10 @@ class Shown:
     def table(self) -> Table:
         raise NotImplementedError
 
+    def _shown_table(self) -> Table:
+        """What a notebook shows."""
+        return self.table
+
     def layer(self, input_size: int, hidden_size: int, **options: Any) -> DagRNN | CellRNN:
         """A recurrent layer of the cell with fresh weights, called like `torch.nn.RNN`, or where it carries several
         states as `torch.nn.LSTM`.
@@ -128,12 +132,12 @@ class Shown:
         return pictures[name].drawing
 
     def _repr_html_(self) -> str:
-        """The summary, the cell and the first rows of the table, for notebooks."""
+        """The summary, the cell, and the first rows of the table or the contest, for notebooks."""
         run = self.run
         paragraphs = "".join(f"<p>{escape(text)}</p>" for text in words.summary(run))
         picture = "" if run.genotype is None else _cell_image(run.genotype)
         head = f"<b>{escape(words.title(run))}</b> ({words.status(run)})"
-        return f"<div>{head}{paragraphs}{picture}{self.table._repr_html_()}</div>"
+        return f"<div>{head}{paragraphs}{picture}{self._shown_table()._repr_html_()}</div>"
 
 
 def _cell_image(genotype: Cell) -> str:
@@ -177,6 +181,29 @@ class SearchResult(Shown, SearchOutcome):
         ranking = final_ranking(run.records, run.settings["keep"], run.strategy)
         rows = ({"rank": rank, **cell.to_dict()} for rank, cell in enumerate(ranking, start=1))
         return Table({**row, **({key: audited.get(row["genotype"])} if audited else {})} for row in rows)
+
+    @property
+    def contestants(self) -> Table:
+        """The contest: a row for each contestant, the best on the test part first; empty without a contest."""
+        rows = (self.contest or {"contestants": []})["contestants"]
+        test = f"test {self.metric.name}"
+        return Table(
+            {
+                "name": row["name"],
+                test: row["mean"],
+                "sd": row["sd"],
+                "p": row["p"],
+                "rate": row["rate"],
+                "hidden": row["hidden"],
+                "parameters": row["parameters"],
+                "microseconds": row["microseconds"],
+                "cell": row["genotype"],
+            }
+            for row in rows
+        )
+
+    def _shown_table(self) -> Table:
+        return self.contestants or self.table
 
     @property
     def model(self) -> LanguageModel | SequenceModel:

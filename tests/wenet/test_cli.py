@@ -98,6 +98,11 @@ def test_typos_are_told_what_was_meant(capsys, main, arguments, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["--resume"], ["sotu", "--out"]])
+def test_names_too_long_for_a_file(capsys, arguments):
+    assert f"a name is too long for a file: {40 * 'x'}...; name another" in fails(capsys, *arguments, 5000 * "x")
+
+
 def test_a_word_far_from_all_choices_is_told_all(capsys):
     assert search_main(["--preset", "slow"]) == 2
     assert "unknown preset 'slow'; choose from paper, quick" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import os
 import re
 import sys
@@ -17,6 +18,8 @@ from wenet.searching import OF_NUMBERS
 from wenet_kernels import LostRanks, WenetError, did_you_mean
 
 Result = TypeVar("Result")
+
+SHOWN = 40  # characters of a name that is too long
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,6 +61,12 @@ def reporting(command: str, run: Callable[[Sequence[str] | None], None], argumen
     except BrokenPipeError:  # the reader of our output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)[:SHOWN]
+        print(f"{command}{_rank_in_words()}: a name is too long for a file: {name}...; name another", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -247,7 +247,7 @@ def _with_fitting_targets(series: Series, how: Preparation) -> Series:
     assert targets is not None
     if not how.classes and targets.dtype.kind == "U":
         mend = "leave out --loss" if how.kind == "label" else "say --task classify"
-        raise WenetError(f"{series.name}: the targets are text such as {targets.flat[0]!r}, no numbers; {mend}")
+        raise WenetError(f"{series.name}: the targets are text such as {str(targets.flat[0])!r}, no numbers; {mend}")
     if not how.classes or targets.dtype.kind == "U":
         return series
     if targets.ndim > 1:
@@ -437,7 +437,11 @@ def _scaling(series: Series, in_train: Array, how: Preparation) -> Scaling:
     if empty.any():
         where = series.feature(int(empty.argmax()))
         raise WenetError(f"{series.name}: {where} is missing in the whole training part; leave it out")
-    shift, scale = np.nanmean(own, 0), np.nanstd(own, 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        shift, scale = np.nanmean(own, 0), np.nanstd(own, 0)
+    if not np.isfinite(scale).all():
+        where = series.feature(int((~np.isfinite(scale)).argmax()))
+        raise WenetError(f"{series.name}: {where} has values too large for a standard deviation; divide them first")
     constant = scale <= 1e-12 * np.maximum(1, np.abs(shift))  # but for rounding
     if constant.any() and (how.constant == "error" or constant.all()):
         mend = "leave it out, or say --constant keep" if not constant.all() else "there is nothing to learn from"

@@ -135,6 +135,8 @@ def series_of(
     if not targeted:
         if isinstance(given, tuple) and len(given) == 2 and given[1] is None:
             given = given[0]
+        if isinstance(given, tuple) and len(given) == 2 and np.ndim(given[0]) == 3:
+            raise WenetError(f"{name}: a forecast takes sequences alone, x and not (x, y)")
         return _untargeted(given, layout, name)
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise WenetError(f"{name}: give sequences and targets as a pair (x, y), not a {type(given).__name__}")
@@ -270,8 +272,9 @@ def _step_targets(given: Any, lengths: Array, name: str) -> Array:
 
 
 def _one_for_each(given: Any, lengths: Array, name: str) -> Any:
-    if np.ndim(given[0] if _is_list(given) and len(given) else given) == 0 and not _is_list(given):
-        raise WenetError(f"{name}: there are no targets, only {given!r}")
+    if not _is_list(given) and np.ndim(given) == 0:
+        what = given.item() if isinstance(given, np.ndarray) else given
+        raise WenetError(f"{name}: there are no targets, only {what!r}")
     if len(given) != len(lengths):
         raise WenetError(f"{name}: {len(lengths):,} sequences but {len(given):,} targets; there must be one for each")
     return given
@@ -285,6 +288,8 @@ def _checked_targets(array: Array, name: str) -> Array:
         if bad.any():
             raise WenetError(f"{name}: target {int(bad.argmax()) + 1} is missing or not finite; leave its sequence out")
         return array
+    if array.dtype.kind == "c":
+        raise WenetError(f"{name}: targets are complex numbers; give their parts as columns")
     if any(one is None or one != one for one in array.ravel().tolist()):
         raise WenetError(f"{name}: a label is missing; leave its sequence out")
     return array.astype(str)
@@ -305,17 +310,28 @@ def _column_names(given: Any) -> tuple[str, ...]:
 
 def _plain(given: Any) -> Array:
     if isinstance(given, torch.Tensor):
-        return given.detach().cpu().numpy()
+        return _of_tensor(given)
     if isinstance(given, Sequence) and len(given) and isinstance(given[0], torch.Tensor):
-        given = [one.detach().cpu().numpy() for one in given]
+        given = [_of_tensor(one) for one in given]
     return np.asarray(given)
+
+
+def _of_tensor(tensor: torch.Tensor) -> Array:
+    """A tensor of any device, layout and type as an array."""
+    if tensor.is_meta:
+        raise WenetError("a tensor on the device meta has a shape but no values; give one that has")
+    dense = tensor.detach().cpu().to_dense() if tensor.layout is not torch.strided else tensor.detach().cpu()
+    try:
+        return np.asarray(dense.numpy())
+    except TypeError:  # a type that NumPy lacks, such as bfloat16
+        return np.asarray(dense.to(torch.float32).numpy())
 
 
 def _numbers(given: Any, name: str) -> Array:
     """As float64, which holds times and prices of today without rounding."""
     try:
         array = _plain(given)
-        if array.dtype.kind in "USmM":
+        if array.dtype.kind in "USmMc":
             raise ValueError
         array = array.astype(np.float64)
     except (TypeError, ValueError):

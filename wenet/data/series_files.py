@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ def read_series(path: Path, reading: Reading) -> Series:
         return load_series(path)
     if path.suffix not in READERS:
         raise WenetError(f"no sequences {str(path)!r}: name a file that ends in {', '.join(READERS)}")
-    if not path.is_file():
+    if not os.path.isfile(path):  # `Path.is_file` raises an error for a name that is too long
         raise WenetError(f"no file {path}; name one that is there")
     read = READERS[path.suffix]
     if path.stem.endswith("_TRAIN"):
@@ -115,6 +116,8 @@ def _table(path: Path, reading: Reading) -> Series:
     named = not any(_is_number(cell) for cell in rows[0])
     names = [cell.strip() for cell in rows[0]] if named else [str(number + 1) for number in range(len(rows[0]))]
     rows = rows[1:] if named else rows
+    if len(names) == 1 and ";" in names[0]:
+        raise WenetError(f"{path} is divided by ';'; write it with ',' between columns, and '.' in numbers")
     for number, row in enumerate(rows, start=1 + named):
         if len(row) > len(names):
             raise WenetError(f"{path} line {number}: {len(row)} columns, where the first line has {len(names)}")

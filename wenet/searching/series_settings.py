@@ -72,7 +72,7 @@ class SeriesConfig(LearningConfig):
             check_choice("--metric", self.metric, METRICS)
         try:
             usable = all(share > 0 for share in self.shares)
-        except ValueError:
+        except (ValueError, ZeroDivisionError):
             usable = False
         if not usable:
             raise WenetError(f"--split must be three numbers above 0 with commas between them, not {self.split!r}")

@@ -52,6 +52,9 @@ def test_a_class_for_each_sequence(classified):
     assert (classified.predict(x) == y).mean() > 0.8
     text = str(classified)
     assert "test accuracy of 2 trainings each" in text and "next      wenet-cell export" in text
+    table = classified.contestants
+    assert [row["name"] for row in table] == [row["name"] for row in classified.contest["contestants"]]
+    assert table.columns[:4] == ["name", "test accuracy", "sd", "p"] and "<td>lstm</td>" in classified._repr_html_()
 
 
 def test_the_model_gives_the_figure_of_the_contest(classified):
@@ -161,6 +164,7 @@ def test_a_file_from_the_command(tmp_path, capsys):
         ),
         (["--task", "regress"], "the targets are text such as"),
         (["--task", "classify", "--split", "70,30"], "--split must be three numbers above 0"),
+        (["--task", "classify", "--split", "0,0,0"], "--split must be three numbers above 0"),
     ],
 )
 def test_impossible_searches_are_refused(tmp_path, capsys, flags, message):

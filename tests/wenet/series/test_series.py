@@ -176,6 +176,13 @@ def _changed(x, y, **places):
         (lambda x, y: (x, np.linspace(0, 1, 40)), "a target such as 0.025"),
         (lambda x, y: (x, np.where(np.arange(40) == 3, np.nan, 1.0)), "target 4 is missing or not finite"),
         (lambda x, y: (x, [None, *y[1:]]), "a label is missing; leave its sequence out"),
+        (lambda x, y: (x + 1j, y), "x is no array of numbers"),
+        (lambda x, y: (1e300 * x, y), "feature 1 has values too large for a standard deviation"),
+        (
+            lambda x, y: (torch.empty(40, 6, 2, device="meta"), y),
+            "a tensor on the device meta has a shape but no values",
+        ),
+        (lambda x, y: (x, None), "there are no targets, only None"),
         (lambda x, y: {"train": (x, y), "tset": (x, y)}, "parts are named train, test and perhaps valid"),
         (lambda x, y: {"train": (x, y), "test": (x[..., :1], y)}, "the parts differ in their number of features"),
         (lambda x, y: {"train": (x, y), "test": (x, np.full(40, "new"))}, "the test part has the label 'new', which"),
@@ -198,6 +205,19 @@ def test_what_does_not_fit_is_refused(given, message):
 def test_forecasts_that_cannot_be(given, how, message):
     with pytest.raises(WenetError, match=message.replace("+", r"\+")):
         prepared(given, "forecast", **how)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.int8, "sparse"])
+def test_tensors_of_any_type_are_read(kind):
+    x, y = (4 * drawn(40)[0]).round(), drawn(40)[1]
+    tensor = torch.from_numpy(x)
+    tensor = tensor.to_sparse() if kind == "sparse" else tensor.to(kind)
+    assert torch.equal(prepared((tensor, y)).train.steps, prepared((x, y)).train.steps)
+
+
+def test_a_forecast_has_no_targets():
+    with pytest.raises(WenetError, match="a forecast takes sequences alone, x and not"):
+        prepared(drawn(), "forecast", window=3, horizon=1)
 
 
 def test_given_parts_stay_as_they_are():
@@ -253,6 +273,7 @@ def test_arrays_in_files(tmp_path):
     ("name", "text", "message"),
     [
         ("text.csv", "a,b,kind\n1,two,up\n3,4,down\n", "line 2, column 'b': 'two' is no number"),
+        ("semicolons.csv", "a;b;kind\n1;2;up\n3;4;down\n", "is divided by ';'; write it with ','"),
         ("empty.csv", "a,b,kind\n", "has 1 rows; a table of sequences has more"),
         ("label.csv", "a,b,kind\n1,2,\n3,4,down\n", "line 2: column 'kind' is empty"),
         ("wide.csv", "a,b,kind\n1,2,3,4\n3,4,5\n", "line 2: 4 columns, where the first line has 3"),
