@@ -1,7 +1,7 @@
 """Texts as streams of word or character indices that are read in windows, and sequences of numbers in batches."""
 
 from wenet.data.corpus import Corpus, batchify, encode_held_out, load_corpus
-from wenet.data.examples import Batches, Examples, Preparation, Scaling, SeriesData, prepare
+from wenet.data.examples import Batches, Examples, Preparation, Scaling, SeriesData, first_values, prepare
 from wenet.data.series import KEPT, LAYOUTS, Series, inputs_of, load_series, series_of
 from wenet.data.series_files import Reading, is_file_of_series, read_series
 from wenet.data.units import LEVELS, UNKNOWN, units_of
@@ -24,6 +24,7 @@ __all__ = [
     "SeriesData",
     "batchify",
     "encode_held_out",
+    "first_values",
     "inputs_of",
     "is_file_of_series",
     "load_corpus",

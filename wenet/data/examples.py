@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,8 @@ from wenet.data.series import Array, Series
 from wenet.data.sources import SPLITS
 from wenet_kernels import WenetError
 
+DRIFT = 0.1  # of the validation part's values outside the range of training, from which on a feature counts as drifting
+SPREAD_WINDOWS = 2000  # at most, from which the spread of a drifting feature within a window follows
 NOTHING = -100  # in place of a class behind the end of a sequence, as `torch.nn.CrossEntropyLoss` has it
 
 
@@ -25,6 +28,8 @@ class Examples:
             bias, and in a batch 0 behind the end of a sequence.
         starts, lengths: the stretch of each example, `[N]`.
         targets: `[N]` classes or `[N, K]` numbers; with `every_step` those of all steps.
+        relative: the features of which an example has only the differences from its first step.
+        of_targets: of each target of a forecast its feature, `[K]`, so that it is relative where the feature is.
     """
 
     steps: Tensor
@@ -32,6 +37,8 @@ class Examples:
     lengths: Tensor
     targets: Tensor
     every_step: bool = False
+    relative: tuple[int, ...] = ()
+    of_targets: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -51,12 +58,22 @@ class Examples:
         there = time < lengths  # [T, M]
         places = (starts + time).where(there, 0)
         inputs = self.steps[places] * there.unsqueeze(-1)
+        if self.relative:
+            first = first_values(inputs, self.relative)  # [M, I]
+            return inputs - first, self.targets[rows] - first[:, list(self.of_targets)]
         if not self.every_step:
             return inputs, self.targets[rows]
         targets = self.targets[places]  # [T, M] or [T, M, K]
         if targets.dim() == 2:
             return inputs, targets.where(there, NOTHING)
         return inputs, targets * there.unsqueeze(-1)
+
+
+def first_values(inputs: Tensor, features: Sequence[int]) -> Tensor:
+    """Values of some features at the first step of `[T, M, I]`, and 0 for the others, `[M, I]`."""
+    chosen = torch.zeros(inputs.shape[-1], dtype=inputs.dtype, device=inputs.device)
+    chosen[list(features)] = 1
+    return inputs[0] * chosen
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,7 @@ class Scaling:
         shift, scale: of the features, `[F]`.
         target_shift, target_scale: of the targets, `[K]`; empty for classes.
         marked: whether a feature for each says where a value is missing, and zero stands in its place.
+        relative: features that drift, of which a forecast reads the differences from the first step that it sees.
     """
 
     shift: Tensor
@@ -109,6 +127,7 @@ class Scaling:
     target_shift: Tensor
     target_scale: Tensor
     marked: bool = False
+    relative: tuple[int, ...] = ()
 
     @property
     def inputs(self) -> int:
@@ -328,12 +347,12 @@ def _forecasts(series: Series, how: Preparation) -> SeriesData:
     """All windows of the sequences, each with the steps that follow it.
 
     A sequence is divided in time. What a window of validation or test is to predict lies wholly in its part; what it
-    sees may begin before.
+    sees may begin before. Features that drift are read relative to the first step of a window.
     """
     columns = _forecast_columns(series, how)
     ends = _ends_in_time(series, how)  # [N, 3]
     in_train = np.concatenate([np.arange(length) < end for length, end in zip(series.lengths, ends[:, 0], strict=True)])
-    scaling = _scaling(series, in_train, how)
+    scaling = _for_drift(_scaling(series, in_train, how), series, ends, how)
     whole = scaling.steps(torch.from_numpy(series.values)).float()
     picked = series.values[:, columns]
     shift, scale = scaling.shift[list(columns)], scaling.scale[list(columns)]
@@ -354,6 +373,8 @@ def _forecasts(series: Series, how: Preparation) -> SeriesData:
             torch.from_numpy(starts[known]),
             torch.full((int(known.sum()),), how.window),
             torch.from_numpy(targets[known]).float(),
+            relative=scaling.relative,
+            of_targets=columns * how.horizon,
         )
         parts.append(_some(own, np.arange(len(own)), how.seed, part))
     changes = np.abs(np.diff(picked, axis=0))[(in_train[1:] & in_train[:-1]) & ~_begins(series)[1:]]
@@ -372,6 +393,31 @@ def _forecasts(series: Series, how: Preparation) -> SeriesData:
         fingerprint=_fingerprint(series, how),
         raw=series,
     )
+
+
+def _for_drift(scaling: Scaling, series: Series, ends: Array, how: Preparation) -> Scaling:
+    """With the features that leave their range of training in the validation part, and their spread in a window."""
+    known = series.values[_steps_between(series, 0 * ends[:, 0], ends[:, 0])]
+    later = series.values[_steps_between(series, ends[:, 0], ends[:, 1])]
+    if not len(later):
+        return scaling
+    outside = (later < np.nanmin(known, 0)) | (later > np.nanmax(known, 0))
+    relative = tuple(np.flatnonzero(outside.mean(0) > DRIFT).tolist())
+    starts = _window_starts(series, ends, 0, how)
+    if not relative or not len(starts):
+        return scaling
+    some = starts[:: -(-len(starts) // SPREAD_WINDOWS)]
+    windows = series.values[some[:, None] + np.arange(how.window + how.horizon)][..., list(relative)]  # [N, W + h, R]
+    spread = np.nanstd(windows - windows[:, :1], axis=(0, 1))
+    scale = scaling.scale.clone()
+    scale[list(relative)] = torch.from_numpy(np.where(spread > 0, spread, scale[list(relative)].numpy()))
+    return replace(scaling, scale=scale, relative=relative)
+
+
+def _steps_between(series: Series, low: Array, high: Array) -> Array:
+    """Steps of all sequences from `low` of each, `[N]`, to before `high`."""
+    ranges = zip(series.starts, low, high, strict=True)
+    return np.concatenate([np.arange(start + first, start + end) for start, first, end in ranges])
 
 
 def _forecast_columns(series: Series, how: Preparation) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ class SequenceModel(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         inputs = self.standardised(x).transpose(0, 1)  # [T, M, I]
-        there = torch.ones_like(inputs[..., -1])  # [T, M]
+$relative        there = torch.ones_like(inputs[..., -1])  # [T, M]
         if lengths is not None:
             within = torch.arange(x.shape[1], device=x.device).unsqueeze(1) < lengths
             inputs, there = inputs.where(within.unsqueeze(-1), 0), within.to(inputs.dtype)
@@ -64,6 +64,12 @@ def load(weights: str | Path) -> SequenceModel:
     model.load_state_dict({**model.state_dict(), **found})
     return model.eval()
 ''')
+RELATIVE = Template("""\
+        drifting = torch.zeros_like(inputs[0, 0])  # [I]
+        drifting[$features] = 1
+        first = inputs[0] * drifting  # [M, I]
+        inputs = inputs - first
+""")
 READ = {"last": "output.gather(0, last.expand(1, -1, output.shape[2]))[0]", "steps": "output"}
 READ["mean"] = "(output * there.unsqueeze(-1)).sum(0) / there.sum(0).unsqueeze(-1)"
 
@@ -111,6 +117,7 @@ def sequence_source(model: SequenceModel) -> str:
     outputs = model.head_weight.shape[1]
     returns = f"scores of the classes `[M, {outputs}]`" if model.classes else f"numbers `[M, {outputs}]`"
     returns = f"a forecast `[M, {model.horizon}, {outputs // model.horizon}]`" if model.horizon else returns
+    added = f" + {of_last}[:, {list(model.repeats)}].repeat(1, {model.horizon})" if model.repeats else ""
     written = SOURCE.substitute(
         features=model.features_in,
         inputs=layer.input_size,
@@ -120,7 +127,8 @@ def sequence_source(model: SequenceModel) -> str:
         classes=repr(model.classes),
         returns=returns if model.readout != "steps" else returns.replace("[M", "[M, T"),
         read=READ[model.readout],
-        added=f" + {of_last}[:, {list(model.repeats)}].repeat(1, {model.horizon})" if model.repeats else "",
+        relative=RELATIVE.substitute(features=list(model.relative)) if model.relative else "",
+        added=added + (added.replace(of_last, "first") if model.relative else ""),
         result=f"({in_units}){shape}" if shape else in_units,
         parts=marked if model.marked else "[scaled]",
     )

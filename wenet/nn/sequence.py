@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from wenet.data import inputs_of, series_of
+from wenet.data import first_values, inputs_of, series_of
 from wenet.nn.checks import check_probability
 from wenet.nn.dropout import locked_dropout
 from wenet.nn.losses import LOSSES, batch_losses, is_loss, row_losses
@@ -165,6 +165,7 @@ class SequenceModel(_Readout):
         classes: the labels that scores stand for.
         window: steps of a history that a forecast sees.
         flat: whether `predict` gives a single number for each sequence, and not a row of them.
+        relative: the features of which a forecast reads the differences from the first step.
 
     Parameters: head_weight `[H, K]`, head_bias `[K]`; those of `rnn`. The scaling is in buffers.
 
@@ -194,10 +195,11 @@ class SequenceModel(_Readout):
         classes: Sequence[str | int] = (),
         window: int = 0,
         flat: bool = False,
+        relative: Sequence[int] = (),
     ) -> None:
         super().__init__(readout, repeats, horizon)
         self.rnn, self.marked, self.classes = rnn, marked, tuple(classes)
-        self.window, self.flat = window, flat
+        self.window, self.flat, self.relative = window, flat, tuple(relative)
         hidden: Any = rnn.hidden_size
         self.head_weight = nn.Parameter(torch.empty(hidden, outputs).uniform_(-(hidden**-0.5), hidden**-0.5))
         self.head_bias = nn.Parameter(torch.zeros(outputs))
@@ -273,13 +275,16 @@ class SequenceModel(_Readout):
             step `[M, T, K]`.
         """
         inputs = self.standardised(x).transpose(0, 1)  # [T, M, I]
+        first = first_values(inputs, self.relative)
+        inputs = inputs - first if self.relative else inputs
         there = torch.ones_like(inputs[..., -1])  # [T, M]
         if lengths is not None:
             within = torch.arange(x.shape[1], device=x.device).unsqueeze(1) < lengths
             inputs, there = inputs.where(within.unsqueeze(-1), 0), within.to(inputs.dtype)
         output, _ = self.rnn(inputs)  # [T, M, H]
         features = self.features(output.unsqueeze(1), there)[0]
-        return self._in_units(features @ self.head_weight + self.head_bias + self.added(inputs, there))
+        outputs = features @ self.head_weight + self.head_bias + self.added(inputs, there)
+        return self._in_units(outputs + self._first_of_targets(first))
 
     def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """The prediction after one more step, and the state for the next one.
@@ -289,12 +294,17 @@ class SequenceModel(_Readout):
             state: what the last step returned; None at the first.
         """
         inputs = self.standardised(x).unsqueeze(0)  # [1, M, I]
-        carried, total, count = (None, 0.0, 0) if state is None else state
+        carried, total, count, first = (None, 0.0, 0, first_values(inputs, self.relative)) if state is None else state
+        inputs = inputs - first if self.relative else inputs
         output, carried = self.rnn(inputs, carried)
         total, count = total + output[0], count + 1
         features = total / count if self.readout == "mean" else output[0]
-        added = self.added(inputs, inputs[..., -1])
-        return self._in_units(features @ self.head_weight + self.head_bias + added), (carried, total, count)
+        outputs = features @ self.head_weight + self.head_bias + self.added(inputs, inputs[..., -1])
+        return self._in_units(outputs + self._first_of_targets(first)), (carried, total, count, first)
+
+    def _first_of_targets(self, first: Tensor) -> Tensor | float:
+        """What is added to relative predictions, `[M, K]`, of the first values `[M, I]`."""
+        return first[:, list(self.repeats)].repeat(1, self.horizon) if self.relative else 0.0
 
     def standardised(self, x: Tensor) -> Tensor:
         """Values `[..., F]` as the layer reads them, `[..., I]`; rounded once, like those that it was trained on."""

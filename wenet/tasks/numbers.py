@@ -168,7 +168,7 @@ class Numbers:
         numbers = (scaling.shift, scaling.scale, scaling.target_shift, scaling.target_scale)
         shape = (self.readout(), self.repeats(data), data.horizon)
         targets = (data.classes, data.window, data.flat)
-        return SequenceModel(layer, data.outputs, numbers, scaling.marked, *shape, *targets)
+        return SequenceModel(layer, data.outputs, numbers, scaling.marked, *shape, *targets, relative=scaling.relative)
 
     def repeats(self, data: SeriesData) -> tuple[int, ...]:
         """The inputs whose last values a prediction counts from."""

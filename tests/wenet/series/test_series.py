@@ -107,8 +107,9 @@ def test_forecasts_are_divided_in_time():
     for part in ("train", "valid", "test"):
         examples = getattr(data, part)
         inputs, targets = examples.batch(torch.arange(len(examples)))
-        ahead = targets * scale + shift
-        last = inputs[-1, :, 0] * scale + shift
+        first = examples.steps[examples.starts, :1]  # [N, 1], as a ramp drifts
+        ahead = (targets + first) * scale + shift
+        last = (inputs[-1, :, 0] + first[:, 0]) * scale + shift
         assert torch.allclose(ahead, last[:, None] + torch.arange(1.0, 4.0), atol=1e-3)
         spans[part] = (round(float(ahead.min())), round(float(ahead.max())))
     assert spans == {"train": (8, 69), "valid": (70, 84), "test": (85, 99)}
@@ -295,3 +296,23 @@ def test_a_missing_file_and_objects_are_refused(tmp_path):
     np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object), y=np.zeros(1))
     with pytest.raises(WenetError, match="it holds pickled objects"):
         read_series(tmp_path / "objects.npz", Reading(True))
+
+
+def test_features_that_drift_are_relative_to_the_first_step():
+    """A trend leaves the range of training, a wave does not; targets and spread follow the window."""
+    t = np.arange(200.0)
+    data = prepared(np.stack([np.sin(t), 1000 + 3 * t], 1), "forecast", window=5, horizon=2)
+    assert data.scaling.relative == (1,)
+    inputs, targets = Batches(data, data.test, 8).batch(0)  # [5, 8, 3] and [8, 4]
+    scale = float(data.scaling.scale[1])
+    assert scale == pytest.approx(3 * np.arange(7).std(), rel=1e-9)
+    assert torch.allclose(inputs[:, :, 1], (3 * torch.arange(5.0) / scale).unsqueeze(1).expand(-1, 8), atol=1e-3)
+    assert torch.allclose(targets[:, [1, 3]], torch.tensor([15.0, 18.0]).expand(8, -1) / scale, atol=1e-3)
+    plain = (data.test.steps[data.test.starts[:8]])[:, 0]
+    assert torch.equal(inputs[0, :, 0], plain) and plain.std() > 0.1
+    assert (inputs[:, :, 2] == 1).all()
+
+
+def test_what_stays_in_its_range_is_absolute():
+    data = prepared(np.sin(np.arange(200.0)), "forecast", window=5, horizon=2)
+    assert data.scaling.relative == ()

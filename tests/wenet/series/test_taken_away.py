@@ -28,6 +28,7 @@ def runs(tmp_path_factory):
     del gated["nodes"]
     series = 1000 + 7 * waves()
     two = wenet.search(series, task="forecast", window=12, horizon=3, out=folder / "forecast", **gated)
+    assert two.model.relative == (0,)  # the first of the two drifts
     return {"classes": (one, 50 + 3 * sums(9, seed=4)[0]), "forecast": (two, np.stack([series[:20], series[40:60]]))}
 
 
