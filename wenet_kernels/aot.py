@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from wenet_kernels.machine_code import Counts, Instruction, count, count_unfenced, find_loops, main_loop, read_listing
+from wenet_kernels.programs import ProgramBatch
+from wenet_kernels.programs.evaluation import ProgramRun
 from wenet_kernels.triton.plan import Machine, Shape
 
 CELL = "sigmoid0 relu1 relu1 identity1 tanh2 sigmoid5 tanh3 relu5"  # of all networks: the published DARTS_V2
@@ -34,6 +36,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "large full": {**LARGE, "precision": "full"},
 }
 MAIN = ("paper bf16", "large bf16")  # must not spill, and keep the ceilings
+
+# Launches of cells that are programs, two hundred of them or one; kernels differ by sizes, not by the programs.
+LSTM = (
+    "h, c | v1 = sigmoid(linear(x, h)) | v2 = sigmoid(linear(x, h)) | v3 = tanh(linear(x, h)) "
+    "| v4 = sigmoid(linear(x, h)) | v5 = v2 * c + v1 * v3 | v4 * tanh(v5), v5"
+)
+PROGRAMS: dict[str, dict[str, Any]] = {
+    "programs 64": dict(networks=200, rows=32, hidden=64, masked=True, weighted=False),
+    "mixed programs 200": dict(networks=200, rows=20, hidden=200, masked=True, weighted=True),
+    "one program 200": dict(networks=1, rows=20, hidden=200, masked=False, weighted=False),
+}
+ALL = {**SETTINGS, **PROGRAMS}
 
 MACHINES = {
     "sm_80": Machine(108, 166912, 80),
@@ -64,6 +78,7 @@ CEILINGS = {
     ("large bf16", "step_backward"): Ceiling(160, 2, 0),
     ("large bf16", "weight_gradient"): Ceiling(135, 2, 0),
 }
+SETTINGS_OF_COMPILER = ("num_warps", "num_stages", "maxnreg")
 DTYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}
 
 
@@ -109,7 +124,8 @@ class Usage:
 
 def launches(setting: dict[str, Any], arch: str) -> Iterator[Launch]:
     """All launches that need a kernel of their own on an architecture."""
-    return record_launches(setting, torch.device("meta"), MACHINES[arch])
+    record = record_launches if "nodes" in setting else record_program_launches
+    return record(setting, torch.device("meta"), MACHINES[arch])
 
 
 def record_launches(setting: dict[str, Any], device: torch.device, machine: Machine) -> Iterator[Launch]:
@@ -146,6 +162,42 @@ def record_step(
     return recorded
 
 
+def record_program_launches(setting: dict[str, Any], device: torch.device, machine: Machine) -> Iterator[Launch]:
+    """All launches of programs over a short sequence, forward and backward, each kernel once."""
+    from wenet_kernels.triton.program_launches import ProgramLaunches
+
+    recorded: list[Launch] = []
+
+    class Recorder(ProgramLaunches):
+        def _launch(self, kernel: Any, grid: tuple[int, ...], *operands: object, **options: object) -> None:
+            recorded.append(Launch(kernel, grid, operands, options))
+
+    launches = Recorder(_program_operands(**setting, device=device), keep=True, machine=machine)
+    evaluation, memory = launches.forward()
+    launches.backward(memory, evaluation.output, evaluation.apart)
+    yield from {launch.name: launch for launch in recorded}.values()
+
+
+def _program_operands(
+    networks: int, rows: int, hidden: int, masked: bool, weighted: bool, device: torch.device
+) -> ProgramRun:
+    """Of LSTMs over two steps."""
+    batch = ProgramBatch("; ".join([LSTM] * networks))
+
+    def tensor(*shape: int) -> Tensor:
+        return torch.empty(shape, device=device)
+
+    return ProgramRun(
+        tensor(2, batch.of_input, rows, hidden),
+        tensor(batch.states, *(() if weighted else (networks,)), rows, hidden),
+        tensor(batch.weights, hidden, hidden),
+        tensor(batch.vectors, hidden),
+        tensor(networks) if weighted else None,
+        tensor(rows, hidden) if masked else None,
+        batch.text,
+    )
+
+
 def compile_launch(launch: Launch, arch: str) -> Usage:
     """Compile a launch as Triton would, with operands aligned as they are."""
     import triton
@@ -174,7 +226,7 @@ def compile_launch(launch: Launch, arch: str) -> Usage:
             attributes[(position,)] = [["tt.divisibility", 16]]
     for parameter in parameters[len(launch.operands) :]:
         signature[parameter.name], constants[parameter.name] = "constexpr", launch.options[parameter.name]
-    settings = {name: value for name, value in launch.options.items() if name in ("num_warps", "num_stages")}
+    settings = {name: value for name, value in launch.options.items() if name in SETTINGS_OF_COMPILER}
     settings["enable_fp_fusion"] = True
     source = ASTSource(launch.kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=target, options=settings)
@@ -209,7 +261,7 @@ def _of_amdgcn(assembly: str, shared: int) -> Usage:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m wenet_kernels.aot", description=__doc__)
     parser.add_argument("--arch", nargs="+", choices=MACHINES, default=["sm_80", "sm_90", "sm_100"])
-    parser.add_argument("--setting", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--setting", nargs="+", choices=ALL, default=list(ALL))
     options = parser.parse_args(arguments)
     os.environ.pop("TRITON_INTERPRET", None)
     try:
@@ -222,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     complaints = []
     for arch in options.arch:
         for name in options.setting:
-            for launch in launches(SETTINGS[name], arch):
+            for launch in launches(ALL[name], arch):
                 usage = compile_launch(launch, arch)
                 print(_row(arch, name, launch, usage), flush=True)
                 faults = list(_faults(usage, arch, name, launch))
@@ -236,7 +288,7 @@ def _faults(usage: Usage, arch: str, setting: str, launch: Launch) -> Iterator[s
     """What is wrong with a kernel, whose resources must be known if it is one of the main settings."""
     if usage.unfenced:
         yield "multiplies what may not have arrived in shared memory: no fence since it was copied there"
-    if setting not in MAIN or not arch.startswith("sm_"):
+    if setting not in (*MAIN, *PROGRAMS) or not arch.startswith("sm_"):
         return
     if usage.spills is None:
         yield "cuobjdump gave no figures, so whether it spills registers is unknown"

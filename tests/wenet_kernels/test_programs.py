@@ -284,9 +284,3 @@ def test_an_empty_data_batch_has_an_empty_output():
     case = program_case(drawn(2)[1:], steps=2, rows=0, hidden=3)
     *results, grad = case.results("auto")
     assert results[0].shape == (2, 1, 0, 3) and not grad.any()
-
-
-def test_a_backend_that_runs_no_programs_says_so():
-    case = program_case(drawn(1), steps=2, rows=2, hidden=3)
-    with pytest.raises(WenetError, match="backend 'triton' cannot run: it does not run programs yet"):
-        case.run("triton")

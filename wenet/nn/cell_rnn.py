@@ -34,7 +34,7 @@ class CellRNN(StackedCells):
         device, dtype: of the parameters.
         dropout_x, dropout_h: probability of variational dropout on the input and on the other values that products
             read; one draw per call, shared over time and directions.
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Parameters, in the order of the cell's instructions: weight_input `[X, I, H]` of products that read the input,
     weight_hidden `[P, H, H]` of products that read a state or another value, biases `[B, H]`, vectors `[V, H]` and

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wenet_kernels.errors import WenetError, check_choice
-from wenet_kernels.programs import cpu, reference
+from wenet_kernels.programs import cpu, reference, triton
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
 from wenet_kernels.registration import vjp
 
@@ -45,9 +45,8 @@ class Reference:
         return pulled_back(r.values(), grad_output, grad_apart)
 
 
-BACKENDS: dict[str, Backend] = {"reference": Reference(), "cpu": cpu}
-OTHERS = ("triton",)  # backends of DAG cells that do not run programs
-PREFERENCE = {"cpu": ("cpu", "reference")}  # by device, best first
+BACKENDS: dict[str, Backend] = {"reference": Reference(), "cpu": cpu, "triton": triton}
+PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}  # by device, best first
 
 
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -57,9 +56,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
         WenetError: the named backend is unknown or cannot run, with the reason; nothing replaces it.
     """
     name = os.environ.get("WENET_BACKEND", "auto") if backend == "auto" else backend
-    check_choice("backend", name, ["auto", *BACKENDS, *OTHERS])
-    if name in OTHERS:
-        raise WenetError(f"backend {name!r} cannot run: it does not run programs yet")
+    check_choice("backend", name, ["auto", *BACKENDS])
     reasons = {}
     for candidate in PREFERENCE.get(device.type, ("reference",)) if name == "auto" else (name,):
         reasons[candidate] = BACKENDS[candidate].obstacle(device.type, dtype)

@@ -36,7 +36,7 @@ def cell_rnn(
         programs: the cells.
         mask_h: `[M, H]`, variational dropout on the values that products read, but not on the input; already scaled by
             1 / (1 - p).
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
         The output `[T, n, M, H]`, with `mix` `[T, M, H]`; and every carried state behind every step, each
