@@ -79,7 +79,7 @@ CEILINGS = {
     ("large bf16", "weight_gradient"): Ceiling(135, 2, 0),
 }
 SETTINGS_OF_COMPILER = ("num_warps", "num_stages", "maxnreg")
-DTYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+DTYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def record_step(
     if keep:
         workspace.allocate_gradients()
         workspace.backward(1)
-        workspace.weight_gradients(1, workspace.pre, workspace.pre)
+        workspace.weight_gradients(1, workspace.products, workspace.products)
     return recorded
 
 

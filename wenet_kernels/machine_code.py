@@ -108,8 +108,12 @@ def find_loops(instructions: Sequence[Instruction]) -> Block:
 
 
 def main_loop(whole: Block) -> Block:
-    """The longest loop that is in no other: over nodes, or over the inner dimension of a product."""
-    return max(whole.loops, key=lambda block: len(block.all), default=whole)
+    """The longest loop that is in no other, of those with a product if any: over nodes, or over a product's depth."""
+
+    def rank(block: Block) -> tuple[bool, int]:
+        return any(each.kind == "HMMA" or is_wide_product(each) for each in block.all), len(block.all)
+
+    return max(whole.loops, key=rank, default=whole)
 
 
 @dataclass(frozen=True)

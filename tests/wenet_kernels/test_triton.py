@@ -227,6 +227,21 @@ def test_strides_change_nothing():
         assert torch.equal(got, want)
 
 
+def test_projected_input_with_aligned_rows_is_read_where_it_is():
+    """In the layout that `project` gives, and its gradient written where it stays; of other addresses with a copy."""
+    case = make_case((3, 2, 4, 8, 2, "plain", "weighted", None, True), dtype=torch.float32)
+    expected = results(case, "triton")
+    pre, count = case.pre.detach(), case.pre.numel()
+    for start, copied in ((0, set()), (1, {0})):
+        memory = torch.empty(start + count, device=DEVICE)[start:].view(2, 3, *pre.shape[2:])
+        case.pre = memory.transpose(0, 1).copy_(pre).requires_grad_()
+        pool().lanes.clear()
+        for got, want in zip(results(case, "triton"), expected, strict=True):
+            assert torch.equal(got, want)
+        ((lane,),) = pool().lanes.values()
+        assert lane.workspace.copies.keys() == copied
+
+
 @pytest.mark.parametrize("name", ["pre", "h0", "weight_hidden", "weight_nodes", "mix"])
 def test_a_gradient_alone(name):
     case = make_case((2, 2, 3, 4, 2, "plain", "weighted", None, True), dtype=torch.float32)

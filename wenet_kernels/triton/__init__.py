@@ -82,16 +82,19 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
         workspace = lane.workspace
         workspace.allocate_gradients()
         workspace.states_of(workspace.grad_hidden[1 : steps + 1]).copy_(grad_output)
+        workspace.lend(0, r.pre)
+        grad_pre = torch.empty_like(r.pre)
+        copy = workspace.lend(1, grad_pre)
         lane.run("backward", steps, workspace.backward)
+        if copy is not None:
+            grad_pre.unflatten(-1, copy.shape[-2:]).copy_(copy)
         grads = Gradients(
-            torch.empty_like(r.pre),
+            grad_pre,
             workspace.states_of(workspace.grad_hidden[0]).clone(memory_format=torch.contiguous_format),
             torch.empty(r.weight_hidden.shape, dtype=r.pre.dtype, device=r.pre.device),
             torch.empty(r.weight_nodes.shape, dtype=r.pre.dtype, device=r.pre.device),
             r.pre.new_empty(0) if r.mix is None else workspace.grad_mix(steps),
         )
-        grad_pre = workspace.parts_of(workspace.grad_pre[:steps])
-        grads.pre.unflatten(-1, grad_pre.shape[-2:]).copy_(grad_pre)
         workspace.weight_gradients(steps, grads.weight_hidden, grads.weight_nodes)
         return grads
 

@@ -125,6 +125,14 @@ def _links(links, network, node, L: tl.constexpr):
 
 
 @triton.jit
+def _outside(border, t, network):
+    """A step of a network in a tensor of the caller, [T, n, M, G]; `border` has its address and first two strides."""
+    tensor = tl.multiple_of(tl.load(border), 16).to(tl.pointer_type(tl.float32))
+    step, stride = tl.multiple_of(tl.load(border + 1), 4), tl.multiple_of(tl.load(border + 2), 4)
+    return tensor + t * step + network * stride
+
+
+@triton.jit
 def _indices(first_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Rows and columns of a tile of a state, ready to be broadcast."""
     return tl.arange(0, ROWS)[:, None], first_column + tl.arange(0, COLUMNS)[None, :]
@@ -326,7 +334,7 @@ def _sum_states(
 
 @triton.jit(do_not_specialize=["capacity", "factor_steps", "t", "first_node", "last_node"])
 def step_forward(
-    pre, pre_step, pre_network, hidden, hidden_step, hidden_network, hidden_factor, weights, mask, mean, var,
+    border, hidden, hidden_step, hidden_network, hidden_factor, weights, mask, mean, var,
     statistics_step, ancestor, activation, order, links, arrivals, share, kept_states, states_step, kept_activated,
     activated_step, factors, products, cell_output, cell_output_step, capacity, factor_steps, t, first_node, last_node,
     M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, L: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
@@ -342,12 +350,12 @@ def step_forward(
     blocks than one program evaluates, LEVELS is set. Then a launch evaluates only the init node, or program (p, b) the
     node at position `first_node` + p of `order`; with LAST the last program of a network's last level adds the output.
 
-    pre [T, n, M, G] (two strides are arguments), hidden [T+1, (n,) M, H], hidden_factor [(n,) T+1, M, H], weights
-    [n, L+1, H, G], mask [M, H], mean and var [T, n, L+1, H] (or without T), `order` and `links` as in `order.py`,
-    arrivals [n, L+1, blocks], share [n, L] of a node in the cell's output, kept_states [T, n, L+1, M, H],
-    kept_activated [T, n, L+1, M, G], factors [n, L, T, M, H], products [n, M, G], with LEVELS [n, L+1, M, G],
-    cell_output [(T,) n, M, H]; `_step` is the stride of T, `capacity` its length, in factors `factor_steps`.
-    Rows of H elements are PITCH elements long in memory, filled up with zeros.
+    border [2, 3] of pre [T, n, M, G] and its gradient, as in `_outside`, hidden [T+1, (n,) M, H], hidden_factor
+    [(n,) T+1, M, H], weights [n, L+1, H, G], mask [M, H], mean and var [T, n, L+1, H] (or without T), `order` and
+    `links` as in `order.py`, arrivals [n, L+1, blocks], share [n, L] of a node in the cell's output, kept_states
+    [T, n, L+1, M, H], kept_activated [T, n, L+1, M, G], factors [n, L, T, M, H], products [n, M, G], with LEVELS
+    [n, L+1, M, G], cell_output [(T,) n, M, H]; `_step` is the stride of T, `capacity` its length, in factors
+    `factor_steps`. Rows of H elements are PITCH elements long in memory, filled up with zeros.
     """
     WIDTH: tl.constexpr = 2 * PITCH if HIGHWAY else PITCH
     STATE: tl.constexpr = M * PITCH
@@ -373,14 +381,13 @@ def step_forward(
     mean += t * statistics_step + network * ((L + 1) * H)
     var += t * statistics_step + network * ((L + 1) * H)
     weights += network * ((L + 1) * H * WIDTH)
-    pre += t * pre_step + network * pre_network
     products += network * (((L + 1) if LEVELS else 1) * M * WIDTH)
     PRODUCT: tl.constexpr = M * WIDTH if LEVELS else 0  # from one node's product to the next
     if INIT:
         _prefetch(weights + H * WIDTH, H * WIDTH, PREFETCH)
         _evaluate_node(
-            hidden + t * hidden_step + network * hidden_network, hidden_factor, pre, weights, mask, mean, var, states,
-            factors, activated, products, TANH, True, first_column,
+            hidden + t * hidden_step + network * hidden_network, hidden_factor, _outside(border, t, network), weights,
+            mask, mean, var, states, factors, activated, products, TANH, True, first_column,
             M, H, PITCH, HIGHWAY, NORM, HAS_MASK, KEEP, True, ROWS, COLUMNS, DEPTH, BLOCKS, PIECE, AXIS, APPROXIMATE,
             INPUT_PRECISION, FENCE,
         )  # fmt: skip
@@ -393,7 +400,7 @@ def step_forward(
             # Weights of the next node; the init node of the next step follows the last one.
             _prefetch(weights + (node + 1) % (L + 1) * (H * WIDTH), H * WIDTH, PREFETCH)
             _evaluate_node(
-                states + source * STATE, factors + source * matrix_factor, pre, weights + node * (H * WIDTH), mask,
+                states + source * STATE, factors + source * matrix_factor, states, weights + node * (H * WIDTH), mask,
                 mean + node * H, var + node * H, states + node * STATE, factors + node * matrix_factor,
                 activated + node * (M * WIDTH), products + node * PRODUCT, kind, node < L, first_column,
                 M, H, PITCH, HIGHWAY, NORM, HAS_MASK, KEEP, False, ROWS, COLUMNS, DEPTH, BLOCKS, PIECE, AXIS,
@@ -595,10 +602,10 @@ def _product_backward(
 
 @triton.jit(do_not_specialize=["networks", "capacity", "t", "first_node", "last_node"])
 def step_backward(
-    pre, pre_step, pre_network, hidden, hidden_step, hidden_network, weights, mask, var, statistics_step,
+    border, hidden, hidden_step, hidden_network, weights, mask, var, statistics_step,
     ancestor, activation, order, links, arrivals, portions, kept_states, states_step, kept_activated, activated_step,
     grad_hidden, grad_hidden_step, grad_hidden_network, passed, grad_previous, grad_previous_step, grad_product,
-    grad_pre, grad_pre_step, grad_pre_network, alignment, pieces, products, networks, capacity, t, first_node,
+    alignment, pieces, products, networks, capacity, t, first_node,
     last_node,
     M: tl.constexpr, H: tl.constexpr, PITCH: tl.constexpr, L: tl.constexpr, HIGHWAY: tl.constexpr, NORM: tl.constexpr,
     HAS_MASK: tl.constexpr, WEIGHTED: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr, LINK: tl.constexpr,
@@ -619,8 +626,8 @@ def step_backward(
 
     Operands are as in `step_forward`, with these besides: portions [n, L] of a node in the mixture, grad_hidden
     [T, (n,) M, H], grad_previous [n, M, H] of the hidden state one step before (not weighted: [T, n, M, H], in fact
-    grad_hidden one step before, to which is added), grad_product [n, L+1, T, M, G], grad_pre [T, n, M, G], alignment
-    [T, n, L, pieces]; and at the nodes' positions, those of init last, [n * (L+1), M, H]: what gates have `passed`, and
+    grad_hidden one step before, to which is added), grad_product [n, L+1, T, M, G], alignment [T, n, L, pieces];
+    and at the nodes' positions, those of init last, [n * (L+1), M, H]: what gates have `passed`, and
     `products`.
     """
     WIDTH: tl.constexpr = 2 * PITCH if HIGHWAY else PITCH
@@ -698,14 +705,14 @@ def step_backward(
         complete = True
         if LEVELS:
             complete = _is_last(arrivals, end - begin)
+        pre, grad_pre = _outside(border, t, network), _outside(border + 3, t, network)
         # The init node has more to load: of many columns, half as many at a time.
         PART: tl.constexpr = PIECE if LEVELS else PIECE // 2
         if complete:
             for part in tl.range(BLOCKS * COLUMNS // PART, disable_licm=True):
                 _differentiate_columns(
-                    hidden + t * hidden_step + network * hidden_network, pre + t * pre_step + network * pre_network,
-                    var, states, activated, grad_hidden, passed, products, mask, begin, end, grad_previous,
-                    grad_product, grad_pre + t * grad_pre_step + network * grad_pre_network, alignment, 0.0, TANH,
+                    hidden + t * hidden_step + network * hidden_network, pre, var, states, activated, grad_hidden,
+                    passed, products, mask, begin, end, grad_previous, grad_product, grad_pre, alignment, 0.0, TANH,
                     first_column + part * PART,
                     M, H, PITCH, HIGHWAY, NORM, HAS_MASK, WEIGHTED, True, ROWS, PART, APPROXIMATE,
                 )  # fmt: skip

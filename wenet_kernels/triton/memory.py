@@ -32,19 +32,20 @@ class Memory:
 def count_memory(shape: Shape, steps: int) -> Memory:
     """Bytes of a workspace; parameters, their gradients and optimizer state are not included."""
     s, size = shape, shape.dtype.itemsize
-    projected = steps * s.networks * s.rows * s.width
+    # Where rows need an end, kernels read and write copies.
+    copied = steps * s.networks * s.rows * s.width if s.pitch > s.hidden else 0
     state = s.networks * s.rows * s.pitch
     hidden = s.rows * s.pitch if s.weighted else state
     statistics = steps * s.networks * (s.nodes + 1) * s.hidden if s.norm == "batch" else 0
     weights = s.networks * (s.nodes + 1) * s.hidden * s.width
     tiling = choose_tiling(shape, Machine())
     products = s.networks * (1 if tiling.fused else s.nodes + 1) * s.rows * s.width
-    operands = 4 * (projected + (steps + 1) * hidden + 2 * statistics + state + products)
+    operands = 4 * (copied + (steps + 1) * hidden + 2 * statistics + state + products)
     operands += size * (weights + (steps + 1) * hidden)
     if not s.keep:
         return Memory(operands, 4 * s.states_size + size * s.nodes * state, 0)
     alignment = steps * s.networks * s.nodes * tiling.pieces
-    gradients = 4 * (projected + (steps + 1) * hidden + 2 * s.states_size + state + alignment)
+    gradients = 4 * (copied + (steps + 1) * hidden + 2 * s.states_size + state + alignment)
     return Memory(
         operands,
         steps * (4 * s.states_size + size * (s.activated_size + s.nodes * state)),

@@ -49,7 +49,9 @@ class Workspace:
         self.copies_ahead = not lacks_fences or self.fence
         s = shape
         networks, nodes, rows, pitch, width = s.networks, s.nodes, s.rows, s.pitch, s.width
-        self.pre = self._filled(capacity, networks, rows, width)
+        self.border = torch.zeros(2, 3, dtype=torch.int64, device=device)  # of pre and its gradient: `kernels._outside`
+        self.borders = [[0, 0, 0], [0, 0, 0]]  # what it holds
+        self.copies: dict[int, Tensor] = {}  # of these, where their layout is another
         self.hidden = self._filled(capacity + 1, *s.hidden_shape)
         # A state's factor is what products read: the state times the mask, in their type.
         of_networks = () if s.weighted else (networks,)
@@ -99,7 +101,7 @@ class Workspace:
     def load(self, r: Recurrence) -> None:
         """Copy the operands into the buffers, rounding the products' factors once for all time steps."""
         parts = self.shape.parts, self.shape.hidden
-        self.parts_of(self.pre)[: len(r.pre)].copy_(r.pre.unflatten(-1, parts))
+        self.lend(0, r.pre)
         self.states_of(self.hidden)[0].copy_(r.h0)
         weights = self.parts_of(self.weights)
         weights[:, 0].copy_(r.weight_hidden.unflatten(-1, parts))
@@ -118,6 +120,27 @@ class Workspace:
             self.mean.copy_(r.running_mean)
             self.var.copy_(r.running_var)
         self._round(self.hidden[:1], self.hidden_factor[..., :1, :, :])
+
+    def lend(self, place: int, tensor: Tensor) -> Tensor | None:
+        """Let kernels use a tensor of the caller, `[T, n, M, G]`: at place 0 pre, which they read, at 1 its gradient.
+
+        If its rows are not aligned as theirs they use a copy, which is returned; that of pre has its values.
+        """
+        s, copy = self.shape, None
+        step, network, *rows = tensor.stride()
+        if rows != [s.width, 1] or s.pitch != s.hidden or tensor.data_ptr() % 16 or step % 4 or network % 4:
+            if place not in self.copies:
+                with torch.inference_mode(False):  # to be used outside of it too
+                    self.copies[place] = self._filled(self.capacity, s.networks, s.rows, s.width)
+            copy = self.parts_of(self.copies[place][: len(tensor)])
+            if place == 0:
+                copy.copy_(tensor.unflatten(-1, copy.shape[-2:]))
+            tensor, (step, network) = copy, copy.stride()[:2]
+        for i, value in enumerate((tensor.data_ptr(), step, network)):
+            if self.borders[place][i] != value:
+                self.border[place, i].fill_(value)
+                self.borders[place][i] = value
+        return copy
 
     def load_order(self, cells: str) -> None:
         """Take the cells' levels, on which launches depend where there is one for each."""
@@ -165,8 +188,8 @@ class Workspace:
         columns = self._columns(programs, self.tiling.forward, self.tiling.forward_wide)
         self._launch(
             kernels.step_forward, self._grid(programs, columns),
-            self.pre, *self.pre.stride()[:2], self.hidden, *self._hidden_strides(), self.hidden_factor, self.weights,
-            self.mask, self.mean, self.var, self._statistics_stride(), self.ancestor, self.activation, self.order,
+            self.border, self.hidden, *self._hidden_strides(), self.hidden_factor, self.weights, self.mask,
+            self.mean, self.var, self._statistics_stride(), self.ancestor, self.activation, self.order,
             self.links, self.arrivals, self.share, *self._kept_operands(), self.factors, self.products,
             self.cell_output, 0 if self.shape.weighted else self.hidden.stride(0), self.capacity, self.factor_steps,
             t, first_node, last_node,
@@ -184,7 +207,6 @@ class Workspace:
         # Of each network, where they share a hidden state.
         self.grad_previous = self._empty(s.networks, s.rows, s.pitch) if s.weighted else self.grad_hidden
         self.grad_product = self._empty(s.networks, s.nodes + 1, capacity, s.rows, s.width, dtype=s.dtype)
-        self.grad_pre = torch.empty_like(self.pre)
         self.alignment = self._empty(capacity, s.networks, s.nodes, self.tiling.pieces)
 
     def backward(self, steps: int) -> None:
@@ -230,12 +252,11 @@ class Workspace:
         columns = self._columns(programs, tiling.backward, wide)
         self._launch(
             kernels.step_backward, self._grid(programs, columns),
-            self.pre, *self.pre.stride()[:2], self.hidden, *self._hidden_strides(), self.weights, self.mask, self.var,
+            self.border, self.hidden, *self._hidden_strides(), self.weights, self.mask, self.var,
             self._statistics_stride(), self.ancestor, self.activation, self.order, self.links, self.arrivals,
             self.portions, *self._kept_operands(), self.grad_hidden[1:], *self._hidden_strides(), self.passed,
-            self.grad_previous, 0 if s.weighted else self.grad_previous.stride(0), self.grad_product,
-            self.grad_pre, *self.grad_pre.stride()[:2], self.alignment, tiling.pieces, self.grad_products, s.networks,
-            self.capacity, t, first_node, last_node,
+            self.grad_previous, 0 if s.weighted else self.grad_previous.stride(0), self.grad_product, self.alignment,
+            tiling.pieces, self.grad_products, s.networks, self.capacity, t, first_node, last_node,
             **{stage: stage in stages for stage in STAGES}, **self._constants(columns),
         )  # fmt: skip
 
