@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))  # so that the command runs from a plain checkout
 from bench.on_gpu.counters import find_profiler, profiler_command, read_counters
 from bench.on_gpu.results import Report, Results, say, table
 
-TESTS = ("tests/wenet_kernels/test_triton_gpu.py", "tests/wenet_kernels/test_triton.py")
+TESTS = tuple(f"tests/wenet_kernels/test_{name}.py" for name in ("triton_gpu", "triton", "programs_triton"))
 ALL_TESTS = "all parity tests"
 COUNTERS = "counters"
 

@@ -15,7 +15,7 @@ import torch
 
 from bench import gpu, parity
 from bench.cases import Case
-from bench.on_gpu import ahead, choice, clock, counters, results, sections
+from bench.on_gpu import ahead, choice, clock, counters, programs, results, sections
 from wenet.cells.published import DARTS_V2
 from wenet_kernels import WenetError, backends
 
@@ -77,6 +77,7 @@ def bench(tmp_path, monkeypatch):
         parity=("full",),
         parity_steps=1,
         repeats=2,
+        programs=programs.Programs("tiny programs", cells=2, hidden=3, rows=2, steps=1),
         tricks=("prefetch of weights",),
     )
     report = results.Report(results.Results("smoke"), tmp_path)
@@ -99,8 +100,10 @@ def test_smoke_from_end_to_end(bench, monkeypatch):
     assert len(written["parity"]["tiny, full"]["deviations"]) == 6
     assert [(e["case"], e["backward"]) for e in written["recurrence"]] == [
         ("tiny", False), ("tiny", True), ("tiny cell", False), ("tiny cell", True),
+        ("tiny programs", False), ("tiny programs", True),
     ]  # fmt: skip
-    for entry in written["recurrence"]:
+    assert all(entry["seconds"] > 0 for entry in written["recurrence"])
+    for entry in written["recurrence"][:4]:
         assert entry["over_floor"] == pytest.approx(entry["seconds"] / entry["floor_seconds"])
     assert [row["kernel"] for row in written["kernels"]["tiny"]] == ["step_forward", "all"]
     assert [entry["without"] for entry in written["tricks"]] == ["prefetch of weights"] * 2
@@ -152,6 +155,16 @@ def test_a_wrong_kernel_fails_parity(bench, monkeypatch):
     monkeypatch.setattr(Workspace, "load", wrong)
     sections.measure_parity(bench)
     assert bench.report.results.failed_checks == ["tiny, full", "tiny cell, full"]
+
+
+@needs_interpreter
+def test_a_wrong_kernel_of_programs_fails_parity(bench, monkeypatch):
+    from wenet_kernels.triton.program_launches import ProgramLaunches
+
+    given = ProgramLaunches._given
+    monkeypatch.setattr(ProgramLaunches, "_given", lambda self, *grads: given(self, *grads).flip(2))
+    sections.measure_programs(bench)
+    assert bench.report.results.failed_checks == ["tiny programs"]
 
 
 def test_unwritten_memory_fails_parity():

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from bench.cases import COMPARED, LARGE_CELL, PAPER, SWEEPS, Case
+from bench.on_gpu.programs import PROGRAMS, Programs
 
 PRECISIONS = {"fp32": "full", "tf32": "tf32", "bf16": "bf16"}  # names in the floors, and in the kernels
 COMPILED = "compile"  # takes minutes to compile
@@ -23,6 +24,7 @@ class Choice:
         parity: precisions that are checked at the targets, over `parity_steps` time steps.
         tricks: what the first target is measured without.
         repeats: runs that must agree to the bit.
+        programs: cells that are programs, for the first look.
         compiled: precisions whose kernels are compiled ahead, for the targets.
     """
 
@@ -34,6 +36,7 @@ class Choice:
     parity_steps: int = 5
     tricks: tuple[str, ...] = ()
     repeats: int = 30
+    programs: Programs = PROGRAMS
     compiled: tuple[str, ...] = ("bf16", "full")
 
     @property

@@ -20,11 +20,12 @@ from torch import Tensor
 from bench.cases import Case, make_operands
 from bench.contestants import PEERS, Contestant, prepare
 from bench.floors import Card, find_floor
+from bench.on_gpu import programs
 from bench.on_gpu.ahead import ROOT, Compiling, without
 from bench.on_gpu.choice import CHOICES, COMPILED, PRECISIONS, Choice
 from bench.on_gpu.clock import Gpu, launches_in, seconds_of, summarise
 from bench.on_gpu.results import Report, reason, say
-from bench.parity import check_parity, draw_operands, moved, results
+from bench.parity import Deviation, check_parity, draw_operands, moved, results
 from wenet.cells.published import DARTS_V2
 from wenet.nn.language import LanguageModel
 from wenet.nn.rnn import DagRNN
@@ -174,7 +175,7 @@ def _first_line(*command: str) -> str:
 def parity_names(choice: Choice) -> list[str]:
     """All checks of a stage; one that does not end has failed."""
     checks = [f"{case.name}, {precision}" for case in choice.targets for precision in choice.parity]
-    return [*checks, *(f"{case.name}, {choice.repeats} repeats" for case in choice.targets)]
+    return [*checks, *(f"{case.name}, {choice.repeats} repeats" for case in choice.targets), choice.programs.name]
 
 
 def measure_parity(bench: Bench) -> None:
@@ -185,17 +186,21 @@ def measure_parity(bench: Bench) -> None:
         short = replace(case, steps=bench.choice.parity_steps)
         with float32_products("highest"), nan_in_new_memory():
             deviations = check_parity(short, precision, name, bench.gpu.kind, seed)
-        worst = max(deviations, key=lambda d: d.error / d.allowed if d.error == d.error else float("inf"))
-        bench.report.add_parity(
-            f"{case.name}, {precision}",
-            all(deviation.passed for deviation in deviations),
-            f"worst is {worst.tensor}, off by {worst.error:.1e}, allowed {worst.allowed:.1e}",
-            deviations=[vars(deviation) for deviation in deviations],
-        )
+        add_deviations(bench, f"{case.name}, {precision}", deviations)
 
     for seed, case in enumerate(bench.choice.targets):
         for precision in bench.choice.parity:
             bench.attempt(f"{case.name}, {precision}", functools.partial(check, case, precision, seed))
+
+
+def add_deviations(bench: Bench, name: str, deviations: Sequence[Deviation]) -> None:
+    worst = max(deviations, key=lambda d: d.error / d.allowed if d.error == d.error else float("inf"))
+    bench.report.add_parity(
+        name,
+        all(deviation.passed for deviation in deviations),
+        f"worst is {worst.tensor}, off by {worst.error:.1e}, allowed {worst.allowed:.1e}",
+        deviations=[vars(deviation) for deviation in deviations],
+    )
 
 
 class nan_in_new_memory:
@@ -277,8 +282,24 @@ def ready(bench: Bench, case: Case, name: str) -> Contestant:
 
 
 def timed(bench: Bench, case: Case, name: str, contestant: Contestant, backward: bool) -> dict[str, Any]:
-    """Time a contestant as replays of one CUDA graph, and as plain calls."""
+    """Time a contestant, beside the floor of its case."""
     precision = bench.choice.contestants.get(name, "tf32")
+    entry = timed_alone(bench, case.name, name, precision, contestant, backward)
+    try:
+        floor = find_floor(case, bench.card(), precision, backward)
+    except (WenetError, KeyError):
+        return entry
+    return entry | {
+        "floor_seconds": floor.seconds,
+        "floor_by": floor.reason,
+        "over_floor": entry["seconds"] / floor.seconds,
+    }
+
+
+def timed_alone(
+    bench: Bench, case: str, name: str, precision: str, contestant: Contestant, backward: bool
+) -> dict[str, Any]:
+    """Time a contestant as replays of one CUDA graph, and as plain calls."""
 
     def call() -> None:
         contestant.run(backward)
@@ -289,17 +310,9 @@ def timed(bench: Bench, case: Case, name: str, contestant: Contestant, backward:
         first_call = time.monotonic() - started
         called = seconds_of(bench.gpu, call) * contestant.calls
         seconds = seconds_of(bench.gpu, bench.gpu.graphed(call)) * contestant.calls
-    entry: dict[str, Any] = {"case": case.name, "contestant": name, "precision": precision, "backward": backward}
+    entry: dict[str, Any] = {"case": case, "contestant": name, "precision": precision, "backward": backward}
     entry |= {"seconds": seconds, "called_seconds": called, "first_call_seconds": first_call, "peak_bytes": peak}
-    try:
-        floor = find_floor(case, bench.card(), precision, backward)
-    except (WenetError, KeyError):
-        return entry | {"floor_seconds": None, "floor_by": "-", "over_floor": None}
-    return entry | {
-        "floor_seconds": floor.seconds,
-        "floor_by": floor.reason,
-        "over_floor": seconds / floor.seconds,
-    }
+    return entry | {"floor_seconds": None, "floor_by": "-", "over_floor": None}
 
 
 def target_pairs(bench: Bench, case: Case) -> list[tuple[Case, str]]:
@@ -315,6 +328,26 @@ def other_pairs(choice: Choice) -> list[tuple[Case, str]]:
         *((case, name) for case in choice.others for name in choice.peers if case.networks <= 20),
         *((case, name) for case in choice.others for name in rest),
     ]
+
+
+def measure_programs(bench: Bench) -> None:
+    """Cells that are programs: parity with NaN in new memory, then their time forward and with backward."""
+    case = bench.choice.programs
+
+    def check() -> None:
+        with float32_products("highest"), nan_in_new_memory():
+            deviations = programs.check(case, bench.choice.parity_steps, bench.gpu.kind, seed=3)
+        add_deviations(bench, case.name, deviations)
+
+    def measure() -> None:
+        contestant = programs.contestant(case, bench.gpu.kind)
+        for backward in (False, True):
+            entry = timed_alone(bench, case.name, "triton", "fp32", contestant, backward)
+            bench.report.results.recurrence.append(entry)
+            say(f"{case.name:<12} {'both' if backward else 'forward':<8}{1e3 * entry['seconds']:9.3f} ms")
+
+    bench.attempt(case.name, check)
+    bench.attempt(f"time of {case.name}", measure)
 
 
 def measure_kernels(bench: Bench) -> None:
@@ -451,6 +484,7 @@ def smoke(bench: Bench) -> None:
     measure_parity(bench)
     measure_repeats(bench)
     measure_recurrence(bench, [(case, bench.choice.main) for case in bench.choice.targets])
+    measure_programs(bench)
     measure_kernels(bench)
     measure_tricks(bench)
 

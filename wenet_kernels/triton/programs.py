@@ -289,7 +289,7 @@ def _elementwise_backward(
         _add(grads, grad_a, gradient, fresh & 1, element, inside, size)
 
 
-@triton.jit(do_not_specialize=["M", "slots", "longer", "steps", "first_step", "last_step"])
+@triton.jit(do_not_specialize=["M", "vectors", "of_input", "slots", "longer", "steps", "first_step", "last_step"])
 def run_backward(
     memory, operations, numbers, bounds, results, weight, mask, mix, given, carried, carried_out, grads, grad_pre,
     grad_product, grad_vector, alignment, M, vectors, of_input, slots, longer, steps, first_step, last_step,
