@@ -110,7 +110,7 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
     config, task, data = session.config, session.task, session.data
     contestants = _contestants(session)
     groups = _groups(session, contestants)
-    of_trials = _windows_of_trials(session, contestants)
+    of_trials = _windows_of_trials(session, groups)
     trials = [_try_rates(session, group, of_trials) for group in groups]
     windows = _windows_of_trainings(session, of_trials, sum(trial.seconds for trial in trials))
     session.console.say(
@@ -217,18 +217,33 @@ def _named_by_rank(trained: Sequence[Trained], metric: Metric) -> list[Trained]:
     return [*ranked, *(each for each in trained if not each.entrant.finalist)]
 
 
-def _windows_of_trials(session: Session[SearchConfig], contestants: Sequence[Contestant]) -> int:
-    """Windows with which rates are tried. Within a budget this takes a part of the time left, if a window takes as long
-    as it did in the search."""
+def _windows_of_trials(session: Session[SearchConfig], groups: Sequence[Group]) -> int:
+    """Windows with which rates are tried. Within a budget this takes a part of the time left, if calls take as long as
+    those of the search."""
     config, budget = session.config, session.budget
     if budget is None:
         return max(1, training_windows(session, config.contest_epochs) // RATE_SHARE)
     trained = [json.loads(path.read_text(encoding="utf-8")) for path in session.folder.path.glob("rungs/*/result.json")]
-    each = sum(result["seconds"] for result in trained) / sum(result["network_windows"] for result in trained)
-    networks = len(contestants) * len(config.rate_grid)
+    of_call, of_network = seconds_of_a_window(
+        [len(result["outcomes"]) for result in trained],
+        [result["seconds"] * len(result["outcomes"]) / result["network_windows"] for result in trained],
+    )
+    networks = len(config.rate_grid) * sum(len(group.places) for group in groups)
+    each = len(groups) * of_call + networks * of_network
     time_for_them = TRIALS_SHARE * _time_to_train(budget)
-    planned: int = budget.planned("windows_of_trials", lambda: max(1, int(time_for_them / (each * networks))))
+    planned: int = budget.planned("windows_of_trials", lambda: max(1, int(time_for_them / each)))
     return planned
+
+
+def seconds_of_a_window(networks: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
+    """What a call takes, and what each of its networks adds: the line through calls of different size, `seconds` each,
+    that has the least squares. A few networks in a call of their own take nearly as long as many."""
+    size, time_taken = statistics.fmean(networks), statistics.fmean(seconds)
+    spread = math.fsum((count - size) ** 2 for count in networks)
+    pairs = zip(networks, seconds, strict=True)
+    slope = math.fsum((count - size) * (one - time_taken) for count, one in pairs) / spread if spread else 0.0
+    slope = min(max(slope, 0.0), time_taken / size)
+    return time_taken - slope * size, slope
 
 
 def _windows_of_trainings(session: Session[SearchConfig], of_trials: int, seconds: float) -> int:

@@ -37,9 +37,9 @@ FOLDER = "rungs"
 SIGNIFICANCE = 0.05  # p below which a cell counts as worse than the last of the better half
 LARGEST_SHARE = 0.75  # of the cells of a rung that may go on
 HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trained on
-# Of a race that must fit into a time: the part of the rest before a contest, the part for trying rates, the share of
-# cells that goes on at a rung, and by how much the last rung may take too long.
-RACE_SHARE, RATES_SHARE, LEFT, OVER = 0.4, 0.05, 0.6, 1.15
+# Of a race that must fit into a time: the part of the rest before a contest, and before one with several finalists, the
+# part for trying rates, the share of cells that goes on at a rung, and by how much the last rung may take too long.
+RACE_SHARE, SHARE_BEFORE_FINALISTS, RATES_SHARE, LEFT, OVER = 0.4, 0.3, 0.05, 0.6, 1.15
 FEWEST_CELLS, FEWEST_WINDOWS, WANTED_WINDOWS = 6, 4, 30  # the last of a first rung
 TRIED = 4  # cells of a kind on which rates are tried
 
@@ -161,7 +161,8 @@ class Race(Strategy):
         self.rate: dict[str, float] = {}  # by kind: the number of nodes, or of states
         self.course = Course([[] for _ in self.windows])
         self.guess = 0.0  # seconds that a network takes for a window
-        self.of_budget = RACE_SHARE if self.config.contest else 0.95
+        share = SHARE_BEFORE_FINALISTS if self.config.finalists > 1 else RACE_SHARE
+        self.of_budget = share if self.config.contest else 0.95
         self.until = math.inf  # in the seconds of a budget
 
     def run(self) -> RaceBest:

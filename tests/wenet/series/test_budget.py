@@ -8,6 +8,7 @@ import pytest
 import wenet
 from wenet import WenetError
 from wenet.run.budget import Budget
+from wenet.searching.contest import seconds_of_a_window
 
 from ..helpers import fails
 from .test_searches import SHORT, sums
@@ -74,3 +75,11 @@ def test_budgets_that_cannot_be(capsys, tmp_path):
     assert "--minutes must be above 0" in fails(capsys, "sotu", "--minutes", "0", "--out", tmp_path / "run")
     with pytest.raises(WenetError, match="--minutes is for one race"):
         wenet.search("sotu", preset="race", minutes=1, runs=2, contest=False, out=tmp_path / "run")
+
+
+def test_calls_and_their_networks_are_told_apart():
+    sizes = [3, 12, 40, 20]
+    assert seconds_of_a_window(sizes, [0.02 + 0.001 * n for n in sizes]) == pytest.approx((0.02, 0.001))
+    assert seconds_of_a_window([6, 6], [0.3, 0.5]) == pytest.approx((0.4, 0.0))
+    assert seconds_of_a_window([2, 8], [0.5, 0.3]) == pytest.approx((0.4, 0.0))  # noise, as no network saves time
+    assert seconds_of_a_window([2, 8], [0.1, 0.7]) == pytest.approx((0.0, 0.08))  # and no call is for nothing
