@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,7 +18,7 @@ import torch
 
 from bench.cases import NODES, Case
 from bench.on_gpu.choice import CHOICES, Choice
-from wenet_kernels.aot import record_launches
+from wenet_kernels.aot import Launch, record_launches, record_program_launches
 from wenet_kernels.triton.plan import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,17 +52,22 @@ def setting(case: Case, precision: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compile_part(choice: Choice, part: int, parts: int, device: torch.device) -> int:
-    """Compile every `parts`-th kernel of a choice, from `part` on, as its launch would; returns their number."""
-    position = compiled = 0
+def launches_of(choice: Choice, device: torch.device) -> Iterator[Launch]:
+    """The launches of a choice that need kernels of their own; those of programs last."""
+    machine = Machine.of(device)
     for trick, case, precision in choice.to_compile():
         with without(trick):
-            for launch in record_launches(setting(case, precision), device, Machine.of(device)):
-                if position % parts == part:
-                    options = {**launch.options, "enable_fp_fusion": True}
-                    launch.kernel.warmup(*launch.operands, grid=launch.grid, **options)
-                    compiled += 1
-                position += 1
+            yield from record_launches(setting(case, precision), device, machine)
+    yield from record_program_launches(choice.programs.setting, device, machine)
+
+
+def compile_part(choice: Choice, part: int, parts: int, device: torch.device) -> int:
+    """Compile every `parts`-th kernel of a choice, from `part` on, as its launch would; returns their number."""
+    compiled = 0
+    for launch in islice(launches_of(choice, device), part, None, parts):
+        options = {**launch.options, "enable_fp_fusion": True}
+        launch.kernel.warmup(*launch.operands, grid=launch.grid, **options)
+        compiled += 1
     return compiled
 
 

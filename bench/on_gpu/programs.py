@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ class Programs:
     @property
     def batch(self) -> ProgramBatch:
         return ProgramBatch.of(random_programs(self.cells, states=2, seed=1))
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The settings of its kernels in the form of `wenet_kernels.aot`."""
+        return dict(networks=self.cells, rows=self.rows, hidden=self.hidden, masked=True, weighted=False)
 
 
 PROGRAMS = Programs()
