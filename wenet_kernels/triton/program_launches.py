@@ -128,7 +128,7 @@ class ProgramLaunches:
             return grad_weight
         tiles = -(-self.hidden // GRADIENT_TILE)
         self._launch(
-            programs.weight_gradients, (tiles, tiles, self.batch.weights),
+            programs.weight_gradients, (self.batch.weights, tiles, tiles),
             memory, self.tables.factors, self._or_other(self.r.mask_h), grad_product, grad_weight, self.rows,
             self.lowered.longer, self.steps,
             H=self.hidden, MASKED=self.masked, TILE=GRADIENT_TILE, DEPTH=GRADIENT_DEPTH,

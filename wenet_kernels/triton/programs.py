@@ -391,13 +391,13 @@ def weight_gradients(
     H: tl.constexpr, MASKED: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """grad_weight [P, H, H]: the products, over all rows and steps, of what a weight multiplies and the derivative of
-    the product. Program (i, j, p) computes a tile of weight p."""
+    the product. Program (p, i, j) computes a tile of weight p."""
     size = M.to(tl.int64) * H
-    matrix = tl.program_id(2).to(tl.int64)
+    matrix = tl.program_id(0).to(tl.int64)
     left = _matrix(memory, tl.load(factors + matrix), 0, 0, longer, steps, size)
     right = grad_product + matrix * steps * size
-    rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    columns = tl.program_id(2) * TILE + tl.arange(0, TILE)
     total = tl.zeros([TILE, TILE], tl.float32)
     for start in range(0, steps * M, DEPTH):
         inner = (start + tl.arange(0, DEPTH))[:, None]
