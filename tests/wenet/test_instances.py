@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,69 +12,73 @@ import wenet
 from wenet.programs import program_of
 
 T, M, I, H = 5, 3, 4, 6  # noqa: E741
-# Derivatives of biases are sums of numbers that cancel, of which PyTorch too knows fewer digits.
-TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
+# Of the difference from the original in double precision, relative in root mean square.
+BARS = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+Results = dict[str, Tensor]
 
 
-def close(found: Tensor, expected: Tensor) -> None:
-    """Relative, in root mean square."""
-    error = (found - expected).norm() / expected.norm().clamp(min=1e-12)
-    assert expected.norm() > 0 and error < TOLERANCE[found.dtype], error.item()
+def compare(found: Results, exact: Results) -> None:
+    assert found.keys() == exact.keys()
+    for name, each in found.items():
+        assert exact[name].dtype == torch.float64 and exact[name].norm() > 0
+        error = (each - exact[name]).norm() / exact[name].norm()
+        assert error < BARS[each.dtype], (name, error.item())
 
 
-def differentiate(output: Tensor, states: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+def evaluated(module: nn.Module, x: Tensor, states: list[Tensor], dtype: torch.dtype) -> Results:
+    """Output, last states and all derivatives, in a precision."""
+    module = copy.deepcopy(module).to(dtype)
+    x, *states = (each.to(dtype).requires_grad_() for each in (x, *states))
+    output, last = module(x, states[0] if len(states) == 1 else tuple(states))
+    leaves = {"x": x, **{f"first {k}": state for k, state in enumerate(states)}, **dict(module.named_parameters())}
+    return results(output, as_list(last), leaves)
+
+
+def results(output: Tensor, last: list[Tensor], leaves: dict[str, Tensor]) -> Results:
     torch.manual_seed(2)
-    loss = sum((each * torch.randn_like(each)).sum() for each in (output, *states))
-    return list(torch.autograd.grad(loss, leaves))
+    loss = sum((each * torch.randn(each.shape).to(each.dtype)).sum() for each in (output, *last))
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    computed = {"output": output, **{f"last {k}": state for k, state in enumerate(last)}}
+    return computed | dict(zip(leaves, gradients, strict=True))
 
 
 def as_list(states: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
     return [states] if isinstance(states, Tensor) else list(states)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dtype", BARS, ids=str)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", ["RNN_TANH", "RNN_RELU", "LSTM", "GRU"])
 def test_layers_of_pytorch(kind, bias, bidirectional, dtype):
     torch.manual_seed(0)
-    options = {"num_layers": 2, "bias": bias, "bidirectional": bidirectional, "dtype": dtype}
+    options = {"num_layers": 2, "bias": bias, "bidirectional": bidirectional}
     if kind.startswith("RNN"):
         original: nn.RNNBase = nn.RNN(I, H, nonlinearity=kind.split("_")[1].lower(), **options)
     else:
         original = getattr(nn, kind)(I, H, **options)
-    layer = wenet.nn.CellRNN.from_torch(original)
-    x = torch.randn(T, M, I, dtype=dtype, requires_grad=True)
-    states = [torch.randn(2 * (1 + bidirectional), M, H, dtype=dtype).requires_grad_() for _ in range(layer.carried)]
-    given = states[0] if layer.carried == 1 else tuple(states)
-    results = []
-    for module in (layer, original):
-        output, last = module(x, given)
-        results.append([output, *as_list(last), *differentiate(output, as_list(last), [x, *states])])
-    for found, expected in zip(*results, strict=True):
-        close(found, expected)
-    own = [grads_of(module, x, given) for module in (layer, original)]
-    for number in range(2):
-        for direction in range(1 + bidirectional):
-            compare_weights(own[0], own[1], kind, bias, number, direction)
+    layer = wenet.nn.CellRNN.from_torch(original.to(dtype))
+    original.float()
+    x, *states = torch.randn(T, M, I), *torch.randn(layer.carried, 2 * (1 + bidirectional), M, H)
+    exact = in_our_form(evaluated(original, x, states, torch.float64), kind, bias)
+    compare(evaluated(layer, x, states, dtype), exact)
 
 
-def grads_of(module: nn.Module, x: Tensor, given: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
-    output, last = module(x, given)
-    names, parameters = zip(*module.named_parameters(), strict=True)
-    return dict(zip(names, differentiate(output, as_list(last), list(parameters)), strict=True))
-
-
-def compare_weights(ours: dict, theirs: dict, kind: str, bias: bool, number: int, direction: int) -> None:
+def in_our_form(theirs: Results, kind: str, bias: bool) -> Results:
     """PyTorch has the gates of a weight beneath each other, [gates * H, I], and two biases."""
-    suffix = f"_l{number}" + ("_reverse" if direction else "")
-    own = (f"_l{number}" if number else "") + ("_reverse" if direction else "")
-    for name, original in (("weight_input", "weight_ih"), ("weight_hidden", "weight_hh")):
-        close(ours[name + own], theirs[original + suffix].unflatten(0, (-1, H)).mT)
-    if not bias:
-        return
-    of_input, of_hidden = (theirs[name + suffix].unflatten(0, (-1, H)) for name in ("bias_ih", "bias_hh"))
-    close(ours["biases" + own], torch.cat([of_input, of_hidden[2:]]) if kind == "GRU" else of_input)
+    found = {name: each for name, each in theirs.items() if "_l" not in name}
+    for name in theirs:
+        if not name.startswith("weight_ih"):
+            continue
+        suffix = name.removeprefix("weight_ih")
+        own = suffix.replace("_l0", "")
+        for ours, original in (("weight_input", "weight_ih"), ("weight_hidden", "weight_hh")):
+            found[ours + own] = theirs[original + suffix].unflatten(0, (-1, H)).mT
+        if bias:
+            of_input, of_hidden = (theirs[each + suffix].unflatten(0, (-1, H)) for each in ("bias_ih", "bias_hh"))
+            found["biases" + own] = torch.cat([of_input, of_hidden[2:]]) if kind == "GRU" else of_input
+    return found
 
 
 def test_other_modules_cannot_be_taken_over():
@@ -81,20 +87,20 @@ def test_other_modules_cannot_be_taken_over():
             wenet.nn.CellRNN.from_torch(module)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dtype", BARS, ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("form", ["highway", "plain"])
 @pytest.mark.parametrize("cell", ["darts-v2", "enas", "tanh0 relu0 identity1 mean 2"])
 def test_dag_cells(cell, form, bias, dtype):
     torch.manual_seed(1)
-    original = wenet.nn.DagRNN(I, H, cell, form, bias=bias, dtype=dtype)
+    original = wenet.nn.DagRNN(I, H, cell, form, bias=bias)
     original.reset_parameters(0.8)
     genotype = original.genotype
     layer = wenet.nn.CellRNN(I, H, program_of(genotype, form, bias), dtype=dtype)
     reaching = sorted(wenet.cells.source.reaching_output(genotype))
     per = 2 if form == "highway" else 1
 
-    def taken(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    def taken(weights: Results) -> Results:
         """Gate and value of a DagRNN lie beside each other, [I, 2H]; of nodes without a use there is none."""
         nodes = weights["weight_nodes"][[node - 1 for node in reaching]]
         apart = {
@@ -106,19 +112,15 @@ def test_dag_cells(cell, form, bias, dtype):
         }
         if bias:
             apart["biases"] = weights["bias_input"].unflatten(-1, (per, H))
-        return apart
+        return {name: each for name, each in weights.items() if "weight" not in name and "bias" not in name} | apart
 
     with torch.no_grad():
-        for name, weight in taken(dict(original.named_parameters())).items():
+        for name, weight in taken({name: each.double() for name, each in original.named_parameters()}).items():
             if name == "biases":
-                weight = weight + original.bias_hidden.unflatten(-1, (per, H))
+                weight = weight + original.bias_hidden.double().unflatten(-1, (per, H))
             getattr(layer, name).copy_(weight)
-    x, h = torch.randn(T, M, I, dtype=dtype), torch.randn(1, M, H, dtype=dtype)
-    for found, expected in zip(layer(x, h), original(x, h), strict=True):
-        close(found, expected)
-    expected = taken(grads_of(original, x, h))
-    for name, found in grads_of(layer, x, h).items():
-        close(found, expected[name])
+    x, h = torch.randn(T, M, I), torch.randn(1, M, H)
+    compare(evaluated(layer, x, [h], dtype), taken(evaluated(original, x, [h], torch.float64)))
 
 
 class Equations:
@@ -177,32 +179,30 @@ NAS_KINDS = (
 )
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dtype", BARS, ids=str)
 @pytest.mark.parametrize("name", ["mgu", "indrnn", "fastgrnn", "lem", "nas", "rhn"])
 def test_published_equations(name, dtype):
     torch.manual_seed(3)
-    layer = wenet.nn.CellRNN(I, H, name, dtype=dtype)
+    layer = wenet.nn.CellRNN(I, H, name)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.uniform_(-0.6, 0.6)
-    none = torch.empty(0, H, dtype=dtype)
-    names = ("weight_input", "weight_hidden", "biases", "vectors", "scalars")
-    weights = [getattr(layer, each, none) for each in names]
-    x = torch.randn(T, M, I, dtype=dtype, requires_grad=True)
-    first = [torch.randn(M, H, dtype=dtype).requires_grad_() for _ in range(layer.carried)]
-    states, outputs = first, []
+    x, *states = torch.randn(T, M, I), *torch.randn(layer.carried, 1, M, H)
+    compare(evaluated(layer, x, states, dtype), by_equations(name, layer, x, states))
+
+
+def by_equations(name: str, layer: nn.Module, x: Tensor, states: list[Tensor]) -> Results:
+    """In double precision."""
+    parameters = {own: each.detach().double().requires_grad_() for own, each in layer.named_parameters()}
+    none = torch.empty(0, H, dtype=torch.float64)
+    weights = [parameters.get(own, none) for own in ("weight_input", "weight_hidden", "biases", "vectors", "scalars")]
+    x, *first = (each.double().requires_grad_() for each in (x, *states))
+    carried, outputs = [state[0] for state in first], []
     for each in x:
-        states = getattr(Equations, name)(each, states, *weights)
-        outputs.append(states[0])
-    given = [state.unsqueeze(0) for state in first]
-    output, last = layer(x, given[0] if layer.carried == 1 else tuple(given))
-    leaves = [x, *first, *layer.parameters()]
-    close(output, torch.stack(outputs))
-    for found, expected in zip(as_list(last), states, strict=True):
-        close(found[0], expected)
-    own = differentiate(output, [each[0] for each in as_list(last)], leaves)
-    for found, expected in zip(own, differentiate(torch.stack(outputs), states, leaves), strict=True):
-        close(found, expected)
+        carried = getattr(Equations, name)(each, carried, *weights)
+        outputs.append(carried[0])
+    leaves = {"x": x, **{f"first {k}": state for k, state in enumerate(first)}, **parameters}
+    return results(torch.stack(outputs), [state.unsqueeze(0) for state in carried], leaves)
 
 
 def test_first_values_of_learned_numbers():

@@ -34,14 +34,13 @@ def threads(count: int) -> Iterator[None]:
 @pytest.mark.parametrize("instruction_set", KERNEL_SETS)
 @pytest.mark.parametrize("count", [1, 2])
 def test_drawn_programs_against_the_reference(instruction_set, count, monkeypatch):
-    """To six digits, not to twelve: where a tanh is nearly one, its slope has lost the others."""
     monkeypatch.setenv(INSTRUCTION_SET_VARIABLE, instruction_set)
     generator = random.Random(count)
     with threads(count):
         for _ in range(EXAMPLES):
             case = drawn_case(generator)
             for found, expected in zip(case.results("cpu"), case.results("reference"), strict=True):
-                assert error(found, expected) < 1e-6, case.batch
+                assert error(found, expected) < 1e-9, case.batch
 
 
 def test_single_precision_against_double():

@@ -17,7 +17,8 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "sigmoid": torch.sigmoid,
     "softplus": lambda a: torch.logaddexp(a, torch.zeros_like(a)),  # twice differentiable, unlike functional.softplus
     "silu": functional.silu,
-    "hardsigmoid": functional.hardsigmoid,
+    # The derivative of functional.hardsigmoid has a sixth in single precision alone.
+    "hardsigmoid": lambda a: functional.hardtanh(a / 6 + 0.5, 0.0, 1.0),
     "hardtanh": functional.hardtanh,
     "add": torch.add,
     "sub": torch.sub,
