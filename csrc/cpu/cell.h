@@ -11,8 +11,9 @@ namespace WENET_ISA {
 
 constexpr double kNormEps = 1e-5;  // NORM_EPS of wenet_kernels/recurrence.py
 
-// Bytes that the caches still hold when what was written comes to be read.
-constexpr int64_t kCached = int64_t{8} << 20;
+// Bytes that the second cache holds, with room for what is read beside them; and bytes that some cache still holds when
+// they are read long after they were written.
+constexpr int64_t kSecondCache = 640 << 10, kCached = 8 << 20;
 
 // Working memory of a call.
 template <typename T>

@@ -1,5 +1,5 @@
-// Derivatives of programs: the instructions in reverse, step by step from the last. Every few steps, while the
-// derivatives of their products are in the caches, the weight gradients take in a product over all rows of these steps.
+// Derivatives of programs: the instructions in reverse, step by step from the last. The weight gradients are products
+// over the rows of all steps; small ones take in a few steps at a time, while their factors are in the caches.
 #pragma once
 
 #include "cpu/program_forward.h"
@@ -24,7 +24,7 @@ class ProgramBackward : ProgramPass<T> {
         locals_(r.threads * largest_.locals * block_size_),
         rebuilt_(r.threads * largest_.rebuilt_count * state_size_),
         rebuilt_locals_(r.threads * largest_.rebuilt_count * block_size_),
-        together_(steps_together(r)),
+        together_(steps_together()),
         grad_products_(products_at_once() * together_ * state_size_),
         grad_weights_(products_at_once() * blocks_ * outer_product_size()),
         products_(r.threads * 2 * block_size_),
@@ -62,8 +62,13 @@ class ProgramBackward : ProgramPass<T> {
 
  private:
   int64_t grad_chains() const { return r_.networks; }
-  // As many as make the rows of an outer product; two at least, as a thread may still read those of the step before.
-  static int64_t steps_together(const ProgramRun& r) { return r.rows * 2 < kOuterDepth ? kOuterDepth / r.rows : 2; }
+  // All steps if the weight gradients do not fit in a cache. Else as many as make the rows of an outer product, but two
+  // at least, as a thread may still read those of the step before.
+  int64_t steps_together() const {
+    const int64_t products = r_.weighted ? r_.weights : largest_.products;
+    if (products * r_.hidden * r_.hidden * int64_t{sizeof(T)} > kSecondCache / 2) return r_.steps;
+    return r_.rows * 2 < kOuterDepth ? kOuterDepth / r_.rows : 2;
+  }
   // Products whose derivatives are gathered at the same time: networks apart follow each other.
   int64_t products_at_once() const { return r_.weighted ? r_.weights : r_.threads * largest_.products; }
   int64_t first_product(const Member& member, const Schedule& s, const Group& group) const {

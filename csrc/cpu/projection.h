@@ -35,7 +35,6 @@ class ProjectionPass {
   // Calls work(first, last) for parts of a range of rows that the second cache holds.
   template <typename Work>
   void for_parts(Range rows, const Work& work) {
-    constexpr int64_t kSecondCache = 640 << 10;  // bytes, with room for what is read beside them
     const int64_t most = kSecondCache / (p_.inputs * int64_t{sizeof(T)}) + 1;
     const int64_t count = rows.last - rows.first, parts = ceil_div(count, most);
     for (int64_t i = 0; i < parts; ++i) work(rows.first + count * i / parts, rows.first + count * (i + 1) / parts);
