@@ -1,0 +1,181 @@
+"""`python -m bench.program_speed`: cells that are programs, beside PyTorch's layers, eager loops and dense products.
+
+What is compared is run in turn, and the fastest round of each counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench.machine import DENSE_SIZE
+from wenet.nn import CellRNN, StandaloneCellRNN
+from wenet.programs import random_programs
+from wenet_kernels import ProgramBatch
+from wenet_kernels.programs import reference
+
+Layer = type[nn.LSTM] | type[nn.GRU]
+Clock = Callable[[], float]
+Run = Callable[[], object]
+
+LAYERS = [(nn.LSTM, 64, 32, 100), (nn.LSTM, 200, 20, 35), (nn.GRU, 64, 32, 100), (nn.GRU, 200, 20, 35)]  # H, M, T
+CELLS, HIDDEN, ROWS, STEPS = 64, 32, 64, 100  # of the gated cells; as many features as hidden units
+
+
+@dataclass(frozen=True)
+class Row:
+    what: str
+    direction: str
+    seconds: float
+    beside: str
+    ratio: float  # above 1: faster than what it is beside
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="default: %(default)s")
+    parser.add_argument("--compiled", type=int, default=0, metavar="N", help="gated cells to compile, some 30 s each")
+    parser.add_argument("--processor-time", action="store_true", help="of one thread, on a machine with other work")
+    options = parser.parse_args()
+    if options.processor_time:
+        torch.set_num_threads(1)
+    clock = time.thread_time if options.processor_time else time.perf_counter
+    rows = [row for shape in LAYERS for row in layer_rows(*shape, clock, options.rounds)]
+    print("\n".join(table(rows + gated_rows(clock, options.rounds, options.compiled))))
+
+
+def layer_rows(
+    kind: type[nn.LSTM] | type[nn.GRU], hidden: int, batch: int, steps: int, clock: Clock, rounds: int
+) -> list[Row]:
+    """A layer beside PyTorch's with the same weights, and beside the same cell step by step in eager PyTorch."""
+    torch.manual_seed(0)
+    theirs = kind(hidden, hidden)
+    own, eager = CellRNN.from_torch(theirs), CellRNN.from_torch(theirs)
+    eager.backend = "reference"
+    x, grad = torch.randn(2, steps, batch, hidden).unbind(0)
+    name = f"{kind.__name__}, H={hidden}, M={batch}, T={steps}"
+    rows = []
+    for direction, run in (("forward", forward), ("both", both)):
+        seconds = fastest([run(module, x, grad) for module in (own, theirs, eager)], clock, rounds)
+        rows += beside(name, direction, seconds, [f"torch.nn.{kind.__name__}", "eager PyTorch"])
+    return rows
+
+
+def gated_rows(clock: Clock, rounds: int, compiled: int) -> list[Row]:
+    """Different gated cells at once beside dense products of as many operations, and beside loops over the cells."""
+    torch.manual_seed(0)
+    programs = random_programs(CELLS, states=1, seed=1)
+    layer = StandaloneCellRNN(HIDDEN, HIDDEN, programs)
+    x, grad = torch.randn(STEPS, ROWS, HIDDEN), torch.randn(STEPS, CELLS, ROWS, HIDDEN)
+    operations = 2 * STEPS * ROWS * HIDDEN * HIDDEN * (layer.cells.weights + layer.cells.of_input)
+    left, right = torch.randn(2, DENSE_SIZE, DENSE_SIZE).unbind(0)
+    name = f"{CELLS} gated cells, H={HIDDEN}, M={ROWS}, T={STEPS}"
+    rows = []
+    for direction, run, passes in (("forward", forward, 1), ("both", both, 3)):
+        own, dense = fastest([run(layer, x, grad), lambda: torch.mm(left, right)], clock, rounds)
+        dense *= passes * operations / (2 * DENSE_SIZE**3)
+        rows += beside(name, direction, [own, dense], ["torch.mm"])
+        loop = [EagerCell(str(program)) for program in programs]
+        rows += beside(name, direction, [own, *fastest([of_all(loop, run, x, grad[:, 0])], clock, 1)], ["eager loop"])
+    if compiled:
+        rows += compiled_rows([str(program) for program in programs[1 : 1 + compiled]], x, grad, clock, rounds)
+    return rows
+
+
+def compiled_rows(texts: list[str], x: Tensor, grad: Tensor, clock: Clock, rounds: int) -> list[Row]:
+    """Some of the cells at once beside a loop over the same, the step of each compiled."""
+    layer = StandaloneCellRNN(HIDDEN, HIDDEN, ProgramBatch("; ".join(texts)).programs)
+    loop = [EagerCell(text, compiled=True) for text in texts]
+    given = grad[:, : len(texts)].contiguous()
+    rows = []
+    for direction, run in (("forward", forward), ("both", both)):
+        seconds = fastest([run(layer, x, given), of_all(loop, run, x, grad[:, 0])], clock, rounds)
+        rows += beside(f"{len(texts)} of them", direction, seconds, ["torch.compile'd steps"])
+    return rows
+
+
+class EagerCell(nn.Module):
+    """One program, step by step in PyTorch; its step may be compiled."""
+
+    def __init__(self, text: str, compiled: bool = False) -> None:
+        super().__init__()
+        batch = ProgramBatch(text)
+        rows = batch.rows()
+        self.states = batch.states
+        self.weight_input = nn.Parameter(torch.randn(batch.of_input, HIDDEN, HIDDEN) * HIDDEN**-0.5)
+        self.weight = nn.Parameter(torch.randn(batch.weights, HIDDEN, HIDDEN) * HIDDEN**-0.5)
+        self.vectors = nn.Parameter(torch.zeros(batch.vectors, HIDDEN))
+
+        def step(pre: Tensor, states: list[Tensor], weight: Tensor, vectors: Tensor) -> list[Tensor]:
+            return reference.step(rows, 0, pre, states, weight, vectors)
+
+        self.step = torch.compile(step, dynamic=False) if compiled else step
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        pre = torch.einsum("tmi,xih->txmh", x, self.weight_input)
+        states = [x.new_zeros(x.shape[1], HIDDEN)] * self.states
+        outputs = []
+        for each in pre.unbind():
+            *states, output = self.step(each, states, self.weight, self.vectors)
+            outputs.append(output)
+        return torch.stack(outputs), states
+
+
+def forward(module: nn.Module, x: Tensor, grad: Tensor) -> Run:
+    @torch.no_grad()
+    def run() -> object:
+        return module(x)
+
+    return run
+
+
+def both(module: nn.Module, x: Tensor, grad: Tensor) -> Run:
+    """Forward, and the derivatives of input and parameters."""
+    leaf = x.clone().requires_grad_()
+    leaves = [leaf, *module.parameters()]
+    return lambda: torch.autograd.grad(module(leaf)[0], leaves, grad, allow_unused=True)
+
+
+def of_all(modules: Sequence[nn.Module], run: Callable[..., Run], x: Tensor, grad: Tensor) -> Run:
+    runs = [run(module, x, grad) for module in modules]
+    return lambda: [each() for each in runs]
+
+
+def fastest(runs: Sequence[Run], clock: Clock, rounds: int) -> list[float]:
+    """Seconds of each, run in turn once to warm up and then so many times."""
+    seconds = [float("inf")] * len(runs)
+    for count in range(rounds + 1):
+        for place, run in enumerate(runs):
+            started = clock()
+            run()
+            if count:
+                seconds[place] = min(seconds[place], clock() - started)
+    return seconds
+
+
+def beside(what: str, direction: str, seconds: Sequence[float], names: Sequence[str]) -> list[Row]:
+    """The first beside each of the others."""
+    own, *others = seconds
+    return [Row(what, direction, own, name, other / own) for name, other in zip(names, others, strict=True)]
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    return [
+        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}",
+        "",
+        "| cells as programs | | time | beside | times as fast |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row.what} | {row.direction} | {1e3 * row.seconds:.1f} ms | {row.beside} | {row.ratio:.2f} |"
+            for row in rows
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main()
