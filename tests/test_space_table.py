@@ -8,6 +8,7 @@ import pytest
 from bench.space import Choice, Table, main, race, random_search, regrets, replays
 from bench.space_table import main as make
 from bench.space_table import pool
+from wenet.cells import load_genotype
 
 from .wenet.helpers import write_text
 
@@ -37,6 +38,13 @@ def test_a_table_is_made_and_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["space", str(tmp_path / "table.xz"), "--pool", "8"])
     main()
     assert "| race, 3 rungs |" in capsys.readouterr().out
+
+
+def test_the_table_in_the_repository():
+    table = Table.load()
+    assert len(table.cells) == 512 and table.values.shape == (512, 2) and table.curves.shape == (512, 2, 20)
+    assert {len(cell.split()) for cell in table.cells} == set(range(1, 9)) and table.ceiling() > 0.7
+    assert str(load_genotype("darts-v2")) in table.cells
 
 
 def test_strategies_are_replayed(table):
