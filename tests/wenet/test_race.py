@@ -16,6 +16,8 @@ from wenet.cells import mutated, random_mixed_genotypes
 from wenet.cli.rank import main as rank_main
 from wenet.cli.search import main as search_main
 from wenet.data import load_corpus
+from wenet.programs import load_program
+from wenet.searching.audit import welch
 from wenet.searching.contest import verdict
 from wenet.searching.race import Runner, is_worse
 from wenet.searching.settings import resolve_config
@@ -236,14 +238,22 @@ def test_a_test_tells_worse_from_equal():
     assert is_worse(runner([math.inf] * 40), runner(base.tolist()))
 
 
+def test_trainings_that_end_alike_show_nothing():
+    assert welch([1.0, 1.0], [2.0, 2.0]) is None
+    assert 0 < welch([1.0, 1.0], [2.0, 2.1]) < 0.05
+
+
 def test_no_more_is_claimed_than_was_measured():
     metric = LanguageModelling.metric
 
-    def said(p, mean, other=50.0):
-        rows = [{"name": "winner", "mean": mean, "p": None}, {"name": "lstm", "mean": other, "p": p}]
-        return verdict({"contestants": rows}, metric, ["lstm"])
+    def said(p, mean, other=50.0, cell="tanh0"):
+        rows = [{"name": "winner", "mean": mean, "p": None, "genotype": cell}]
+        rows += [{"name": name, "mean": other, "p": p, "genotype": name} for name in ("lstm", "gru")]
+        return verdict({"contestants": rows}, metric, ["lstm", "gru"])
 
-    assert "is better than lstm" in said(0.01, 48.0)
+    assert "the winner is better than lstm and gru (p" in said(0.01, 48.0)
+    itself = said(0.01, 48.0, cell=str(load_program("lstm-program")))
+    assert "the winner is the published cell lstm, is better than gru (p" in itself
     assert "is worse than lstm" in said(0.01, 52.0)
     assert "is not shown to differ from lstm" in said(0.2, 40.0)
     assert "cannot be compared with lstm" in said(None, 48.0) and "cannot be compared" in said(0.01, None)

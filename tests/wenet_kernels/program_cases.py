@@ -90,7 +90,7 @@ class ProgramCase:
         """Output, states, and the derivatives of a random sum of them."""
         found = self.run(backend)
         torch.manual_seed(1)
-        loss = sum((tensor * torch.randn_like(tensor)).sum() for tensor in found)
+        loss = torch.stack([(tensor * torch.randn_like(tensor)).sum() for tensor in found]).sum()
         return [*found, *torch.autograd.grad(loss, self.leaves, allow_unused=True, materialize_grads=True)]
 
 

@@ -95,7 +95,7 @@ def _loaded(path: Path) -> Any:
         loaded = np.load(path, allow_pickle=False)
         return dict(loaded) if path.suffix == ".npz" else loaded
     except (ValueError, EOFError, KeyError) as error:
-        reason = "it holds pickled objects" if "pickle" in str(error).lower() else str(error)
+        reason = "it is not a NumPy file, or holds pickled objects" if "pickle" in str(error).lower() else str(error)
         raise WenetError(
             f"{path} cannot be read ({reason}); save plain arrays with numpy.save or numpy.savez"
         ) from None
@@ -151,7 +151,9 @@ def _row_a_sequence(path: Path, names: list[str], rows: list[list[str]], target:
     place = names.index(target)
     sequences, labels = [], []
     for number, row in enumerate(rows, start=first):
-        label = row[place].strip() if place < len(row) else ""
+        if place >= len(row):
+            raise WenetError(f"{path} line {number} has no column {target!r}; it needs {place + 1}, not {len(row)}")
+        label = row[place].strip()
         if _is_missing(label):
             raise WenetError(f"{path} line {number}: column {target!r} is empty; each sequence needs its target")
         labels.append(label)
@@ -209,7 +211,7 @@ def _ts(path: Path, reading: Reading) -> Series:
             raise WenetError(f"{path} line {number}: features of different length; each step needs all of them")
         sequences.append(np.array(rows).T)  # [T, F]
     if not sequences:
-        raise WenetError(f"{path} has no sequences behind @data")
+        raise WenetError(f"{path} has no sequences after @data")
     if not labelled:
         return series_of(sequences, False, name=path.stem)
     numeric = all(_is_number(label) for label in labels)

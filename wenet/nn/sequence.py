@@ -246,7 +246,7 @@ class SequenceModel(_Readout):
         """What the model gives for each sequence."""
         series = series_of(x, False, layout, "x") if self.horizon else inputs_of(x, layout)
         if series.features != self.features_in:
-            raise WenetError(f"x has {series.features} features, but the model was trained on {self.features_in}")
+            raise WenetError(f"x needs as many features as in training, {self.features_in}, not {series.features}")
         if not self.marked and np.isnan(series.values).any():
             step = int(np.isnan(series.values).any(1).argmax())
             raise WenetError(f"x, {series.place(step)}: a value is missing, as none was in training; fill it in")
@@ -273,7 +273,11 @@ class SequenceModel(_Readout):
         Returns:
             Scores of the classes `[M, K]`, or numbers `[M, K]`, of a forecast `[M, h, C]`; with a prediction at each
             step `[M, T, K]`.
+
+        Raises:
+            WenetError: x has another shape, or a length is not among 1 to T.
         """
+        self._check(x, 3, "[M, T, F]", lengths)
         inputs = self.standardised(x).transpose(0, 1)  # [T, M, I]
         first = first_values(inputs, self.relative)
         inputs = inputs - first if self.relative else inputs
@@ -293,6 +297,7 @@ class SequenceModel(_Readout):
             x: `[M, F]`.
             state: what the last step returned; None at the first.
         """
+        self._check(x, 2, "[M, F]")
         inputs = self.standardised(x).unsqueeze(0)  # [1, M, I]
         carried, total, count, first = (None, 0.0, 0, first_values(inputs, self.relative)) if state is None else state
         inputs = inputs - first if self.relative else inputs
@@ -301,6 +306,17 @@ class SequenceModel(_Readout):
         features = total / count if self.readout == "mean" else output[0]
         outputs = features @ self.head_weight + self.head_bias + self.added(inputs, inputs[..., -1])
         return self._in_units(outputs + self._first_of_targets(first)), (carried, total, count, first)
+
+    def _check(self, x: Tensor, dimensions: int, named: str, lengths: Tensor | None = None) -> None:
+        if x.dim() != dimensions or x.shape[-1] != self.features_in:
+            raise WenetError(f"x must have shape {named} with F = {self.features_in}, not {list(x.shape)}")
+        if lengths is None or torch.compiler.is_compiling():  # which reads no values
+            return
+        rows, steps = x.shape[:2]
+        if not isinstance(lengths, Tensor) or lengths.shape != (rows,):
+            raise WenetError(f"lengths must be a tensor of shape [{rows}]")
+        if rows and not (lengths.min() >= 1 and lengths.max() <= steps):
+            raise WenetError(f"lengths must be from 1 to {steps}, the steps of x")
 
     def _first_of_targets(self, first: Tensor) -> Tensor | float:
         """What is added to relative predictions, `[M, K]`, of the first values `[M, I]`."""

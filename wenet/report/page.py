@@ -152,11 +152,14 @@ def _runs(run: Run) -> str:
 def _how_to_run_again(run: Run) -> str:
     command = escape(" \\\n    ".join(words.command(run)))
     again = _with_commands(f"To write this page anew: `{shlex.join(['wenet-report', str(run.path)])}`")
-    return (
-        f'<pre tabindex=0><code class="command">{command}</code></pre><p>With the versions above, the same text and '
-        "as many threads it gives the same result to the last bit; elsewhere figures differ in the last digits, and a "
-        f"different cell may win.</p><p>{again}</p>"
-    )
+    if run.settings.get("minutes") is None:
+        outcome = (
+            f"With the versions above, the same {run.task.reads} and as many threads it gives the same result to the "
+            "last bit; elsewhere figures differ in the last digits, and a different cell may win."
+        )
+    else:
+        outcome = "What fits into --minutes depends on the speed of the machine, so a different cell may win."
+    return f'<pre tabindex=0><code class="command">{command}</code></pre><p>{outcome}</p><p>{again}</p>'
 
 
 def _table(columns: Sequence[str], rows: Sequence[words.Row]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wenet.cells import PROGRAMS, PUBLISHED
+from wenet.data import KEPT
 from wenet.report.run import Run
 from wenet.run import Config, as_flag, counted, duration, figure, flag, size
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
@@ -216,10 +217,12 @@ def command(run: Run) -> list[str]:
         for name, value in settings.items()
         if name not in ("dataset", "preset") and value is not None and value != usual.get(name)
     }
-    flags = {"preset": settings["preset"], **flags}
+    numbers = {} if run.task.reads == "text" else {"task": settings["task"]}
+    flags = {"preset": settings["preset"], **numbers, **flags}
     if run.config["data_dir"] is not None:
         flags["data_dir"] = run.config["data_dir"]
-    begin = shlex.join([f"wenet-{run.kind}", settings["dataset"]])
+    kept = run.path / KEPT  # of a run on arrays
+    begin = shlex.join([f"wenet-{run.kind}", str(kept) if kept.exists() else settings["dataset"]])
     return [begin, *(shlex.join(as_flag(name, value)) for name, value in flags.items())]
 
 

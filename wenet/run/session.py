@@ -270,7 +270,9 @@ def taken(task: Any, arrays: Any, config: Config) -> Any:
         WenetError: the task reads text, or the arrays do not fit.
     """
     if task.reads != "numbers":
-        raise WenetError(f"--task {config.task} reads text; for arrays say task='classify', 'regress' or 'forecast'")
+        raise WenetError(
+            f"--task {config.task} reads text; arrays need task='classify', 'regress', 'forecast' or 'label'"
+        )
     return task.take(arrays)
 
 

@@ -195,11 +195,11 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """The p of Welch's t-test, two-sided; None where there is nothing to compare."""
+    """The p of Welch's t-test, two-sided; None if either side has fewer than two values, or neither side varies."""
     from scipy import stats  # takes a second to import
 
     a, b = ([value for value in values if math.isfinite(value)] for values in (first, second))
-    if min(len(a), len(b)) < 2:
+    if min(len(a), len(b)) < 2 or len(set(a)) == len(set(b)) == 1:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of trainings that end alike

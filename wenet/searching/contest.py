@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wenet.cells import Cell, load_genotype
+from wenet.cells import Cell, load_genotype, read_cell
 from wenet.cells.instances import GRU, LSTM
 from wenet.files import written_whole
 from wenet.nn import split_row
@@ -25,7 +25,7 @@ from wenet.run.folder import write_tensors
 from wenet.searching.audit import final_ranking, welch
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import Group, by_shape, config_for
-from wenet.searching.space import identity, space_of
+from wenet.searching.space import identity, known_name, space_of
 from wenet.searching.strategy import RECORDS, Best, strategy_of
 from wenet.tasks import Metric, Task
 from wenet.training import (
@@ -437,29 +437,40 @@ def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
         f"contest   test {metric.name} of {counted(seeds, 'training')} each, {result['parameters']:,} parameters, "
         f"{counted(result['windows'], 'window')}:"
     ]
-    for row in result["contestants"]:
+    names = [_with_known_name(row) for row in result["contestants"]]
+    for row, name in zip(result["contestants"], names, strict=True):
         spread = "" if row["sd"] is None else f" ± {row['sd']:.{places}f}"
         p = "" if row["p"] is None else f"p = {row['p']:.2g}"
         lines.append(
-            f"          {figure(row['mean'], places, 'diverged')}{spread}  {row['name']:<11}  {p:<11}  "
+            f"          {figure(row['mean'], places, 'diverged')}{spread}  {name:<{max(map(len, names))}}  {p:<11}  "
             f"rate {row['rate']:g}, hidden {row['hidden']}, {row['parameters']:,} parameters, "
             f"{row['microseconds']:.0f} µs a step"
         )
     return [*lines, f"          {verdict(result, metric)}"]
 
 
+def _with_known_name(row: Mapping[str, Any]) -> str:
+    known = None if row["name"] in LAYERS else known_name(read_cell(row["genotype"]))
+    return row["name"] if known is None else f"{row['name']} ({known})"
+
+
 def verdict(result: Mapping[str, Any], metric: Metric, layers: Sequence[str] = tuple(LAYERS)) -> str:
     """A sentence that compares the winner with PyTorch's layers, and claims only what the trainings show."""
     winner = next(row for row in result["contestants"] if row["name"] == WINNER)
-    parts = []
+    same = known_name(read_cell(winner["genotype"]))
+    found: dict[str, list[str]] = {}
     for row in result["contestants"]:
-        if row["name"] not in layers:
-            continue
-        if row["p"] is None or winner["mean"] is None:
-            parts.append(f"cannot be compared with {row['name']}")
-        elif row["p"] >= 0.05:
-            parts.append(f"is not shown to differ from {row['name']}")
-        else:
-            better = metric.order(winner["mean"]) < metric.order(row["mean"])
-            parts.append(f"is {'better' if better else 'worse'} than {row['name']}")
-    return f"the winner {' and '.join(parts)} (p < 0.05, Welch's t-test)"
+        if row["name"] in layers and row["name"] != (same or "").removesuffix("-tanh"):
+            found.setdefault(_compared(winner, row, metric), []).append(row["name"])
+    parts = [f"{relation} {' and '.join(names)}" for relation, names in found.items()]
+    itself = [] if same is None else [f"is the published cell {same}"]
+    return f"the winner {', '.join([*itself, *parts])} (p < 0.05, Welch's t-test)"
+
+
+def _compared(winner: Mapping[str, Any], row: Mapping[str, Any], metric: Metric) -> str:
+    if row["p"] is None or winner["mean"] is None:
+        return "cannot be compared with"
+    if row["p"] >= 0.05:
+        return "is not shown to differ from"
+    better = metric.order(winner["mean"]) < metric.order(row["mean"])
+    return f"is {'better' if better else 'worse'} than"

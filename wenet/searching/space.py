@@ -10,6 +10,7 @@ from typing import Protocol
 from wenet.cells import Cell, Genotype, mutated, random_genotypes, random_mixed_genotypes
 from wenet.cells.gated import mutated as mutated_program
 from wenet.cells.gated import random_mixed_programs
+from wenet.cells.instances import PROGRAMS
 from wenet.searching.settings import SearchConfig
 from wenet_kernels import Program, WenetError
 from wenet_kernels.programs import canonical
@@ -82,3 +83,16 @@ def draw_pool(config: SearchConfig) -> list[Cell]:
 def identity(cell: Cell) -> Cell:
     """The same for all cells that differ in nothing but how they are written."""
     return canonical(cell) if isinstance(cell, Program) else cell
+
+
+def known_name(cell: Cell) -> str | None:
+    """The name of a published program that a cell is equal to.
+
+    >>> from wenet.programs import load_program
+    >>> known_name(load_program("gru-program"))
+    'gru'
+    """
+    if not isinstance(cell, Program):
+        return None
+    found = identity(cell)
+    return next((name for name, (program, _) in PROGRAMS.items() if identity(program) == found), None)

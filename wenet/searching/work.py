@@ -22,6 +22,7 @@ from wenet.tasks import Baseline, Metric, task_of
 from wenet.training import estimate_standalone, estimate_training, resolve_train_config
 from wenet_kernels import WenetError
 
+LATE = 1.1  # of the time that --minutes allows
 FOLLOWING_PRESET = "quick"  # preset of the training proposed after a search
 
 
@@ -86,6 +87,8 @@ class SearchOutcome:
         baseline: the value that a model must beat, if known.
         audit: the contents of `audit.json`, if there was an audit.
         contest: the contents of `contest.json`, if there was a contest.
+        spent: seconds of a run with `--minutes`, from its beginning.
+        over: whether these were clearly more than `--minutes` allows.
     """
 
     dataset: str
@@ -97,6 +100,8 @@ class SearchOutcome:
     baseline: Baseline | None = None
     audit: dict[str, Any] | None = None
     contest: dict[str, Any] | None = None
+    spent: float | None = None
+    over: bool = False
 
     def __str__(self) -> str:
         return describe_search(self)
@@ -185,8 +190,19 @@ def run_search(session: Session[SearchConfig]) -> SearchOutcome:
         best, contest = hold_contest(session, best)
     folder, watched = session.folder.path, session.ranks.alone and not session.console.silent and not session.budget
     steps = NextSteps.estimated(session, best.genotype) if watched else NextSteps.of_session(session)
+    budget = session.budget
     return SearchOutcome(
-        config.dataset, best.genotype, best, folder, session.task.metric, steps, session.baseline, audit, contest
+        config.dataset,
+        best.genotype,
+        best,
+        folder,
+        session.task.metric,
+        steps,
+        session.baseline,
+        audit,
+        contest,
+        spent=None if budget is None else budget.spent,
+        over=budget is not None and budget.spent > LATE * budget.total,
     )
 
 
@@ -208,6 +224,11 @@ def describe_search(result: SearchOutcome) -> str:
             "",
             f"cell      {result.genotype}",
             f"cost      {_cost(result)}, peak memory {size(best.peak_memory_bytes)}",
+            *(
+                ["caution   this is longer than --minutes allows: no shorter search fits these data"]
+                if result.over
+                else []
+            ),
             *best.lines(result.metric),
             *_how_good_the_ranking_is(result),
             *(describe_contest(result.contest, result.metric) if result.contest else []),
@@ -219,11 +240,12 @@ def describe_search(result: SearchOutcome) -> str:
 
 
 def _cost(result: SearchOutcome) -> str:
-    """The time of the whole, and of its parts where it has several."""
+    """The time of the whole, within a budget from its beginning on, and of its parts where it has several."""
     seconds = {"search": result.best.seconds}
     seconds |= {name: part["seconds"] for name, part in (("audit", result.audit), ("contest", result.contest)) if part}
     parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
-    return duration(sum(seconds.values())) + (f" ({parts})" if len(seconds) > 1 else "")
+    whole = sum(seconds.values()) if result.spent is None else result.spent
+    return duration(whole) + (f" ({parts})" if len(seconds) > 1 else "")
 
 
 def _how_far(best: Best) -> list[str]:

@@ -23,6 +23,8 @@ def check_program(states: int, instructions: Sequence[Instruction], results: Seq
     """Raise `WenetError` unless the parts form a cell."""
     if type(states) is not int or not 1 <= states <= len(STATES):
         raise WenetError(f"a cell carries 1 to {len(STATES)} states, not {states!r}")
+    if not instructions:
+        raise WenetError("a cell must compute something; this one only hands on its states")
     if not 1 <= len(instructions) <= MAX_INSTRUCTIONS:
         raise WenetError(f"a cell has 1 to {MAX_INSTRUCTIONS} instructions, this one has {len(instructions)}")
     for value, instruction in enumerate(instructions, start=states):

@@ -130,11 +130,30 @@ def test_predictions_are_labels():
     for row, one in enumerate(x):
         assert found[row] == "abcd"[int(single(torch.from_numpy(one)[None]).argmax())]
         assert shares[row].sum() == pytest.approx(1)
-    with pytest.raises(WenetError, match="x has 2 features, but the model was trained on 3"):
+    with pytest.raises(WenetError, match="as many features as in training, 3, not 2"):
         single.predict([one[:, :2] for one in x])
     x[1][2, 0] = np.nan
     with pytest.raises(WenetError, match="x, sequence 2, step 3: a value is missing"):
         single.predict(x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "lengths", "message"),
+    [
+        ((2, 5, FEATURES + 1), None, "x must have shape \\[M, T, F\\] with F = 3"),
+        ((5, FEATURES), None, "x must have shape"),
+        ((2, 5, FEATURES), torch.tensor([5, 9]), "lengths must be from 1 to 5"),
+        ((2, 5, FEATURES), torch.tensor([0, 5]), "lengths must be from 1 to 5"),
+        ((2, 5, FEATURES), torch.tensor([5]), "a tensor of shape \\[2\\]"),
+        ((2, 5, FEATURES), [5, 3], "a tensor of shape \\[2\\]"),
+    ],
+)
+def test_a_model_refuses_what_does_not_fit(shape, lengths, message):
+    single = one_of(models("last", "ce"), 0, "last", classes=("a", "b", "c", "d"))
+    with pytest.raises(WenetError, match=message):
+        single(torch.randn(*shape), lengths)
+    with pytest.raises(WenetError, match="x must have shape \\[M, F\\]"):
+        single.step(torch.randn(*shape[:2], 1))
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])

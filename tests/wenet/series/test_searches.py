@@ -131,7 +131,7 @@ def test_a_label_for_each_step(tmp_path):
     found = wenet.search((x, y), task="label", out=tmp_path / "run", **SHORT)
     assert found.predict(x).shape == y.shape and (found.predict(x) == y).mean() > 0.75
     with pytest.raises(WenetError, match="--metric"):
-        wenet.search((x, y), task="label", metric="rmse", out=tmp_path / "other", **SHORT)
+        wenet.search((x, y), task="label", metric="mase", out=tmp_path / "other", **SHORT)
 
 
 def test_a_file_from_the_command(tmp_path, capsys):

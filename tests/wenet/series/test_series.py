@@ -279,7 +279,7 @@ def test_arrays_in_files(tmp_path):
         ("label.csv", "a,b,kind\n1,2,\n3,4,down\n", "line 2: column 'kind' is empty"),
         ("wide.csv", "a,b,kind\n1,2,3,4\n3,4,5\n", "line 2: 4 columns, where the first line has 3"),
         ("uneven.ts", "@data\n1,2:3:a\n", "line 2: features of different length"),
-        ("none.ts", "@problemName None\n", "has no sequences behind @data"),
+        ("none.ts", "@problemName None\n", "has no sequences after @data"),
         ("broken.npz", "this is no archive", "cannot be read"),
         ("one.xlsx", "", "name a file that ends in .npy, .npz, .csv, .tsv, .ts"),
     ],
@@ -294,7 +294,7 @@ def test_a_missing_file_and_objects_are_refused(tmp_path):
     with pytest.raises(WenetError, match="no file .*none.npz; name one that is there"):
         read_series(tmp_path / "none.npz", Reading(True))
     np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object), y=np.zeros(1))
-    with pytest.raises(WenetError, match="it holds pickled objects"):
+    with pytest.raises(WenetError, match="holds pickled objects"):
         read_series(tmp_path / "objects.npz", Reading(True))
 
 
