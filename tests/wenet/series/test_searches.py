@@ -176,7 +176,7 @@ def test_impossible_searches_are_refused(tmp_path, capsys, flags, message):
 
 def test_text_and_numbers_are_told_apart(tmp_path, capsys):
     assert "--horizon has no meaning for --task language" in fails(capsys, "sotu", "--horizon", "3")
-    with pytest.raises(WenetError, match="--task language reads text; for arrays say task='classify'"):
+    with pytest.raises(WenetError, match="--task language reads text; arrays need task='classify'"):
         wenet.search(sums(), out=tmp_path / "run")
     with pytest.raises(WenetError, match="wenet-train reads text"):
         wenet.train("sotu", task="classify", out=tmp_path / "run")
