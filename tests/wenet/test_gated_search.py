@@ -250,7 +250,8 @@ def test_a_race_of_programs(raced):
     first, last = ({n["genotype"]: n["held_out_loss"] for n in record["networks"]} for record in records)
     assert all(last[cell] < first[cell] for cell in last)
     best = json.loads((raced / "best.json").read_text())
-    assert best["genotype"] == {"program": best["text"]} == {"program": records[-1]["networks"][0]["genotype"]}
+    finalists = [network["genotype"] for network in records[-1]["networks"][:2]]
+    assert best["genotype"] == {"program": best["text"]} and best["text"] in finalists
     assert load_cell(str(raced)) == load_program(raced) == read_cell(best["text"])
     with pytest.raises(WenetError, match="holds a program"):
         wenet.genotypes.load_genotype(raced)
