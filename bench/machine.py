@@ -1,4 +1,4 @@
-"""The peak rate of the machine, and the memory of a process."""
+"""The peak rate of the machine, fastest runs in turn, and the memory of a process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import gc
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -56,3 +57,15 @@ def _release_free_memory() -> None:
 def _memory(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def fastest(runs: Sequence[Callable[[], object]], clock: Callable[[], float], rounds: int) -> list[float]:
+    """Seconds of each, run in turn once to warm up and then so many times."""
+    seconds = [float("inf")] * len(runs)
+    for count in range(rounds + 1):
+        for place, run in enumerate(runs):
+            started = clock()
+            run()
+            if count:
+                seconds[place] = min(seconds[place], clock() - started)
+    return seconds

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bench.machine import DENSE_SIZE
+from bench.machine import DENSE_SIZE, fastest
 from wenet.nn import CellRNN, StandaloneCellRNN
 from wenet.programs import random_programs
 from wenet_kernels import ProgramBatch
@@ -144,18 +144,6 @@ def both(module: nn.Module, x: Tensor, grad: Tensor) -> Run:
 def of_all(modules: Sequence[nn.Module], run: Callable[..., Run], x: Tensor, grad: Tensor) -> Run:
     runs = [run(module, x, grad) for module in modules]
     return lambda: [each() for each in runs]
-
-
-def fastest(runs: Sequence[Run], clock: Clock, rounds: int) -> list[float]:
-    """Seconds of each, run in turn once to warm up and then so many times."""
-    seconds = [float("inf")] * len(runs)
-    for count in range(rounds + 1):
-        for place, run in enumerate(runs):
-            started = clock()
-            run()
-            if count:
-                seconds[place] = min(seconds[place], clock() - started)
-    return seconds
 
 
 def beside(what: str, direction: str, seconds: Sequence[float], names: Sequence[str]) -> list[Row]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bench.machine import DENSE_SIZE, PeakMemory
+from bench.machine import DENSE_SIZE, PeakMemory, fastest
 from wenet.cells.gated import random_mixed_programs
 from wenet.nn import CellRNN, StandaloneCellRNN, StandaloneSequenceModels
 from wenet_kernels import Program
@@ -37,19 +37,21 @@ def main() -> None:
     together = [
         models([cell for cell in cells if cell.states == states], *sizes) for states in {cell.states for cell in cells}
     ]
-    contestants: dict[str, tuple[Callable[[], object], float]] = {
-        "all at once": (lambda: steps_of(together, inputs, targets), 1.0)
-    }
-    contestants["all at once"][0]()
+    steps_of(together, inputs, targets)
     grown = memory.grown()
     share = len(cells) / len(some)
     alone = [models([cell], *sizes) for cell in some]
-    contestants["one after the other, native"] = (lambda: steps_of(alone, inputs, targets), share)
     modules = [Eager(cell, *sizes) for cell in some]
-    contestants["a loop over PyTorch modules"] = (lambda: steps_of(modules, inputs, targets), share)
     left, right = torch.randn(2, DENSE_SIZE, DENSE_SIZE).unbind(0)
-    contestants[DENSE] = (lambda: torch.mm(left, right), 1.0)
-    seconds = timed(contestants, options.rounds, time.process_time if options.threads == 1 else time.perf_counter)
+    contestants: dict[str, tuple[Callable[[], object], float]] = {
+        "all at once": (lambda: steps_of(together, inputs, targets), 1.0),
+        "one after the other, native": (lambda: steps_of(alone, inputs, targets), share),
+        "a loop over PyTorch modules": (lambda: steps_of(modules, inputs, targets), share),
+        DENSE: (lambda: torch.mm(left, right), 1.0),
+    }
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    best = fastest([step for step, _ in contestants.values()], clock, options.rounds)
+    seconds = {name: share * one for (name, (_, share)), one in zip(contestants.items(), best, strict=True)}
     dense = 2 * DENSE_SIZE**3 / seconds.pop(DENSE) / 1e9  # GF/s
     weights = sum(cell.of_input * sizes[0] * sizes[1] + cell.of_values * sizes[1] ** 2 for cell in cells)
     rate = 6 * weights * options.steps * options.rows / seconds["all at once"] / 1e9
@@ -83,19 +85,6 @@ def steps_of(models: Sequence[torch.nn.Module], inputs: Tensor, targets: Tensor)
     for model in models:
         model.zero_grad()
         model.loss(inputs, targets)[0].backward()  # type: ignore[operator]
-
-
-def timed(
-    contestants: dict[str, tuple[Callable[[], object], float]], rounds: int, clock: Callable[[], float]
-) -> dict[str, float]:
-    """The best seconds of each, times its share."""
-    best = dict.fromkeys(contestants, float("inf"))
-    for _ in range(rounds):
-        for name, (step, share) in contestants.items():
-            started = clock()
-            step()
-            best[name] = min(best[name], share * (clock() - started))
-    return best
 
 
 def _parser() -> argparse.ArgumentParser:
