@@ -64,15 +64,31 @@ def _activate(x, kind, APPROXIMATE: tl.constexpr):
 
 
 @triton.jit
+def _tanh_slope(f):
+    """The derivative, from the value f; as in the next two."""
+    return 1 - f * f
+
+
+@triton.jit
+def _relu_slope(f):
+    return tl.where(f > 0, 1.0, 0.0)
+
+
+@triton.jit
+def _sigmoid_slope(f):
+    return f * (1 - f)
+
+
+@triton.jit
 def _slope(f, kind):
     """The derivative of the activation, from its value f."""
     slope = f * 0 + 1
     if kind == TANH:
-        slope = 1 - f * f
+        slope = _tanh_slope(f)
     elif kind == RELU:
-        slope = tl.where(f > 0, 1.0, 0.0)
+        slope = _relu_slope(f)
     elif kind == SIGMOID:
-        slope = f * (1 - f)
+        slope = _sigmoid_slope(f)
     return slope
 
 

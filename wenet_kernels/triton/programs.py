@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from wenet_kernels.programs.batch import CODES
-from wenet_kernels.triton.kernels import _sigmoid, _tanh
+from wenet_kernels.triton.kernels import _relu_slope, _sigmoid, _sigmoid_slope, _tanh, _tanh_slope
 from wenet_kernels.triton.program_tables import FIELDS
 
 TANH = tl.constexpr(CODES["tanh"])
@@ -89,11 +89,11 @@ def _slope(f, code):
     """The derivative of a function from its value f, silu's from its argument; 1 of none."""
     slope = f * 0 + 1
     if code == TANH:
-        slope = 1 - f * f
+        slope = _tanh_slope(f)
     elif code == RELU:
-        slope = tl.where(f > 0, 1.0, 0.0)
+        slope = _relu_slope(f)
     elif code == SIGMOID:
-        slope = f * (1 - f)
+        slope = _sigmoid_slope(f)
     elif code == SOFTPLUS:
         slope = _softplus_slope(f)
     elif code == SILU:
