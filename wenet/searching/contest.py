@@ -51,7 +51,8 @@ WINNER, RUNNER_UP, MEDIAN = "winner", "runner-up", "median cell"
 HEAD = "head_weight"  # of models of sequences, `[n, H, K]`
 ROW = "rnn.weights"  # where `StandaloneCellRNN` has the parameters of networks
 RATE_SHARE = 2  # rates are tried for one in this many of the windows
-CONTESTANTS = 6  # at most, with a single finalist
+OTHERS = 5  # contestants that are no finalists, at most
+FULLY = 3  # finalists that train in full
 TRIALS_SHARE = 0.3  # of the time for a contest, where that is limited
 AFTERWARDS, LEAST_AFTERWARDS = 0.05, 5.0  # of the whole time, and in seconds, kept for the report
 CHECKS = 20  # of a training on sequences of numbers, whose best weights count
@@ -70,6 +71,18 @@ class Contestant:
     architecture: Architecture
     config: SearchConfig
     finalist: bool = False
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A short training at one rate."""
+
+    rate: float
+    outcome: Outcome
+
+    def to_dict(self, metric: Metric) -> dict[str, Any]:
+        value = self.outcome.value
+        return {"rate": self.rate, metric.key: value if math.isfinite(value) else None}
 
 
 @dataclass(frozen=True)
@@ -98,10 +111,11 @@ class Trained:
 def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict[str, Any]]:
     """Train the finalists of a search beside their rivals; returns its winner and the contents of `contest.json`.
 
-    Finalists are the first cells of the search, and if these are several, LSTM and GRU where they took part. The one
-    that is best on the validation part is the winner. All have as many parameters as the settings name, or as the first
-    cell has; PyTorch's layers have a few more rather than fewer. Each trains at its best rate of the settings' grid,
-    chosen after half of the windows with a seed that is not used again. The test part decides nothing.
+    Finalists are the first cells of the search, and if these are several, LSTM and GRU where they took part. All have
+    as many parameters as the settings name, or as the first cell has; PyTorch's layers have a few more rather than
+    fewer. Each is tried at every rate of the settings' grid, for half of the windows with a seed that is not used
+    again, and trains at its best; but only `FULLY` finalists do, those whose trials were the best. The one whose
+    trainings are the best on the validation part is the winner. The test part decides nothing.
 
     Raises:
         WenetError: as in `train_standalone`; also if a contest with other settings was begun in this folder.
@@ -112,16 +126,15 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
     groups = _groups(session, contestants)
     of_trials = _windows_of_trials(session, groups)
     trials = [_try_rates(session, group, of_trials) for group in groups]
-    windows = _windows_of_trainings(session, of_trials, sum(trial.seconds for trial in trials))
-    session.console.say(
-        f"contest: {counted(len(contestants), 'contestant')}, {counted(config.contest_seeds, 'training')} each, "
-        f"{counted(windows, 'window')}"
-    )
+    tried = _best_trials(session, groups, trials)
+    going_on = _going_on(contestants, tried, task.metric)
+    windows = _windows_of_trainings(session, groups, trials, of_trials, going_on)
+    session.console.say(_announced(session, contestants, going_on, windows))
     trained: list[Trained] = []
     trainings = []
-    for group, trial in zip(groups, trials, strict=True):
+    for group in (part for group in groups if (part := group.only(going_on)) is not None):
         entrants = [contestants[place] for place in group.places]
-        rates = _best_rates(session, entrants, trial)
+        rates = [tried[place].rate for place in group.places]
         trainings.append(_train_group(session, group, entrants, rates, windows))
         trained += _by_contestant(session, group, entrants, rates, trainings[-1])
     trained = _named_by_rank(trained, task.metric)
@@ -132,10 +145,14 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
             "rates": config.rate_grid,
             "parameters": parameter_count(contestants[0].config, contestants[0].architecture, task, data),
             **_cost(trials + trainings),
+            "trials": [
+                {"genotype": str(each.architecture), **tried[place].to_dict(task.metric), "trained": place in going_on}
+                for place, each in enumerate(contestants)
+            ],
             "contestants": _table(session, trained),
         }
     )
-    best = _confirmed(session, best, trained, windows)
+    best = _confirmed(session, best, trained, windows, sum(entrant.finalist for entrant in contestants))
     session.folder.write_json(RESULT, result)
     return best, result
 
@@ -147,9 +164,22 @@ def _groups(session: Session[SearchConfig], contestants: Sequence[Contestant]) -
     return by_shape(architectures, session.config, session.task, session.data, parameters)
 
 
-def _confirmed(session: Session[SearchConfig], best: Best, trained: Sequence[Trained], windows: int) -> Best:
+def _announced(
+    session: Session[SearchConfig], contestants: Sequence[Contestant], going_on: Sequence[int], windows: int
+) -> str:
+    """What the trainings are, before they begin."""
+    left = len(contestants) - len(going_on)
+    behind = f" ({counted(left, 'finalist')} left after the trials)" if left else ""
+    return (
+        f"contest: {counted(len(going_on), 'contestant')}{behind}, "
+        f"{counted(session.config.contest_seeds, 'training')} each, {counted(windows, 'window')}"
+    )
+
+
+def _confirmed(
+    session: Session[SearchConfig], best: Best, trained: Sequence[Trained], windows: int, finalists: int
+) -> Best:
     """The winner of the search, which several finalists may have become."""
-    finalists = sum(each.entrant.finalist for each in trained)
     if finalists == 1:
         return best
     winner, metric = trained[0], session.task.metric
@@ -246,14 +276,23 @@ def seconds_of_a_window(networks: Sequence[int], seconds: Sequence[float]) -> tu
     return time_taken - slope * size, slope
 
 
-def _windows_of_trainings(session: Session[SearchConfig], of_trials: int, seconds: float) -> int:
-    """Windows of each training; within a budget as many as the seconds that all trials took leave time for."""
+def _windows_of_trainings(
+    session: Session[SearchConfig],
+    groups: Sequence[Group],
+    trials: Sequence[StandaloneResult],
+    of_trials: int,
+    going_on: Sequence[int],
+) -> int:
+    """Windows of each training; within a budget as many as fit into the rest of it, by the time that trials took."""
     config, budget = session.config, session.budget
     if budget is None:
         return training_windows(session, config.contest_epochs)
-    of_a_window = seconds / of_trials * config.contest_seeds / len(config.rate_grid)
-    fitting = int(_time_to_train(budget) / of_a_window)
-    planned: int = budget.planned("windows_of_contest", lambda: max(1, fitting))
+    left = [len(set(group.places) & set(going_on)) for group in groups]
+    seconds = sum(
+        trial.seconds / of_trials * (count * config.contest_seeds) / (len(group.places) * len(config.rate_grid))
+        for group, trial, count in zip(groups, trials, left, strict=True)
+    )
+    planned: int = budget.planned("windows_of_contest", lambda: max(1, int(_time_to_train(budget) / seconds)))
     return planned
 
 
@@ -277,14 +316,25 @@ def _try_rates(session: Session[SearchConfig], group: Group, windows: int) -> St
     return train_standalone(*_place(session, group, "rates"), plan, f"rates, {group.name}")
 
 
-def _best_rates(session: Session[SearchConfig], entrants: Sequence[Contestant], trial: StandaloneResult) -> list[float]:
-    """The best rate of each contestant by the validation metric."""
+def _best_trials(
+    session: Session[SearchConfig], groups: Sequence[Group], trials: Sequence[StandaloneResult]
+) -> dict[int, Trial]:
+    """The best trial of each contestant by the validation metric, by its place."""
     rates, metric = session.config.rate_grid, session.task.metric
-    chosen = []
-    for place in range(len(entrants)):
-        own = trial.outcomes[place * len(rates) : (place + 1) * len(rates)]
-        chosen.append(min(zip(rates, own, strict=True), key=lambda pair: pair[1].order(metric))[0])
-    return chosen
+    found = {}
+    for group, trial in zip(groups, trials, strict=True):
+        for number, place in enumerate(group.places):
+            own = trial.outcomes[number * len(rates) : (number + 1) * len(rates)]
+            pairs = (Trial(rate, outcome) for rate, outcome in zip(rates, own, strict=True))
+            found[place] = min(pairs, key=lambda each: each.outcome.order(metric))
+    return found
+
+
+def _going_on(contestants: Sequence[Contestant], tried: Mapping[int, Trial], metric: Metric) -> list[int]:
+    """The places of those that train in full: the finalists with the best trials, and all that are none."""
+    finalists = [place for place, entrant in enumerate(contestants) if entrant.finalist]
+    best = sorted(finalists, key=lambda place: tried[place].outcome.order(metric))[:FULLY]
+    return [place for place, entrant in enumerate(contestants) if place in best or not entrant.finalist]
 
 
 def _train_group(
@@ -426,8 +476,11 @@ def estimate_contest(session: Session[SearchConfig]) -> float:
     cell = space_of(config).largest(config)
     sized = config_for(cell, config, task, data)
     held_out = sum(task.positions(data, part) for part in ("valid", "test")) / 3 / task.positions(data, "train")
-    epochs = config.contest_epochs * (config.contest_seeds + len(config.rate_grid) / RATE_SHARE)
-    return CONTESTANTS * seconds_per_network(sized, cell, epochs + config.contest_seeds * held_out, task, data)
+    others = OTHERS - (config.finalists > 1)  # the runner-up is one of several finalists
+    tried, trained = config.finalists + others, min(config.finalists, FULLY) + others
+    passes = tried * config.contest_epochs * len(config.rate_grid) / RATE_SHARE
+    passes += trained * config.contest_seeds * (config.contest_epochs + held_out)
+    return seconds_per_network(sized, cell, passes, task, data)
 
 
 def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:

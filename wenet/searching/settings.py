@@ -159,7 +159,7 @@ class SearchConfig(SeriesConfig):
     )
     finalists: int = option(
         1,
-        "first cells of a search that train in the contest; the best of them in validation is the winner",
+        "first cells of a search that are tried in the contest; the three best of them then train in full",
         Group.RACE,
         metavar="N",
         at_least=1,

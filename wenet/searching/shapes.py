@@ -49,6 +49,20 @@ class Group:
             return []
         return [size for size in self.sizes for _ in range(copies)]
 
+    def only(self, places: Sequence[int]) -> Group | None:
+        """The part of the group that stood at some places; None if none of it did."""
+        kept = [number for number, place in enumerate(self.places) if place in places]
+        if not kept:
+            return None
+        sizes = [self.sizes[number] for number in kept]
+        return Group(
+            self.kind,
+            replace(self.config, hidden=max(sizes)),
+            [self.architectures[number] for number in kept],
+            sizes,
+            [self.places[number] for number in kept],
+        )
+
     @property
     def name(self) -> str:
         """For folders and lines on a console."""
