@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wenet.cells.instances import GRU, LSTM, RNN_TANH
 from wenet.nn.checks import check_count, check_probability
 from wenet.nn.dropout import locked_dropout
 from wenet.nn.weighted import draw_networks
-from wenet_kernels import WenetError, check_choice
+from wenet_kernels import ProgramBatch, WenetError, cell_rnn, check_choice, project
 
-# The gates of PyTorch's layers, and the states they carry.
-LAYERS = {"lstm": (4, 2), "gru": (3, 1), "rnn": (1, 1)}
+LAYERS = {"lstm": LSTM, "gru": GRU, "rnn": RNN_TANH}  # PyTorch's
 
 
 class StackedLSTM(nn.Module):
@@ -87,19 +87,24 @@ class StackedLSTM(nn.Module):
         assert isinstance(layer, nn.LSTM)
         [[from_input, from_hidden, *biases]] = layer.all_weights
         weights = [from_input, functional.dropout(from_hidden, self.dropout_h, self.training), *biases]
-        return _lstm(x, h, c, weights)
+        # Nothing is dropped within, so "training" only lets gradients be had in evaluation too.
+        return torch.lstm(x, (h.contiguous(), c.contiguous()), weights, True, 1, 0.0, True, False, False)
 
 
 class StandaloneRNN(nn.Module):
     """n layers of PyTorch side by side, called like a `WeightedDagRNN` with independent coupling.
 
+    They have the parameters of `torch.nn.LSTM`, `torch.nn.GRU` or `torch.nn.RNN`, and compute the same; but as programs
+    in one call, because PyTorch would run one after another.
+
     Args:
-        kind: "lstm", "gru" or "rnn", as `torch.nn.LSTM`, `torch.nn.GRU` and `torch.nn.RNN` compute them.
+        kind: "lstm", "gru" or "rnn".
         input_size, hidden_size: features of the input, I, and of the state and the output, H.
         count: of networks, n.
         dropout_x: on the input, one draw per call, shared over time and networks.
         dropout_h: on the weights between hidden states, one draw per call, shared over networks.
         among: `(total, slice)`: initialise as if all `total` networks had been drawn, so ranks agree.
+        backend: as in `CellRNN`.
 
     Parameters: weight_input `[n, G, I]`, weight_hidden `[n, G, H]`; bias_input, bias_hidden `[n, G]`, G gates times H.
     The state is `[n, M, S]`: h, and of an LSTM c beside it.
@@ -119,6 +124,7 @@ class StandaloneRNN(nn.Module):
         dropout_x: float = 0.0,
         dropout_h: float = 0.0,
         among: tuple[int, slice] | None = None,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         check_choice("kind", kind, LAYERS)
@@ -128,9 +134,9 @@ class StandaloneRNN(nn.Module):
         check_probability("dropout_x", dropout_x)
         check_probability("dropout_h", dropout_h)
         self.kind, self.input_size, self.hidden_size, self.count = kind, input_size, hidden_size, count
-        self.dropout_x, self.dropout_h, self.among = dropout_x, dropout_h, among
-        gates, self.states = LAYERS[kind]
-        rows = gates * hidden_size
+        self.dropout_x, self.dropout_h, self.among, self.backend = dropout_x, dropout_h, among, backend
+        self.cells = ProgramBatch.of([LAYERS[kind]] * count)
+        rows = LAYERS[kind].of_values * hidden_size
         self.weight_input = nn.Parameter(torch.empty(count, rows, input_size))
         self.weight_hidden = nn.Parameter(torch.empty(count, rows, hidden_size))
         self.bias_input, self.bias_hidden = (nn.Parameter(torch.empty(count, rows)) for _ in range(2))
@@ -151,26 +157,35 @@ class StandaloneRNN(nn.Module):
         Returns:
             output `[T, n, M, H]` and the last state `[n, M, S]`.
         """
-        masked = locked_dropout(self, x, self.dropout_x)
-        each = masked if masked.dim() == 4 else [masked] * self.count
+        carried, hidden = self.cells.states, self.hidden_size
         kept = functional.dropout(torch.ones_like(self.weight_hidden[0]), self.dropout_h, self.training)
-        h = x.new_zeros(self.count, x.shape[-2], self.states * self.hidden_size) if h0 is None else h0
-        weights = zip(self.weight_input, self.weight_hidden * kept, self.bias_input, self.bias_hidden, strict=True)
-        found = [self._run(*one) for one in zip(each, h, map(list, weights), strict=True)]
-        outputs, states = zip(*found, strict=True)
-        return torch.stack(outputs, 1), torch.stack(states)
+        h = x.new_zeros(self.count, x.shape[-2], carried * hidden) if h0 is None else h0
+        output, states = cell_rnn(
+            self._project(locked_dropout(self, x, self.dropout_x)),
+            h.unflatten(-1, (carried, -1)).permute(2, 0, 1, 3),  # [S, n, M, H]
+            self._of_products(self.weight_hidden * kept).flatten(0, 1),
+            self._biases().flatten(0, 1),
+            None,
+            self.cells,
+            backend=self.backend,
+        )
+        return output, torch.cat([state[-1] for state in states], -1)
 
-    def _run(self, x: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """One network's output `[T, M, H]` and state `[M, S]`."""
-        states = [state.contiguous() for state in h.unsqueeze(0).chunk(self.states, -1)]
-        if self.kind == "lstm":
-            output, h, c = _lstm(x, states[0], states[1], weights)
-            return output, torch.cat([h, c], -1)[0]
-        run = torch.gru if self.kind == "gru" else torch.rnn_tanh
-        output, last = run(x, states[0], weights, True, 1, 0.0, True, False, False)
-        return output, last[0]
+    def _of_products(self, weight: Tensor) -> Tensor:
+        """Weights `[n, G, K]` as those of the products of each cell, `[n, products, K, H]`."""
+        return weight.unflatten(1, (-1, self.hidden_size)).mT
 
+    def _project(self, x: Tensor) -> Tensor:
+        """The input through the weights of all products, `[T, n * products, M, H]`."""
+        weight = self._of_products(self.weight_input)
+        if x.dim() == 3:
+            return project(x, weight.flatten(0, 1), backend=self.backend)
+        return torch.einsum("ntmi,npih->tnpmh", x, weight).flatten(1, 2)
 
-def _lstm(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    # Nothing is dropped within, so "training" only lets gradients be had in evaluation too.
-    return torch.lstm(x, (h.contiguous(), c.contiguous()), weights, True, 1, 0.0, True, False, False)
+    def _biases(self) -> Tensor:
+        """The biases of each cell, `[n, biases, H]`: sums of two, but not where a GRU resets one of two products."""
+        of_input, of_hidden = (
+            bias.unflatten(1, (-1, self.hidden_size)) for bias in (self.bias_input, self.bias_hidden)
+        )
+        both = of_input + of_hidden
+        return torch.cat([both[:, :2], of_input[:, 2:], of_hidden[:, 2:]], 1) if self.kind == "gru" else both

@@ -70,9 +70,14 @@ def build_standalone(
             among=among,
         )
     else:
-        kind = str(architectures[0])
-        sizes = (task.inputs(data, config), config.hidden)
-        layer = StandaloneRNN(kind, *sizes, len(architectures), config.dropout_x, config.dropout_h, among)
+        layer = StandaloneRNN(
+            str(architectures[0]),
+            *(task.inputs(data, config), config.hidden, len(architectures)),
+            dropout_x=config.dropout_x,
+            dropout_h=config.dropout_h,
+            among=among,
+            backend=config.backend,
+        )
     return task.standalone_models(layer, config, data).to(DTYPES[config.precision])
 
 
