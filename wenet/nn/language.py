@@ -216,11 +216,6 @@ class StandaloneLanguageModels(_TokenModel):
         draw_networks(self.embedding, init_range, rnn.among)
         rnn.reset_parameters(init_range)
 
-    def largest_weights(self) -> Tensor:
-        """The largest absolute value of each network's parameters, `[n]`."""
-        norm = torch.linalg.vector_norm
-        return torch.stack([norm(p.detach().flatten(1), torch.inf, dim=1) for p in self.parameters()]).amax(0)
-
     def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
         """A state that is not finite is replaced by zero: the operator would refuse it for all networks. Its network's
         cross-entropy is not finite either, which shows the fault."""

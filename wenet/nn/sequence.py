@@ -141,11 +141,6 @@ class StandaloneSequenceModels(_Readout):
         losses = batch_losses(self.kind, outputs, *_as_outputs(outputs, inputs, targets))
         return losses.sum(), losses.detach(), None
 
-    def largest_weights(self) -> Tensor:
-        """The largest absolute value of each network's parameters, `[n]`."""
-        norm = torch.linalg.vector_norm
-        return torch.stack([norm(p.detach().flatten(1), torch.inf, dim=1) for p in self.parameters()]).amax(0)
-
 
 def _as_outputs(outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Targets, and where they are, in the type of the outputs."""

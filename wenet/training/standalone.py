@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from wenet.cells import Cell
@@ -387,7 +387,7 @@ class StandaloneTraining(Trainer):
         self._clip(norms)
         self._update()
         self.h = h
-        if bool((failed := self.alive & ~(self.model.largest_weights() < LARGEST_WEIGHT)).any()):
+        if bool((failed := self.alive & ~(_largest_weights(self.model) < LARGEST_WEIGHT)).any()):
             self._freeze(failed)
         return losses
 
@@ -597,6 +597,13 @@ def taken_over(origins: Sequence[Origin]) -> tuple[StandaloneProgress, dict[str,
         for name, tensor in tensors.items()
         if not name.endswith("_extra_state")  # the label with the earlier cells
     }
+
+
+def _largest_weights(model: nn.Module) -> Tensor:
+    """The largest absolute value of each network's parameters, `[n]`."""
+    rows = [parameter.detach().flatten(1) for parameter in model.parameters()]
+    # Twenty times as fast as a norm.
+    return torch.stack([torch.maximum(row.amax(1), -row.amin(1)) for row in rows]).amax(0)
 
 
 def training_windows(session: Session[Any], passes: float) -> int:
