@@ -404,7 +404,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temporal_activation_reg": 0.0,
         "norm": "none",
         "contest": True,
-        "finalists": 4,
+        "finalists": 6,
         "contest_epochs": 40.0,
         "audit_epochs": 20.0,
     },
