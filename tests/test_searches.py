@@ -1,0 +1,33 @@
+"""The bench of whole searches: what a random search beside one may cost, and how differences are reckoned."""
+
+import json
+
+import pytest
+
+from bench import searches
+
+from .wenet.helpers import write_text
+
+SMALL = {"parameters": 700, "pool": 6, "batch": 6, "epochs_per_round": 0.5, "contest_epochs": 1.0, "data_batch": 4}
+SMALL |= {"rates": "0.01,0.03", "bptt": 10, "contest_seeds": 2, "eval_batch": 4}
+
+
+def test_a_random_search_costs_no_more_than_the_race(tmp_path):
+    text = write_text(tmp_path / "text")
+    searches.measure(tmp_path / "out", str(text), None, {**SMALL, "seed": 1})
+    (path,) = (tmp_path / "out").glob("*-1.json")
+    result = json.loads(path.read_text())
+    chance = result["random search"]
+    assert result["windows_of_networks"] / 2 < chance["windows_of_networks"] <= result["windows_of_networks"]
+    assert chance["windows"] == result["contest"]["windows"] and 0 < chance["cells"] < SMALL["pool"]
+    assert {row["name"] for row in chance["contestants"]} <= {"winner", "runner-up", "median cell"}
+    before = path.stat().st_mtime_ns
+    searches.measure(tmp_path / "out", str(text), None, {**SMALL, "seed": 1})
+    assert path.stat().st_mtime_ns == before
+    assert f"{searches.mean_of(result, 'random search'):.4f}" in searches.table(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("others", "expected"), [([1.5, 1.6, 1.7], "3 of 3, p 0.0"), ([1.1, 1.0, 1.2], "0 of 3")])
+def test_differences_are_those_of_searches(others, expected):
+    assert expected in searches.written([1.2, 1.25, 1.3], others)
+    assert searches.written([1.2, 1.25, 1.3], None) == "1.2500 ± 0.0500"
