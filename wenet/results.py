@@ -194,6 +194,7 @@ class SearchResult(Shown, SearchOutcome):
                 "sd": row["sd"],
                 "p": row["p"],
                 "rate": row["rate"],
+                "weight_decay": row.get("weight_decay", 0.0),
                 "hidden": row["hidden"],
                 "parameters": row["parameters"],
                 "microseconds": row["microseconds"],

@@ -219,6 +219,15 @@ def test_networks_have_rates_of_their_own(train):
     assert own.outcomes[0] == usual.outcomes[0]  # the largest rate is the optimizer's
 
 
+def test_networks_have_weight_decays_of_their_own(train):
+    decays = [0.0, 0.01, 0.1, 0.01]
+    own = train("own", windows=60, plan={"weight_decays": decays}, **PLAIN)
+    for network, decay in enumerate(decays):
+        alike = train(f"{decay}", windows=60, **{**PLAIN, "weight_decay": decay})
+        assert own.outcomes[network].value == pytest.approx(alike.outcomes[network].value, rel=1e-4)
+    assert len({outcome.value for outcome in own.outcomes}) == 4
+
+
 def test_rates_fall_to_nothing(train, before_step):
     seen = []
     before_step(lambda training: seen.append(training.optimizer.param_groups[0]["lr"]))

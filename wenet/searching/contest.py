@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -50,10 +51,10 @@ FOLDER, RESULT, MODEL = "contest", "contest.json", "winner.safetensors"
 WINNER, RUNNER_UP, MEDIAN = "winner", "runner-up", "median cell"
 HEAD = "head_weight"  # of models of sequences, `[n, H, K]`
 ROW = "rnn.weights"  # where `StandaloneCellRNN` has the parameters of networks
-RATE_SHARE = 2  # rates are tried for one in this many of the windows
+RATE_SHARE = 2  # a trial has one in this many of the windows
 OTHERS = 5  # contestants that are no finalists, at most
 FULLY = 3  # finalists that train in full
-TRIALS_SHARE = 0.45  # of the time for a contest, where that is limited
+TRIALS_SHARE = 0.5  # of the time for a contest, where that is limited
 AFTERWARDS, LEAST_AFTERWARDS = 0.05, 5.0  # of the whole time, and in seconds, kept for the report
 CHECKS = 20  # of a training on sequences of numbers, whose best weights count
 TIMED_STEPS = 200
@@ -75,14 +76,19 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Trial:
-    """A short training at one rate."""
+    """A short training at one rate, with one weight decay."""
 
     rate: float
+    weight_decay: float
     outcome: Outcome
 
     def to_dict(self, metric: Metric) -> dict[str, Any]:
         value = self.outcome.value
-        return {"rate": self.rate, metric.key: value if math.isfinite(value) else None}
+        return {
+            "rate": self.rate,
+            "weight_decay": self.weight_decay,
+            metric.key: value if math.isfinite(value) else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -90,11 +96,12 @@ class Trained:
     """The final trainings of a contestant.
 
     Attributes:
+        trial: the best, whose rate and weight decay these have.
         outcomes, networks: one for each seed.
     """
 
     entrant: Contestant
-    rate: float
+    trial: Trial
     outcomes: list[Outcome]
     networks: list[Origin]
 
@@ -113,9 +120,9 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
 
     Finalists are the first cells of the search, and if these are several, LSTM and GRU where they took part. All have
     as many parameters as the settings name, or as the first cell has; PyTorch's layers have a few more rather than
-    fewer. Each is tried at every rate of the settings' grid, for half of the windows with a seed that is not used
-    again, and trains at its best; but only `FULLY` finalists do, those whose trials were the best. The one whose
-    trainings are the best on the validation part is the winner. The test part decides nothing.
+    fewer. Each is tried at every rate of the settings' grid, with every weight decay, for half of the windows with a
+    seed that is not used again, and trains as was best; but only `FULLY` finalists do, those whose trials were the
+    best. The one whose trainings are the best on the validation part is the winner. The test part decides nothing.
 
     Raises:
         WenetError: as in `train_standalone`; also if a contest with other settings was begun in this folder.
@@ -125,7 +132,7 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
     contestants = _contestants(session)
     groups = _groups(session, contestants)
     of_trials = _windows_of_trials(session, groups)
-    trials = [_try_rates(session, group, of_trials) for group in groups]
+    trials = [_try_all(session, group, of_trials) for group in groups]
     tried = _best_trials(session, groups, trials)
     going_on = _going_on(contestants, tried, task.metric)
     windows = _windows_of_trainings(session, groups, trials, of_trials, going_on)
@@ -134,15 +141,16 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
     trainings = []
     for group in (part for group in groups if (part := group.only(going_on)) is not None):
         entrants = [contestants[place] for place in group.places]
-        rates = [tried[place].rate for place in group.places]
-        trainings.append(_train_group(session, group, entrants, rates, windows))
-        trained += _by_contestant(session, group, entrants, rates, trainings[-1])
+        chosen = [tried[place] for place in group.places]
+        trainings.append(_train_group(session, group, entrants, chosen, windows))
+        trained += _by_contestant(session, group, entrants, chosen, trainings[-1])
     trained = _named_by_rank(trained, task.metric)
     result: dict[str, Any] = session.ranks.on_first(
         lambda: {
             "windows": windows,
             "seeds": config.contest_seeds,
             "rates": config.rate_grid,
+            "weight_decays": config.decay_grid,
             "parameters": parameter_count(contestants[0].config, contestants[0].architecture, task, data),
             **_cost(trials + trainings),
             "trials": [
@@ -248,8 +256,8 @@ def _named_by_rank(trained: Sequence[Trained], metric: Metric) -> list[Trained]:
 
 
 def _windows_of_trials(session: Session[SearchConfig], groups: Sequence[Group]) -> int:
-    """Windows with which rates are tried. Within a budget this takes a part of the time left, if calls take as long as
-    those of the search."""
+    """Windows of each trial. Within a budget they take a part of the time left, if calls take as long as those of the
+    search."""
     config, budget = session.config, session.budget
     if budget is None:
         return max(1, training_windows(session, config.contest_epochs) // RATE_SHARE)
@@ -258,7 +266,7 @@ def _windows_of_trials(session: Session[SearchConfig], groups: Sequence[Group]) 
         [len(result["outcomes"]) for result in trained],
         [result["seconds"] * len(result["outcomes"]) / result["network_windows"] for result in trained],
     )
-    networks = len(config.rate_grid) * sum(len(group.places) for group in groups)
+    networks = len(_grid(config)) * sum(len(group.places) for group in groups)
     each = len(groups) * of_call + networks * of_network
     time_for_them = TRIALS_SHARE * _time_to_train(budget)
     planned: int = budget.planned("windows_of_trials", lambda: max(1, int(time_for_them / each)))
@@ -289,7 +297,7 @@ def _windows_of_trainings(
         return training_windows(session, config.contest_epochs)
     left = [len(set(group.places) & set(going_on)) for group in groups]
     seconds = sum(
-        trial.seconds / of_trials * (count * config.contest_seeds) / (len(group.places) * len(config.rate_grid))
+        trial.seconds / of_trials * (count * config.contest_seeds) / (len(group.places) * len(_grid(config)))
         for group, trial, count in zip(groups, trials, left, strict=True)
     )
     planned: int = budget.planned("windows_of_contest", lambda: max(1, int(_time_to_train(budget) / seconds)))
@@ -301,32 +309,43 @@ def _time_to_train(budget: Budget) -> float:
     return budget.left - max(LEAST_AFTERWARDS, AFTERWARDS * budget.total)
 
 
-def _try_rates(session: Session[SearchConfig], group: Group, windows: int) -> StandaloneResult:
-    """Train every contestant of a group at every rate."""
-    rates = session.config.rate_grid
+def _grid(config: SearchConfig) -> list[tuple[float, float]]:
+    """Pairs of a rate and a weight decay to try."""
+    return list(itertools.product(config.rate_grid, config.decay_grid))
+
+
+def _where_several(config: SearchConfig, weight_decays: list[float]) -> list[float]:
+    """Nothing where all have the weight decay of the settings."""
+    return weight_decays if len(config.decay_grid) > 1 else []
+
+
+def _try_all(session: Session[SearchConfig], group: Group, windows: int) -> StandaloneResult:
+    """Train every contestant of a group at every rate with every weight decay."""
+    grid = _grid(session.config)
     plan = Plan(
-        [architecture for architecture in group.architectures for _ in rates],
+        [architecture for architecture in group.architectures for _ in grid],
         windows,
         session.config.seed,
-        rates=rates * len(group.places),
+        rates=[rate for rate, _ in grid] * len(group.places),
         decay=True,
-        hidden=group.hidden(len(rates)),
+        hidden=group.hidden(len(grid)),
         checks=_checks(session),
+        weight_decays=_where_several(session.config, [weight_decay for _, weight_decay in grid] * len(group.places)),
     )
-    return train_standalone(*_place(session, group, "rates"), plan, f"rates, {group.name}")
+    return train_standalone(*_place(session, group, "trials"), plan, f"trials, {group.name}")
 
 
 def _best_trials(
     session: Session[SearchConfig], groups: Sequence[Group], trials: Sequence[StandaloneResult]
 ) -> dict[int, Trial]:
     """The best trial of each contestant by the validation metric, by its place."""
-    rates, metric = session.config.rate_grid, session.task.metric
+    grid, metric = _grid(session.config), session.task.metric
     found = {}
     for group, trial in zip(groups, trials, strict=True):
         for number, place in enumerate(group.places):
-            own = trial.outcomes[number * len(rates) : (number + 1) * len(rates)]
-            pairs = (Trial(rate, outcome) for rate, outcome in zip(rates, own, strict=True))
-            found[place] = min(pairs, key=lambda each: each.outcome.order(metric))
+            own = trial.outcomes[number * len(grid) : (number + 1) * len(grid)]
+            each = (Trial(*pair, outcome) for pair, outcome in zip(grid, own, strict=True))
+            found[place] = min(each, key=lambda one: one.outcome.order(metric))
     return found
 
 
@@ -341,7 +360,7 @@ def _train_group(
     session: Session[SearchConfig],
     group: Group,
     entrants: Sequence[Contestant],
-    rates: Sequence[float],
+    chosen: Sequence[Trial],
     windows: int,
 ) -> StandaloneResult:
     """Run all trainings of all contestants in a group, at once."""
@@ -350,12 +369,13 @@ def _train_group(
         [architecture for architecture in group.architectures for _ in range(seeds)],
         windows,
         session.config.seed + 1,
-        rates=[rate for rate in rates for _ in range(seeds)],
+        rates=[trial.rate for trial in chosen for _ in range(seeds)],
         decay=True,
         leave=any(entrant.finalist for entrant in entrants),
         test=True,
         hidden=group.hidden(seeds),
         checks=_checks(session),
+        weight_decays=_where_several(session.config, [trial.weight_decay for trial in chosen for _ in range(seeds)]),
     )
     own, path = _place(session, group, "training")
     names = " and ".join(entrant.name for entrant in entrants)
@@ -366,14 +386,14 @@ def _by_contestant(
     session: Session[SearchConfig],
     group: Group,
     entrants: Sequence[Contestant],
-    rates: Sequence[float],
+    chosen: Sequence[Trial],
     training: StandaloneResult,
 ) -> Iterator[Trained]:
     seeds = session.config.contest_seeds
     left = networks_left(*_place(session, group, "training"), len(training.outcomes))
-    for number, (entrant, rate) in enumerate(zip(entrants, rates, strict=True)):
+    for number, (entrant, trial) in enumerate(zip(entrants, chosen, strict=True)):
         own = slice(number * seeds, (number + 1) * seeds)
-        yield Trained(entrant, rate, training.outcomes[own], left[own])
+        yield Trained(entrant, trial, training.outcomes[own], left[own])
 
 
 def _checks(session: Session[SearchConfig]) -> int:
@@ -394,7 +414,8 @@ def _measured(session: Session[SearchConfig], trained: Trained) -> dict[str, Any
         "genotype": str(entrant.architecture),
         "hidden": entrant.config.hidden,
         "parameters": parameter_count(entrant.config, entrant.architecture, session.task, session.data),
-        "rate": trained.rate,
+        "rate": trained.trial.rate,
+        "weight_decay": trained.trial.weight_decay,
         "valid": [outcome.value if math.isfinite(outcome.value) else None for outcome in outcomes],
         "test": test,
         "kept": trained.best(session.task.metric),
@@ -478,7 +499,7 @@ def estimate_contest(session: Session[SearchConfig]) -> float:
     held_out = sum(task.positions(data, part) for part in ("valid", "test")) / 3 / task.positions(data, "train")
     others = OTHERS - (config.finalists > 1)  # the runner-up is one of several finalists
     tried, trained = config.finalists + others, min(config.finalists, FULLY) + others
-    passes = tried * config.contest_epochs * len(config.rate_grid) / RATE_SHARE
+    passes = tried * config.contest_epochs * len(_grid(config)) / RATE_SHARE
     passes += trained * config.contest_seeds * (config.contest_epochs + held_out)
     return seconds_per_network(sized, cell, passes, task, data)
 
@@ -496,10 +517,15 @@ def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
         p = "" if row["p"] is None else f"p = {row['p']:.2g}"
         lines.append(
             f"          {figure(row['mean'], places, 'diverged')}{spread}  {name:<{max(map(len, names))}}  {p:<11}  "
-            f"rate {row['rate']:g}, hidden {row['hidden']}, {row['parameters']:,} parameters, "
+            f"rate {row['rate']:g}, {_decay_of(row)}hidden {row['hidden']}, {row['parameters']:,} parameters, "
             f"{row['microseconds']:.0f} µs a step"
         )
     return [*lines, f"          {verdict(result, metric)}"]
+
+
+def _decay_of(row: Mapping[str, Any]) -> str:
+    decay = row.get("weight_decay", 0.0)  # earlier versions chose none
+    return f"weight decay {decay:g}, " if decay else ""
 
 
 def _with_known_name(row: Mapping[str, Any]) -> str:

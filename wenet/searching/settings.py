@@ -150,6 +150,12 @@ class SearchConfig(SeriesConfig):
         Group.RACE,
         metavar="RATE,RATE...",
     )
+    weight_decays: str | None = option(
+        None,
+        "weight decays to choose from for each contestant, by default that of --weight-decay alone",
+        Group.RACE,
+        metavar="DECAY,DECAY...",
+    )
     minutes: float | None = option(
         None,
         "time for a race and its contest, from which their sizes follow",
@@ -194,7 +200,7 @@ class SearchConfig(SeriesConfig):
                 object.__setattr__(self, name, str(getattr(self, name)))
         super().__post_init__()
         self._check_ranges()
-        self._check_rates()
+        self._check_grids()
         check_activations(self.activations.split(","))
         check_choice("--strategy", self.strategy, [name for name in STRATEGIES if name != "repeated"])
         if self.initial_cells is not None:
@@ -235,13 +241,21 @@ class SearchConfig(SeriesConfig):
                 f"--nodes {self.nodes} needs --strategy race or random: mixing weights compare cells of one size"
             )
 
-    def _check_rates(self) -> None:
+    def _check_grids(self) -> None:
         try:
             usable = all(0 < rate < math.inf for rate in self.rate_grid)
         except ValueError:
             usable = False
         if not usable:
             raise WenetError(f"--rates must be numbers above 0 with commas between them, not {self.rates!r}")
+        try:
+            usable = all(0 <= decay < math.inf for decay in self.decay_grid)
+        except ValueError:
+            usable = False
+        if not usable:
+            raise WenetError(
+                f"--weight-decays must be numbers from 0 on with commas between them, not {self.weight_decays!r}"
+            )
 
     @property
     def node_counts(self) -> range:
@@ -274,6 +288,13 @@ class SearchConfig(SeriesConfig):
     def rate_grid(self) -> list[float]:
         """Learning rates to choose from, the smallest first."""
         return sorted({float(rate) for rate in self.rates.split(",")})
+
+    @property
+    def decay_grid(self) -> list[float]:
+        """Weight decays that a contestant chooses from, the smallest first."""
+        if self.weight_decays is None:
+            return [self.weight_decay]
+        return sorted({float(decay) for decay in self.weight_decays.split(",")})
 
     def _checked_cells(self, source: str) -> list[Genotype]:
         cells = load_genotypes(source)
@@ -392,6 +413,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rungs": 3,
         "epochs_per_round": 5.0,
         "rates": "0.005,0.015,0.045",
+        "weight_decays": "0,0.001",
         "data_batch": 32,
         "eval_batch": 256,
         "lr": 1e-2,
@@ -404,7 +426,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temporal_activation_reg": 0.0,
         "norm": "none",
         "contest": True,
-        "finalists": 6,
+        "finalists": 4,
         "contest_epochs": 40.0,
         "audit_epochs": 20.0,
     },

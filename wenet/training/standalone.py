@@ -145,6 +145,7 @@ class Plan:
         seed: seed of initial weights and dropouts.
         rates: Adam's rate of each network; empty if all use that of the settings.
         decay: whether rates fall linearly to zero, window by window.
+        weight_decays: of each network; empty if all use that of the settings.
         origins: the origin of each network; empty if all start anew.
         average: whether networks are measured with a moving average of their weights. If training is to continue, rates
             must stay high, and the weights themselves are noisy.
@@ -168,6 +169,7 @@ class Plan:
     held_out: int | None = None
     checks: int = 0
     hidden: Sequence[int] = ()
+    weight_decays: Sequence[float] = ()
 
     def stored(self) -> dict[str, Any]:
         """Convert for `config.json`, leaving out default values."""
@@ -181,6 +183,7 @@ class Plan:
             "held_out": self.held_out,
             "checks": self.checks,
             "hidden": list(self.hidden),
+            "weight_decays": list(self.weight_decays),
         }
         return {
             "genotypes": [str(architecture) for architecture in self.architectures],
@@ -191,7 +194,8 @@ class Plan:
 
     def of(self, part: slice) -> Plan:
         """The plan for some of the networks."""
-        parts = {name: getattr(self, name)[part] for name in ("architectures", "rates", "origins", "hidden")}
+        divided = ("architectures", "rates", "origins", "hidden", "weight_decays")
+        parts = {name: getattr(self, name)[part] for name in divided}
         return replace(self, **parts)
 
 
@@ -324,9 +328,9 @@ class StandaloneTraining(Trainer):
         rates = torch.tensor(plan.rates or [usual] * len(plan.architectures), dtype=torch.float64)
         self.rate, self.one_rate = float(rates.max()), bool((rates == rates.max()).all())
         self.shares = (rates / rates.max()).to(self.device)  # of the largest rate, [n]
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=self.rate, weight_decay=config.weight_decay, fused=True
-        )
+        usual_decay = 0.0 if plan.weight_decays else config.weight_decay
+        self.weight_decays = torch.tensor(plan.weight_decays, device=self.device) if any(plan.weight_decays) else None
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.rate, weight_decay=usual_decay, fused=True)
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()} if plan.average else {}
         self.best = {name: p.detach().clone() for name, p in self.model.named_parameters()} if plan.checks else {}
         self.set_aside: dict[str, Tensor] = {}  # the weights, while the average replaces them
@@ -427,14 +431,21 @@ class StandaloneTraining(Trainer):
         left = 1 - self.progress.windows / self.plan.windows if self.plan.decay else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * left
+        if self.weight_decays is not None:
+            for parameter in self.model.parameters():
+                parameter.grad.add_(parameter * self._for_each(self.weight_decays, parameter))
         before = [] if self.one_rate else [p.clone() for p in self.model.parameters()]
         self.optimizer.step()
         for parameter, old in zip(self.model.parameters(), before, strict=bool(before)):
-            share = self.shares.to(old.dtype).view(-1, *[1] * (old.dim() - 1))
-            parameter.copy_(old.lerp(parameter, share))
+            parameter.copy_(old.lerp(parameter, self._for_each(self.shares, old)))
         for name, average in self.average.items():
             windows = self.progress.windows + 1
             average.lerp_(self.model.get_parameter(name), 1 - min(AVERAGE, windows / (9 + windows)))
+
+    @staticmethod
+    def _for_each(numbers: Tensor, parameter: Tensor) -> Tensor:
+        """A number of each network, `[n]`, in the type of a parameter, to be multiplied with it."""
+        return numbers.to(parameter.dtype).view(-1, *[1] * (parameter.dim() - 1))
 
     @torch.no_grad()
     def _freeze(self, failed: Tensor) -> None:

@@ -206,6 +206,11 @@ def test_the_best_finalist_wins(classified, tmp_path):
     assert sorted(cells) == sorted(t["genotype"] for t in tried if t["genotype"] != rows["median cell"]["genotype"])
     left = [trial["accuracy"] for trial in finalists if not trial["trained"]]
     assert left and max(left) <= min(t["accuracy"] for t in tried if t["genotype"] in cells)
+    assert (
+        {trial["weight_decay"] for trial in found.contest["trials"]}
+        <= {0.0, 0.001}
+        == set(found.contest["weight_decays"])
+    )
     valid = {name: np.mean(row["valid"]) for name, row in rows.items() if row["genotype"] in cells}
     assert valid["winner"] == max(valid.values())
     assert str(found.genotype) == rows["winner"]["genotype"] == str(wenet.load(tmp_path / "run").genotype)
