@@ -77,6 +77,26 @@ def rossler() -> Array:
     return _trajectory(slope, np.array([1.0, 1.0, 1.0]))
 
 
+def halvorsen() -> Array:
+    """Halvorsen's system (1.89), half as far apart as Lorenz's steps, `[T, 3]`."""
+
+    def slope(point: Array) -> Array:
+        x, y, z = point
+        turned = np.array([y, z, x]), np.array([z, x, y])
+        return 0.5 * (-1.89 * point - 4 * turned[0] - 4 * turned[1] - turned[0] ** 2)
+
+    return _trajectory(slope, np.array([-5.0, 0.0, 0.0]))
+
+
+def thomas() -> Array:
+    """Thomas's cyclically symmetric system (0.19), ten times as far apart as Lorenz's steps, `[T, 3]`."""
+
+    def slope(point: Array) -> Array:
+        return 10 * (np.sin(np.roll(point, -1)) - 0.19 * point)
+
+    return _trajectory(slope, np.array([0.1, 1.1, 0.0]))
+
+
 def _trajectory(slope: Callable[[Array], Array], point: Array, step: float = 0.01) -> Array:
     """Points at equal distances, without the first tenth."""
     found = []
@@ -117,5 +137,10 @@ SETS = {
     "rossler": Set(rossler, forecast(16, 4)),
     "adding-40": Set(lambda: adding(40), {"task": "regress"}),
     "adding-200": Set(lambda: adding(200), {"task": "regress"}),
+    "gun-point": Set(archive("GunPoint"), {"task": "classify"}),
+    "covid-deaths": Set(archive("Covid3Month"), {"task": "regress"}),
+    "halvorsen": Set(halvorsen, forecast(16, 4)),
+    "thomas": Set(thomas, forecast(16, 4)),
 }
-TUNED_ON = ("digits",)  # settings were chosen on these
+# Settings were chosen on these.
+TUNED_ON = ("digits", "japanese-vowels", "basic-motions", "italy-power-demand")
