@@ -111,6 +111,13 @@ def _trajectory(slope: Callable[[Array], Array], point: Array, step: float = 0.0
     return np.array(found[-CHAOS_STEPS:])
 
 
+def waves(steps: int = 6000, noise: float = 0.1) -> Array:
+    """A sum of three waves of different period, and noise, whose deviation no forecast can do without, `[T]`."""
+    time = np.arange(steps)
+    clean = sum(np.sin(2 * np.pi * time / period) for period in (12, 31, 87))
+    return np.asarray(clean + noise * np.random.default_rng(1).standard_normal(steps))
+
+
 def adding(steps: int, count: int = 4000) -> tuple[Array, Array]:
     """The adding problem (Hochreiter and Schmidhuber 1997): the sum of two marked numbers, one in each half."""
     generator = np.random.default_rng(steps)
@@ -142,5 +149,6 @@ SETS = {
     "halvorsen": Set(halvorsen, forecast(16, 4)),
     "thomas": Set(thomas, forecast(16, 4)),
 }
+WAVES = Set(waves, {"task": "forecast", "window": 48, "horizon": 1})  # of bench.gated_cells, and not among the sets
 # Settings were chosen on these.
 TUNED_ON = ("digits", "japanese-vowels", "basic-motions", "italy-power-demand")
