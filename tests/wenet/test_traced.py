@@ -37,6 +37,32 @@ def test_a_gru_as_one_writes_it():
     )
 
 
+def test_the_order_of_the_factors_does_not_matter():
+    @wenet.cell
+    def one(x, h):
+        return tanh(linear(x, h) + product(x, h))
+
+    @wenet.cell
+    def other(x, h):
+        return tanh(linear(h, x) + product(h, x))
+
+    assert str(one) == "h | tanh(linear(x, h) + product(x, h))"
+    assert one == other == Program("h | tanh(linear(h, x) + product(h, x))")
+    torch.manual_seed(1)
+    x, layers = torch.randn(3, 2, 4), [wenet.nn.CellRNN(4, 5, cell) for cell in (one, other)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    assert torch.equal(layers[0](x)[0], layers[1](x)[0]) and layers[0](x)[0].abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("cell", "layer"),
+    [(load_program("gru-program"), "wenet.nn.CellRNN"), (wenet.Genotype.from_text("tanh0"), "wenet.nn.DagRNN")],
+)
+def test_a_cell_is_no_layer_and_says_what_makes_one(cell, layer):
+    with pytest.raises(WenetError, match=f"has no weights; make a layer of it, such as {layer}"):
+        cell(torch.zeros(3, 2, 4), h=None)
+
+
 def test_what_a_function_may_do():
     @wenet.cell
     def everything(x, h, c):

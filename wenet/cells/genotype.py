@@ -6,7 +6,7 @@ import html
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from wenet_kernels import WenetError
 from wenet_kernels.cells import cell_text, check_cell, read_cell
@@ -50,6 +50,12 @@ class Genotype:
     def activations(self) -> tuple[str, ...]:
         """The activations of nodes 1..L, in order."""
         return tuple(activation for activation, _ in self.recurrent)
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        raise WenetError(
+            "a genotype describes a cell and has no weights; make a layer of it, such as "
+            "wenet.nn.DagRNN(input_size, hidden_size, genotype), and call that"
+        )
 
     def __str__(self) -> str:
         """One line, such as "tanh0 relu1 relu1"; `mean` and numbers follow if only some nodes are averaged."""

@@ -204,7 +204,7 @@ def _append(name: str, *values: object, number: float | None = None) -> Value:
 
 def linear(*factors: Value) -> Value:
     """`x Wx + v Wv + b`: the input, a state or another value, or the input and one of these, through weights of its
-    own."""
+    own. The order of the two does not matter: `linear(h, x)` is `linear(x, h)`."""
     return _product("linear", factors)
 
 
@@ -215,12 +215,14 @@ def product(*factors: Value) -> Value:
 
 def _product(name: str, factors: tuple[object, ...]) -> Value:
     builder = _builder()
-    inputs = [factor for factor in factors if isinstance(factor, Value) and factor.number == X]
-    values = [factor for factor in factors if not (isinstance(factor, Value) and factor.number == X)]
-    if len(inputs) > 1 or len(values) > 1 or not factors:
+    inputs = [isinstance(factor, Value) and factor.number == X for factor in factors]
+    if sum(inputs) > 1 or inputs.count(False) > 1 or not factors:
         raise WenetError(f"{name} takes x, one value, or x and one value; add two of them for more")
-    operands = [_operand(value, builder, f"{name} is given") for value in values]
-    return Value(builder, builder.append(name, (*[X] * len(inputs), *operands)))
+    operands = (
+        X if is_input else _operand(factor, builder, f"{name} is given")
+        for factor, is_input in zip(factors, inputs, strict=True)
+    )
+    return Value(builder, builder.append(name, tuple(operands)))
 
 
 def vector(first: float | None = None) -> Value:

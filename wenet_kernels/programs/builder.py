@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from wenet_kernels.errors import WenetError
-from wenet_kernels.programs.instructions import MAX_INSTRUCTIONS, Instruction
+from wenet_kernels.programs.instructions import MAX_INSTRUCTIONS, PRODUCTS, Instruction, X
 
 Term = int | float  # the number of a value, or a constant
 
@@ -24,9 +24,14 @@ class Builder:
         self.instructions: list[Instruction] = []
 
     def append(self, name: str, operands: tuple[int, ...] = (), number: float | None = None) -> int:
-        """Append an instruction; returns the number of its value."""
+        """Append an instruction; returns the number of its value.
+
+        A product is a sum over its factors, whose order does not matter: x comes first, however they were named.
+        """
         if len(self.instructions) == MAX_INSTRUCTIONS:
             raise WenetError(f"a cell has at most {MAX_INSTRUCTIONS} instructions, this one has more")
+        if name in PRODUCTS:
+            operands = tuple(sorted(operands, key=lambda operand: operand != X))
         self.instructions.append(Instruction(name, operands, number))
         return self.states + len(self.instructions) - 1
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NoReturn
 
 from wenet_kernels.errors import WenetError
 from wenet_kernels.programs.checks import check_program
@@ -89,6 +90,12 @@ class Program:
         """The same cell without biases in its products."""
         plain = (each._replace(name="product") if each.name == "linear" else each for each in self.instructions)
         return Program(self.states, plain, self.results, self.output)
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        raise WenetError(
+            "a program describes a cell and has no weights; make a layer of it, such as "
+            "wenet.nn.CellRNN(input_size, hidden_size, cell), and call that"
+        )
 
     def __str__(self) -> str:
         """One line, which `from_text` reads."""
