@@ -172,15 +172,26 @@ class SearchResult(Shown, SearchOutcome):
 
     @property
     def table(self) -> Table:
-        """All cells sorted by their last score, with their standalone value if an audit measured it. For several runs,
-        their winners."""
-        run, key = self.run, self.metric.key
+        """All cells, the best first, with what they were ranked by, and their standalone value if an audit measured it.
+        For several runs, their winners."""
+        run, metric = self.run, self.metric
         if run.best.get("runs"):
-            return Table(run.best["runs"])
-        audited = {cell["genotype"]: cell[key] for cell in (run.audit or {}).get("networks", [])}
+            return Table(
+                {"run": one["run"], f"standalone {metric.name}": one[metric.key], "cell": one["genotype"]}
+                for one in run.best["runs"]
+            )
+        audited = {cell["genotype"]: cell[metric.key] for cell in (run.audit or {}).get("networks", [])}
         ranking = final_ranking(run.records, run.settings["keep"], run.strategy)
-        rows = ({"rank": rank, **cell.to_dict()} for rank, cell in enumerate(ranking, start=1))
-        return Table({**row, **({key: audited.get(row["genotype"])} if audited else {})} for row in rows)
+        return Table(
+            {
+                "rank": rank,
+                **run.strategy.merits(each.record, each.place, metric),
+                "kept": each.kept,
+                **({f"standalone {metric.name}": audited.get(str(each.genotype))} if audited else {}),
+                "cell": str(each.genotype),
+            }
+            for rank, each in enumerate(ranking, start=1)
+        )
 
     @property
     def contestants(self) -> Table:
@@ -192,12 +203,12 @@ class SearchResult(Shown, SearchOutcome):
                 "name": row["name"],
                 test: row["mean"],
                 "sd": row["sd"],
-                "p": row["p"],
+                "p against the winner": row["p"],
                 "rate": row["rate"],
                 "weight_decay": row.get("weight_decay", 0.0),
                 "hidden": row["hidden"],
                 "parameters": row["parameters"],
-                "microseconds": row["microseconds"],
+                "µs a step": row["microseconds"],
                 "cell": row["genotype"],
             }
             for row in rows

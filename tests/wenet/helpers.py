@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,11 +19,21 @@ REGULARISED = {
     "norm": "batch", "lr": 2e-2, "mix_lr": 1e-2, "clip": 0.25, "weight_decay": 5e-7, "temporal_activation_reg": 1e-3,
     "dropout_embedding": 0.1, "dropout_x": 0.2, "dropout_h": 0.1, "dropout_output": 0.2, "standalone_lr": 1e-2,
 }  # fmt: skip
+
+
+def without(flags: Sequence[str], *left_out: str) -> list[str]:
+    """Flags with a value each, and without some of them."""
+    place = (place for place, flag in enumerate(flags) if flag in left_out)
+    gone = {each for first in place for each in (first, first + 1)}
+    return [flag for place, flag in enumerate(flags) if place not in gone]
+
+
 TINY = [
     *(word for name, value in REGULARISED.items() for word in (f"--{name.replace('_', '-')}", str(value))),
     *("--preset", "quick", "--pool", "7", "--batch", "3", "--keep", "2", "--hidden", "8", "--nodes", "3"),
     *("--data-batch", "4", "--eval-batch", "2", "--bptt", "6", "--epochs-per-round", "0.6", "--backend", "reference"),
 ]
+STANDALONE = without(TINY, "--norm", "--mix-lr")  # what a mixture alone reads
 
 
 def write_text(folder: Path, lines: int = 120) -> Path:

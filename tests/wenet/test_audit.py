@@ -24,7 +24,7 @@ AUDIT = ["--audit", "5", "--audit-epochs", "0.5"]
 def ranking(survivors, rejected):
     cells = random_genotypes(survivors + rejected, 4, 0)
     count = len(cells)
-    return [Ranked(cell, float(count - i), 1, 0, kept=i < survivors) for i, cell in enumerate(cells)]
+    return [Ranked(cell, float(count - i), 1, 0, i < survivors, {}, i) for i, cell in enumerate(cells)]
 
 
 def outcomes(perplexities):

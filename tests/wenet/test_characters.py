@@ -26,7 +26,7 @@ from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.tasks import task_of
 from wenet.tasks.language import cross_entropies
 
-from .helpers import TINY, results, write_text
+from .helpers import STANDALONE, TINY, results, write_text
 from .test_data import own_cache, shared_data, write  # noqa: F401
 
 CELL = ["--preset", "quick", "--hidden", "6", "--epochs", "1", "--data-batch", "4", "--eval-batch", "4"]
@@ -159,14 +159,14 @@ def test_a_search_speaks_of_characters(found):
         assert "bits_per_character" in content and "perplexity" not in content
     config = json.loads((run / "config.json").read_text())
     assert config["baseline"]["name"] == "character frequencies"
-    assert "bits_per_character" in wenet.load(run).table.columns
+    assert "standalone bits per character" in wenet.load(run).table.columns
 
 
 @pytest.mark.parametrize("strategy", [["--strategy", "random"], ["--runs", "2"]])
 def test_other_strategies_speak_of_characters(tmp_path, capsys, strategy):
     run = tmp_path / "run"
     flags = ["--level", "characters", "--audit-epochs", "0.1", "--epochs-per-round", "0.1", *strategy]
-    assert search_main([str(write_text(tmp_path / "text")), *TINY, *flags, "--out", str(run)]) == 0
+    assert search_main([str(write_text(tmp_path / "text")), *STANDALONE, *flags, "--out", str(run)]) == 0
     said = capsys.readouterr().out
     assert "bits per character" in said and not any(word in said for word in OF_WORDS[:2])
     assert "bits_per_character" in (run / "best.json").read_text()

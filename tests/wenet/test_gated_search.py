@@ -26,7 +26,7 @@ from wenet.tasks import LanguageModelling, task_of
 from wenet.training import Origin, Plan, parameter_count, train_standalone
 from wenet_kernels import Program
 
-from .helpers import fails, results
+from .helpers import fails, results, without
 
 GATED = [
     *("--preset", "race", "--space", "gated", "--level", "words", "--parameters", "900", "--blocks", "2-4"),
@@ -301,7 +301,7 @@ def test_mutations_fill_the_places(text, tmp_path):
 
 def test_halving_audit_and_ranking(text, tmp_path):
     run = tmp_path / "run"
-    flags = [*GATED, "--strategy", "random", "--pool", "6", "--batch", "3", "--no-contest"]
+    flags = [*without(GATED, "--rungs"), "--strategy", "random", "--pool", "6", "--batch", "3", "--no-contest"]
     audit = ["--audit", "4", "--audit-epochs", "0.3"]
     assert search_main([str(text), *flags, *audit, "--out", str(run)]) == 0
     assert len(json.loads((run / "audit.json").read_text())["networks"]) == 4

@@ -15,10 +15,10 @@ from wenet.searching.repeated import overlap
 from wenet.searching.settings import resolve_config
 
 from .helpers import TINY as REFERENCE
-from .helpers import results
+from .helpers import results, without
 
 TINY = [*REFERENCE, "--backend", "auto"]  # the fastest there is
-HALVING = [*TINY, "--strategy", "random"]
+HALVING = [*without(TINY, "--norm", "--mix-lr"), "--strategy", "random"]
 RUNS = [*TINY, "--runs", "2", "--pool-seed", "5", "--audit-epochs", "0.3"]
 
 

@@ -136,7 +136,9 @@ def _tables(run: Run) -> list[Section]:
         sections.append(("runs", "Winners of the runs", _runs(run)))
     if run.kind == "train" and run.records:
         sections.append(("epochs", "Epochs", _folded(_table(words.epoch_columns(run), words.epoch_rows(run)))))
-    settings = _folded(_table(("setting", "value", "meaning"), words.setting_rows(run)))
+    course = words.course_rows(run)
+    settings = _table(("what", "in this run"), course) if course else ""
+    settings += _folded(_table(("setting", "value", "meaning"), words.setting_rows(run)))
     cost = _table(("what", "value"), words.machine_and_cost(run))
     return [*sections, ("settings", "Settings", settings), ("cost", "Machine, versions, cost", cost)]
 

@@ -7,16 +7,19 @@ import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from wenet.cells import PROGRAMS, PUBLISHED
 from wenet.data import KEPT
 from wenet.report.run import Run
 from wenet.run import Config, as_flag, counted, duration, figure, flag, size
+from wenet.run.unread import Unread, names_of
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
 from wenet.searching.contest import verdict
+from wenet.searching.unread import unread_by_search
 from wenet.tasks import Metric, failure_to_learn
-from wenet.training import TrainConfig, resolve_train_config
+from wenet.training import TrainConfig, resolve_train_config, unread_by_training
 
 Row = tuple[str, ...]
 UNKNOWN = "-"  # in a table
@@ -194,19 +197,50 @@ def machine_and_cost(run: Run) -> list[Row]:
 
 
 def setting_rows(run: Run) -> list[Row]:
-    """Rows of all settings: flag, value, meaning."""
+    """Rows of the settings that the run has read: flag, value, meaning."""
     config_class: type[Config] = SearchConfig if run.kind == "search" else TrainConfig
     meanings = {option.name: option.metadata["help"] for option in dataclasses.fields(config_class)}
+    unread = names_of(_unread(run))
     return [
-        (name if name == "dataset" else flag(name), "none" if value is None else str(value), meanings.get(name, ""))
-        for name, value in run.settings.items()
-        if name not in run.task.unread
+        (name if name == "dataset" else flag(name), _value(run, name), meanings.get(name, ""))
+        for name in run.settings
+        if name not in unread
     ]
+
+
+def _value(run: Run, name: str) -> str:
+    value = run.settings[name]
+    limit = "at most " if name in ("pool", "batch") and run.settings.get("minutes") is not None else ""
+    return "none" if value is None else f"{limit}{value}"
+
+
+def _unread(run: Run) -> list[Unread]:
+    """Settings that do not matter to the run."""
+    if run.kind == "search":
+        return unread_by_search(run.search_config)
+    return [Unread(run.task.unread, ""), *unread_by_training(SimpleNamespace(**run.settings), run.genotype)]
+
+
+def course_rows(run: Run) -> list[Row]:
+    """Rows of what a race and its contest came to, which --minutes decides where it is given."""
+    rows: list[Row] = []
+    if run.records and "generation" in run.records[0]:
+        rungs = [record for record in run.records if record["generation"] == 1]
+        most = min(run.settings["pool"], run.settings["batch"])
+        rows += [
+            ("cells that raced", f"{len(rungs[0]['networks'])} of at most {most}"),
+            ("cells in each rung", ", ".join(str(len(record["networks"])) for record in rungs)),
+            ("windows trained on by the end of each rung", ", ".join(f"{record['windows']:,}" for record in rungs)),
+        ]
+    if run.contest is not None:
+        each = f"{counted(run.contest['seeds'], 'training')} of {counted(run.contest['windows'], 'window')} each"
+        rows.append(("contest", f"{counted(len(run.contest['contestants']), 'contestant')}, {each}"))
+    return rows
 
 
 def command(run: Run) -> list[str]:
     """The command that repeats this run: its name with the text, then each flag."""
-    settings = run.settings
+    settings, refused = run.settings, names_of(each for each in _unread(run) if not each.later)
     if run.kind == "search":
         usual = resolve_config(settings["preset"]).to_dict()
     else:  # the preset depends on them
@@ -215,7 +249,7 @@ def command(run: Run) -> list[str]:
     flags = {
         name: _cell_as_text(run) if name == "cell" else value
         for name, value in settings.items()
-        if name not in ("dataset", "preset") and value is not None and value != usual.get(name)
+        if name not in ("dataset", "preset", *refused) and value is not None and value != usual.get(name)
     }
     numbers = {} if run.task.reads == "text" else {"task": settings["task"]}
     flags = {"preset": settings["preset"], **numbers, **flags}

@@ -23,6 +23,7 @@ from wenet.run.interrupt import Interrupt, Stopped
 from wenet.run.machine import check_memory, explaining_out_of_memory, pytorch_products_in, resolve_machine
 from wenet.run.settings import AnyConfig, Config
 from wenet.run.shared_folder import SharedFolder
+from wenet.run.unread import Unread, check_read
 from wenet.tasks import Baseline, Task, task_of
 from wenet.version import VERSION
 from wenet_kernels import WenetError, backends, native_status
@@ -66,6 +67,10 @@ class Work(ABC, Generic[AnyConfig]):
     @abstractmethod
     def resolve(self, preset: str, *layers: Mapping[str, Any]) -> AnyConfig:
         """The settings of a preset, overridden by each layer in turn."""
+
+    @abstractmethod
+    def unread(self, config: AnyConfig, cell: Cell | None) -> list[Unread]:
+        """Settings that do not matter to such a run, as the others are and for such a cell."""
 
     def cell(self, config: AnyConfig) -> Cell | None:
         """The cell to train, if there is one from the start."""
@@ -168,6 +173,7 @@ class Session(Generic[AnyConfig]):
         require_tensorboard(surroundings.tensorboard)
         asked = work.resolve(preset, given)
         cell = work.cell(asked)
+        check_read(given, work.unread(asked, cell))
         config = resolve_machine(asked, cell)
         task, ranks = task_of(config), surroundings.ranks
         data = task.load(config, as_path(surroundings.data_dir)) if arrays is None else taken(task, arrays, config)

@@ -32,6 +32,7 @@ class Ranked:
     Attributes:
         score: the score by which the strategy ranked it.
         kept: whether it was among the K cells kept at the end.
+        record, place: where it was last ranked.
     """
 
     genotype: Cell
@@ -39,6 +40,8 @@ class Ranked:
     round: int
     rounds_kept: int
     kept: bool
+    record: Record
+    place: int
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -120,6 +123,8 @@ def final_ranking(records: Sequence[Record], keep: int, strategy: type[Strategy]
                 record["round"],
                 network["rounds_kept"],
                 kept=record is records[-1] and place < keep,
+                record=record,
+                place=place,
             )
     return sorted(ranked.values(), key=lambda cell: -cell.score)
 

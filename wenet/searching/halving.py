@@ -12,7 +12,7 @@ from wenet.run import Session, counted, duration, figure
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import by_shape, train_cells
 from wenet.searching.space import draw_pool
-from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy
+from wenet.searching.strategy import OF_MIXTURES, OF_RACES, RECORDS, Record, StandaloneBest, Strategy
 from wenet.tasks import Metric, task_of
 from wenet.training import Outcome, StandaloneResult, training_windows
 from wenet_kernels import WenetError
@@ -70,6 +70,7 @@ class Halving(Strategy):
     best_type = HalvingBest
     stage = "rung"
     figures = ("rungs",)
+    unread = (*OF_MIXTURES, *OF_RACES)
     note = "random: as many network-steps, which take longer standalone than in one mixture"
 
     def __init__(self, session: Session[SearchConfig]) -> None:

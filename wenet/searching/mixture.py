@@ -17,7 +17,7 @@ from wenet.parallel import ALONE, Ranks, clip_gradients
 from wenet.run import DTYPES, Session, counted, duration, figure, peak_memory
 from wenet.searching.settings import SearchConfig
 from wenet.searching.space import Dag
-from wenet.searching.strategy import RECORDS, Best, Record, Strategy
+from wenet.searching.strategy import OF_RACES, RECORDS, Best, Record, Strategy
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import ModelTrainer, Progress, network_weights, recurrence_bytes, restore_random, restore_training
 from wenet_kernels import WenetError
@@ -152,6 +152,7 @@ class Mixture(Strategy, ModelTrainer):
     """
 
     best_type = MixtureBest
+    unread = OF_RACES
     figures = ("weights", "trajectories", "learning")
     records = RECORDS
     config: SearchConfig
@@ -415,6 +416,13 @@ class Mixture(Strategy, ModelTrainer):
         if loss is None:
             return float(networks[place]["weight"] / record["uniform_weight"])
         return float(sum(network["held_out_loss"] for network in networks) / len(networks) - loss)
+
+    @classmethod
+    def merits(cls, record: Record, place: int, metric: Metric) -> dict[str, Any]:
+        ranked_by_loss = record["networks"][place].get("held_out_loss") is not None
+        name = "loss below the mean of the round" if ranked_by_loss else "weight in equal shares"
+        kept = record["networks"][place]["rounds_kept"]
+        return {cls.stage: record["round"], "rounds kept": kept, name: cls.score(record, place)}
 
     @classmethod
     def columns(cls, record: Record, network: Record) -> dict[str, str]:

@@ -19,7 +19,7 @@ from wenet.run.budget import Budget
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import Group, by_shape, config_for
 from wenet.searching.space import draw_pool, identity, space_of
-from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy
+from wenet.searching.strategy import OF_MIXTURES, RECORDS, Record, StandaloneBest, Strategy
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import (
     Origin,
@@ -148,6 +148,7 @@ class Race(Strategy):
     best_type = RaceBest
     stage = "rung"
     figures = ("rungs",)
+    unread = OF_MIXTURES
 
     def __init__(self, session: Session[SearchConfig]) -> None:
         super().__init__(session)
@@ -416,6 +417,10 @@ class Race(Strategy):
     @classmethod
     def stages(cls, config: SearchConfig) -> int:
         return config.rungs * config.rounds
+
+    @classmethod
+    def merits(cls, record: Record, place: int, metric: Metric) -> dict[str, Any]:
+        return {**super().merits(record, place, metric), "validation loss": record["networks"][place]["held_out_loss"]}
 
     @classmethod
     def score(cls, record: Record, place: int) -> float:

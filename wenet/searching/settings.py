@@ -12,7 +12,7 @@ from wenet.cells import Genotype, check_activations, load_genotypes
 from wenet.cells.gated import MAX_BLOCKS, MIN_BLOCKS
 from wenet.data import WINDOWS
 from wenet.run import Group, counted
-from wenet.run.settings import flag, option, overridden
+from wenet.run.settings import option, overridden
 from wenet.searching.series_settings import SeriesConfig
 from wenet.tasks import TASKS
 from wenet.training.settings import inherited
@@ -206,9 +206,10 @@ class SearchConfig(SeriesConfig):
         if self.initial_cells is not None:
             # Store the cells in place of the file, which may be gone when the run is resumed.
             object.__setattr__(self, "initial_cells", "; ".join(map(str, self._checked_cells(self.initial_cells))))
-        if self.norm == "batch" and self.data_batch < 2:
+        normalised = self.norm == "batch" and self.strategy == "wenet"  # no other strategy normalises
+        if normalised and self.data_batch < 2:
             raise WenetError("--data-batch must be at least 2 with --norm batch, which compares the rows of a batch")
-        if self.norm == "batch" and self.form == "plain":
+        if normalised and self.form == "plain":
             # At h = 0 eq. (1) gives s_0 = 0 for any input, and activations turn that into equal values in all rows.
             raise WenetError(
                 "--form plain needs --norm none: its state starts at zero, and normalised over a batch it stays there"
@@ -442,32 +443,23 @@ def resolve_config(preset: str, *layers: Mapping[str, Any]) -> SearchConfig:
     check_choice("preset", preset, PRESETS)
     values = overridden(SearchConfig, PRESETS[preset], *layers)
     asked = overridden(SearchConfig, *layers)
-    check_fits(preset, {**{"task": SearchConfig.task}, **values}, asked)
+    _check_fits(preset, values.get("task", SearchConfig.task))
     if "hidden" in asked and "parameters" not in asked:
         values["parameters"] = None  # a size that is asked for counts more than one that a preset lets follow
     return SearchConfig(**{**values, "preset": preset})
 
 
-def check_fits(preset: str, values: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse a preset for other data than the task reads, and settings that it does not read.
-
-    Args:
-        values: all settings.
-        asked: those that were given beside the preset.
+def _check_fits(preset: str, task: str) -> None:
+    """Refuse a preset for other data than the task reads.
 
     Raises:
         WenetError: as above, or there is no such task.
     """
-    task = values["task"]
     check_choice("--task", task, TASKS)
     reads = TASKS[task].reads
     if (preset == "numbers") is not (reads == "numbers"):
         mend = "leave it out" if reads == "numbers" else f"say --task {', '.join(OF_NUMBERS)}"
         raise WenetError(f"--preset {preset} does not fit --task {task}, which reads {reads}; {mend}")
-    usual = {**{name: SearchConfig.__dataclass_fields__[name].default for name in asked}, **PRESETS[preset]}
-    for name, value in asked.items():
-        if name in TASKS[task].unread and value != usual[name]:
-            raise WenetError(f"{flag(name)} has no meaning for --task {task}, which reads {reads}; leave it out")
 
 
 OF_NUMBERS = [name for name, task in TASKS.items() if task.reads == "numbers"]

@@ -19,6 +19,8 @@ from wenet_kernels.programs import canonical
 class Space(Protocol):
     """What a search needs to know of a space. To add one, write a class and list it in `SPACES`."""
 
+    unread: tuple[str, ...]  # settings that say nothing of its cells
+
     def draw(self, config: SearchConfig) -> Sequence[Cell]: ...  # the pool, in the order of use
     def mutated(self, cell: Cell, generator: random.Random, config: SearchConfig) -> Cell: ...  # differs by one gene
     def largest(self, config: SearchConfig) -> Cell: ...  # a cell that takes as much time and memory as any drawn
@@ -27,6 +29,8 @@ class Space(Protocol):
 
 class Dag:
     """Nodes that each read one other (paper, Algorithm 1)."""
+
+    unread: tuple[str, ...] = ("blocks", "states", "known")
 
     def draw(self, config: SearchConfig) -> list[Genotype]:
         activations, counts = config.activations.split(","), config.node_counts
@@ -47,6 +51,8 @@ class Dag:
 
 class Gated:
     """Programs with gates and memory, LSTM and GRU among them."""
+
+    unread: tuple[str, ...] = ("nodes", "activations")
 
     def draw(self, config: SearchConfig) -> list[Program]:
         return random_mixed_programs(

@@ -15,6 +15,11 @@ from wenet.searching.settings import STRATEGIES, SearchConfig
 from wenet.tasks import Baseline, Metric, Task, failure_to_learn
 
 RECORDS = "search.jsonl"
+# Settings that only some strategies read.
+OF_MIXTURES = (
+    *("norm", "mix_lr", "windows", "cell_weights", "score", "carry_embedding", "mix_dropout", "initial_cells"),
+)
+OF_RACES = ("rungs", "networks_per_cell", "mutate")
 Record = dict[str, Any]
 
 
@@ -141,6 +146,7 @@ class Strategy(ABC):
     best_type: ClassVar[type[Best]] = Best
     stage: ClassVar[str] = "round"  # the stage of a record
     figures: ClassVar[tuple[str, ...]] = ()  # figures of the records in the report
+    unread: ClassVar[tuple[str, ...]] = ()  # settings that it does not read
     note: ClassVar[str] = ""  # a remark on the estimated time, for the first lines of a search
 
     def __init__(self, session: Session[SearchConfig]) -> None:
@@ -188,6 +194,16 @@ class Strategy(ABC):
         """The score of the network at a place of a record, comparable between stages."""
 
     @classmethod
+    def merits(cls, record: Record, place: int, metric: Metric) -> dict[str, Any]:
+        """What the network at a place of a record is ranked by, and when, under names for a reader."""
+        network = record["networks"][place]
+        return {
+            cls.stage: record["round"],
+            "windows": record["windows"],
+            f"validation {metric.name}": network.get(metric.key),
+        }
+
+    @classmethod
     def columns(cls, record: Record, network: Record) -> dict[str, str]:
         """Further columns for a kept cell in a table."""
         return {}
@@ -195,8 +211,13 @@ class Strategy(ABC):
 
 def strategy_of(config: SearchConfig) -> type[Strategy]:
     """The strategy of the settings."""
-    module, name = STRATEGIES["repeated" if config.runs > 1 else config.strategy].split(":")
-    strategy: type[Strategy] = getattr(import_module(module), name)
+    return strategy_named("repeated" if config.runs > 1 else config.strategy)
+
+
+def strategy_named(name: str) -> type[Strategy]:
+    """A strategy by its name in `STRATEGIES`."""
+    module, class_name = STRATEGIES[name].split(":")
+    strategy: type[Strategy] = getattr(import_module(module), class_name)
     return strategy
 
 

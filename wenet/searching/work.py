@@ -11,6 +11,7 @@ from typing import Any
 from wenet.cells import Cell, draw_cell
 from wenet.parallel import Ranks
 from wenet.run import TEXT_SETTINGS, Session, Work, counted, duration, resolve_machine, size
+from wenet.run.unread import Unread, check_read
 from wenet.searching.audit import describe_audit, run_audit, usual_audit
 from wenet.searching.contest import RESULT as CONTEST
 from wenet.searching.contest import describe_contest, estimate_contest, hold_contest
@@ -18,6 +19,7 @@ from wenet.searching.estimate import estimate_search, estimate_search_memory
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
 from wenet.searching.shapes import config_for
 from wenet.searching.strategy import Best, strategy_of
+from wenet.searching.unread import unread_by_search
 from wenet.tasks import Baseline, Metric, task_of
 from wenet.training import estimate_standalone, estimate_training, resolve_train_config
 from wenet_kernels import WenetError
@@ -122,6 +124,9 @@ class SearchWork(Work[SearchConfig]):
         strategy_of(config).check(config)
         return config
 
+    def unread(self, config: SearchConfig, cell: Cell | None) -> list[Unread]:
+        return unread_by_search(config)
+
     def streams(self, config: SearchConfig) -> dict[str, int]:
         return {"train": config.data_batch, "valid": max(config.valid_rows, config.eval_batch)}
 
@@ -159,6 +164,7 @@ class SearchWork(Work[SearchConfig]):
             chosen = preset == config.preset
             try:
                 candidate = config if chosen else resolve_machine(self.resolve(preset, {"task": config.task, **given}))
+                check_read(given, self.unread(candidate, None))
             except WenetError:
                 continue  # the given settings only fit the preset of this run
             say(_preset_line(preset, candidate, session) + ("   <- this run" if chosen else ""))

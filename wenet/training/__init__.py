@@ -25,7 +25,7 @@ from wenet.training.standalone import (
     training_windows,
 )
 from wenet.training.trainer import ModelTrainer, Progress, restore_random, restore_training
-from wenet.training.work import TRAIN, TrainOutcome, run_training
+from wenet.training.work import TRAIN, TrainOutcome, run_training, unread_by_training
 
 __all__ = [
     "INTERPRETER",
@@ -69,4 +69,5 @@ __all__ = [
     "train_standalone",
     "trained_model",
     "training_windows",
+    "unread_by_training",
 ]

@@ -7,14 +7,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from wenet.cells import Cell, cell_from_dict, cell_to_dict, load_cell
+from wenet.cells import Cell, Genotype, cell_from_dict, cell_to_dict, load_cell
 from wenet.parallel import Ranks
 from wenet.run import Session, Work, counted, duration, figure, size
+from wenet.run.unread import Unread, of_choice
 from wenet.tasks import Baseline, Metric, failure_to_learn, task_of
 from wenet.training.estimate import estimate_training, estimate_training_memory
 from wenet.training.nt_asgd import EvaluationTraining
 from wenet.training.settings import LSTMS, TrainConfig, resolve_train_config
 from wenet_kernels import WenetError
+
+
+def unread_by_training(config: Any, cell: Cell | None) -> list[Unread]:
+    """All settings that do not matter to the training of a cell, or of an LSTM if there is none."""
+    found = of_choice("softmax", config.softmax, {"tied": ("experts", "dropout_latent"), "mos": ()})
+    if cell is not None:
+        why = f"has no meaning for --cell {config.cell}; leave it out, or say --cell {' or '.join(LSTMS)}"
+        found.append(Unread(("layers", "last_hidden"), why))
+    if not isinstance(cell, Genotype):
+        found.append(Unread(("form",), f"has no meaning for --cell {config.cell}, which has no nodes; leave it out"))
+    return found
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,6 +62,9 @@ class TrainWork(Work[TrainConfig]):
 
     def resolve(self, preset: str, *layers: Mapping[str, Any]) -> TrainConfig:
         return resolve_train_config(preset, *layers)
+
+    def unread(self, config: TrainConfig, cell: Cell | None) -> list[Unread]:
+        return unread_by_training(config, cell)
 
     def cell(self, config: TrainConfig) -> Cell | None:
         return None if config.cell in LSTMS else load_cell(config.cell, besides=LSTMS)

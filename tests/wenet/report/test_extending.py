@@ -24,7 +24,7 @@ from wenet.tasks import TASKS, Baseline, LanguageModelling, Metric
 from wenet.tasks.task import Measurement
 from wenet.training import estimate_standalone, estimate_training, resolve_train_config
 
-from ..helpers import TINY, fails, results, words
+from ..helpers import STANDALONE, TINY, fails, results, words
 
 SYMBOLS = 6
 
@@ -128,7 +128,7 @@ def test_runs_of_a_strategy_of_ones_own(dice, text, tmp_path):
 def test_a_task_is_a_class_and_a_line(symbols, strategy, tmp_path, capsys):
     run = tmp_path / "run"
     flags = ["--task", "symbols", "--strategy", strategy, "--audit", "4", "--audit-epochs", "0.2"]
-    assert search_main([*TINY, *flags, "--norm", "none", "--out", str(run)]) == 0
+    assert search_main([*STANDALONE, *flags, "--out", str(run)]) == 0
     said = capsys.readouterr().out
     assert "text      symbols: 600 training tokens, 6 words" in said and "validation accuracy" in said
     *rounds, _ = results(run)

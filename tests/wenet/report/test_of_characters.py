@@ -9,7 +9,7 @@ import pytest
 from wenet.cli.search import main as search_main
 from wenet.cli.train import main as train_main
 
-from ..helpers import TINY
+from ..helpers import STANDALONE
 
 OF_WORDS = ("perplexity", "Perplexity", "word frequencies", "Word frequencies")
 
@@ -23,7 +23,7 @@ def told(run) -> str:
 def test_a_search(text, tmp_path, strategy):
     run = tmp_path / "run"
     flags = ["--level", "characters", "--audit-epochs", "0.1", "--epochs-per-round", "0.1", *strategy]
-    assert search_main([str(text), *TINY, *flags, "--out", str(run)]) == 0
+    assert search_main([str(text), *STANDALONE, *flags, "--out", str(run)]) == 0
     page = told(run)
     assert "bits per character" in page and not any(word in page for word in OF_WORDS)
     assert "--level characters" in page  # in the command that repeats it

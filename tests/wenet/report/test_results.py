@@ -53,12 +53,13 @@ def test_the_table_of_a_search_ranks_every_cell(searched, tmp_path):
     found = wenet.load(run)
     rows = found.table
     assert len(rows) == 7 and [row["rank"] for row in rows] == list(range(1, 8))
-    assert rows[0]["genotype"] == str(found.genotype)
-    scores = [row["score"] for row in rows]
+    assert rows[0]["cell"] == str(found.genotype)
+    scores = [row["weight in equal shares"] for row in rows]
     assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
-    assert sum(row["kept"] for row in rows) == 2 and "perplexity" not in rows[0]
+    assert sum(row["kept"] for row in rows) == 2 and "standalone perplexity" not in rows[0]
     add_audit(run)
-    audited = [row["perplexity"] for row in wenet.load(run).table if row["perplexity"] is not None]
+    audited = [row["standalone perplexity"] for row in wenet.load(run).table]
+    audited = [value for value in audited if value is not None]
     assert audited and set(audited) <= {200.0 + 5 * place for place in range(5)}
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import wenet
 from wenet import WenetError
+from wenet.report import words
 from wenet.run.budget import Budget
 from wenet.searching.contest import seconds_of_a_window
 
@@ -42,6 +43,14 @@ def test_a_budget_is_kept(tmp_path):
     assert 0.3 * 24 < budget["seconds"] < 2 * 24
     assert found.contest["windows"] == budget["plans"]["windows_of_contest"]
     assert found.finished and len(found.contest["contestants"]) >= 5
+    chosen = dict(words.course_rows(found.run))  # in the report
+    raced, windows = budget["plans"]["race"]
+    assert chosen["cells that raced"] == f"{raced} of at most 4"
+    assert chosen["windows trained on by the end of each rung"].split(", ")[0] == f"{windows:,}"
+    assert f"{found.contest['windows']:,} windows each" in chosen["contest"]
+    settings = {row[0]: row[1] for row in words.setting_rows(found.run)}
+    assert settings["--pool"] == "at most 4" and settings["--minutes"] == "0.4"
+    assert not {"--epochs-per-round", "--contest-epochs", "--hidden", "--lr"} & set(settings)
 
 
 @pytest.mark.parametrize("moment", [15, 150])

@@ -54,7 +54,20 @@ def test_a_class_for_each_sequence(classified):
     assert "test accuracy of 2 trainings each" in text and "next      wenet-cell export" in text
     table = classified.contestants
     assert [row["name"] for row in table] == [row["name"] for row in classified.contest["contestants"]]
-    assert table.columns[:4] == ["name", "test accuracy", "sd", "p"] and "<td>lstm</td>" in classified._repr_html_()
+    assert (
+        table.columns[:4] == ["name", "test accuracy", "sd", "p against the winner"]
+        and "<td>lstm</td>" in classified._repr_html_()
+    )
+
+
+def test_the_table_names_what_cells_were_ranked_by(classified):
+    table = classified.table
+    assert table.columns == ["rank", "rung", "windows", "validation accuracy", "validation loss", "kept", "cell"]
+    records = [json.loads(line) for line in (classified.folder / "search.jsonl").read_text().splitlines()]
+    first = records[-1]["networks"][0]
+    best = [2, records[-1]["windows"], first["accuracy"], first["held_out_loss"]]
+    assert [table[0][name] for name in table.columns[1:5]] == best and table[0]["cell"] == first["genotype"]
+    assert len(table) == 4 and table[-1]["rung"] == 1
 
 
 def test_the_model_gives_the_figure_of_the_contest(classified):
@@ -196,7 +209,8 @@ def test_trainings_end_with_their_best_weights(tmp_path):
 
 def test_the_best_finalist_wins(classified, tmp_path):
     """The first of the race need not be; LSTM and GRU are finalists wherever they raced. Three train in full."""
-    settings = {**SHORT, "space": "gated", "pool": 6, "batch": 6, "parameters": 400, "blocks": "2-3"}
+    shared = {name: value for name, value in SHORT.items() if name != "nodes"}
+    settings = {**shared, "space": "gated", "pool": 6, "batch": 6, "parameters": 400, "blocks": "2-3"}
     found = wenet.search(sums(), task="classify", out=tmp_path / "run", **{**settings, "finalists": 3})
     rows = {row["name"]: row for row in found.contest["contestants"]}
     cells = [rows[name]["genotype"] for name in ("winner", "runner-up", "finalist 3")]

@@ -1,0 +1,58 @@
+"""Which settings a search does not read, as its other settings are."""
+
+from __future__ import annotations
+
+from wenet.run.unread import Unread, of_choice
+from wenet.searching.settings import STRATEGIES, SearchConfig
+from wenet.searching.space import SPACES
+from wenet.searching.strategy import strategy_named
+from wenet.tasks import TASKS
+
+DECIDED = ("epochs_per_round", "contest_epochs")  # by --minutes
+OF_AUDITS = ("audit_epochs", "standalone_lr", "sampled_words")
+OF_CONTESTS = ("finalists", "contest_epochs", "contest_seeds")
+
+
+def unread_by_search(config: SearchConfig) -> list[Unread]:
+    """All that does not matter to a search with these settings."""
+    task = TASKS[config.task]
+    of_task = f"has no meaning for --task {config.task}, which reads {task.reads}; leave it out"
+    spaces = {name: space.unread for name, space in SPACES.items()}
+    strategies = {name: strategy_named(name).unread for name in STRATEGIES if name != "repeated"}
+    return [
+        Unread(task.unread, of_task),
+        *of_choice("space", config.space, spaces),
+        *of_choice("strategy", config.strategy, strategies),
+        *_of_numbers(config),
+        *_of_parts(config),
+    ]
+
+
+def _of_numbers(config: SearchConfig) -> list[Unread]:
+    """Settings in whose place others decide."""
+    found = []
+    if config.space == "gated" and not (config.contest and TASKS[config.task].reads == "text"):
+        # In the contest on a text gated cells meet a DAG cell.
+        found.append(Unread(("form",), "has no meaning for --space gated; leave it out, or say --space dag"))
+    if config.strategy == "race" and not (config.audit and config.standalone_lr is None):
+        why = f"has no meaning for --strategy race, which chooses among --rates; say --rates {config.lr:g}"
+        found.append(Unread(("lr",), why))
+    if config.parameters is not None:
+        found.append(Unread(("hidden",), "has no meaning with --parameters, from which it follows; leave out one"))
+    if config.minutes is not None:
+        found.append(
+            Unread(DECIDED, "has no meaning with --minutes, which decides for how long to train; leave out one")
+        )
+    return found
+
+
+def _of_parts(config: SearchConfig) -> list[Unread]:
+    """Settings of an audit or contest that there may still be."""
+    found = []
+    if not config.audit:
+        found.append(Unread(OF_AUDITS, "is for --audit", later=True))
+    if not config.contest:
+        found.append(Unread(OF_CONTESTS, "is for --contest", later=True))
+        if config.strategy != "race":
+            found.append(Unread(("rates",), "is for --contest or --strategy race", later=True))
+    return found
