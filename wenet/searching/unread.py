@@ -10,7 +10,7 @@ from wenet.tasks import TASKS
 
 DECIDED = ("epochs_per_round", "contest_epochs")  # by --minutes
 OF_AUDITS = ("audit_epochs", "standalone_lr", "sampled_words")
-OF_CONTESTS = ("finalists", "contest_epochs", "contest_seeds")
+OF_CONTESTS = ("finalists", "contest_epochs", "contest_seeds", "weight_decays")
 
 
 def unread_by_search(config: SearchConfig) -> list[Unread]:

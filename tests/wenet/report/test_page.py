@@ -41,7 +41,15 @@ SEARCH_FIGURES = ["cell", "weights", "trajectories", "learning"]
 # By a mixture of DAG cells without audit and contest.
 UNREAD = (
     *("blocks", "states", "known", "rungs", "networks_per_cell", "mutate", "rates"),
-    *("audit_epochs", "standalone_lr", "sampled_words", "finalists", "contest_epochs", "contest_seeds"),
+    *(
+        "audit_epochs",
+        "standalone_lr",
+        "sampled_words",
+        "finalists",
+        "contest_epochs",
+        "contest_seeds",
+        "weight_decays",
+    ),
 )
 
 
