@@ -16,6 +16,7 @@ from wenet.searching.audit import describe_audit, run_audit, usual_audit
 from wenet.searching.contest import RESULT as CONTEST
 from wenet.searching.contest import describe_contest, estimate_contest, hold_contest
 from wenet.searching.estimate import estimate_search, estimate_search_memory
+from wenet.searching.least import least_seconds
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
 from wenet.searching.shapes import config_for
 from wenet.searching.strategy import Best, strategy_of
@@ -159,6 +160,9 @@ class SearchWork(Work[SearchConfig]):
         if config.minutes is not None:
             outline = strategy_of(config).outline(config)
             say(f"{config.preset:<9} at most {outline}; {duration(60 * config.minutes)} in all")
+            least = least_seconds(session)
+            if least > 60 * config.minutes:
+                say(f"caution   --minutes is too short: on these data the least search takes about {duration(least)}")
             return
         for preset in PRESETS:
             chosen = preset == config.preset

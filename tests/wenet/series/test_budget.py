@@ -3,11 +3,14 @@
 import json
 import time
 
+import numpy as np
 import pytest
 
 import wenet
 from wenet import WenetError
+from wenet.cli.search import main as search_main
 from wenet.report import words
+from wenet.run import counted
 from wenet.run.budget import Budget
 from wenet.searching.contest import seconds_of_a_window
 
@@ -47,7 +50,7 @@ def test_a_budget_is_kept(tmp_path):
     raced, windows = budget["plans"]["race"]
     assert chosen["cells that raced"] == f"{raced} of at most 4"
     assert chosen["windows trained on by the end of each rung"].split(", ")[0] == f"{windows:,}"
-    assert f"{found.contest['windows']:,} windows each" in chosen["contest"]
+    assert f" of {counted(found.contest['windows'], 'window')} each" in chosen["contest"]
     settings = {row[0]: row[1] for row in words.setting_rows(found.run)}
     assert settings["--pool"] == "at most 4" and settings["--minutes"] == "0.4"
     assert not {"--epochs-per-round", "--contest-epochs", "--hidden", "--lr"} & set(settings)
@@ -67,6 +70,22 @@ def test_a_stopped_budget_goes_on(tmp_path, stop_at, moment, monkeypatch):
     after = json.loads((tmp_path / "run" / "budget.json").read_text())
     assert resumed.finished and after["plans"].items() >= before["plans"].items()
     assert before["seconds"] < after["seconds"] < 2 * 24
+
+
+def test_too_short_a_time_is_told_before_work_begins(tmp_path, capsys, monkeypatch):
+    x, y = sums()
+    np.savez(tmp_path / "sums.npz", x=x, y=y)
+    settings = {**SETTINGS, "task": "classify", "minutes": 0.02}
+    flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+    def said(out):
+        assert search_main([str(tmp_path / "sums.npz"), *flags, "--quiet", "--out", str(tmp_path / out)]) == 0
+        return capsys.readouterr().out
+
+    text = said("short")
+    assert text.index("--minutes is too short: on these data the least search takes about ") < text.index("done after")
+    monkeypatch.setattr("wenet.searching.work.least_seconds", lambda session: 1.0)
+    assert "too short" not in said("long")
 
 
 def test_time_that_is_up_ends_trainings(tmp_path, monkeypatch):

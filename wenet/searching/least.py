@@ -1,0 +1,61 @@
+"""The least time that a race and its contest take, so that a shorter --minutes is told before they begin."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+
+from wenet.cells import Cell
+from wenet.run import Session
+from wenet.searching.contest import FULLY, LEAST_AFTERWARDS, OTHERS
+from wenet.searching.race import FEWEST_CELLS, FEWEST_WINDOWS, LEFT, TRIED, typical
+from wenet.searching.settings import SearchConfig
+from wenet.searching.shapes import config_for
+from wenet.searching.space import draw_pool
+from wenet.training import build_standalone, kind_of, timed_step
+
+CALL = 0.2  # seconds in which a training is set up and written down
+PROBED = 6  # networks whose training window is timed
+OF_TRAINING = 1 / 3  # the time of a window without gradients
+
+
+def least_seconds(session: Session[SearchConfig]) -> float:
+    """An estimate for the fewest cells and windows that a race and its contest have in any case, with all that they are
+    measured on, by a window or two of training."""
+    config, task, data = session.config, session.task, session.data
+    cells = draw_pool(config)[: config.batch]
+    kinds = list(dict.fromkeys(map(kind_of, cells)))
+    of_window = _seconds_per_window(session, typical(kinds[0], cells)[0])
+    validation = OF_TRAINING * task.positions(data, "valid") / (task.window_steps(data, config) * config.data_batch)
+    windows = _networks_of_race(config, len(cells), len(kinds)) * FEWEST_WINDOWS
+    calls = len(kinds) * (1 + config.rungs)
+    if config.contest:
+        trials, trainings = _networks_of_contest(config)
+        windows += trials + trainings + (2 * trials + 3 * trainings) * validation
+        calls += 2 * (len(kinds) + len(task.rivals))
+    return windows * of_window + calls * CALL + LEAST_AFTERWARDS
+
+
+def _seconds_per_window(session: Session[SearchConfig], cell: Cell) -> float:
+    """Seconds that a network of a few takes for a training window of the usual length."""
+    config, task, data = config_for(cell, session.config, session.task, session.data), session.task, session.data
+    with torch.random.fork_rng():  # the probe must not change what the search draws
+        torch.manual_seed(config.seed)
+        model = build_standalone(config, [cell] * PROBED, task, data).to(config.device)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-6, fused=True)
+        window = task.probe(data, config.data_batch, task.window_steps(data, config))
+        return min(timed_step(model, optimizer, *window) for _ in range(2)) / PROBED
+
+
+def _networks_of_race(config: SearchConfig, cells: int, kinds: int) -> float:
+    """Networks, each counted as often as it trains for the windows of the first rung."""
+    rungs = 1 + sum(LEFT**rung * 2 ** (rung - 1) for rung in range(1, config.rungs))
+    tried = kinds * TRIED * len(config.rate_grid) if len(config.rate_grid) > 1 else 0
+    return tried + min(FEWEST_CELLS, cells) * config.networks_per_cell * rungs
+
+
+def _networks_of_contest(config: SearchConfig) -> tuple[int, int]:
+    """Networks in trials, and in trainings to the end."""
+    grid = list(product(config.rate_grid, config.decay_grid))
+    return (config.finalists + OTHERS) * len(grid), (min(config.finalists, FULLY) + OTHERS) * config.contest_seeds
