@@ -13,6 +13,7 @@ import wenet
 from wenet import WenetError
 from wenet.cells import load_cell, load_program, read_cell
 from wenet.cells.gated import random_mixed_programs
+from wenet.cells.instances import program_of
 from wenet.cells.published import PUBLISHED
 from wenet.cli.rank import main as rank_main
 from wenet.cli.search import main as search_main
@@ -75,10 +76,24 @@ def test_known_cells_are_left_out_and_numbers_kept_to():
     assert draw_pool(gated_config(pool=12)) != draw_pool(gated_config(pool=12, pool_seed=7))
 
 
+def test_the_two_spaces_by_turns():
+    config = gated_config(space="both", pool=20, nodes="1-3")
+    cells = draw_pool(config)
+    assert [str(cell) for cell in cells[:2]] == [str(load_program("lstm")), str(load_program("gru"))]
+    dag = draw_pool(resolve_config("race", {"pool": 20, "nodes": "1-3"}))
+    of_dag = {identity(program_of(cell, bias=True)) for cell in dag}
+    assert [identity(cell) in of_dag for cell in cells[2:]] == [False, True] * 9
+    assert len({identity(cell) for cell in cells}) == 20
+    largest = max(len(cell.instructions) for cell in cells)
+    assert len(space_of(config).largest(config).instructions) == largest
+    assert draw_pool(gated_config(space="both", pool=8, known=False))[:2] != cells[:2]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"strategy": "wenet"}, ["--space gated", "race or random"]),
+        ({"space": "both", "strategy": "wenet"}, ["--space both", "race or random"]),
         ({"blocks": "1-4"}, ["--blocks 1-4", "2 to 8"]),
         ({"blocks": "6-4"}, ["smaller first"]),
         ({"states": 3}, ["--states 3"]),

@@ -72,9 +72,9 @@ class SearchConfig(SeriesConfig):
     )
     space: str = option(
         "dag",
-        "dag (nodes that each read one other) or gated (programs with gates and memory, LSTM and GRU among them)",
+        "dag (nodes that each read one other), gated (programs with gates and memory, LSTM and GRU among them) or both",
         Group.CELLS,
-        choices=("dag", "gated"),
+        choices=("dag", "gated", "both"),
     )
     blocks: str = option("2-6", "products of a gated cell: a number or a range, from 2 to 8", Group.CELLS, metavar="B")
     states: str = option("1-2", "states that a gated cell carries: 1, 2 or 1-2", Group.CELLS, metavar="S")
@@ -233,9 +233,9 @@ class SearchConfig(SeriesConfig):
                 raise WenetError(
                     f"--{name} {value}: a cell has {fewest} to {most} {name}, and a range the smaller first"
                 )
-        if self.space == "gated" and self.strategy == "wenet":
+        if self.has_programs and self.strategy == "wenet":
             raise WenetError(
-                "--space gated needs --strategy race or random: a mixture has cells of the space dag alone"
+                f"--space {self.space} needs --strategy race or random: a mixture has cells of the space dag alone"
             )
         if self.space == "dag" and len(self.node_counts) > 1 and self.strategy == "wenet":
             raise WenetError(
@@ -279,7 +279,7 @@ class SearchConfig(SeriesConfig):
 
     @property
     def has_programs(self) -> bool:
-        return self.space == "gated"
+        return self.space in ("gated", "both")
 
     @property
     def most_nodes(self) -> int:

@@ -10,7 +10,7 @@ from typing import Protocol
 from wenet.cells import Cell, Genotype, mutated, random_genotypes, random_mixed_genotypes
 from wenet.cells.gated import mutated as mutated_program
 from wenet.cells.gated import random_mixed_programs
-from wenet.cells.instances import PROGRAMS
+from wenet.cells.instances import PROGRAMS, program_of
 from wenet.searching.settings import SearchConfig
 from wenet_kernels import Program, WenetError
 from wenet_kernels.programs import canonical
@@ -72,8 +72,25 @@ class Gated:
         return f"{config.blocks} blocks, {config.states} states"
 
 
+class Both(Gated):
+    """The cells of the two spaces by turns, all of them programs; those known by name come first."""
+
+    unread: tuple[str, ...] = ()
+
+    def draw(self, config: SearchConfig) -> list[Program]:
+        gated, known = super().draw(config), 0
+        while known < len(gated) and known_name(gated[known]) is not None:
+            known += 1
+        nodes = (program_of(cell, config.form, bias=True) for cell in Dag().draw(config))
+        drawn = [*gated[:known], *(cell for pair in zip(gated[known:], nodes, strict=False) for cell in pair)]
+        return list({identity(cell): cell for cell in drawn}.values())[: config.pool]
+
+    def outline(self, config: SearchConfig) -> str:
+        return f"{super().outline(config)} or {Dag().outline(config)}"
+
+
 # By the names of the setting `space`.
-SPACES: dict[str, Space] = {"dag": Dag(), "gated": Gated()}
+SPACES: dict[str, Space] = {"dag": Dag(), "gated": Gated(), "both": Both()}
 
 
 def space_of(config: SearchConfig) -> Space:
