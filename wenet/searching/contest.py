@@ -24,7 +24,7 @@ from wenet.run import DTYPES, RunFolder, Session, counted, figure
 from wenet.run.budget import Budget
 from wenet.run.folder import write_tensors
 from wenet.searching.audit import final_ranking, welch
-from wenet.searching.settings import SearchConfig
+from wenet.searching.settings import FULLY, SearchConfig
 from wenet.searching.shapes import Group, by_shape, config_for
 from wenet.searching.space import identity, known_name, space_of
 from wenet.searching.strategy import RECORDS, Best, strategy_of
@@ -53,7 +53,6 @@ HEAD = "head_weight"  # of models of sequences, `[n, H, K]`
 ROW = "rnn.weights"  # where `StandaloneCellRNN` has the parameters of networks
 RATE_SHARE = 2  # a trial has one in this many of the windows
 OTHERS = 5  # contestants that are no finalists, at most
-FULLY = 3  # finalists that train in full
 TRIALS_SHARE = 0.5  # of the time for a contest, where that is limited
 AFTERWARDS, LEAST_AFTERWARDS = 0.05, 5.0  # of the whole time, and in seconds, kept for the report
 CHECKS = 20  # of a training on sequences of numbers, whose best weights count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,31 +29,24 @@ class HalvingBest(StandaloneBest):
         windows: number of windows it was trained on in the last rung.
     """
 
-    def how_it_won(self, metric: Metric) -> str:
-        value = figure(self.value, metric.places, "diverged")
-        if self.finalists:
-            return (
-                f"best of {self.finalists} finalists from {counted(self.networks_searched, 'network')}: mean "
-                f"validation {metric.name} {value}"
-            )
+    def _field(self) -> str:
+        return f"successive halving of {counted(self.networks_searched, 'cell')}"
+
+    def _course(self) -> str:
+        cells = counted(self.networks_searched, "random cell")
         return (
-            f"best of {counted(self.networks_searched, 'network')} by successive halving: validation {metric.name} "
-            f"{value} standalone"
+            f"{cells} went through successive halving: the better half of each rung trained longer, from new weights."
         )
 
-    def sentences(self, metric: Metric) -> Iterator[str]:
-        if self.finalists:
-            yield (
-                f"Of {counted(self.networks_searched, 'random cell')} successive halving left {self.finalists} "
-                f"finalists, and of these this one has the best mean validation {metric.name}, "
-                f"{figure(self.value, metric.places, 'diverged')}."
-            )
-            return
-        yield (
-            f"Of {counted(self.networks_searched, 'random cell')} this one is left after successive halving: of the "
-            f"last that were trained standalone it has the best validation {metric.name}, "
-            f"{figure(self.value, metric.places, 'diverged')}."
+    def _how_it_came_first(self, metric: Metric) -> str:
+        return (
+            f"best of {counted(self.networks_searched, 'network')} by successive halving: validation {metric.name} "
+            f"{figure(self.value, metric.places, 'diverged')} standalone"
         )
+
+    def _place(self, metric: Metric) -> str:
+        value = figure(self.value, metric.places, "diverged")
+        return f"Of the last that were trained standalone this one has the best validation {metric.name}, {value}."
 
     def reached(self) -> tuple[str, float | None]:
         return "the best cell of the last rung", self.value

@@ -6,7 +6,7 @@ import math
 import random
 import statistics
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -91,34 +91,26 @@ class RaceBest(StandaloneBest):
     networks_per_cell: int
     more_training: ClassVar[str] = "--rungs"
 
-    def how_it_won(self, metric: Metric) -> str:
-        value = figure(self.value, metric.places, "diverged")
-        if self.finalists:
-            return (
-                f"best of {self.finalists} finalists from a race of {counted(self.networks_searched, 'cell')}: mean "
-                f"validation {metric.name} {value} after {counted(self.windows, 'window')}"
-            )
+    def _field(self) -> str:
+        return f"a race of {counted(self.networks_searched, 'cell')}"
+
+    def _course(self) -> str:
         return (
-            f"first of {counted(self.networks_searched, 'cell')} in a race: validation {metric.name} {value} after "
-            f"{counted(self.windows, 'window')}, mean of {counted(self.networks_per_cell, 'network')}"
+            f"{counted(self.networks_searched, 'random cell')} raced: their networks trained side by side, and at "
+            "every rung those that did worse on held-out data left."
         )
 
-    def sentences(self, metric: Metric) -> Iterator[str]:
-        cells, windows = counted(self.networks_searched, "random cell"), counted(self.windows, "window")
-        networks = counted(self.networks_per_cell, "network")
-        raced = (
-            f"{cells} raced: their networks trained side by side, and at every rung those that did worse on held-out "
-            "data left."
+    def _how_it_came_first(self, metric: Metric) -> str:
+        return (
+            f"first of {counted(self.networks_searched, 'cell')} in a race: validation {metric.name} "
+            f"{figure(self.value, metric.places, 'diverged')} after {counted(self.windows, 'window')}, mean of "
+            f"{counted(self.networks_per_cell, 'network')}"
         )
-        if self.finalists:
-            yield (
-                f"{raced} Then {self.finalists} finalists trained from new weights, and this one was the best of them: "
-                f"after {windows} it had a mean validation {metric.name} of "
-                f"{figure(self.value, metric.places, 'no finite value')}."
-            )
-            return
-        yield (
-            f"{raced} This one came first: after {windows} its {networks} had a mean validation {metric.name} of "
+
+    def _place(self, metric: Metric) -> str:
+        return (
+            f"This one came first: after {counted(self.windows, 'window')} its "
+            f"{counted(self.networks_per_cell, 'network')} had a mean validation {metric.name} of "
             f"{figure(self.value, metric.places, 'no finite value')}."
         )
 

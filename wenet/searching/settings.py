@@ -18,6 +18,7 @@ from wenet.tasks import TASKS
 from wenet.training.settings import inherited
 from wenet_kernels import ACTIVATIONS, MAX_NODES, WenetError, check_choice
 
+FULLY = 3  # finalists that train in full, of those that are tried in a contest
 # Settings that are a number or a range: the least, the most, and an example.
 RANGES = {"nodes": (1, MAX_NODES, "1-4"), "blocks": (MIN_BLOCKS, MAX_BLOCKS, "2-6"), "states": (1, 2, "1-2")}
 

@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import Any, ClassVar, Self
 
 from wenet.cells import Cell, cell_from_dict, cell_to_dict
-from wenet.run import Session, counted
-from wenet.searching.settings import STRATEGIES, SearchConfig
+from wenet.run import Session, counted, figure
+from wenet.searching.settings import FULLY, STRATEGIES, SearchConfig
 from wenet.tasks import Baseline, Metric, Task, failure_to_learn
 
 RECORDS = "search.jsonl"
@@ -131,6 +131,41 @@ class StandaloneBest(Best):
 
     def is_ranked_by_chance(self) -> bool:
         return False
+
+    def how_it_won(self, metric: Metric) -> str:
+        if not self.finalists:
+            return self._how_it_came_first(metric)
+        return (
+            f"best of {self.finalists} finalists from {self._field()}: mean validation {metric.name} "
+            f"{figure(self.value, metric.places, 'diverged')} after {counted(self.windows, 'window')}"
+        )
+
+    def sentences(self, metric: Metric) -> Iterator[str]:
+        if not self.finalists:
+            yield f"{self._course()} {self._place(metric)}"
+            return
+        fully = f", and the best {FULLY} trained in full" if self.finalists > FULLY else ""
+        yield (
+            f"{self._course()} Then {self.finalists} finalists trained from new weights{fully}. This one is the best "
+            f"of them: after {counted(self.windows, 'window')} it has a mean validation {metric.name} of "
+            f"{figure(self.value, metric.places, 'no finite value')}."
+        )
+
+    def _field(self) -> str:
+        """What finalists came from, behind "finalists from"."""
+        raise NotImplementedError
+
+    def _course(self) -> str:
+        """The strategy in a sentence."""
+        raise NotImplementedError
+
+    def _how_it_came_first(self, metric: Metric) -> str:
+        """As `how_it_won`, of a cell that the strategy alone chose."""
+        raise NotImplementedError
+
+    def _place(self, metric: Metric) -> str:
+        """What that cell reached, in a sentence."""
+        raise NotImplementedError
 
 
 class Strategy(ABC):
