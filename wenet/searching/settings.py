@@ -405,7 +405,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Hidden sizes of 20 to 40, in which a hundred networks learn at the rate of one dense product.
     "numbers": {
         "task": "classify",
-        "space": "gated",
+        "space": "both",
         "strategy": "race",
         "nodes": "1-4",
         "parameters": 5_000,
