@@ -25,14 +25,17 @@ class Reading:
     Attributes:
         targeted: whether the task has targets beside the sequences.
         every_step: whether they are one for each step.
-        target: the column of the label; or, of a long table, the columns to forecast, with commas between them.
+        target: the column of the label; or, of a table with a row a step, the columns of what is to be predicted, with
+            commas between them.
         layout: of arrays, as in `series_of`.
+        sequence: of a table with a row a step, the column that tells sequences apart.
     """
 
     targeted: bool
     every_step: bool = False
     target: str | None = None
     layout: str = "ntf"
+    sequence: str | None = None
 
 
 def read_series(path: Path, reading: Reading) -> Series:
@@ -104,7 +107,8 @@ def _loaded(path: Path) -> Any:
 
 
 def _table(path: Path, reading: Reading) -> Series:
-    """A row for a sequence and a column with its target; or without targets a row for a step, a column for a feature.
+    """A row for a sequence and a column with its target; or a row for a step and a column for a feature, where there is
+    no target or one for each step.
 
     A first row without numbers names the columns. The target is in the column of that name or number; if none is
     named in the first, as in the UCR archive, in a table without names, and else in the last.
@@ -121,10 +125,8 @@ def _table(path: Path, reading: Reading) -> Series:
     for number, row in enumerate(rows, start=1 + named):
         if len(row) > len(names):
             raise WenetError(f"{path} line {number}: {len(row)} columns, where the first line has {len(names)}")
-    if reading.every_step:
-        raise WenetError(f"{path}: a table has no targets for each step; save x and y with numpy.savez, as .npz")
-    if not reading.targeted:
-        return _long_table(path, names, rows, named)
+    if reading.every_step or not reading.targeted:
+        return _row_a_step(path, names, rows, named, reading)
     usual = names[-1] if named else names[0]
     return _row_a_sequence(path, names, rows, reading.target or usual, 1 + named)
 
@@ -133,22 +135,66 @@ def _delimiter(path: Path) -> str:
     return "\t" if path.suffix == ".tsv" else ","
 
 
-def _long_table(path: Path, names: list[str], rows: list[list[str]], named: bool) -> Series:
-    """One long sequence. A first column of dates or numbered rows is time, and left out."""
-    first = [row[0] for row in rows]
-    is_time = len(names) > 1 and named and not any(_is_number(cell) or _is_missing(cell) for cell in first)
-    kept = range(1 if is_time else 0, len(names))
-    values = np.array(
-        [[_value(path, row, column, names, n) for column in kept] for n, row in enumerate(rows, 1 + named)]
-    )
-    return Series(path.stem, values, np.array([len(rows)]), columns=tuple(names[column] for column in kept))
+def _row_a_step(path: Path, names: list[str], rows: list[list[str]], named: bool, reading: Reading) -> Series:
+    """Sequences of many features, one after the other or in turns, and a column that tells them apart; by default one
+    sequence. The steps of each are in the order of the rows."""
+    if reading.every_step and reading.sequence is None:
+        raise WenetError(
+            f"{path}: a target a step needs several sequences; name the column that tells them apart with --sequence"
+        )
+    sequence = [] if reading.sequence is None else [_column(path, names, reading.sequence, "--sequence")]
+    labels = _label_columns(path, names, reading) if reading.every_step else []
+    kept = [place for place in range(len(names)) if place not in (*sequence, *labels)]
+    if named and len(kept) > 1 and _is_time(_cell(row, kept[0]) for row in rows):
+        kept.pop(0)
+    if not kept:
+        raise WenetError(f"{path} has no column of a feature beside {', '.join(names[place] for place in labels)}")
+    of_rows = [_cell(row, sequence[0]) if sequence else "" for row in rows]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(of_rows))}
+    lines = sorted(enumerate(rows, start=1 + named), key=lambda line: numbers[of_rows[line[0] - 1 - named]])
+    values = np.array([[_value(path, row, column, names, line) for column in kept] for line, row in lines])
+    lengths = np.bincount([numbers[name] for name in of_rows])
+    targets = _step_targets(path, names, lines, labels) if labels else None
+    return Series(path.stem, values, lengths, targets, columns=tuple(names[column] for column in kept))
+
+
+def _is_time(cells: Iterator[str]) -> bool:
+    """Whether a first column has dates, or names of rows, and so no feature."""
+    return not any(_is_number(cell) or _is_missing(cell) for cell in cells)
+
+
+def _column(path: Path, names: list[str], name: str, setting: str) -> int:
+    """The place of a column."""
+    if name not in names:
+        raise WenetError(f"{path} has no column {name!r}; {setting} must be one of {', '.join(names[:8])}")
+    return names.index(name)
+
+
+def _label_columns(path: Path, names: list[str], reading: Reading) -> list[int]:
+    """Columns of the targets of each step: those named, or the last."""
+    wanted = [names[-1]] if reading.target is None else [name.strip() for name in reading.target.split(",")]
+    return [_column(path, names, name, "--target") for name in wanted]
+
+
+def _step_targets(path: Path, names: list[str], lines: list[tuple[int, list[str]]], columns: list[int]) -> Array:
+    """Targets of all steps, `[steps of all]` or of several columns `[steps of all, K]`, from rows with their lines."""
+    cells = [[_cell(row, column) for column in columns] for _, row in lines]
+    for (line, _), row in zip(lines, cells, strict=True):
+        for column, cell in zip(columns, row, strict=True):
+            if _is_missing(cell):
+                raise WenetError(f"{path} line {line}: column {names[column]!r} is empty; each step needs its target")
+    return _targets_of([row[0] for row in cells] if len(columns) == 1 else cells)
+
+
+def _targets_of(cells: Any) -> Array:
+    """Labels as text, or as numbers where all are."""
+    array = np.array(cells)
+    return _as_whole(array.astype(np.float64)) if all(map(_is_number, array.ravel().tolist())) else array
 
 
 def _row_a_sequence(path: Path, names: list[str], rows: list[list[str]], target: str, first: int) -> Series:
     """Sequences of one feature; cells that are missing at the end of a row are behind the sequence's end."""
-    if target not in names:
-        raise WenetError(f"{path} has no column {target!r}; --target must be one of {', '.join(names[:8])}")
-    place = names.index(target)
+    place = _column(path, names, target, "--target")
     sequences, labels = [], []
     for number, row in enumerate(rows, start=first):
         if place >= len(row):
@@ -161,9 +207,7 @@ def _row_a_sequence(path: Path, names: list[str], rows: list[list[str]], target:
         while columns and _is_missing(row[columns[-1]]):
             columns.pop()
         sequences.append(np.array([_value(path, row, column, names, number) for column in columns]))
-    numeric = all(_is_number(label) for label in labels)
-    targets = np.array([float(label) for label in labels]) if numeric else np.array(labels)
-    return series_of((sequences, _as_whole(targets)), True, name=path.stem)
+    return series_of((sequences, _targets_of(labels)), True, name=path.stem)
 
 
 def _as_whole(targets: Array) -> Array:
@@ -174,13 +218,18 @@ def _as_whole(targets: Array) -> Array:
 
 
 def _value(path: Path, row: list[str], column: int, names: list[str], line: int) -> float:
-    cell = row[column].strip() if column < len(row) else ""
+    cell = _cell(row, column)
     if _is_missing(cell):
         return float("nan")
     try:
         return float(cell)
     except ValueError:
         raise WenetError(f"{path} line {line}, column {names[column]!r}: {cell!r} is no number") from None
+
+
+def _cell(row: list[str], column: int) -> str:
+    """Empty where a row is too short."""
+    return row[column].strip() if column < len(row) else ""
 
 
 def _is_missing(cell: str) -> bool:
@@ -214,9 +263,7 @@ def _ts(path: Path, reading: Reading) -> Series:
         raise WenetError(f"{path} has no sequences after @data")
     if not labelled:
         return series_of(sequences, False, name=path.stem)
-    numeric = all(_is_number(label) for label in labels)
-    targets = _as_whole(np.array([float(label) for label in labels])) if numeric else np.array(labels)
-    return replace(series_of((sequences, targets), True), name=path.stem)
+    return replace(series_of((sequences, _targets_of(labels)), True), name=path.stem)
 
 
 def _data_lines(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:

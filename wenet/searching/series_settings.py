@@ -28,6 +28,12 @@ class SeriesConfig(LearningConfig):
         Group.NUMBERS,
         metavar="COLUMN",
     )
+    sequence: str | None = option(
+        None,
+        "in a table with a row for each step, the column that tells sequences apart; by default there is only one",
+        Group.NUMBERS,
+        metavar="COLUMN",
+    )
     window: int = option(48, "steps that a forecast sees", Group.NUMBERS, metavar="W", at_least=1)
     horizon: int = option(1, "steps that a forecast predicts", Group.NUMBERS, metavar="h", at_least=1)
     layout: str = option(

@@ -31,7 +31,7 @@ class Numbers:
     rivals: tuple[str, ...] = ("lstm", "gru", "rnn")
     unread: tuple[str, ...] = (
         *("level", "max_vocabulary", "bptt", "decoder_bias", "dropout_word", "dropout_embedding", "init_range"),
-        *("activation_reg", "temporal_activation_reg", "windows", "carry_embedding", "window", "horizon"),
+        *("activation_reg", "temporal_activation_reg", "windows", "carry_embedding", "window", "horizon", "sequence"),
     )
 
     def __init__(self, config: Any) -> None:
@@ -54,7 +54,7 @@ class Numbers:
         Raises:
             WenetError: as in `read_series` and `prepare`.
         """
-        reading = Reading(self.kind != "forecast", self.every_step, config.target, config.layout)
+        reading = Reading(self.kind != "forecast", self.every_step, config.target, config.layout, config.sequence)
         return self.prepared(read_series(Path(config.dataset), reading))
 
     def take(self, given: Any) -> SeriesData:
@@ -226,7 +226,7 @@ class Forecasting(Numbers):
     """The steps that follow. A forecast is counted from the last values seen, so that a drift need not be learned."""
 
     kind = "forecast"
-    unread = tuple(name for name in Numbers.unread if name not in ("window", "horizon"))
+    unread = tuple(name for name in Numbers.unread if name not in ("window", "horizon", "sequence"))
 
     def metrics(self) -> tuple[str, ...]:
         return OF_FORECASTS
@@ -253,7 +253,7 @@ class Labelling(Numbers):
 
     kind = "label"
     every_step = True
-    unread = (*Numbers.unread, "readout", "target")
+    unread = (*(name for name in Numbers.unread if name != "sequence"), "readout")
 
     def of_classes(self) -> bool:
         return self.config.loss not in ("mse", "mae") and self.config.metric not in OF_NUMBERS

@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Settings that only sequences of numbers have.
 OF_NUMBERS_ALONE = (
-    *("target", "window", "horizon", "layout", "missing", "constant", "split", "loss", "metric", "readout"),
+    *("target", "sequence", "window", "horizon", "layout", "missing", "constant", "split", "loss", "metric", "readout"),
 )
 
 

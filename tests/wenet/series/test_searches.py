@@ -147,6 +147,20 @@ def test_a_label_for_each_step(tmp_path):
         wenet.search((x, y), task="label", metric="mase", out=tmp_path / "other", **SHORT)
 
 
+def test_a_table_with_a_label_for_each_step(tmp_path, capsys):
+    x, _ = sums(60)
+    rows = [f"{n},{a},{b},{'up' if a > 0 else 'down'}" for n, one in enumerate(x) for a, b in one]
+    (tmp_path / "steps.csv").write_text("\n".join(["who,a,b,way", *rows]) + "\n")
+    path, short = str(tmp_path / "steps.csv"), {**SHORT, "data_batch": 8}
+    found = wenet.search(path, task="label", sequence="who", out=tmp_path / "run", **short)
+    assert found.finished and found.predict(x).shape == (60, 8)
+    assert (found.predict(x) == np.where(x[..., 0] > 0, "up", "down")).mean() > 0.75
+    assert "name the column" in fails(capsys, path, "--task", "label", "--out", tmp_path / "other")
+    assert "--sequence has no meaning for --task classify" in fails(
+        capsys, path, "--task", "classify", "--sequence", "a"
+    )
+
+
 def test_a_file_from_the_command(tmp_path, capsys):
     x, y = sums()
     np.savez(tmp_path / "data.npz", x=x, y=y)

@@ -253,6 +253,48 @@ def test_a_long_table_is_one_sequence(tmp_path):
     assert series.columns == ("load", "heat") and series.values.tolist() == [[1, 2], [3, 4], [5, 6]]
 
 
+LABELLED = """\
+who,time,speed,turn,doing
+b,08:00,1,2,rest
+a,08:00,3,4,walk
+b,08:01,5,6,walk
+a,08:01,7,,walk
+a,08:02,9,10,rest
+"""
+
+
+def test_a_table_with_a_row_for_each_step_has_targets_and_sequences(tmp_path):
+    table = write(tmp_path / "labels.csv", LABELLED)
+    series = read_series(table, Reading(True, every_step=True, sequence="who"))
+    assert series.lengths.tolist() == [2, 3] and series.columns == ("speed", "turn")
+    assert series.values[:, 0].tolist() == [1, 5, 3, 7, 9] and np.isnan(series.values[3, 1])
+    assert series.targets.tolist() == ["rest", "walk", "walk", "walk", "rest"]
+    numbers = write(tmp_path / "numbers.csv", "who,a,b,c\n1,1,2.5,3\n1,4,5,6\n2,7,8,9\n")
+    whole = read_series(numbers, Reading(True, every_step=True, sequence="who"))
+    assert whole.targets.tolist() == [3, 6, 9] and whole.targets.dtype == np.int64 and whole.columns == ("a", "b")
+    series = read_series(numbers, Reading(True, every_step=True, target="a, b", sequence="who"))
+    assert series.targets.tolist() == [[1, 2.5], [4, 5], [7, 8]] and series.values.tolist() == [[3], [6], [9]]
+    of_forecast = read_series(numbers, Reading(False, sequence="who"))
+    assert of_forecast.lengths.tolist() == [2, 1] and of_forecast.columns == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("settings", "text", "message"),
+    [
+        ({}, LABELLED, "needs several sequences; name the column that tells them apart with --sequence"),
+        ({"sequence": "whom"}, LABELLED, "has no column 'whom'; --sequence must be one of who, time, speed"),
+        ({"sequence": "who", "target": "does"}, LABELLED, "has no column 'does'; --target must be one of who"),
+        ({"sequence": "who"}, "who,a,b\n1,2,up\n1,2,\n", "line 3: column 'b' is empty; each step needs its target"),
+        ({"sequence": "who"}, "who,a,b\n1,x,up\n1,2,up\n", "line 2, column 'a': 'x' is no number"),
+        ({"sequence": "who"}, "who,b\n1,up\n1,down\n", "has no column of a feature beside"),
+    ],
+)
+def test_tables_of_steps_that_do_not_fit_are_refused(tmp_path, settings, text, message):
+    with pytest.raises(WenetError) as raised:
+        read_series(write(tmp_path / "t.csv", text), Reading(True, every_step=True, **settings))
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
 def test_a_ts_file(tmp_path):
     text = "# a comment\n@problemName Two\n@timeStamps false\n@classLabel true a b\n@data\n1,2,3:4,5,6:a\n7,8:9,?:b\n"
     series = read_series(write(tmp_path / "two.ts", text), Reading(targeted=True))
