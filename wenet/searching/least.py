@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import torch
 
 from wenet.cells import Cell
 from wenet.run import Session
-from wenet.searching.contest import FULLY, LEAST_AFTERWARDS, OTHERS
+from wenet.searching.contest import LEAST_AFTERWARDS, networks_in
 from wenet.searching.race import FEWEST_CELLS, FEWEST_WINDOWS, LEFT, TRIED, typical
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import config_for
@@ -31,7 +29,7 @@ def least_seconds(session: Session[SearchConfig]) -> float:
     windows = _networks_of_race(config, len(cells), len(kinds)) * FEWEST_WINDOWS
     calls = len(kinds) * (1 + config.rungs)
     if config.contest:
-        trials, trainings = _networks_of_contest(config)
+        trials, trainings = networks_in(config)
         windows += trials + trainings + (2 * trials + 3 * trainings) * validation
         calls += 2 * (len(kinds) + len(task.rivals))
     return windows * of_window + calls * CALL + LEAST_AFTERWARDS
@@ -53,9 +51,3 @@ def _networks_of_race(config: SearchConfig, cells: int, kinds: int) -> float:
     rungs = 1 + sum(LEFT**rung * 2 ** (rung - 1) for rung in range(1, config.rungs))
     tried = kinds * TRIED * len(config.rate_grid) if len(config.rate_grid) > 1 else 0
     return tried + min(FEWEST_CELLS, cells) * config.networks_per_cell * rungs
-
-
-def _networks_of_contest(config: SearchConfig) -> tuple[int, int]:
-    """Networks in trials, and in trainings to the end."""
-    grid = list(product(config.rate_grid, config.decay_grid))
-    return (config.finalists + OTHERS) * len(grid), (min(config.finalists, FULLY) + OTHERS) * config.contest_seeds

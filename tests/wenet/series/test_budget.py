@@ -12,7 +12,7 @@ from wenet.cli.search import main as search_main
 from wenet.report import words
 from wenet.run import counted
 from wenet.run.budget import Budget
-from wenet.searching.contest import seconds_of_a_window
+from wenet.searching.contest.length import seconds_of_a_window
 
 from ..helpers import fails
 from .test_searches import SHORT, sums
@@ -90,7 +90,7 @@ def test_too_short_a_time_is_told_before_work_begins(tmp_path, capsys, monkeypat
 
 def test_time_that_is_up_ends_trainings(tmp_path, monkeypatch):
     """They end at their next window, and say so; all that follows is still measured."""
-    monkeypatch.setattr("wenet.searching.contest.TRIALS_SHARE", 30.0)
+    monkeypatch.setattr("wenet.searching.contest.length.TRIALS_SHARE", 30.0)
     found = wenet.search(sums(), task="classify", minutes=0.15, out=tmp_path / "run", **SETTINGS)
     assert found.finished and all(row["test"] for row in found.contest["contestants"])
     budget = json.loads((tmp_path / "run" / "budget.json").read_text())

@@ -1,0 +1,21 @@
+"""The contest that ends a search: its winner against other cells and PyTorch's layers, on equal terms."""
+
+from wenet.searching.contest.hold import RESULT, hold_contest
+from wenet.searching.contest.length import LEAST_AFTERWARDS, estimate_contest, networks_in
+from wenet.searching.contest.model import MODEL, winners_model
+from wenet.searching.contest.trials import CHECKS, FOLDER
+from wenet.searching.contest.verdict import describe_contest, verdict
+
+__all__ = [
+    "CHECKS",
+    "FOLDER",
+    "LEAST_AFTERWARDS",
+    "MODEL",
+    "RESULT",
+    "describe_contest",
+    "estimate_contest",
+    "hold_contest",
+    "networks_in",
+    "verdict",
+    "winners_model",
+]

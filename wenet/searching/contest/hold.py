@@ -1,0 +1,129 @@
+"""The contest that ends a search: its winner against other cells and PyTorch's layers, on equal terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wenet.run import Session, counted
+from wenet.searching.contest.contestants import Contestant, contestants_of, parameters_of
+from wenet.searching.contest.length import windows_of_trainings, windows_of_trials
+from wenet.searching.contest.table import table_of
+from wenet.searching.contest.trainings import Trained, by_contestant, named_by_rank, train_group
+from wenet.searching.contest.trials import Trial, best_trials, places_to_train, try_all
+from wenet.searching.settings import SearchConfig
+from wenet.searching.shapes import Group, by_shape
+from wenet.searching.strategy import Best
+from wenet.training import StandaloneResult, parameter_count
+
+RESULT = "contest.json"
+
+
+def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict[str, Any]]:
+    """Train the finalists of a search beside their rivals; returns its winner and the contents of `contest.json`.
+
+    Finalists are the first cells of the search, and if these are several, LSTM and GRU where they took part. All have
+    as many parameters as the settings name, or as the first cell has; PyTorch's layers have a few more rather than
+    fewer. Each is tried at every rate of the settings' grid, with every weight decay, for half of the windows with a
+    seed that is not used again, and trains as was best; but only `FULLY` finalists do, those whose trials were the
+    best. The one whose trainings are the best on the validation part is the winner. The test part decides nothing.
+
+    Raises:
+        WenetError: as in `train_standalone`; also if a contest with other settings was begun in this folder.
+        Stopped: a signal came; the same call resumes the contest.
+    """
+    contestants = contestants_of(session)
+    groups = _groups(session, contestants)
+    of_trials = windows_of_trials(session, groups)
+    trials = [try_all(session, group, of_trials) for group in groups]
+    tried = best_trials(session, groups, trials)
+    going_on = places_to_train(contestants, tried, session.task.metric)
+    windows = windows_of_trainings(session, groups, trials, of_trials, going_on)
+    session.console.say(_announced(session, contestants, going_on, windows))
+    trained: list[Trained] = []
+    trainings = []
+    for group in (part for group in groups if (part := group.only(going_on)) is not None):
+        entrants = [contestants[place] for place in group.places]
+        chosen = [tried[place] for place in group.places]
+        trainings.append(train_group(session, group, entrants, chosen, windows))
+        trained += by_contestant(session, group, entrants, chosen, trainings[-1])
+    trained = named_by_rank(trained, session.task.metric)
+    result: dict[str, Any] = session.ranks.on_first(
+        lambda: {
+            **_settings(session, contestants[0]),
+            "windows": windows,
+            **_cost(trials + trainings),
+            "trials": _trial_rows(session, contestants, tried, going_on),
+            "contestants": table_of(session, trained),
+        }
+    )
+    best = _confirmed(session, best, trained, windows, sum(entrant.finalist for entrant in contestants))
+    session.folder.write_json(RESULT, result)
+    return best, result
+
+
+def _groups(session: Session[SearchConfig], contestants: Sequence[Contestant]) -> list[Group]:
+    """Contestants that train at once."""
+    architectures = [entrant.architecture for entrant in contestants]
+    parameters = parameters_of(session, architectures[0])
+    return by_shape(architectures, session.config, session.task, session.data, parameters)
+
+
+def _announced(
+    session: Session[SearchConfig], contestants: Sequence[Contestant], going_on: Sequence[int], windows: int
+) -> str:
+    """What the trainings are, before they begin."""
+    left = len(contestants) - len(going_on)
+    behind = f" ({counted(left, 'finalist')} left after the trials)" if left else ""
+    return (
+        f"contest: {counted(len(going_on), 'contestant')}{behind}, "
+        f"{counted(session.config.contest_seeds, 'training')} each, {counted(windows, 'window')}"
+    )
+
+
+def _confirmed(
+    session: Session[SearchConfig], best: Best, trained: Sequence[Trained], windows: int, finalists: int
+) -> Best:
+    """The winner of the search, which several finalists may have become."""
+    if finalists == 1:
+        return best
+    winner, metric = trained[0], session.task.metric
+    values = [outcome.value for outcome in winner.outcomes]
+    best = best.after_final(winner.outcomes[0].cell, values, windows, finalists)
+    session.folder.write_json("best.json", best.to_dict(metric))
+    return best
+
+
+def _settings(session: Session[SearchConfig], first: Contestant) -> dict[str, Any]:
+    """What all contestants have in common."""
+    config = session.config
+    return {
+        "seeds": config.contest_seeds,
+        "rates": config.rate_grid,
+        "weight_decays": config.decay_grid,
+        "parameters": parameter_count(first.config, first.architecture, session.task, session.data),
+    }
+
+
+def _trial_rows(
+    session: Session[SearchConfig],
+    contestants: Sequence[Contestant],
+    tried: Mapping[int, Trial],
+    going_on: Sequence[int],
+) -> list[dict[str, Any]]:
+    """The best trial of each contestant, and whether it trained in full."""
+    return [
+        {
+            "genotype": str(contestant.architecture),
+            **tried[place].to_dict(session.task.metric),
+            "trained": place in going_on,
+        }
+        for place, contestant in enumerate(contestants)
+    ]
+
+
+def _cost(results: Sequence[StandaloneResult]) -> dict[str, Any]:
+    return {
+        "network_windows": sum(each.network_windows for each in results),
+        "seconds": round(sum(each.seconds for each in results), 3),
+    }

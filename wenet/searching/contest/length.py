@@ -1,0 +1,93 @@
+"""How long a contest takes, and how long it may train where its time is limited."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+
+from wenet.run import Session
+from wenet.run.budget import Budget
+from wenet.searching.contest.trials import grid_of
+from wenet.searching.settings import FULLY, SearchConfig
+from wenet.searching.shapes import Group, config_for
+from wenet.searching.space import space_of
+from wenet.training import StandaloneResult, seconds_per_network, training_windows
+
+TRIAL = 2  # a trial has one in this many of the windows
+OTHERS = 5  # contestants that are no finalists, at most
+TRIALS_SHARE = 0.5  # of the time for a contest, where that is limited
+AFTERWARDS, LEAST_AFTERWARDS = 0.05, 5.0  # of the whole time, and in seconds, kept for the report
+
+
+def windows_of_trials(session: Session[SearchConfig], groups: Sequence[Group]) -> int:
+    """Windows of each trial. Within a budget they take a part of the time left, if calls take as long as those of the
+    search."""
+    config, budget = session.config, session.budget
+    if budget is None:
+        return max(1, training_windows(session, config.contest_epochs) // TRIAL)
+    trained = [json.loads(path.read_text(encoding="utf-8")) for path in session.folder.path.glob("rungs/*/result.json")]
+    of_call, of_network = seconds_of_a_window(
+        [len(result["outcomes"]) for result in trained],
+        [result["seconds"] * len(result["outcomes"]) / result["network_windows"] for result in trained],
+    )
+    networks = len(grid_of(config)) * sum(len(group.places) for group in groups)
+    each = len(groups) * of_call + networks * of_network
+    time_for_them = TRIALS_SHARE * _time_to_train(budget)
+    planned: int = budget.planned("windows_of_trials", lambda: max(1, int(time_for_them / each)))
+    return planned
+
+
+def seconds_of_a_window(networks: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
+    """What a call takes, and what each of its networks adds: the line through calls of different size, `seconds` each,
+    that has the least squares. A few networks in a call of their own take nearly as long as many."""
+    size, time_taken = statistics.fmean(networks), statistics.fmean(seconds)
+    spread = math.fsum((count - size) ** 2 for count in networks)
+    pairs = zip(networks, seconds, strict=True)
+    slope = math.fsum((count - size) * (one - time_taken) for count, one in pairs) / spread if spread else 0.0
+    slope = min(max(slope, 0.0), time_taken / size)
+    return time_taken - slope * size, slope
+
+
+def windows_of_trainings(
+    session: Session[SearchConfig],
+    groups: Sequence[Group],
+    trials: Sequence[StandaloneResult],
+    of_trials: int,
+    going_on: Sequence[int],
+) -> int:
+    """Windows of each training; within a budget as many as fit into the rest of it, by the time that trials took."""
+    config, budget = session.config, session.budget
+    if budget is None:
+        return training_windows(session, config.contest_epochs)
+    left = [len(set(group.places) & set(going_on)) for group in groups]
+    seconds = sum(
+        trial.seconds / of_trials * (count * config.contest_seeds) / (len(group.places) * len(grid_of(config)))
+        for group, trial, count in zip(groups, trials, left, strict=True)
+    )
+    planned: int = budget.planned("windows_of_contest", lambda: max(1, int(_time_to_train(budget) / seconds)))
+    return planned
+
+
+def _time_to_train(budget: Budget) -> float:
+    """Seconds until the report is to be written."""
+    return budget.left - max(LEAST_AFTERWARDS, AFTERWARDS * budget.total)
+
+
+def networks_in(config: SearchConfig) -> tuple[int, int]:
+    """How many networks a contest has in trials, and in trainings to the end, at most."""
+    others = OTHERS - (config.finalists > 1)  # the runner-up is one of several finalists
+    tried, trained = config.finalists + others, min(config.finalists, FULLY) + others
+    return tried * len(grid_of(config)), trained * config.contest_seeds
+
+
+def estimate_contest(session: Session[SearchConfig]) -> float:
+    """Seconds of the contest, as if all contestants were like the largest cell of the search."""
+    config, task, data = session.config, session.task, session.data
+    cell = space_of(config).largest(config)
+    sized = config_for(cell, config, task, data)
+    held_out = sum(task.positions(data, part) for part in ("valid", "test")) / 3 / task.positions(data, "train")
+    tried, trained = networks_in(config)
+    passes = tried * config.contest_epochs / TRIAL + trained * (config.contest_epochs + held_out)
+    return seconds_per_network(sized, cell, passes, task, data)

@@ -1,0 +1,76 @@
+"""The trained winner of a contest, kept in the folder of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wenet.cells import Cell
+from wenet.files import written_whole
+from wenet.nn import split_row
+from wenet.run import DTYPES, RunFolder, Session
+from wenet.run.folder import write_tensors
+from wenet.searching.contest.contestants import Contestant
+from wenet.searching.contest.trainings import Trained
+from wenet.searching.settings import SearchConfig
+from wenet.searching.shapes import config_for
+from wenet.tasks import Task
+from wenet.training import READING, Origin, build_cell
+from wenet_kernels import Program
+
+MODEL = "winner.safetensors"
+HEAD = "head_weight"  # of models of sequences, `[n, H, K]`
+ROW = "rnn.weights"  # where `StandaloneCellRNN` has the parameters of networks
+
+
+def save_winner(session: Session[SearchConfig], trained: Sequence[Trained]) -> None:
+    """Keep the winner's model with the best validation metric; delete the weights of all others."""
+    if not (session.folder.path / MODEL).exists():
+        winner = trained[0]
+        _save_model(session, winner.entrant, winner.networks[winner.best(session.task.metric)])
+    for folder in {network.folder for each in trained if each.entrant.finalist for network in each.networks}:
+        with closing(RunFolder.open(folder, READING)) as run:
+            run.remove_checkpoints()
+
+
+def _save_model(session: Session[SearchConfig], entrant: Contestant, network: Origin) -> None:
+    """Keep one network's model."""
+    with closing(RunFolder.open(network.folder, READING)) as run:
+        checkpoint = run.load_checkpoint()
+        assert checkpoint is not None
+    tensors = {
+        name.removeprefix("model."): tensor[network.place]
+        for name, tensor in checkpoint[1].items()
+        if name.startswith("model.") and not name.endswith("_extra_state")
+    }
+    if ROW in tensors:
+        tensors |= _split(tensors.pop(ROW), session, entrant)
+    if HEAD in tensors:
+        tensors[HEAD] = tensors[HEAD][: entrant.config.hidden].clone()  # beside larger networks it has more rows
+    with written_whole(session.folder.path / MODEL) as partial:
+        write_tensors(partial, tensors, {"genotype": str(entrant.architecture)})
+
+
+def _split(row: Tensor, session: Session[SearchConfig], entrant: Contestant) -> dict[str, Tensor]:
+    """A program's parameters by their names in a model of its own, from their row beside other networks."""
+    assert isinstance(entrant.architecture, Program)
+    with torch.device("meta"):
+        layer = _single(entrant.config, entrant.architecture, session.task, session.data).rnn
+    shapes = {f"rnn.{name}": tuple(parameter.shape) for name, parameter in layer.named_parameters()}
+    return {name: tensor.clone() for name, tensor in split_row(row, shapes).items()}
+
+
+def winners_model(config: SearchConfig, cell: Cell, task: Task, data: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The model of `winner.safetensors`: a single one around the cell."""
+    model = _single(config_for(cell, config, task, data), cell, task, data)
+    weights = {name.replace("embedding", "embedding.weight"): tensor for name, tensor in tensors.items()}
+    model.load_state_dict({**model.state_dict(), **weights})
+    return model
+
+
+def _single(config: SearchConfig, cell: Cell, task: Task, data: Any) -> Any:
+    return task.model(build_cell(config, cell, task.inputs(data, config)), config, data).to(DTYPES[config.precision])

@@ -1,0 +1,87 @@
+"""The result of a contest in rows, and how fast its layers are."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wenet.run import Session
+from wenet.searching.audit import welch
+from wenet.searching.contest.contestants import Contestant
+from wenet.searching.contest.model import save_winner
+from wenet.searching.contest.trainings import Trained
+from wenet.searching.settings import SearchConfig
+from wenet.training import LAYERS, build_standalone, parameter_count
+
+TIMED_STEPS, TIMED_ROUNDS = 200, 20
+
+
+def table_of(session: Session[SearchConfig], trained: Sequence[Trained]) -> list[dict[str, Any]]:
+    """A row for each contestant, the best on the test part first; the winner's model is saved on the way."""
+    metric = session.task.metric
+    save_winner(session, trained)
+    microseconds = _microseconds_per_step(session, [each.entrant for each in trained])
+    winner, *others = [_measured(session, *each) for each in zip(trained, microseconds, strict=True)]
+    rows = [{**winner, "p": None}, *({**row, "p": welch(winner["test"], row["test"])} for row in others)]
+    return sorted(rows, key=lambda row: math.inf if row["mean"] is None else metric.order(row["mean"]))
+
+
+def _measured(session: Session[SearchConfig], trained: Trained, microseconds: float) -> dict[str, Any]:
+    """A contestant's row of the table."""
+    entrant, outcomes = trained.entrant, trained.outcomes
+    test = [outcome.test for outcome in outcomes if outcome.test is not None and math.isfinite(outcome.test)]
+    return {
+        "name": entrant.name,
+        "genotype": str(entrant.architecture),
+        "hidden": entrant.config.hidden,
+        "parameters": parameter_count(entrant.config, entrant.architecture, session.task, session.data),
+        "rate": trained.trial.rate,
+        "weight_decay": trained.trial.weight_decay,
+        "valid": [outcome.value if math.isfinite(outcome.value) else None for outcome in outcomes],
+        "test": test,
+        "kept": trained.best(session.task.metric),
+        "mean": statistics.fmean(test) if test else None,
+        "sd": statistics.stdev(test) if len(test) > 1 else None,
+        "microseconds": round(microseconds, 2),
+    }
+
+
+def _microseconds_per_step(session: Session[SearchConfig], entrants: Sequence[Contestant]) -> list[float]:
+    """Time of each layer for one sequence without gradients, of PyTorch's layers as PyTorch runs them.
+
+    Layers run in turn, so that what else the machine does meets them all, and the fastest run of each counts.
+    """
+    runs = []
+    for entrant in entrants:
+        layer = _layer_of(session, entrant).to(session.device).eval()
+        runs.append((layer, torch.zeros(TIMED_STEPS, 1, layer.input_size).to(next(layer.parameters()))))
+    fastest = [math.inf] * len(runs)
+    for _ in range(TIMED_ROUNDS):
+        for place, (layer, x) in enumerate(runs):
+            fastest[place] = min(fastest[place], _seconds(layer, x))
+    return [1e6 * seconds / TIMED_STEPS for seconds in fastest]
+
+
+def _layer_of(session: Session[SearchConfig], entrant: Contestant) -> Any:
+    """The layer of a contestant alone, which reads `[T, M, I]`."""
+    with torch.random.fork_rng():
+        model = build_standalone(entrant.config, [entrant.architecture], session.task, session.data)
+    if entrant.architecture not in LAYERS:
+        return model.rnn
+    layer = getattr(nn, str(entrant.architecture).upper())
+    return layer(model.rnn.input_size, model.rnn.hidden_size).to(next(model.parameters()).dtype)
+
+
+@torch.no_grad()
+def _seconds(layer: Any, x: Tensor) -> float:
+    started = time.perf_counter()
+    layer(x)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - started

@@ -1,0 +1,64 @@
+"""A contest in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wenet.cells import read_cell
+from wenet.run import counted, figure
+from wenet.searching.contest.contestants import WINNER
+from wenet.searching.space import known_name
+from wenet.tasks import Metric
+from wenet.training import LAYERS
+
+
+def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
+    """Describe the contest: a line for each contestant, the best first, and a verdict on the winner."""
+    seeds, places = result["seeds"], metric.final_places
+    lines = [
+        f"contest   test {metric.name} of {counted(seeds, 'training')} each, {result['parameters']:,} parameters, "
+        f"{counted(result['windows'], 'window')}:"
+    ]
+    names = [_with_known_name(row) for row in result["contestants"]]
+    for row, name in zip(result["contestants"], names, strict=True):
+        spread = "" if row["sd"] is None else f" ± {row['sd']:.{places}f}"
+        p = "" if row["p"] is None else f"p = {row['p']:.2g}"
+        lines.append(
+            f"          {figure(row['mean'], places, 'diverged')}{spread}  {name:<{max(map(len, names))}}  {p:<11}  "
+            f"rate {row['rate']:g}, {_decay_of(row)}hidden {row['hidden']}, {row['parameters']:,} parameters, "
+            f"{row['microseconds']:.0f} µs a step"
+        )
+    return [*lines, f"          {verdict(result, metric)}"]
+
+
+def _decay_of(row: Mapping[str, Any]) -> str:
+    decay = row.get("weight_decay", 0.0)  # earlier versions chose none
+    return f"weight decay {decay:g}, " if decay else ""
+
+
+def _with_known_name(row: Mapping[str, Any]) -> str:
+    known = None if row["name"] in LAYERS else known_name(read_cell(row["genotype"]))
+    return row["name"] if known is None else f"{row['name']} ({known})"
+
+
+def verdict(result: Mapping[str, Any], metric: Metric, layers: Sequence[str] = tuple(LAYERS)) -> str:
+    """A sentence that compares the winner with PyTorch's layers, and claims only what the trainings show."""
+    winner = next(row for row in result["contestants"] if row["name"] == WINNER)
+    same = known_name(read_cell(winner["genotype"]))
+    found: dict[str, list[str]] = {}
+    for row in result["contestants"]:
+        if row["name"] in layers and row["name"] != (same or "").removesuffix("-tanh"):
+            found.setdefault(_compared(winner, row, metric), []).append(row["name"])
+    parts = [f"{relation} {' and '.join(names)}" for relation, names in found.items()]
+    itself = [] if same is None else [f"is the published cell {same}"]
+    return f"the winner {', '.join([*itself, *parts])} (p < 0.05, Welch's t-test)"
+
+
+def _compared(winner: Mapping[str, Any], row: Mapping[str, Any], metric: Metric) -> str:
+    if row["p"] is None or winner["mean"] is None:
+        return "cannot be compared with"
+    if row["p"] >= 0.05:
+        return "is not shown to differ from"
+    better = metric.order(winner["mean"]) < metric.order(row["mean"])
+    return f"is {'better' if better else 'worse'} than"
