@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <list>
 #include <mutex>
@@ -14,6 +15,15 @@ namespace {
 
 constexpr std::size_t kPage = std::size_t{2} << 20;  // of the large kind
 constexpr std::uint64_t kPatience = 256;             // requests for which an idle range is kept
+
+// All ranges begin at large pages, so blocks begin at different distances from there: else what lies at the same place in
+// each of them would fight for the same few lines of the caches.
+constexpr std::size_t kOffset = 37 * 64, kOffsets = 29, kSlack = kOffset * kOffsets;
+
+std::size_t next_offset() {
+  static std::atomic<std::size_t> blocks{0};
+  return blocks.fetch_add(1, std::memory_order_relaxed) % kOffsets * kOffset;
+}
 
 struct Range {
   void* data;
@@ -95,15 +105,16 @@ Range acquire(std::size_t bytes) {
 }  // namespace
 
 Block::Block(std::size_t bytes) : bytes_(bytes) {
-  const Range range = acquire(bytes == 0 ? 1 : bytes);
+  const Range range = acquire(bytes + kSlack);
   capacity_ = range.capacity;
-  data_ = range.data;
+  range_ = range.data;
+  data_ = static_cast<char*>(range.data) + next_offset();
 }
 
 Block::~Block() {
   Store& s = store();
   std::lock_guard<std::mutex> lock(s.mutex);
-  s.idle.push_back({data_, capacity_, s.requests});
+  s.idle.push_back({range_, capacity_, s.requests});
   s.idle_bytes += capacity_;
   s.used_bytes -= capacity_;
 }

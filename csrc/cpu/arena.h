@@ -20,6 +20,7 @@ class Block {
  private:
   std::size_t bytes_;
   std::size_t capacity_;
+  void* range_;
   void* data_;
 };
 

@@ -199,6 +199,7 @@ class ProgramBackward : ProgramPass<T> {
   // What is needed of the values is computed again, and the derivatives of the results come in.
   void begin_step(const Member& member, int64_t t, int64_t network, const Schedule& s, int64_t b) {
     const Value<T>*value = values(member), *grad = grads(member);
+    fetch_before(t, s, b);
     for (int64_t i = 0; i < s.rebuilt_count; ++i) {
       const Step& step = s.rebuilt[i];
       Base::compute(step, t, b, nullptr, value, value[step.value].block(b), nullptr);
@@ -220,6 +221,15 @@ class ProgramBackward : ProgramPass<T> {
       for (int64_t m = 0; m < block_size_; m += kWidth<T>) to(m, load(from + m));
     }
     if (!r_.puts_out_h) add_output(member, t, network, s, b);
+  }
+
+  // Asks for what is kept of the step before: memory answers too late if it is only asked when that is wanted.
+  void fetch_before(int64_t t, const Schedule& s, int64_t b) {
+    if (t == 0) return;
+    for (int64_t slot = 0; slot < s.slots; ++slot) {
+      const T* from = Base::kept(s, slot, t - 1).block(b);
+      for (int64_t m = 0; m < block_size_; m += 64 / sizeof(T)) __builtin_prefetch(from + m, 0, 2);
+    }
   }
 
   // The derivative of an output that is apart from the states.
@@ -288,7 +298,10 @@ class ProgramBackward : ProgramPass<T> {
         if constexpr (kCode != kNone) g *= slope_of<kCode>(load(value + at));
         total += g;
         if (column) store<T>(column + at, g);
-        if (pre) store_part(pre + m * r_.hidden, g, count);
+        if (pre) {
+          __builtin_prefetch(pre + m * r_.hidden - r_.pre_step_stride, 1, 2);
+          store_part(pre + m * r_.hidden, g, count);
+        }
       }
       if (sum) store<T>(sum, load(sum) + total);
     });
