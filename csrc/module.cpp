@@ -61,7 +61,7 @@ void run(Recurrence r, std::optional<py::function> between_steps, Pass pass) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.attr("INTERFACE") = 5;  // as in wenet_kernels/native.py
+  m.attr("INTERFACE") = 6;  // as in wenet_kernels/native.py
   m.def("instruction_sets", &instruction_sets,
         "Instruction sets that this processor can run, from the plainest to the widest.");
   m.def("kernel_sets", &kernel_sets, "Those of them that the kernels were built for.");
@@ -198,7 +198,7 @@ PYBIND11_MODULE(_native, m) {
           py::arg("recurrence"), py::arg("evaluation"), py::arg("gradients"), py::arg("between_steps") = py::none())
       .def(
           "program_forward",
-          [](const Kernels& k, const ProgramRun& r, const ProgramEvaluation& e) { check(r), k.program_forward(r, e); },
+          [](const Kernels& k, const ProgramRun& r, const ProgramEvaluation& e) { return check(r), k.program_forward(r, e); },
           py::call_guard<py::gil_scoped_release>())
       .def(
           "program_backward",
@@ -207,7 +207,7 @@ PYBIND11_MODULE(_native, m) {
           },
           py::call_guard<py::gil_scoped_release>())
       .def(
-          "project", [](const Kernels& k, const Projection& p) { check(p), k.project(p); },
+          "project", [](const Kernels& k, const Projection& p) { return check(p), k.project(p); },
           py::call_guard<py::gil_scoped_release>())
       .def(
           "project_backward", [](const Kernels& k, const Projection& p) { check(p), k.project_backward(p); },

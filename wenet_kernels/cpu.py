@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from wenet_kernels.checks import check_finite_projection
 from wenet_kernels.native import absence
 from wenet_kernels.ranks import sum_over_ranks
 from wenet_kernels.recurrence import Evaluation, Gradients, Recurrence
@@ -106,18 +107,25 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
     """The product of `[R, I]` with each network's `[I, G]`, as `[n, R, G]`."""
     x, weight = x.contiguous(), weight.contiguous()
     output = reusable((weight.shape[0], x.shape[0], weight.shape[2]), x.dtype)
-    kernels(x.dtype, "full").project(_projection(x, weight, output))
+    if not kernels(x.dtype, "full").project(_projection(x, weight, output)):
+        check_finite_projection(x, weight, output)
     return output
 
 
 def project_backward(grad_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Derivatives with respect to input and weights."""
+    grad_x = reusable(x.shape, x.dtype)
+    return grad_x, project_weight_backward(grad_output, x, weight, grad_x)
+
+
+def project_weight_backward(grad_output: Tensor, x: Tensor, weight: Tensor, grad_x: Tensor | None = None) -> Tensor:
+    """The derivative with respect to the weights; that of the input goes to `grad_x`, if there is one."""
     grad_output, x, weight = grad_output.contiguous(), x.contiguous(), weight.contiguous()
-    grad_x, grad_weight = torch.empty_like(x), reusable(weight.shape, x.dtype)
+    grad_weight = reusable(weight.shape, x.dtype)
     native = _projection(x, weight, grad_output)
-    native.grad_input, native.grad_weight = grad_x.data_ptr(), grad_weight.data_ptr()
+    native.grad_input, native.grad_weight = 0 if grad_x is None else grad_x.data_ptr(), grad_weight.data_ptr()
     kernels(x.dtype, "full").project_backward(native)
-    return grad_x, grad_weight
+    return grad_weight
 
 
 def _projection(x: Tensor, weight: Tensor, output: Tensor) -> _native.Projection:

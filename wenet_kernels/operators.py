@@ -180,7 +180,8 @@ class Project(Operator):
         if x.numel() == 0 or weight.numel() == 0:
             return reference.project(x, weight)
         output = BACKENDS[backend].project(x, weight)
-        check_finite_projection(x, weight, output)
+        if backend != "cpu":  # which looks itself
+            check_finite_projection(x, weight, output)
         return output
 
     @staticmethod

@@ -155,6 +155,25 @@ WENET_INLINE V combine(V previous, V gate, V candidate) {
   return previous + gate * (candidate - previous);
 }
 
+// Vectors of sums, one a thread.
+template <typename T>
+class Sums {
+ public:
+  explicit Sums(int64_t threads) : threads_(threads), buffer_(threads * kWidth<T>) {
+    for (int64_t i = 0; i < threads; ++i) store<T>(of(i), Vector<T>{});
+  }
+  T* of(int64_t thread) { return buffer_.data() + thread * kWidth<T>; }
+  bool finite() {
+    T total = 0;
+    for (int64_t i = 0; i < threads_; ++i) total += sum<T>(load(of(i)));
+    return __builtin_isfinite(total);
+  }
+
+ private:
+  const int64_t threads_;
+  Buffer<T> buffer_;
+};
+
 template <typename T>
 void sigmoid_rows(T* block, int64_t rows) {
   constexpr int W = kWidth<T>;
@@ -172,6 +191,14 @@ Statistics<T> batch_statistics(const T* state, int64_t rows) {
     squares += deviation * deviation;
   }
   return {mean, squares / T(rows)};
+}
+
+// Adds all numbers of a block to a vector of sums, which tells whether all are finite.
+template <typename T>
+void add_all_rows(const T* from, int64_t rows, T* sums) {
+  Vector<T> total = load(sums);
+  for (int64_t m = 0; m < rows * kWidth<T>; m += kWidth<T>) total += load(from + m);
+  store<T>(sums, total);
 }
 
 // to = from * mask, or a copy where there is no mask; rounded to what `to` holds.

@@ -128,9 +128,12 @@ class ProgramForward : ProgramPass<T> {
         locals_(r.threads * largest_.locals * block_size_),
         masked_(r.mask_h ? r.threads * 2 * largest_.groups * state_size_ : 0),
         columns_(r.threads * 2 * (largest_.columns + 1) * block_size_),
-        values_(r.threads * largest_.values) {
+        values_(r.threads * largest_.values),
+        sums_(r.threads) {
     run_team(*this, r.threads, r.networks);
   }
+
+  bool finite() { return sums_.finite(); }
 
   void run(const Member& member) {
     const Range mine = member.networks(r_.networks);
@@ -309,12 +312,13 @@ class ProgramForward : ProgramPass<T> {
       if (!r_.puts_out_h) copy_rows(put_out.block(b), result(network, r_.states).block(b), r_.rows);
       return;
     }
-    scatter_output(t, network, b, put_out.block(b));
+    scatter_output(member, t, network, b, put_out.block(b));
     for (int64_t i = r_.puts_out_h; i < r_.states; ++i)
       scatter_apart(t, network, i, b, next_state(network, t, i).block(b));
   }
 
-  void scatter_output(int64_t t, int64_t chain, int64_t b, const T* from) {
+  void scatter_output(const Member& member, int64_t t, int64_t chain, int64_t b, const T* from) {
+    add_all_rows(from, r_.rows, sums_.of(member.rank()));
     T* to = reinterpret_cast<T*>(evaluation_.output) + Base::output_offset(0, t, chain, b);
     scatter_block(from, r_.rows, hidden_.count(b), r_.hidden, to, late_output_);
   }
@@ -333,13 +337,13 @@ class ProgramForward : ProgramPass<T> {
         if (s > 0 || !r_.puts_out_h) {
           scatter_apart(t, 0, s, b, to);
         } else {
-          scatter_output(t, 0, b, to);
+          scatter_output(member, t, 0, b, to);
         }
       }
       if (r_.puts_out_h) continue;
       T* to = scratch(member);
       mix_result(r_.states, b, to);
-      scatter_output(t, 0, b, to);
+      scatter_output(member, t, 0, b, to);
     }
   }
   void mix_result(int64_t s, int64_t b, T* to) {
@@ -350,11 +354,12 @@ class ProgramForward : ProgramPass<T> {
   const bool late_output_;  // it is read when the caches have forgotten it
   Buffer<T> packed_, states_, results_, wides_, locals_, masked_, columns_;
   Buffer<Value<T>> values_;
+  Sums<T> sums_;  // of the output
 };
 
 template <typename T>
-void program_forward(const ProgramRun& r, const ProgramEvaluation& evaluation) {
-  ProgramForward<T> pass(r, evaluation);
+bool program_forward(const ProgramRun& r, const ProgramEvaluation& evaluation) {
+  return ProgramForward<T>(r, evaluation).finite();
 }
 
 }  // namespace WENET_ISA

@@ -72,9 +72,12 @@ class ProjectionForward : ProjectionPass<T> {
       : Base(p),
         late_(p.networks * p.rows * p.columns * int64_t{sizeof(T)} > kCached),
         packed_(p.threads * packed_size()),
-        products_(p.threads * 2 * kOuterDepth * kWidth<T>) {
+        products_(p.threads * 2 * kOuterDepth * kWidth<T>),
+        sums_(p.threads) {
     run_team(*this, p.threads, p.networks);
   }
+
+  bool finite() { return sums_.finite(); }
 
   void run(const Member& member) {
     T* packed = packed_.data() + member.rank() * packed_size();
@@ -98,13 +101,24 @@ class ProjectionForward : ProjectionPass<T> {
     T* product = products_.data() + member.rank() * 2 * kOuterDepth * kWidth<T>;
     multiply_vectors<T>(vectors.last - vectors.first, Blocked<const T>(Base::input()).from_row(row), inputs_, right,
                         rows, product);
+    add_some(member, network, vectors, product, row, rows);
     for (int64_t v = vectors.first; v < vectors.last; ++v, product += rows * kWidth<T>) {
       scatter_block(product, rows, columns_.count(v), p_.columns, Base::output(network, row, v), late_);
     }
   }
 
+  // NaN in the input fills a row of the output and in a weight a column, so one column and one row of each network tell.
+  void add_some(const Member& member, int64_t network, Range vectors, const T* product, int64_t row, int64_t rows) {
+    if (network == 0 && vectors.first == 0) add_all_rows(product, rows, sums_.of(member.rank()));
+    if (row > 0) return;
+    for (int64_t v = vectors.first; v < vectors.last; ++v, product += rows * kWidth<T>) {
+      add_all_rows(product, 1, sums_.of(member.rank()));
+    }
+  }
+
   const bool late_;  // the output is read when the caches have forgotten it
   Buffer<T> packed_, products_;
+  Sums<T> sums_;
 };
 
 template <typename T>
@@ -125,7 +139,7 @@ class ProjectionBackward : ProjectionPass<T> {
   void run(const Member& member) {
     Base::gather_input(member);
     weight_gradients(member);
-    input_gradient(member);
+    if (p_.grad_input) input_gradient(member);
   }
 
  private:
@@ -195,8 +209,8 @@ class ProjectionBackward : ProjectionPass<T> {
 };
 
 template <typename T>
-void project(const Projection& p) {
-  ProjectionForward<T> pass(p);
+bool project(const Projection& p) {
+  return ProjectionForward<T>(p).finite();
 }
 
 template <typename T>

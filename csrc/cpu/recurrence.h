@@ -56,7 +56,7 @@ struct Projection {
   Address input = 0;   // [R, I]
   Address weight = 0;  // [n, I, G]
   Address output = 0;  // [n, R, G]; backward: the derivative with respect to it
-  Address grad_input = 0, grad_weight = 0;
+  Address grad_input = 0, grad_weight = 0;  // the former may be 0
 };
 
 struct ProgramRun;
@@ -71,9 +71,9 @@ struct Kernels {
   int width;  // W, numbers in a vector of sums
   void (*forward)(const Recurrence&, const Evaluation&);
   void (*backward)(const Recurrence&, const Evaluation&, const Gradients&);
-  void (*project)(const Projection&);
+  bool (*project)(const Projection&);  // false: some of the output may not be finite
   void (*project_backward)(const Projection&);
-  void (*program_forward)(const ProgramRun&, const ProgramEvaluation&);
+  bool (*program_forward)(const ProgramRun&, const ProgramEvaluation&);  // as above
   void (*program_backward)(const ProgramRun&, const ProgramEvaluation&, const ProgramGradients&);
 };
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from wenet_kernels import cpu
 from wenet_kernels.programs.batch import ProgramBatch
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
+from wenet_kernels.programs.run_checks import check_finite
 
 if TYPE_CHECKING:
     from wenet_kernels import _native
@@ -54,7 +55,8 @@ def forward(r: ProgramRun, keep: bool) -> ProgramEvaluation:
         cpu.reusable(kept_shape(r), r.pre.dtype) if keep else r.pre.new_empty(0),
     )
     operands = _laid_out(r)
-    cpu.kernels(r.pre.dtype, "full").program_forward(_run(operands), _evaluation(evaluation))
+    if not cpu.kernels(r.pre.dtype, "full").program_forward(_run(operands), _evaluation(evaluation)):
+        check_finite(r, evaluation.output)
     return evaluation
 
 
@@ -68,7 +70,7 @@ def backward(
     grads = ProgramGradients(
         cpu.reusable(r.pre.shape, r.pre.dtype).as_strided(r.pre.shape, operands.pre.stride()),
         torch.empty_like(operands.states),
-        torch.empty_like(operands.weight),
+        cpu.reusable(operands.weight.shape, r.pre.dtype),
         torch.empty_like(operands.vectors),
         r.pre.new_empty(0 if r.mix is None else r.mix.shape),
     )
@@ -78,8 +80,9 @@ def backward(
     native.pre, native.states, native.weight = (each.data_ptr() for each in grads[:3])
     native.vector, native.mix = grads.vectors.data_ptr(), grads.mix.data_ptr()
     cpu.kernels(r.pre.dtype, "full").program_backward(_run(operands), _evaluation(evaluation), native)
-    grad_pre = torch.empty_like(r.pre)
-    return grads if grad_pre.stride() == grads.pre.stride() else grads._replace(pre=grad_pre.copy_(grads.pre))
+    if operands is r:
+        return grads
+    return grads._replace(pre=torch.empty_like(r.pre).copy_(grads.pre))
 
 
 def _laid_out(r: ProgramRun) -> ProgramRun:

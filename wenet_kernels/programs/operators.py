@@ -50,7 +50,8 @@ class CellRNN(Operator):
             return _empty_evaluation(r, keep, backend)
         with without_autocast(r.pre.device):
             evaluation = BACKENDS[backend].forward(r, keep)
-        check_finite(r, evaluation.output)
+        if backend != "cpu":  # which looks itself
+            check_finite(r, evaluation.output)
         return evaluation
 
     @staticmethod
