@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import torch
@@ -52,7 +53,11 @@ class Operator:
 
 
 def register(operator: type[Operator]) -> Callable[..., Any]:
-    """Register an operator and return the function that calls it."""
+    """Register an operator and return the function that calls it.
+
+    Where PyTorch's dispatcher would only lead to `compute`, that function takes the shorter way: the dispatcher takes
+    longer than a small call computes.
+    """
     name = operator.name
     LIBRARY.define(name + operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
     overload = getattr(torch.ops.wenet_kernels, name).default
@@ -68,13 +73,56 @@ def register(operator: type[Operator]) -> Callable[..., Any]:
     LIBRARY.impl(name, transformed, "FuncTorchDynamicLayerFrontMode")
     for key in (torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.AutocastCUDA):
         LIBRARY.impl(name, _without_autocast(overload, key), key.name)
-    return overload
+
+    def call(*arguments: Any) -> Outputs:
+        if not is_plain(arguments):
+            return overload(*arguments)
+        if recorded(arguments):
+            return function.recorded(*operator.for_derivatives(*arguments))
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.compute(*arguments)
+
+    return call
+
+
+def _dispatch_state() -> tuple[int, int]:
+    """What the dispatcher includes and excludes by default on this thread: it tells all modes and transforms."""
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    return included.raw_repr(), excluded.raw_repr()
+
+
+def _ordinary() -> tuple[tuple[int, int], int]:
+    """The state of a thread without modes and transforms, and the keys of a tensor made there."""
+    return _dispatch_state(), torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
+
+
+with ThreadPoolExecutor(1) as _fresh_thread:  # this one may be in a mode or transform
+    _PLAIN_STATE, _PLAIN_TENSOR = _fresh_thread.submit(_ordinary).result()
+
+
+def is_plain(arguments: Sequence[Any]) -> bool:
+    """Whether these are ordinary tensors on the CPU and no mode, transform, compiler or profiler wants to see the
+    call."""
+    return (
+        not torch.compiler.is_compiling()
+        and _dispatch_state() == _PLAIN_STATE
+        and torch._C._len_torch_function_stack() == 0
+        and forward_ad._current_level < 0
+        and not torch.autograd._profiler_enabled()
+        and all(
+            torch._C._dispatch_keys(each).raw_repr() == _PLAIN_TENSOR for each in arguments if isinstance(each, Tensor)
+        )
+    )
+
+
+def recorded(arguments: Sequence[Any]) -> bool:
+    """Whether autograd records a call."""
+    return torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
 
 
 def _autograd_kernel(operator: type[Operator], overload: Any, function: Any) -> Callable[..., Outputs]:
     def kernel(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Outputs:
-        recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
-        if recorded or forward_ad._current_level >= 0:
+        if recorded(arguments) or forward_ad._current_level >= 0:
             return function.apply(*operator.for_derivatives(*arguments))
         with torch._C._AutoDispatchBelowAutograd():
             return overload.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
@@ -138,9 +186,21 @@ def _function(operator: type[Operator], overload: Any) -> Any:
                 return _of_no_calls(operator, in_dims, arguments)
             return operator.batched(overload, info.batch_size, in_dims, *arguments)
 
+    class Direct(Function):
+        @staticmethod
+        def forward(*arguments: Any) -> Outputs:
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator.compute(*arguments)
+
+        @classmethod
+        def recorded(cls, *arguments: Any) -> Outputs:
+            """`apply` without looking for transforms."""
+            return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
+
     Function.__name__ = Function.__qualname__ = operator.__name__
     # PyTorch asks for it in every call, and to find it out anew takes a tenth of a small call's time.
     Function.forward.__signature__ = inspect.signature(Function.forward)  # type: ignore[attr-defined]
+    Function.recorded = Direct.recorded  # type: ignore[attr-defined]
     return Function
 
 

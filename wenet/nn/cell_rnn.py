@@ -15,6 +15,7 @@ from wenet.nn.program_parameters import KINDS, parameter_shapes, set_first_numbe
 from wenet.nn.scanned import scanned_program
 from wenet.nn.stacked import StackedCells, States, parameter_name, reverse_second
 from wenet_kernels import Program, ProgramBatch, WenetError, cell_rnn, project
+from wenet_kernels.programs.layer import projected_cell_rnn
 
 
 class CellRNN(StackedCells):
@@ -163,7 +164,11 @@ class CellRNN(StackedCells):
         self, layer: int, x: Tensor, states: list[Tensor], lengths: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
-        pre = self._project(layer, locked_dropout(self, x, self.dropout_x))
+        x = locked_dropout(self, x, self.dropout_x)
+        if not self.bidirectional and not torch.compiler.is_exporting():
+            output, carried = self._in_one(layer, x, torch.stack(states), mask_h)
+            return output, list(carried)
+        pre = self._project(layer, x)
         if self.bidirectional:
             pre = pre.unflatten(1, (2, -1)).transpose(2, 3)  # [T, D, M, X, H]
             pre = reverse_second(pre, lengths).transpose(2, 3).flatten(1, 2)
@@ -171,6 +176,19 @@ class CellRNN(StackedCells):
         # If the output is h, do not reverse it twice.
         turned = [reverse_second(each, lengths) for each in (output, *carried[self.cells.puts_out_h :])]
         return turned[0], turned if self.cells.puts_out_h else turned[1:]
+
+    def _in_one(
+        self, layer: int, x: Tensor, states: Tensor, mask_h: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As `_recur` of the input itself, for a single direction."""
+        weight_input: Tensor = getattr(self, parameter_name("weight_input", layer, 0))
+        weight, vectors = (getattr(self, parameter_name(name, layer, 0), None) for name in ("weight_hidden", "biases"))
+        weight = self._weight(layer, x)[0] if weight is None else weight
+        if vectors is None or len(vectors) < self.cells.vectors:  # there are other learned vectors
+            vectors = self._vectors(layer, x)[0]
+        return projected_cell_rnn(
+            x, weight_input, states, weight, vectors, self.cells, mask_h=mask_h, backend=self.backend
+        )
 
     def _project(self, layer: int, x: Tensor) -> Tensor:
         """The input projected for every direction, `[T, D * X, M, H]`."""

@@ -127,7 +127,8 @@ class StackedCells(LayerOfCells):
             shape = (self.num_layers * self.directions, x.shape[1], self.hidden_size)
             states = [x.new_zeros(shape)] * self.carried
         last: list[list[Tensor]] = []
-        for layer, own in enumerate(zip(*(state.split(self.directions) for state in states), strict=True)):
+        each = [states] if self.num_layers == 1 else zip(*(x.split(self.directions) for x in states), strict=True)
+        for layer, own in enumerate(each):
             below = functional.dropout(x, self.dropout, self.training) if layer else x
             output, carried = self._run_layer(layer, below, list(own), lengths)
             last.append([_last_states(each, lengths) for each in carried])

@@ -12,7 +12,8 @@ from wenet.nn.checks import check_input, check_state, check_tensor
 from wenet.nn.described import LayerOfCells
 from wenet.nn.dropout import draw_mask, locked_dropout
 from wenet.nn.program_parameters import parameter_shapes, set_first_numbers, split_row, vectors_in_order
-from wenet_kernels import Program, ProgramBatch, WenetError, cell_rnn, project
+from wenet_kernels import Program, ProgramBatch, WenetError, cell_rnn
+from wenet_kernels.programs.layer import projected_cell_rnn
 
 
 class StandaloneCellRNN(LayerOfCells):
@@ -151,26 +152,31 @@ class StandaloneCellRNN(LayerOfCells):
         check_tensor("the input", x, self.weights)
         check_input(self, x[0] if self._one_input_each(x) else x)
         carried, rows = self.cells.states, x.shape[-2]
-        h = x.new_zeros(self.count, rows, carried * self.hidden_size) if h0 is None else h0
-        check_state(h, (self.count, rows, carried * self.hidden_size), self.weights)
+        if h0 is None:
+            first = x.new_zeros(carried, self.count, rows, self.hidden_size)
+        else:
+            check_state(h0, (self.count, rows, carried * self.hidden_size), self.weights)
+            first = h0.unflatten(-1, (carried, -1)).permute(2, 0, 1, 3)  # [S, n, M, H]
         mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
-        output, states = cell_rnn(
-            self._project(locked_dropout(self, x, self.dropout_x)),
-            h.unflatten(-1, (carried, -1)).permute(2, 0, 1, 3),  # [S, n, M, H]
-            self._at("places_hidden"),
-            self._at("places_vectors"),
-            None,
-            self.cells,
-            mask_h=mask_h,
-            backend=self.backend,
-        )
+        x = locked_dropout(self, x, self.dropout_x)
+        weight_input, weight, vectors = self.operands()
+        if x.dim() == 3:
+            output, states = projected_cell_rnn(
+                x, weight_input, first, weight, vectors, self.cells, mask_h=mask_h, backend=self.backend
+            )
+        else:
+            pre = self._project_each(x, weight_input)
+            output, states = cell_rnn(
+                pre, first, weight, vectors, None, self.cells, mask_h=mask_h, backend=self.backend
+            )
         return output, torch.cat([state[-1] for state in states], -1)
 
-    def _project(self, x: Tensor) -> Tensor:
-        """The input through the weights of every product that reads it, `[T, X, M, H]`."""
-        weight = self._at("places_input")  # [X, I, H]
-        if x.dim() == 3:
-            return project(x, weight, backend=self.backend)
+    def operands(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What `project` and `cell_rnn` read of the parameters: `[X, I, H]`, `[P, H, H]` and `[V, H]`."""
+        return self._at("places_input"), self._at("places_hidden"), self._at("places_vectors")
+
+    def _project_each(self, x: Tensor, weight: Tensor) -> Tensor:
+        """An input of each network through the weights of every product that reads it, `[T, X, M, H]`."""
         of_products = x.flatten(1, 2)[self.get_buffer("reader")]  # [X, T * M, I]
         return (of_products @ weight).unflatten(1, x.shape[1:3]).transpose(0, 1)
 

@@ -68,5 +68,10 @@ def cell_rnn(
     output, apart, _ = operators.cell_rnn(*tensors, programs.text, False, backend)
     if wanted is not None:
         output, apart = output.to(wanted), apart.to(wanted)
+    return output, carried_states(output, apart, programs)
+
+
+def carried_states(output: Tensor, apart: Tensor, programs: ProgramBatch) -> tuple[Tensor, ...]:
+    """All of them behind every step, h first, from what a backend gives."""
     beside = apart.unbind() if programs.apart else ()
-    return output, (output, *beside) if programs.puts_out_h else beside
+    return (output, *beside) if programs.puts_out_h else beside

@@ -1,0 +1,106 @@
+"""The input's product and the cells in one step of autograd, beside the two operators."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from wenet_kernels import ProgramBatch, WenetError, cell_rnn, project
+from wenet_kernels.programs.layer import projected_cell_rnn
+from wenet_kernels.registration import is_plain
+
+ONE = "h | blend(sigmoid(linear(x, h)), h, tanh(linear(x) + linear(h))); h | relu(product(x, h)) * vector()"
+TWO = "h, c | v1 = sigmoid(linear(x, h)) * c + linear(x) | sigmoid(product(h)) * tanh(v1), v1 + h, v1"
+T, M, FEATURES, H = 4, 3, 5, 6
+
+
+def operands(cells: ProgramBatch, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(T, M, FEATURES), (cells.of_input, FEATURES, H), (cells.states, cells.count, M, H), (cells.weights, H, H)]
+    shapes.append((cells.vectors, H))
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def in_two(x: Tensor, weight_input: Tensor, *others: Tensor, cells: ProgramBatch, mask_h: Tensor | None = None):
+    return cell_rnn(project(x, weight_input), *others, None, cells, mask_h=mask_h)
+
+
+def scalar(found) -> Tensor:
+    output, states = found
+    return sum(((k + 1.3) * each.sin()).sum() for k, each in enumerate((output, *states)))
+
+
+@pytest.mark.parametrize("text", [ONE, TWO])
+@pytest.mark.parametrize("masked", [False, True])
+def test_equal_to_the_operators_to_the_last_bit(text, masked):
+    cells = ProgramBatch(text)
+    leaves = operands(cells)
+    mask_h = torch.tensor([0.0, 2.0]).repeat(M, H // 2) if masked else None
+    found = projected_cell_rnn(*leaves, cells, mask_h=mask_h)
+    expected = in_two(*leaves, cells=cells, mask_h=mask_h)
+    with torch.no_grad():
+        alone = projected_cell_rnn(*leaves, cells, mask_h=mask_h)
+    for got, ungraded, wanted in zip(*((a, *b) for a, b in (found, alone, expected)), strict=True):
+        assert torch.equal(got, wanted)
+        assert torch.equal(ungraded, wanted)
+    for got, wanted in zip(*(torch.autograd.grad(scalar(each), leaves) for each in (found, expected)), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_an_input_without_a_derivative():
+    cells = ProgramBatch(TWO)
+    x, *others = operands(cells)
+    found, expected = (
+        torch.autograd.grad(scalar(projected_cell_rnn(each, *others, cells)), others) for each in (x.detach(), x)
+    )
+    for got, wanted in zip(found, expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_second_derivatives():
+    cells = ProgramBatch(TWO)
+    leaves = operands(cells, torch.float64)
+    found, expected = (
+        torch.autograd.grad(
+            sum(each.square().sum() for each in torch.autograd.grad(scalar(value), leaves, create_graph=True)), leaves
+        )
+        for value in (projected_cell_rnn(*leaves, cells), in_two(*leaves, cells=cells))
+    )
+    for got, wanted in zip(found, expected, strict=True):
+        assert wanted.abs().max() > 0.1
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_transforms_and_views_take_the_long_way():
+    cells = ProgramBatch(ONE)
+    x, *others = (leaf.detach() for leaf in operands(cells))
+    batch = torch.stack([x, 2 * x])
+    found = torch.vmap(lambda x: projected_cell_rnn(x, *others, cells)[0])(batch)
+    for got, each in zip(found, batch, strict=True):
+        torch.testing.assert_close(got, projected_cell_rnn(each, *others, cells)[0])
+    negated = torch._neg_view(x)
+    assert is_plain((x,))
+    assert not is_plain((negated,))
+    assert torch.equal(projected_cell_rnn(negated, *others, cells)[0], projected_cell_rnn(-x, *others, cells)[0])
+    with torch.inference_mode():
+        assert torch.equal(projected_cell_rnn(x, *others, cells)[0], projected_cell_rnn(x.clone(), *others, cells)[0])
+
+
+def test_a_profiler_sees_the_operators():
+    cells = ProgramBatch(ONE)
+    leaves = operands(cells)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        projected_cell_rnn(*leaves, cells)
+    names = {event.key for event in profile.key_averages()}
+    assert {"wenet_kernels::project", "wenet_kernels::cell_rnn"} <= names
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_nan_is_named(place):
+    cells = ProgramBatch(ONE)
+    leaves = [leaf.detach() for leaf in operands(cells)]
+    leaves[place].flatten()[-1] = float("nan")
+    name = ("x", "weight_input", "states", "weight", "vectors")[place]
+    with pytest.raises(WenetError, match=f"^{name} holds NaN"):
+        projected_cell_rnn(*leaves, cells)
