@@ -6,6 +6,7 @@ What is compared is run in turn, and the fastest round of each counts.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bench.jax_programs import JaxCells
 from bench.machine import DENSE_SIZE, fastest
 from wenet.nn import CellRNN, StandaloneCellRNN
 from wenet.programs import random_programs
@@ -22,6 +24,8 @@ from wenet_kernels.programs import reference
 Layer = type[nn.LSTM] | type[nn.GRU]
 Clock = Callable[[], float]
 Run = Callable[[], object]
+
+JAX_HELP = "beside the same in JAX, as one interpreter of all cells (vmap, scan, switch) or with code of each cell"
 
 LAYERS = [(nn.LSTM, 64, 32, 100), (nn.LSTM, 200, 20, 35), (nn.GRU, 64, 32, 100), (nn.GRU, 200, 20, 35)]  # H, M, T
 CELLS, HIDDEN, ROWS, STEPS = 64, 32, 64, 100  # of the gated cells; as many features as hidden units
@@ -40,13 +44,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="default: %(default)s")
     parser.add_argument("--compiled", type=int, default=0, metavar="N", help="gated cells to compile, some 30 s each")
+    parser.add_argument("--jax", choices=("interpreter", "own-code"), nargs="+", default=[], help=JAX_HELP)
     parser.add_argument("--processor-time", action="store_true", help="of one thread, on a machine with other work")
     options = parser.parse_args()
     if options.processor_time:
         torch.set_num_threads(1)
-    clock = time.thread_time if options.processor_time else time.perf_counter
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    clock = time.process_time if options.processor_time else time.perf_counter
     rows = [row for shape in LAYERS for row in layer_rows(*shape, clock, options.rounds)]
-    print("\n".join(table(rows + gated_rows(clock, options.rounds, options.compiled))))
+    rows += gated_rows(clock, options.rounds, options.compiled, options.jax)
+    print("\n".join(table(rows)))
 
 
 def layer_rows(
@@ -66,7 +73,7 @@ def layer_rows(
     return rows
 
 
-def gated_rows(clock: Clock, rounds: int, compiled: int) -> list[Row]:
+def gated_rows(clock: Clock, rounds: int, compiled: int, jax: Sequence[str]) -> list[Row]:
     """Different gated cells at once beside dense products of as many operations, and beside loops over the cells."""
     torch.manual_seed(0)
     programs = random_programs(CELLS, states=1, seed=1)
@@ -82,8 +89,21 @@ def gated_rows(clock: Clock, rounds: int, compiled: int) -> list[Row]:
         rows += beside(name, direction, [own, dense], ["torch.mm"])
         loop = [EagerCell(str(program)) for program in programs]
         rows += beside(name, direction, [own, *fastest([of_all(loop, run, x, grad[:, 0])], clock, 1)], ["eager loop"])
+    for kind in jax:
+        rows += jax_rows(layer, kind, x, grad, clock, rounds)
     if compiled:
         rows += compiled_rows([str(program) for program in programs[1 : 1 + compiled]], x, grad, clock, rounds)
+    return rows
+
+
+def jax_rows(layer: StandaloneCellRNN, kind: str, x: Tensor, grad: Tensor, clock: Clock, rounds: int) -> list[Row]:
+    """All cells beside the same in JAX, without the time to compile."""
+    theirs = JaxCells(layer.cells, HIDDEN, interpreted=kind == "interpreter")
+    weights = layer.operands()
+    rows = []
+    for direction, run, given in (("forward", forward, None), ("both", both, grad)):
+        seconds = fastest([run(layer, x, grad), theirs.run(weights, x, given)], clock, min(rounds, 3))
+        rows += beside(f"{CELLS} gated cells", direction, seconds, [f"JAX, {kind}"])
     return rows
 
 
