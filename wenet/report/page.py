@@ -18,6 +18,7 @@ from wenet.run import counted
 
 FIGURES = "figures"  # the folder of figures beside the page
 MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png", "csv": "text/csv"}
+LONG = 40  # characters of a field of a table from which on it has a width of its own
 MOST_EMBEDDED = 120_000  # characters of a file embedded in the page
 RELOAD_SECONDS = 15
 Section = tuple[str, str, str]  # id, title, HTML
@@ -129,9 +130,9 @@ def _tables(run: Run) -> list[Section]:
     if run.kind == "search" and run.records:
         sections.append(("kept", "Cells kept at the end", _table(*words.kept_table(run))))
     if run.contest is not None:
-        sections.append(
-            ("contestants", "The contest in figures", _table(*words.contest_table(run.contest, run.metric)))
-        )
+        figures = _table(*words.contest_table(run.contest, run.metric))
+        cells = _table(("contestant", "cell"), words.contestants_cells(run.contest))
+        sections.append(("contestants", "The contest in figures", figures + cells))
     if run.best.get("runs"):
         sections.append(("runs", "Winners of the runs", _runs(run)))
     if run.kind == "train" and run.records:
@@ -168,14 +169,19 @@ def _table(columns: Sequence[str], rows: Sequence[words.Row]) -> str:
     """A table that scrolls on its own, also by keyboard, if it is wider than the page."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
-        for first, *rest in rows
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(map(_field, rest))}</tr>' for first, *rest in rows
     )
     label = escape(f"Table of {columns[0]}, {columns[1]}")
     return (
         f'<div class="table" role="region" tabindex="0" aria-label="{label}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _field(text: str) -> str:
+    """A field of a table; a long text has room to wrap in."""
+    kind = ' class="long"' if len(text) > LONG else ""
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def _folded(content: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from wenet.cells import PROGRAMS, PUBLISHED
 from wenet.data import KEPT
 from wenet.report.run import Run
-from wenet.run import Config, as_flag, counted, duration, figure, flag, size
+from wenet.run import Config, as_flag, counted, duration, figure, figure_and_spread, flag, size
 from wenet.run.unread import Unread, names_of
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
 from wenet.searching.contest import verdict
@@ -284,33 +284,36 @@ def kept_table(run: Run) -> tuple[Row, list[Row]]:
 
 def contest_table(contest: dict[str, Any], metric: Metric) -> tuple[Row, list[Row]]:
     """Columns and rows of the contest, the best first."""
-    places = metric.final_places
+    decays = len(contest.get("weight_decays", ())) > 1  # earlier versions chose none
     columns = (
         "contestant",
         f"test {metric.name}",
-        "standard deviation",
         "p against the winner",
         "rate",
+        *(("decay",) if decays else ()),
         "hidden",
         "parameters",
         "µs a step",
-        "cell",
     )
     rows: list[Row] = [
         (
             str(row["name"]),
-            figure(row["mean"], places, "diverged"),
-            figure(row["sd"], places, UNKNOWN),
+            figure_and_spread(row["mean"], row["sd"], metric.final_places, "diverged"),
             UNKNOWN if row["p"] is None else f"{row['p']:.2g}",
             f"{row['rate']:g}",
+            *((f"{row['weight_decay']:g}",) if decays else ()),
             str(row["hidden"]),
             f"{row['parameters']:,}",
-            f"{row['microseconds']:.0f}",
-            str(row["genotype"]),
+            f"{row['microseconds']:.3g}",
         )
         for row in contest["contestants"]
     ]
     return columns, rows
+
+
+def contestants_cells(contest: dict[str, Any]) -> list[Row]:
+    """Names of contestants that are cells, with the cells."""
+    return [(row["name"], row["genotype"]) for row in contest["contestants"] if row["name"] != row["genotype"]]
 
 
 def run_columns(run: Run) -> Row:

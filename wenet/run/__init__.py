@@ -1,6 +1,6 @@
 """The parts of every run: settings, machine, folder, console, checkpoints, and requests to stop."""
 
-from wenet.run.console import Console, counted, duration, figure, share, size
+from wenet.run.console import Console, counted, duration, figure, figure_and_spread, share, size
 from wenet.run.folder import RunFolder, write_tensors
 from wenet.run.interrupt import Interrupt, Stopped, wait_until
 from wenet.run.machine import default_preset, peak_memory, pytorch_products_in, resolve_machine
@@ -34,6 +34,7 @@ __all__ = [
     "default_preset",
     "duration",
     "figure",
+    "figure_and_spread",
     "flag",
     "peak_memory",
     "pytorch_products_in",

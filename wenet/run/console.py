@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 
@@ -74,8 +75,24 @@ def size(count: float) -> str:
 
 
 def figure(value: float | None, places: int = 2, missing: str = "unknown") -> str:
-    """Format a number of a result; `missing` stands in if there is none."""
-    return missing if value is None else f"{value:.{places}f}"
+    """Format a number of a result, a small one with three digits; `missing` stands in if there is none.
+
+    >>> figure(0.98765, 3), figure(0.0012345, 3)
+    ('0.988', '0.00123')
+    """
+    return missing if value is None else f"{value:.{_places(value, places)}f}"
+
+
+def figure_and_spread(mean: float | None, sd: float | None, places: int, missing: str = "unknown") -> str:
+    """Mean and standard deviation, if there are several values."""
+    if mean is None or sd is None:
+        return figure(mean, places, missing)
+    return f"{figure(mean, places)} ± {sd:.{_places(mean, places)}f}"
+
+
+def _places(value: float, places: int) -> int:
+    small = math.isfinite(value) and 0 < abs(value) < 10.0 ** (2 - places)
+    return 2 - math.floor(math.log10(abs(value))) if small else places
 
 
 def counted(count: float, noun: str) -> str:

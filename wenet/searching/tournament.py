@@ -17,7 +17,7 @@ from wenet.run import (
     Surroundings,
     counted,
     duration,
-    figure,
+    figure_and_spread,
     pytorch_products_in,
     run_settings,
     stored_config,
@@ -124,9 +124,9 @@ def describe_ranking(result: dict[str, Any], metric: Metric) -> str:
     seeds = len(result["cells"][0]["values"])
     lines = [f"validation {metric.name} after {counted(result['epochs'], 'epoch')}, mean over {counted(seeds, 'seed')}"]
     for cell in result["cells"]:
-        spread = "" if cell["sd"] is None else f" ± {cell['sd']:.{metric.places}f}"
         diverged = f", {cell['diverged']} diverged" if cell["diverged"] else ""
         against = "" if cell["p"] is None else f", differs from {cell['against']} at p = {cell['p']:.3f}"
-        lines.append(f"{figure(cell['mean'], metric.places, 'diverged')}{spread}{diverged}  {cell['name']}{against}")
+        reached = figure_and_spread(cell["mean"], cell["sd"], metric.places, "diverged")
+        lines.append(f"{reached}{diverged}  {cell['name']}{against}")
         lines.append(f"    {cell['genotype']}")
     return "\n".join([*lines, f"cost: {duration(result['seconds'])}"])

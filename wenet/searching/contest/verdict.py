@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wenet.cells import read_cell
-from wenet.run import counted, figure
+from wenet.run import counted, figure_and_spread
 from wenet.searching.contest.contestants import WINNER
 from wenet.searching.space import known_name
 from wenet.tasks import Metric
@@ -22,12 +22,12 @@ def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
     ]
     names = [_with_known_name(row) for row in result["contestants"]]
     for row, name in zip(result["contestants"], names, strict=True):
-        spread = "" if row["sd"] is None else f" ± {row['sd']:.{places}f}"
         p = "" if row["p"] is None else f"p = {row['p']:.2g}"
+        reached = figure_and_spread(row["mean"], row["sd"], places, "diverged")
         lines.append(
-            f"          {figure(row['mean'], places, 'diverged')}{spread}  {name:<{max(map(len, names))}}  {p:<11}  "
+            f"          {reached}  {name:<{max(map(len, names))}}  {p:<11}  "
             f"rate {row['rate']:g}, {_decay_of(row)}hidden {row['hidden']}, {row['parameters']:,} parameters, "
-            f"{row['microseconds']:.0f} µs a step"
+            f"{row['microseconds']:.3g} µs a step"
         )
     return [*lines, f"          {verdict(result, metric)}"]
 
