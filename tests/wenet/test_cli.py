@@ -191,6 +191,18 @@ def test_help_shows_the_preset_of_this_machine(capsys, monkeypatch):
         assert f"those of --preset {preset};" in " ".join(capsys.readouterr().out.split())
 
 
+def test_help_for_a_task_lists_what_it_reads(capsys):
+    helped(search_main, "--task", "forecast")
+    said = capsys.readouterr().out
+    assert "--horizon" in said and "--bptt" not in said and "--level" not in said and "text and model" in said
+    assert "Settings that --task forecast does not read are left out." in " ".join(said.split())
+    helped(search_main, "--preset", "numbers")
+    assert "--horizon" not in capsys.readouterr().out  # of the preset's task, which is to classify
+    helped(search_main)
+    said = capsys.readouterr().out
+    assert "--horizon" in said and "--bptt" in said and "left out." not in said
+
+
 def test_help_of_an_unknown_preset(capsys):
     assert search_main(["--preset", "quikc", "--help"]) == 2
     assert "did you mean 'quick'?" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 from wenet.parallel import joined
 from wenet.run import Config, Console, Group, Stopped, Surroundings, flag, read_config_file, value_type
 from wenet.searching import OF_NUMBERS
+from wenet.tasks import TASKS
 from wenet_kernels import LostRanks, WenetError, did_you_mean
 
 Result = TypeVar("Result")
@@ -110,7 +111,11 @@ def run_parser(command: str, description: str, resolve: Callable[..., Config], p
         """Shows the defaults that apply with the flags before it."""
 
         def __call__(self, parser: Any, namespace: argparse.Namespace, *_: Any) -> None:
-            _grouped_parser(command, description, _in_force(resolve, preset, vars(namespace)), at_end_of).print_help()
+            given = vars(namespace)
+            config = _in_force(resolve, preset, given)
+            task = TASKS[config.task]
+            left_out = task.unread if "task" in given or task.reads == "numbers" else ()
+            _grouped_parser(command, description, config, at_end_of, left_out).print_help()
             parser.exit()
 
     parser = _grouped_parser(command, description, resolve(preset), at_end_of)
@@ -126,17 +131,21 @@ def _in_force(resolve: Callable[..., Config], default: str, given: Mapping[str, 
     return resolve(preset, {name: value for name, value in settings.items() if name in known})
 
 
-def _grouped_parser(command: str, description: str, defaults: Config, at_end_of: str) -> Parser:
+def _grouped_parser(
+    command: str, description: str, defaults: Config, at_end_of: str, left_out: Sequence[str] = ()
+) -> Parser:
+    presets = f"Defaults are those of --preset {defaults.preset}; name another before --help."
+    without = f" Settings that --task {defaults.task} does not read are left out." if left_out else ""
     parser = Parser(
         prog=command,
         usage="%(prog)s [dataset] [flags]",
-        description=f"{description} Defaults are those of --preset {defaults.preset}; name another before --help.",
+        description=f"{description} {presets}{without}",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=False,
     )
     groups = {group: parser.add_argument_group(group) for group in Group}
-    for option in dataclasses.fields(defaults):
+    for option in (option for option in dataclasses.fields(defaults) if option.name not in left_out):
         add_setting(groups[option.metadata["group"]], option, getattr(defaults, option.name))
     _add_run_flags(groups[Group.FIRST], groups[Group.RUN], command, at_end_of)
     return parser

@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _search(arguments: Sequence[str] | None) -> None:
     parser = run_parser(
         "wenet-search",
-        "Find a recurrent cell for a text: many random cells compete, and the winner meets an LSTM and a GRU.",
+        "Find a recurrent cell for a text or, with --task, for sequences of numbers. Many random cells compete, and "
+        "the winner meets an LSTM and a GRU.",
         resolve_config,
         default_preset(SEARCH.preset_without_gpu),
         at_end_of="round",

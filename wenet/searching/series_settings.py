@@ -23,8 +23,8 @@ class SeriesConfig(LearningConfig):
 
     target: str | None = option(
         None,
-        "column of the label; by default the last, or the first if columns have no names. For forecasts the columns to "
-        "predict, separated by commas; by default all",
+        "column of the label; by default the last, or in a table without names and with a row for each sequence the "
+        "first. For forecasts the columns to predict, separated by commas; by default all",
         Group.NUMBERS,
         metavar="COLUMN",
     )

@@ -95,7 +95,9 @@ class SearchConfig(SeriesConfig):
     # The paper does not state this; it is the rate of DARTS's architecture weights.
     mix_lr: float = option(3e-3, "Adam's learning rate of the mixing weights", Group.MIXTURE, metavar="RATE", above=0)
     eval_batch: int = inherited(
-        "eval_batch", 10, "text streams side by side in validation; with --norm batch --data-batch"
+        "eval_batch",
+        10,
+        "text streams, or sequences of numbers, side by side in validation; with --norm batch --data-batch",
     )
     # The paper: "identical to those in" Merity et al. and Yang et al., who agree: penalties of 2 and 1, word dropout of
     # 0.1, windows of random length. The defaults follow the search code of DARTS, on which the paper builds: 0, 0.001,

@@ -24,15 +24,27 @@ def _dropout(default: float, text: str) -> Any:
 class LearningConfig(Config):
     """Settings shared by searches and the training of one cell; the defaults are those of a search."""
 
-    hidden: int = option(200, "size of embedding and hidden state", Group.FIRST, metavar="H", at_least=1)
+    hidden: int = option(200, "size of embedded words and of the hidden state", Group.FIRST, metavar="H", at_least=1)
     form: str = option(
         "highway", "highway (every node gated) or plain (eqs. 1-3 as printed)", Group.MODEL, choices=FORMS
     )
     # The paper leaves Adam's rate open; this is the customary one.
     lr: float = option(1e-3, "Adam's learning rate of the parameters", Group.OPTIMISATION, metavar="RATE", above=0)
     clip: float = option(0.25, "largest global norm of a gradient", Group.OPTIMISATION, metavar="NORM", above=0)
-    data_batch: int = option(20, "text streams side by side in training", Group.OPTIMISATION, metavar="M", at_least=1)
-    eval_batch: int = option(10, "text streams side by side in validation", Group.OPTIMISATION, metavar="M", at_least=1)
+    data_batch: int = option(
+        20,
+        "text streams, or sequences of numbers, side by side in training",
+        Group.OPTIMISATION,
+        metavar="M",
+        at_least=1,
+    )
+    eval_batch: int = option(
+        10,
+        "text streams, or sequences of numbers, side by side in validation",
+        Group.OPTIMISATION,
+        metavar="M",
+        at_least=1,
+    )
     bptt: int = option(35, "time steps of a training window", Group.OPTIMISATION, metavar="STEPS", at_least=1)
     init_range: float = option(0.04, "weights start as U(-R, R)", Group.OPTIMISATION, metavar="R", above=0)
     # The paper's bases start at zero. From frequencies on, a training need not learn first what is alike for all cells.
