@@ -8,6 +8,7 @@ from wenet.cells import load_cell
 from wenet.cli.train import main as train_main
 from wenet.run.unread import names_of
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
+from wenet.searching.strategy import strategy_of
 from wenet.searching.unread import unread_by_search
 from wenet.training import TRAIN, TrainConfig, unread_by_training
 
@@ -71,6 +72,14 @@ def test_a_search_reads_what_decides_the_rest(preset, strategy):
     assert ("hidden" in unread) is (config.parameters is not None)
     assert ("mix_lr" in unread) is (strategy != "wenet") and ("rungs" in unread) is (strategy != "race")
     assert {"blocks", "states", "known"} <= unread <= {field.name for field in dataclasses.fields(SearchConfig)}
+
+
+@pytest.mark.parametrize("strategy", ["wenet", "race", "random"])
+def test_a_search_that_has_not_learned_names_settings_that_it_reads(strategy):
+    config = resolve_config("quick", {"strategy": strategy})
+    best = strategy_of(config).best_type
+    unread = {f"--{name.replace('_', '-')}" for name in names_of(unread_by_search(config))}
+    assert not {best.more_training, best.rate} & unread
 
 
 def test_a_training_reads_what_its_cell_has():

@@ -90,6 +90,7 @@ class RaceBest(StandaloneBest):
 
     networks_per_cell: int
     more_training: ClassVar[str] = "--rungs"
+    rate: ClassVar[str] = "--rates"
 
     def _field(self) -> str:
         return f"a race of {counted(self.networks_searched, 'cell')}"

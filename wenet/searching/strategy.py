@@ -42,7 +42,8 @@ class Best:
     network_windows: int
     seconds: float
     peak_memory_bytes: int
-    more_training: ClassVar[str] = "--epochs-per-round"  # the flag for it
+    more_training: ClassVar[str] = "--epochs-per-round"  # the flags for it,
+    rate: ClassVar[str] = "--lr"  # and for a learning rate
 
     @property
     def finished(self) -> bool:
@@ -94,7 +95,9 @@ class Best:
         failure = reached and failure_to_learn(*reached, metric, baseline)
         if not failure:
             return None
-        return f"{failure}. The ranking of the cells means nothing yet: raise {self.more_training} or change --lr"
+        return (
+            f"{failure}. The ranking of the cells means nothing yet: raise {self.more_training} or change {self.rate}"
+        )
 
     def is_ranked_by_chance(self) -> bool:
         """Whether nothing shows so far that the ranking is better than chance."""
