@@ -226,13 +226,19 @@ def course_rows(run: Run) -> list[Row]:
     rows: list[Row] = []
     if run.records and "generation" in run.records[0]:
         rungs = [record for record in run.records if record["generation"] == 1]
-        most = min(run.settings["pool"], run.settings["batch"])
+        raced = run.best.get("networks_searched", len(rungs[0]["networks"]))
+        first = " of the first generation" if len(rungs) < len(run.records) else ""
         rows += [
-            ("cells that raced", f"{len(rungs[0]['networks'])} of at most {most}"),
-            ("cells in each rung", ", ".join(str(len(record["networks"])) for record in rungs)),
+            ("cells that raced", f"{raced} of at most {run.settings['pool']}"),
+            (f"cells{first} in each rung", ", ".join(str(len(record["networks"])) for record in rungs)),
             ("windows trained on by the end of each rung", ", ".join(f"{record['windows']:,}" for record in rungs)),
         ]
     if run.contest is not None:
+        trials = run.contest.get("trials", [])  # earlier versions kept none
+        if trials:
+            rows.append(
+                ("contestants tried", f"{len(trials)}, of which {sum(each['trained'] for each in trials)} went on")
+            )
         each = f"{counted(run.contest['seeds'], 'training')} of {counted(run.contest['windows'], 'window')} each"
         rows.append(("contest", f"{counted(len(run.contest['contestants']), 'contestant')}, {each}"))
     return rows
