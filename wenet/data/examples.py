@@ -188,7 +188,11 @@ class SeriesData:
         lengths = self.train.lengths
         shortest, longest = int(lengths.min()), int(lengths.max())
         steps = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
-        predicted = f"; {len(self.classes)} classes" if self.classes else f"; {self.outputs} numbers to predict"
+        predicted = (
+            f"; {len(self.classes)} classes"
+            if self.classes
+            else f"; {self.outputs} number{'s' * (self.outputs != 1)} to predict"
+        )
         features = f"{self.features} feature{'s' * (self.features != 1)}"
         return f"{counts} {what} of {steps} steps, {features}{predicted}"
 

@@ -97,6 +97,11 @@ def test_training_reads_another_order_in_each_pass():
     assert len(held_out.first(2).examples) == 8
 
 
+@pytest.mark.parametrize(("horizon", "said"), [(1, "1 feature; 1 number to predict"), (3, "; 3 numbers to predict")])
+def test_data_are_described_in_words(horizon, said):
+    assert prepared(np.arange(100.0), "forecast", window=8, horizon=horizon).describe().endswith(said)
+
+
 def test_forecasts_are_divided_in_time():
     """No target of a part lies in another, and windows may begin before their part."""
     values = np.arange(100.0)
