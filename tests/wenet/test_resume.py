@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from filelock import FileLock
 
 from wenet import WenetError, resume_search, search
 from wenet.cli.search import main as search_main
+from wenet.run.upgrade import upgraded
 from wenet.searching.estimate import Estimate
+from wenet.searching.settings import SearchConfig
 
 from .helpers import TINY, fails, results, write_text
 
@@ -255,3 +258,17 @@ def test_what_a_killed_write_left_is_in_nobodys_way(stopped, text, tmp_path):
         (stopped / name).write_text("half")
     resume_search(stopped)
     assert [path.name for path in stopped.glob("*.partial")] == [".report.html.1.partial"]
+
+
+# Settings of searches in the first version; what came later must say what it was before it came.
+FIRST_SETTINGS = """
+    dataset preset max_vocabulary backend device precision hidden form lr clip data_batch eval_batch bptt init_range
+    weight_decay dropout_word dropout_embedding dropout_x dropout_h dropout_output activation_reg
+    temporal_activation_reg seed pool batch keep epochs_per_round nodes runs audit activations initial_cells pool_seed
+    norm mix_lr windows cell_weights score mix_dropout strategy audit_epochs standalone_lr
+"""
+
+
+def test_older_runs_have_every_setting():
+    old = {"settings": dict.fromkeys(FIRST_SETTINGS.split())}
+    assert set(upgraded(old)["settings"]) == {field.name for field in fields(SearchConfig)}

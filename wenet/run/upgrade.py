@@ -23,6 +23,20 @@ ADDED_TO_SEARCHES = {
     "contest_epochs": 1.0,
     "contest_seeds": 3,
     "sampled_words": 0,
+    "target": None,
+    "sequence": None,
+    "window": 48,
+    "horizon": 1,
+    "layout": "ntf",
+    "missing": "error",
+    "constant": "error",
+    "split": "70,15,15",
+    "loss": None,
+    "metric": None,
+    "readout": "last",
+    "weight_decays": None,
+    "minutes": None,
+    "finalists": 1,
 }
 # Settings that a resumed run may change, and that no standalone training within it depends on.
 OF_THE_WHOLE = ("audit", "audit_epochs", "contest", "contest_epochs", "contest_seeds")
