@@ -25,7 +25,7 @@ import torch
 import wenet
 from bench.series_sets import SETS, TUNED_ON
 from bench.sessions import session_in
-from wenet.run import Session, resolve_machine
+from wenet.run import Session, figure_and_spread, resolve_machine
 from wenet.run.session import taken
 from wenet.searching.audit import welch
 from wenet.searching.contest import CHECKS
@@ -175,8 +175,8 @@ def table(out: Path) -> str:
         cells = []
         for column in COLUMNS:
             own = trainings(results, column)
-            spread = f" ± {statistics.stdev(own):.{metric['places']}f}" if len(own) > 1 else ""
-            cells.append(f"{statistics.fmean(own):.{metric['places']}f}{spread}" if own else "")
+            spread = statistics.stdev(own) if len(own) > 1 else None
+            cells.append(figure_and_spread(statistics.fmean(own), spread, metric["places"]) if own else "")
         first = trainings(results, "winner")
         against = [welch(first, trainings(results, name)) for name in ("gru", "tuned gru")]
         written = ["" if p is None else f"{p:.2g}" for p in against]
