@@ -198,7 +198,9 @@ PYBIND11_MODULE(_native, m) {
           py::arg("recurrence"), py::arg("evaluation"), py::arg("gradients"), py::arg("between_steps") = py::none())
       .def(
           "program_forward",
-          [](const Kernels& k, const ProgramRun& r, const ProgramEvaluation& e) { return check(r), k.program_forward(r, e); },
+          [](const Kernels& k, const ProgramRun& r, const ProgramEvaluation& e) {
+            return check(r), k.program_forward(r, e);
+          },
           py::call_guard<py::gil_scoped_release>())
       .def(
           "program_backward",

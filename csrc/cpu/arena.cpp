@@ -16,8 +16,8 @@ namespace {
 constexpr std::size_t kPage = std::size_t{2} << 20;  // of the large kind
 constexpr std::uint64_t kPatience = 256;             // requests for which an idle range is kept
 
-// All ranges begin at large pages, so blocks begin at different distances from there: else what lies at the same place in
-// each of them would fight for the same few lines of the caches.
+// All ranges begin at large pages, so blocks begin at different distances from there: else what lies at the same place
+// in each of them would fight for the same few lines of the caches.
 constexpr std::size_t kOffset = 37 * 64, kOffsets = 29, kSlack = kOffset * kOffsets;
 
 std::size_t next_offset() {

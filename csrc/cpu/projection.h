@@ -107,7 +107,8 @@ class ProjectionForward : ProjectionPass<T> {
     }
   }
 
-  // NaN in the input fills a row of the output and in a weight a column, so one column and one row of each network tell.
+  // NaN in the input fills a row of the output and in a weight a column, so one column and one row of each network
+  // tell.
   void add_some(const Member& member, int64_t network, Range vectors, const T* product, int64_t row, int64_t rows) {
     if (network == 0 && vectors.first == 0) add_all_rows(product, rows, sums_.of(member.rank()));
     if (row > 0) return;
