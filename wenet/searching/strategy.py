@@ -147,7 +147,7 @@ class StandaloneBest(Best):
         if not self.finalists:
             yield f"{self._course()} {self._place(metric)}"
             return
-        fully = f", and the best {FULLY} trained in full" if self.finalists > FULLY else ""
+        fully = ", and the best of them in full" if self.finalists > FULLY else ""
         yield (
             f"{self._course()} Then {self.finalists} finalists trained from new weights{fully}. This one is the best "
             f"of them: after {counted(self.windows, 'window')} it has a mean validation {metric.name} of "

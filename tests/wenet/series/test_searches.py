@@ -222,18 +222,19 @@ def test_trainings_end_with_their_best_weights(tmp_path):
 
 
 def test_the_best_finalist_wins(classified, tmp_path):
-    """The first of the race need not be; LSTM and GRU are finalists wherever they raced. Three train in full."""
+    """The first of the race need not be; LSTM and GRU are finalists that train in full, with the three best of all."""
     shared = {name: value for name, value in SHORT.items() if name != "nodes"}
     settings = {**shared, "space": "gated", "pool": 6, "batch": 6, "parameters": 400, "blocks": "2-3"}
-    found = wenet.search(sums(), task="classify", out=tmp_path / "run", **{**settings, "finalists": 3})
+    found = wenet.search(sums(), task="classify", out=tmp_path / "run", **{**settings, "finalists": 5})
     rows = {row["name"]: row for row in found.contest["contestants"]}
-    cells = [rows[name]["genotype"] for name in ("winner", "runner-up", "finalist 3")]
+    named = [name for name in rows if name in ("winner", "runner-up") or name.startswith("finalist")]
+    cells = [rows[name]["genotype"] for name in named]
+    known = {str(wenet.programs.load_program(name)) for name in ("lstm", "gru")}
     finalists = [trial for trial in found.contest["trials"] if trial["genotype"].startswith("h")]
-    assert {str(wenet.programs.load_program(name)) for name in ("lstm", "gru")} <= {t["genotype"] for t in finalists}
-    tried = [trial for trial in finalists if trial["trained"]]
-    assert sorted(cells) == sorted(t["genotype"] for t in tried if t["genotype"] != rows["median cell"]["genotype"])
+    trained = [trial for trial in finalists if trial["trained"] and trial["genotype"] in cells]
+    assert known <= set(cells) and 3 <= len(cells) == len(trained) <= 5
     left = [trial["accuracy"] for trial in finalists if not trial["trained"]]
-    assert left and max(left) <= min(t["accuracy"] for t in tried if t["genotype"] in cells)
+    assert left and max(left) <= sorted(t["accuracy"] for t in trained)[-3]
     assert (
         {trial["weight_decay"] for trial in found.contest["trials"]}
         <= {0.0, 0.001}

@@ -13,8 +13,10 @@ from wenet.searching.shapes import config_for
 from wenet.searching.space import identity
 from wenet.searching.strategy import RECORDS, strategy_of
 from wenet.training import LAYERS, Architecture, parameter_count
+from wenet_kernels import Program
 
 WINNER, RUNNER_UP, MEDIAN = "winner", "runner-up", "median cell"
+KNOWN = (LSTM, GRU)  # which are among several finalists if they took part in the search
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,7 @@ def contestants_of(session: Session[SearchConfig]) -> list[Contestant]:
     cells = [cell.genotype for cell in ranking]
     finalists = cells[: config.finalists]
     if config.finalists > 1:
-        known = {identity(LSTM), identity(GRU)}
-        finalists += [cell for cell in cells if cell not in finalists and identity(cell) in known]
+        finalists += [cell for cell in cells if cell not in finalists and is_known(cell)]
     others = [cell for cell in cells if cell not in finalists]
     named: dict[str, Architecture] = {}
     if len(finalists) == 1 and others:
@@ -55,6 +56,10 @@ def contestants_of(session: Session[SearchConfig]) -> list[Contestant]:
 
     first = [sized(f"finalist {place}", cell, True) for place, cell in enumerate(finalists, start=1)]
     return [*first, *(sized(name, architecture, False) for name, architecture in named.items())]
+
+
+def is_known(architecture: Architecture) -> bool:
+    return isinstance(architecture, Program) and identity(architecture) in map(identity, KNOWN)
 
 
 def parameters_of(session: Session[SearchConfig], first: Architecture) -> int:

@@ -25,8 +25,9 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
     Finalists are the first cells of the search, and if these are several, LSTM and GRU where they took part. All have
     as many parameters as the settings name, or as the first cell has; PyTorch's layers have a few more rather than
     fewer. Each is tried at every rate of the settings' grid, with every weight decay, for half of the windows with a
-    seed that is not used again, and trains as was best; but only `FULLY` finalists do, those whose trials were the
-    best. The one whose trainings are the best on the validation part is the winner. The test part decides nothing.
+    seed that is not used again, and trains as was best; of the finalists only LSTM, GRU and the `FULLY` whose trials
+    were the best. The finalist whose trainings are the best on the validation part is the winner. The test part
+    decides nothing.
 
     Raises:
         WenetError: as in `train_standalone`; also if a contest with other settings was begun in this folder.

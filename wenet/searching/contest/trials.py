@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wenet.run import Session
-from wenet.searching.contest.contestants import Contestant
+from wenet.searching.contest.contestants import Contestant, is_known
 from wenet.searching.settings import FULLY, SearchConfig
 from wenet.searching.shapes import Group
 from wenet.tasks import Metric
@@ -73,10 +73,17 @@ def best_trials(
 
 
 def places_to_train(contestants: Sequence[Contestant], tried: Mapping[int, Trial], metric: Metric) -> list[int]:
-    """The places of those that train in full: the finalists with the best trials, and all that are none."""
+    """The places of those that train in full: the finalists with the best trials, LSTM and GRU, and all that are none.
+
+    Trials may be too short to learn anything, and the winner should not be worse than LSTM and GRU then.
+    """
     finalists = [place for place, entrant in enumerate(contestants) if entrant.finalist]
     best = sorted(finalists, key=lambda place: tried[place].outcome.order(metric))[:FULLY]
-    return [place for place, entrant in enumerate(contestants) if place in best or not entrant.finalist]
+    return [
+        place
+        for place, entrant in enumerate(contestants)
+        if place in best or not entrant.finalist or is_known(entrant.architecture)
+    ]
 
 
 def where_several(config: SearchConfig, weight_decays: list[float]) -> list[float]:
