@@ -35,7 +35,7 @@ MIXTURE = ["--preset", "quick"]
         ([*DAG, "--hidden", "8", "--parameters", "900"], "--hidden has no meaning with --parameters"),
         ([*DAG, "--minutes", "1", "--contest-epochs", "1"], "--contest-epochs has no meaning with --minutes"),
         ([*MIXTURE, "--rungs", "3"], "--rungs has no meaning for --strategy wenet; leave it out, or say --strategy"),
-        ([*MIXTURE, "--horizon", "1"], "--horizon has no meaning for --task language, which reads text"),
+        ([*MIXTURE, "--horizon", "1"], "--horizon has no meaning for --task language; leave it out, or say"),
     ],
 )
 def test_a_search_refuses_what_it_would_not_read(tmp_path, capsys, flags, said):

@@ -327,8 +327,8 @@ def _drawn_parts(series: Series, how: Preparation, stratified: bool) -> Array:
         needed = 1 + sum(share > 0 for share in shares)
         if len(own) < needed and stratified:
             raise WenetError(
-                f"{series.name}: {len(own)} sequences with the label {str(label)!r}; a split needs at least {needed}, "
-                "one for each part"
+                f"{series.name}: too few sequences with the label {str(label)!r}, {len(own)}; a split needs at least "
+                f"{needed}, one for each part"
             )
         ends = [max(1, round(share * len(own))) if share > 0 else 0 for share in shares]
         parts[own[: ends[0]]] = 1

@@ -139,7 +139,7 @@ def series_of(
             raise WenetError(f"{name}: a forecast takes sequences alone, x and not (x, y)")
         return _untargeted(given, layout, name)
     if not isinstance(given, tuple | list) or len(given) != 2:
-        raise WenetError(f"{name}: give sequences and targets as a pair (x, y), not a {type(given).__name__}")
+        raise WenetError(f"{name}: give sequences and targets as a pair (x, y), not {type(given).__name__} alone")
     values, lengths, columns = _sequences(given[0], layout, name)
     targets = _step_targets(given[1], lengths, name) if every_step else _targets(given[1], lengths, name)
     return Series(name, values, lengths, targets, columns=columns)

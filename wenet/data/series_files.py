@@ -144,6 +144,8 @@ def _row_a_step(path: Path, names: list[str], rows: list[list[str]], named: bool
         )
     sequence = [] if reading.sequence is None else [_column(path, names, reading.sequence, "--sequence")]
     labels = _label_columns(path, names, reading) if reading.every_step else []
+    if set(sequence) & set(labels):
+        raise WenetError(f"{path}: column {reading.sequence!r} cannot be both --sequence and --target; name another")
     kept = [place for place in range(len(names)) if place not in (*sequence, *labels)]
     if named and len(kept) > 1 and _is_time(_cell(row, kept[0]) for row in rows):
         kept.pop(0)
@@ -166,7 +168,8 @@ def _is_time(cells: Iterator[str]) -> bool:
 def _column(path: Path, names: list[str], name: str, setting: str) -> int:
     """The place of a column."""
     if name not in names:
-        raise WenetError(f"{path} has no column {name!r}; {setting} must be one of {', '.join(names[:8])}")
+        some = names if len(names) <= 8 else [*names[:7], f"... {names[-1]}"]
+        raise WenetError(f"{path} has no column {name!r}; {setting} must be one of {', '.join(some)}")
     return names.index(name)
 
 
@@ -293,6 +296,9 @@ READERS: dict[str, Callable[[Path, Reading], Series]] = {  # by the ending of a 
     ".tsv": _table,
     ".ts": _ts,
 }
+
+
+ARRAYS, TABLES = (".npy", ".npz"), (".csv", ".tsv")
 
 
 def is_file_of_series(dataset: str | None) -> bool:

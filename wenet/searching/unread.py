@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from wenet.data import ARRAYS, READERS, TABLES
 from wenet.run.unread import Unread, of_choice
 from wenet.searching.settings import STRATEGIES, SearchConfig
 from wenet.searching.space import SPACES
@@ -15,17 +18,30 @@ OF_CONTESTS = ("finalists", "contest_epochs", "contest_seeds", "weight_decays")
 
 def unread_by_search(config: SearchConfig) -> list[Unread]:
     """All that does not matter to a search with these settings."""
-    task = TASKS[config.task]
-    of_task = f"has no meaning for --task {config.task}, which reads {task.reads}; leave it out"
+    tasks = {name: task.unread for name, task in TASKS.items()}
     spaces = {name: space.unread for name, space in SPACES.items()}
     strategies = {name: strategy_named(name).unread for name in STRATEGIES if name != "repeated"}
     return [
-        Unread(task.unread, of_task),
+        *of_choice("task", config.task, tasks),
+        *_of_data(config),
         *of_choice("space", config.space, spaces),
         *of_choice("strategy", config.strategy, strategies),
         *_of_numbers(config),
         *_of_parts(config),
     ]
+
+
+def _of_data(config: SearchConfig) -> list[Unread]:
+    """Settings of sequences that come otherwise than these."""
+    if TASKS[config.task].reads != "numbers":
+        return []
+    ending, found = Path(config.dataset).suffix, []
+    if ending not in TABLES:
+        names = ("sequence",) if config.task == "forecast" else ("sequence", "target")
+        found.append(Unread(names, f"is for tables, {' and '.join(TABLES)}; leave it out"))
+    if ending in READERS and ending not in ARRAYS:
+        found.append(Unread(("layout",), f"is for arrays, {' and '.join(ARRAYS)}; leave it out"))
+    return found
 
 
 def _of_numbers(config: SearchConfig) -> list[Unread]:

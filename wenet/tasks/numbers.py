@@ -119,7 +119,7 @@ class Numbers:
             return Batches(data, examples, rows)
         if len(examples) < rows:
             raise WenetError(
-                f"the training part has {len(examples)} sequences, fewer than --data-batch {rows}; ask for fewer"
+                f"the training part has {len(examples)} sequences, fewer than --data-batch {rows}; lower it"
             )
         return Batches(data, examples, rows, self.config.seed)
 

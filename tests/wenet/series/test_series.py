@@ -167,7 +167,7 @@ def _changed(x, y, **places):
     [
         (lambda x, y: (x[:, :, 0, None, None], y), "x must have the shape [N, T, F] or [N, T], not [40, 6, 1, 1]"),
         (lambda x, y: (x, y[:-1]), "40 sequences but 39 targets"),
-        (lambda x, y: x, "give sequences and targets as a pair (x, y), not a ndarray"),
+        (lambda x, y: x, "give sequences and targets as a pair (x, y), not ndarray alone"),
         (lambda x, y: (x, np.full(40, "high")), "all targets are 'high'; a classification needs two classes"),
         (lambda x, y: (np.where(np.arange(2) == 1, 7.0, x), y), "feature 2 is constant in the training part; leave it"),
         (lambda x, y: (np.ones_like(x), y), "feature 1 is constant in the training part; there is nothing to learn"),
@@ -177,7 +177,7 @@ def _changed(x, y, **places):
         (lambda x, y: ([*x[:2], x[2, :0]], y[:3]), "sequence 3 is empty; leave it out"),
         (
             lambda x, y: (x, np.array(["one", *["two"] * 39])),
-            "1 sequences with the label 'one'; a split needs at least 3",
+            "too few sequences with the label 'one', 1; a split needs at least 3",
         ),
         (lambda x, y: (x, np.linspace(0, 1, 40)), "a target such as 0.025"),
         (lambda x, y: (x, np.where(np.arange(40) == 3, np.nan, 1.0)), "target 4 is missing or not finite"),
@@ -289,6 +289,8 @@ def test_a_table_with_a_row_for_each_step_has_targets_and_sequences(tmp_path):
         ({}, LABELLED, "needs several sequences; name the column that tells them apart with --sequence"),
         ({"sequence": "whom"}, LABELLED, "has no column 'whom'; --sequence must be one of who, time, speed"),
         ({"sequence": "who", "target": "does"}, LABELLED, "has no column 'does'; --target must be one of who"),
+        ({"sequence": "who", "target": "who"}, LABELLED, "column 'who' cannot be both --sequence and --target"),
+        ({"sequence": "k"}, "a,b,c,d,e,f,g,h,i\n1\n2\n", "--sequence must be one of a, b, c, d, e, f, g, ... i"),
         ({"sequence": "who"}, "who,a,b\n1,2,up\n1,2,\n", "line 3: column 'b' is empty; each step needs its target"),
         ({"sequence": "who"}, "who,a,b\n1,x,up\n1,2,up\n", "line 2, column 'a': 'x' is no number"),
         ({"sequence": "who"}, "who,b\n1,up\n1,down\n", "has no column of a feature beside"),
