@@ -21,6 +21,7 @@ from wenet_kernels import ACTIVATIONS, MAX_NODES, WenetError, check_choice
 FULLY = 3  # finalists that train in full, of those that are tried in a contest
 # Settings that are a number or a range: the least, the most, and an example.
 RANGES = {"nodes": (1, MAX_NODES, "1-4"), "blocks": (MIN_BLOCKS, MAX_BLOCKS, "2-6"), "states": (1, 2, "1-2")}
+GRIDS = ("rates", "weight_decays")  # settings that are several numbers
 
 # Module and class of each strategy, by name. `repeated` serves --runs.
 STRATEGIES = {
@@ -198,9 +199,8 @@ class SearchConfig(SeriesConfig):
     )
 
     def __post_init__(self) -> None:
-        for name in RANGES:
-            if type(getattr(self, name)) is int:
-                object.__setattr__(self, name, str(getattr(self, name)))
+        for name in (*RANGES, *GRIDS):
+            object.__setattr__(self, name, _as_text(getattr(self, name), name in GRIDS))
         super().__post_init__()
         self._check_ranges()
         self._check_grids()
@@ -343,6 +343,13 @@ class SearchConfig(SeriesConfig):
         if self.rounds == 1:
             return self.pool
         return min(self.batch, self.pool - (self.rounds - 1) * self.batch + min(self.keep, self.batch))
+
+
+def _as_text(value: Any, several: bool) -> Any:
+    """A number, or where there may be several a list of them, as on the command line; anything else as it is."""
+    if several and isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value) if type(value) is int or (several and type(value) is float) else value
 
 
 def _counts(text: str) -> range:
