@@ -219,7 +219,8 @@ class SequenceModel(_Readout):
             `[h, C]`. With a prediction at each step `[N, T]` or `[N, T, K]`, a list where lengths differ.
 
         Raises:
-            WenetError: x has another number of features, or missing values that were not there in training.
+            WenetError: x has another number of features, infinite values, or missing values that were not there in
+                training.
         """
         found = self._outputs(x, layout)
         if not self.classes:
@@ -245,6 +246,9 @@ class SequenceModel(_Readout):
         if not self.marked and np.isnan(series.values).any():
             step = int(np.isnan(series.values).any(1).argmax())
             raise WenetError(f"x, {series.place(step)}: a value is missing, as none was in training; fill it in")
+        if np.isinf(series.values).any():
+            step = int(np.isinf(series.values).any(1).argmax())
+            raise WenetError(f"x, {series.place(step)}: a value is infinite; give finite ones")
         values = np.split(series.values, series.starts[1:])
         values = [each[-self.window :] for each in values] if self.window else values
         self.eval()

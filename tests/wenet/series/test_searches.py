@@ -1,6 +1,7 @@
 """Searches on sequences of numbers, from arrays and files to a trained model."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import wenet
 from wenet import WenetError
 from wenet.cli.search import main as search_main
+from wenet.searching import resolve_config
 
 from ..helpers import fails, results
 
@@ -75,7 +77,6 @@ def test_the_model_gives_the_figure_of_the_contest(classified):
     winner = next(row for row in classified.contest["contestants"] if row["name"] == "winner")
     again = wenet.load(classified.folder)
     run = json.loads((classified.folder / "config.json").read_text())
-    from wenet.searching import resolve_config
     from wenet.tasks import task_of
 
     stored = dict(run["settings"])
@@ -89,8 +90,6 @@ def test_the_model_gives_the_figure_of_the_contest(classified):
 
 def test_a_moved_run_has_its_data(classified, tmp_path):
     moved = tmp_path / "moved"
-    import shutil
-
     shutil.copytree(classified.folder, moved)
     assert wenet.load(moved).predict(sums()[0]).shape == (160,)
 
@@ -161,6 +160,34 @@ def test_a_table_with_a_label_for_each_step(tmp_path, capsys):
     )
 
 
+def test_a_table_has_no_order_of_axes(tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("a,b,kind\n1,2,up\n3,4,down\n")
+    said = fails(capsys, tmp_path / "rows.csv", "--task", "classify", "--layout", "nft", "--out", tmp_path / "run")
+    assert "--layout is for arrays, .npy and .npz; leave it out" in said
+
+
+def test_rates_may_be_numbers():
+    config = resolve_config("numbers", {"rates": [0.02, 0.01], "weight_decays": 0})
+    assert (config.rates, config.rate_grid, config.decay_grid) == ("0.02,0.01", [0.01, 0.02], [0.0])
+    assert resolve_config("numbers", {"rates": 0.01}).rate_grid == [0.01]
+    with pytest.raises(WenetError, match="--rates must be numbers above 0"):
+        resolve_config("numbers", {"rates": [0.01, "x"]})
+
+
+def test_infinite_values_are_not_predicted_from(classified):
+    x, _ = sums(3, seed=2)
+    x[1, 4, 0] = np.inf
+    with pytest.raises(WenetError, match="x, sequence 2, step 5: a value is infinite"):
+        classified.predict(x)
+
+
+def test_a_winner_that_is_gone_is_told(classified, tmp_path):
+    shutil.copytree(classified.folder, tmp_path / "run")
+    (tmp_path / "run" / "winner.safetensors").unlink()
+    with pytest.raises(WenetError, match="winner.safetensors is gone, and its weights with it; begin a new search"):
+        wenet.resume_search(tmp_path / "run")
+
+
 def test_a_file_from_the_command(tmp_path, capsys):
     x, y = sums()
     np.savez(tmp_path / "data.npz", x=x, y=y)
@@ -180,8 +207,10 @@ def test_a_file_from_the_command(tmp_path, capsys):
     [
         ([], "data.npz is a file of sequences; say --task classify, regress, forecast, label"),
         (["--task", "classify", "--preset", "race"], "--preset race does not fit --task classify, which reads numbers"),
-        (["--task", "classify", "--bptt", "9"], "--bptt has no meaning for --task classify, which reads numbers"),
-        (["--task", "classify", "--horizon", "9"], "--horizon has no meaning for --task classify"),
+        (["--task", "classify", "--bptt", "9"], "--bptt has no meaning for --task classify; leave it out"),
+        (["--task", "classify", "--horizon", "9"], "for --task classify; leave it out, or say --task forecast"),
+        (["--task", "classify", "--target", "kind"], "--target is for tables, .csv and .tsv; leave it out"),
+        (["--task", "forecast", "--sequence", "who"], "--sequence is for tables"),
         (["--task", "classify", "--data-batch", "300"], "the training part has 112 sequences, fewer than --data-batch"),
         (["--task", "classify", "--metric", "rmse"], "unknown --metric 'rmse'"),
         (["--task", "classify", "--loss", "mse"], "--loss mse does not fit --task classify; say ce"),

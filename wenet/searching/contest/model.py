@@ -20,7 +20,7 @@ from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import config_for
 from wenet.tasks import Task
 from wenet.training import READING, Origin, build_cell
-from wenet_kernels import Program
+from wenet_kernels import Program, WenetError
 
 MODEL = "winner.safetensors"
 HEAD = "head_weight"  # of models of sequences, `[n, H, K]`
@@ -41,7 +41,8 @@ def _save_model(session: Session[SearchConfig], entrant: Contestant, network: Or
     """Keep one network's model."""
     with closing(RunFolder.open(network.folder, READING)) as run:
         checkpoint = run.load_checkpoint()
-        assert checkpoint is not None
+    if checkpoint is None:
+        raise WenetError(f"{session.folder.path / MODEL} is gone, and its weights with it; begin a new search")
     tensors = {
         name.removeprefix("model."): tensor[network.place]
         for name, tensor in checkpoint[1].items()
