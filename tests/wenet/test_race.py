@@ -247,15 +247,16 @@ def test_trainings_that_end_alike_show_nothing():
 def test_no_more_is_claimed_than_was_measured():
     metric = LanguageModelling.metric
 
-    def said(p, mean, other=50.0, cell="tanh0"):
+    def said(p, mean, other=50.0, cell="tanh0", rivals=("lstm", "gru")):
         rows = [{"name": "winner", "mean": mean, "p": None, "genotype": cell}]
-        rows += [{"name": name, "mean": other, "p": p, "genotype": name} for name in ("lstm", "gru")]
-        return verdict({"contestants": rows}, metric, ["lstm", "gru"])
+        rows += [{"name": name, "mean": other, "p": p, "genotype": name} for name in rivals]
+        return verdict({"contestants": rows}, metric, rivals)
 
     assert "the winner is better than lstm and gru (p" in said(0.01, 48.0)
     itself = said(0.01, 48.0, cell=str(load_program("lstm-program")))
-    assert "the winner is the published cell lstm, is better than gru (p" in itself
+    assert "the winner is the published cell lstm and is better than gru (p" in itself
     assert "is worse than lstm" in said(0.01, 52.0)
+    assert "than lstm, gru and rnn (p" in said(0.01, 52.0, rivals=("lstm", "gru", "rnn"))
     assert "is not shown to differ from lstm" in said(0.2, 40.0)
     assert "cannot be compared with lstm" in said(None, 48.0) and "cannot be compared" in said(0.01, None)
 

@@ -200,7 +200,7 @@ def rungs_picture(run: Run) -> Picture:
     reached = [(r["round"], r[f"valid_{key}"]) for r in records if r[f"valid_{key}"] is not None]
     description = (
         f"A point for each cell in each of {max(r['round'] for r in records)} rungs; from rung to rung about half as "
-        "many are trained for longer. " + _from_to("The best", metric, reached, "rung")
+        "many are trained for longer. " + _from_to("The first cell's", metric, reached, "rung")
     )
     return Picture("rungs", "Rung by rung", description, drawing, table)
 
@@ -252,11 +252,12 @@ def contest_picture(contest: Record, metric: Metric) -> Picture:
         axes.margins(y=0.12)
     table: Table = [["contestant", "genotype", f"test {metric.name}"]]
     table += [[row["name"], row["genotype"], value] for row in rows for value in row["test"]]
+    chosen = "rate and weight decay" if len(contest.get("weight_decays", [])) > 1 else "rate"
     better = "left" if metric.lower_is_better else "right"
     description = (
         f"A point for each training of a contestant, a line at their mean; further {better} is better. All models have "
         f"about {contest['parameters']:,} parameters and were trained on {counted(contest['windows'], 'window')}, each "
-        "at its own best rate."
+        f"at its own best {chosen}."
     )
     return Picture("contest", "The contest", description, drawing, table)
 

@@ -359,8 +359,9 @@ class Race(Strategy):
         self.folder.append_record(RECORDS, record)
         self.session.console.say(
             f"{self._label(generation, rung)} done after {duration(seconds)}: "
-            f"{counted(len(ran), 'cell')}, {counted(self.windows[rung], 'window')}, best validation {self.metric.name} "
-            f"{figure(best[self.metric.key], self.metric.places, 'not finite, as all diverged')}: {best['genotype']}"
+            f"{counted(len(ran), 'cell')}, {counted(self.windows[rung], 'window')}, first, with validation "
+            f"{self.metric.name} {figure(best[self.metric.key], self.metric.places, 'not finite, as all diverged')}: "
+            f"{best['genotype']}"
         )
 
     def _best(self) -> RaceBest:

@@ -75,7 +75,8 @@ def _announced(
 ) -> str:
     """What the trainings are, before they begin."""
     left = len(contestants) - len(going_on)
-    behind = f" ({counted(left, 'finalist')} left after the trials)" if left else ""
+    finalists = sum(entrant.finalist for entrant in contestants)
+    behind = f" ({finalists - left} of {finalists} finalists, by their trials)" if left else ""
     return (
         f"contest: {counted(len(going_on), 'contestant')}{behind}, "
         f"{counted(session.config.contest_seeds, 'training')} each, {counted(windows, 'window')}"

@@ -50,9 +50,14 @@ def verdict(result: Mapping[str, Any], metric: Metric, layers: Sequence[str] = t
     for row in result["contestants"]:
         if row["name"] in layers and row["name"] != (same or "").removesuffix("-tanh"):
             found.setdefault(_compared(winner, row, metric), []).append(row["name"])
-    parts = [f"{relation} {' and '.join(names)}" for relation, names in found.items()]
+    parts = [f"{relation} {_listed(names)}" for relation, names in found.items()]
     itself = [] if same is None else [f"is the published cell {same}"]
-    return f"the winner {', '.join([*itself, *parts])} (p < 0.05, Welch's t-test)"
+    return f"the winner {_listed([*itself, *parts])} (p < 0.05, Welch's t-test)"
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Words as in "a, b and c"."""
+    return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])
 
 
 def _compared(winner: Mapping[str, Any], row: Mapping[str, Any], metric: Metric) -> str:
