@@ -17,6 +17,7 @@ from wenet.run import Config, as_flag, counted, duration, figure, figure_and_spr
 from wenet.run.unread import Unread, names_of
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
 from wenet.searching.contest import verdict
+from wenet.searching.settings import INSTEAD
 from wenet.searching.unread import unread_by_search
 from wenet.tasks import Metric, failure_to_learn
 from wenet.training import TrainConfig, resolve_train_config, unread_by_training
@@ -252,10 +253,15 @@ def command(run: Run) -> list[str]:
     else:  # the preset depends on them
         given = {name: settings[name] for name in ("dataset", "cell", "softmax")}
         usual = {**resolve_train_config(settings["preset"], given).to_dict(), "cell": None, "softmax": "tied"}
+    displacing = {
+        name for name, other in INSTEAD.items() if usual.get(other) is not None and settings.get(other) is None
+    }
     flags = {
         name: _cell_as_text(run) if name == "cell" else value
         for name, value in settings.items()
-        if name not in ("dataset", "preset", *refused) and value is not None and value != usual.get(name)
+        if name not in ("dataset", "preset", *refused)
+        and value is not None
+        and (value != usual.get(name) or name in displacing)
     }
     numbers = {} if run.task.reads == "text" else {"task": settings["task"]}
     flags = {"preset": settings["preset"], **numbers, **flags}

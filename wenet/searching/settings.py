@@ -18,6 +18,8 @@ from wenet.tasks import TASKS
 from wenet.training.settings import inherited
 from wenet_kernels import ACTIVATIONS, MAX_NODES, WenetError, check_choice
 
+# A setting that is asked for counts more than another that a preset has in its place.
+INSTEAD = {"hidden": "parameters", "weight_decay": "weight_decays"}
 FULLY = 3  # finalists that train in full, of those that are tried in a contest
 # Settings that are a number or a range: the least, the most, and an example.
 RANGES = {"nodes": (1, MAX_NODES, "1-4"), "blocks": (MIN_BLOCKS, MAX_BLOCKS, "2-6"), "states": (1, 2, "1-2")}
@@ -454,8 +456,9 @@ def resolve_config(preset: str, *layers: Mapping[str, Any]) -> SearchConfig:
     values = overridden(SearchConfig, PRESETS[preset], *layers)
     asked = overridden(SearchConfig, *layers)
     _check_fits(preset, values.get("task", SearchConfig.task))
-    if "hidden" in asked and "parameters" not in asked:
-        values["parameters"] = None  # a size that is asked for counts more than one that a preset lets follow
+    for name, other in INSTEAD.items():
+        if name in asked and other not in asked:
+            values[other] = None
     return SearchConfig(**{**values, "preset": preset})
 
 

@@ -10,6 +10,8 @@ import torch
 import wenet
 from wenet import WenetError
 from wenet.cli.search import main as search_main
+from wenet.report.run import read_run
+from wenet.report.words import command
 from wenet.searching import resolve_config
 
 from ..helpers import fails, results
@@ -278,3 +280,11 @@ def test_the_best_finalist_wins(classified, tmp_path):
     assert found.predict(x).shape == (160,)
     again = wenet.resume_search(tmp_path / "run")
     assert again.genotype == found.genotype and again.best == found.best
+
+
+def test_a_weight_decay_that_is_asked_for_is_the_only_one(tmp_path):
+    """Also where it is the usual one, and in the command that repeats the run."""
+    settings = {**SHORT, "pool": 2, "batch": 2, "rungs": 1, "weight_decay": 0.0}
+    found = wenet.search(sums(), task="classify", out=tmp_path / "run", **settings)
+    assert found.contest["weight_decays"] == [0.0]
+    assert "--weight-decay 0.0" in command(read_run(tmp_path / "run"))
