@@ -11,7 +11,13 @@ from torch.nn.utils.rnn import PackedSequence
 from wenet.cells import Genotype, load_program
 from wenet.cells.instances import GRU, LSTM, RNN_RELU, RNN_TANH
 from wenet.nn.dropout import draw_mask, locked_dropout
-from wenet.nn.program_parameters import KINDS, parameter_shapes, set_first_numbers, vectors_in_order
+from wenet.nn.program_parameters import (
+    KINDS,
+    biases_of_torch,
+    parameter_shapes,
+    set_first_numbers,
+    vectors_in_order,
+)
 from wenet.nn.scanned import scanned_program
 from wenet.nn.stacked import StackedCells, States, parameter_name, reverse_second
 from wenet_kernels import Program, ProgramBatch, WenetError, cell_rnn, project
@@ -126,9 +132,7 @@ class CellRNN(StackedCells):
             of_input, of_hidden = (
                 getattr(module, name + suffix).unflatten(0, (-1, self.hidden_size)) for name in ("bias_ih", "bias_hh")
             )
-            bias = of_input + of_hidden
-            if self.program == GRU:  # whose last gate resets one of two products, each with a bias
-                bias = torch.cat([bias[:2], of_input[2:], of_hidden[2:]])
+            bias = biases_of_torch(self.program, of_input, of_hidden)
             getattr(self, parameter_name("biases", layer, direction)).copy_(bias)
 
     def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from wenet.cells.instances import GRU, LSTM, RNN_TANH
 from wenet.nn.checks import check_count, check_probability
 from wenet.nn.dropout import locked_dropout
+from wenet.nn.program_parameters import biases_of_torch
 from wenet.nn.weighted import draw_networks
 from wenet_kernels import ProgramBatch, WenetError, cell_rnn, check_choice, project
 
@@ -183,9 +184,8 @@ class StandaloneRNN(nn.Module):
         return torch.einsum("ntmi,npih->tnpmh", x, weight).flatten(1, 2)
 
     def _biases(self) -> Tensor:
-        """The biases of each cell, `[n, biases, H]`: sums of two, but not where a GRU resets one of two products."""
+        """The biases of each cell, `[n, biases, H]`."""
         of_input, of_hidden = (
             bias.unflatten(1, (-1, self.hidden_size)) for bias in (self.bias_input, self.bias_hidden)
         )
-        both = of_input + of_hidden
-        return torch.cat([both[:, :2], of_input[:, 2:], of_hidden[:, 2:]], 1) if self.kind == "gru" else both
+        return biases_of_torch(LAYERS[self.kind], of_input, of_hidden)

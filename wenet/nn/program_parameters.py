@@ -70,6 +70,17 @@ def set_first_numbers(program: Program, parameters: Mapping[str, Tensor]) -> Non
                 nn.init.constant_(own, number)
 
 
+def biases_of_torch(program: Program, of_input: Tensor, of_hidden: Tensor) -> Tensor:
+    """Biases `[..., biases, H]` of a program that is a layer of PyTorch, which has two for each gate, `[..., G, H]`.
+
+    They add up, but for the last gate of a GRU: it resets one of two products, each with a bias.
+    """
+    both = of_input + of_hidden
+    if program.biases == both.shape[-2]:
+        return both
+    return torch.cat([both[..., :2, :], of_input[..., 2:, :], of_hidden[..., 2:, :]], -2)
+
+
 def split_row(row: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Parameters that lie behind one another in a row, which may be longer, as views by name."""
     found, first = {}, 0

@@ -12,7 +12,7 @@ from wenet.cells import Genotype, check_activations, load_genotypes
 from wenet.cells.gated import MAX_BLOCKS, MIN_BLOCKS
 from wenet.data import WINDOWS
 from wenet.run import Group, counted
-from wenet.run.settings import option, overridden
+from wenet.run.settings import flag, option, overridden
 from wenet.searching.series_settings import SeriesConfig
 from wenet.tasks import TASKS
 from wenet.training.settings import inherited
@@ -248,20 +248,15 @@ class SearchConfig(SeriesConfig):
             )
 
     def _check_grids(self) -> None:
-        try:
-            usable = all(0 < rate < math.inf for rate in self.rate_grid)
-        except ValueError:
-            usable = False
-        if not usable:
-            raise WenetError(f"--rates must be numbers above 0 with commas between them, not {self.rates!r}")
-        try:
-            usable = all(0 <= decay < math.inf for decay in self.decay_grid)
-        except ValueError:
-            usable = False
-        if not usable:
-            raise WenetError(
-                f"--weight-decays must be numbers from 0 on with commas between them, not {self.weight_decays!r}"
-            )
+        for name in GRIDS:
+            text = getattr(self, name)
+            try:
+                numbers = [] if text is None else _numbers(text)
+            except ValueError:
+                numbers = [math.nan]
+            if not all(0 <= number < math.inf and (number > 0 or name != "rates") for number in numbers):
+                least = "above 0" if name == "rates" else "from 0 on"
+                raise WenetError(f"{flag(name)} must be numbers {least} with commas between them, not {text!r}")
 
     @property
     def node_counts(self) -> range:
@@ -293,14 +288,14 @@ class SearchConfig(SeriesConfig):
     @property
     def rate_grid(self) -> list[float]:
         """Learning rates to choose from, the smallest first."""
-        return sorted({float(rate) for rate in self.rates.split(",")})
+        return _numbers(self.rates)
 
     @property
     def decay_grid(self) -> list[float]:
         """Weight decays that a contestant chooses from, the smallest first."""
         if self.weight_decays is None:
             return [self.weight_decay]
-        return sorted({float(decay) for decay in self.weight_decays.split(",")})
+        return _numbers(self.weight_decays)
 
     def _checked_cells(self, source: str) -> list[Genotype]:
         cells = load_genotypes(source)
@@ -345,6 +340,11 @@ class SearchConfig(SeriesConfig):
         if self.rounds == 1:
             return self.pool
         return min(self.batch, self.pool - (self.rounds - 1) * self.batch + min(self.keep, self.batch))
+
+
+def _numbers(text: str) -> list[float]:
+    """Those with commas between them, the smallest first."""
+    return sorted({float(number) for number in text.split(",")})
 
 
 def _as_text(value: Any, several: bool) -> Any:

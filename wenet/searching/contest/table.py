@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wenet.run import Session
+from wenet.run import DTYPES, Session
 from wenet.searching.audit import welch
 from wenet.searching.contest.contestants import Contestant
 from wenet.searching.contest.model import save_winner
 from wenet.searching.contest.trainings import Trained
 from wenet.searching.settings import SearchConfig
-from wenet.training import LAYERS, build_standalone, parameter_count
+from wenet.training import build_standalone, parameter_count
 
 TIMED_STEPS, TIMED_ROUNDS = 200, 20
 
@@ -71,11 +71,11 @@ def _microseconds_per_step(session: Session[SearchConfig], entrants: Sequence[Co
 def _layer_of(session: Session[SearchConfig], entrant: Contestant) -> Any:
     """The layer of a contestant alone, which reads `[T, M, I]`."""
     with torch.random.fork_rng():
-        model = build_standalone(entrant.config, [entrant.architecture], session.task, session.data)
-    if entrant.architecture not in LAYERS:
-        return model.rnn
-    layer = getattr(nn, str(entrant.architecture).upper())
-    return layer(model.rnn.input_size, model.rnn.hidden_size).to(next(model.parameters()).dtype)
+        if isinstance(entrant.architecture, str):
+            of_torch = getattr(nn, entrant.architecture.upper())
+            layer = of_torch(session.task.inputs(session.data, entrant.config), entrant.config.hidden)
+            return layer.to(DTYPES[entrant.config.precision])
+        return build_standalone(entrant.config, [entrant.architecture], session.task, session.data).rnn
 
 
 @torch.no_grad()
