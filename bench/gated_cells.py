@@ -22,7 +22,7 @@ from scipy import stats
 from bench.series_sets import WAVES
 from bench.sessions import pool_parser, session_in
 from wenet.cells.gated import random_mixed_programs
-from wenet.run import Session, resolve_machine
+from wenet.run import Session, figure_and_spread, resolve_machine
 from wenet.run.session import taken
 from wenet.searching.audit import welch
 from wenet.searching.settings import SearchConfig, resolve_config
@@ -135,8 +135,7 @@ def _in_a_cell(text: str) -> str:
 
 
 def _written(row: dict[str, Any], metric: Metric) -> str:
-    places = metric.final_places
-    return f"{_mean(row):.{places}f} ± {statistics.stdev(row['values']):.{places}f}"
+    return figure_and_spread(_mean(row), statistics.stdev(row["values"]), metric.final_places)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,12 +22,12 @@ from scipy import stats
 
 import wenet
 from bench.sessions import session_in
-from wenet.run import resolve_machine
+from wenet.run import figure_and_spread, resolve_machine
 from wenet.searching.contest import hold_contest
 from wenet.searching.race import FOLDER, Race
 from wenet.searching.settings import resolve_config
+from wenet.searching.strategy import RECORDS
 from wenet.tasks import task_of
-from wenet.training import training_windows
 
 CONTESTANTS = ("winner", "random search", "lstm", "gru", "median cell")
 
@@ -71,16 +71,16 @@ def random_search(
     config = resolve_machine(resolve_config("race", {**settings, "dataset": name}))
     spent = json.loads((raced / "best.json").read_text(encoding="utf-8"))["network_windows"]
     data = task_of(config).load(config, data_dir)
-    with session_in(folder, config, data) as session:
-        last = training_windows(session, config.epochs_per_round) * 2 ** (config.rungs - 1)
+    records = raced.joinpath(RECORDS).read_text(encoding="utf-8").splitlines()
+    last = max(json.loads(record)["windows"] for record in records)
     cells = min(config.pool, spent // (config.networks_per_cell * last))
     longer = {"rungs": 1, "epochs_per_round": config.epochs_per_round * 2 ** (config.rungs - 1)}
     alone = {**longer, "pool": cells, "batch": cells, "keep": min(config.keep, cells), "rates": str(usual_rate(raced))}
     searching = resolve_machine(resolve_config("race", {**settings, "dataset": name, **alone}))
-    with session_in(folder / "search", searching, data) as session:
+    with session_in(folder, searching, data) as session:
         best = Race(session).run()
     contest = resolve_machine(resolve_config("race", {**settings, "dataset": name, **alone, "rates": config.rates}))
-    with session_in(folder / "search", contest, data) as session:
+    with session_in(folder, contest, data) as session:
         session.task.rivals = ()
         _, held = hold_contest(session, best)
     return {"cells": cells, "windows_of_networks": best.network_windows, **held}
@@ -118,8 +118,7 @@ def table(out: Path) -> str:
 def written(winners: Sequence[float], others: Sequence[float] | None) -> str:
     """Mean and standard deviation over searches; of others also p, and in how many searches the winner was better."""
     values = winners if others is None else others
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    shown = f"{statistics.fmean(values):.4f}{spread}"
+    shown = figure_and_spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, 4)
     if others is None:
         return shown
     better = sum(first < second for first, second in zip(winners, others, strict=True))
