@@ -67,19 +67,26 @@ void drop_stale(Store& s) {
 }
 
 // Where sizes change from call to call, as with sequences of random length, what is kept would pile up.
-void make_room(Store& s, std::size_t capacity) {
+bool too_much(const Store& s, std::size_t capacity) {
   const std::size_t most = std::max(s.most_used_bytes, s.used_bytes + capacity);
-  while (!s.idle.empty() && s.used_bytes + capacity + s.idle_bytes > most + most / 4) drop_longest_idle(s);
+  return s.used_bytes + capacity + s.idle_bytes > most + most / 4;
 }
 
-// The smallest idle range that holds the request without wasting more than a quarter of itself.
-std::list<Range>::iterator best_fit(Store& s, std::size_t bytes) {
+// The smallest idle range that holds the request and is not larger than `largest`.
+std::list<Range>::iterator best_fit(Store& s, std::size_t bytes, std::size_t largest) {
   auto best = s.idle.end();
   for (auto range = s.idle.begin(); range != s.idle.end(); ++range) {
-    const bool fits = range->capacity >= bytes && range->capacity <= round_up(bytes) + bytes / 3;
+    const bool fits = range->capacity >= bytes && range->capacity <= largest;
     if (fits && (best == s.idle.end() || range->capacity < best->capacity)) best = range;
   }
   return best;
+}
+
+// An idle range that wastes no more than a quarter of itself; or any, if it would otherwise be dropped to make room.
+std::list<Range>::iterator find_idle(Store& s, std::size_t bytes) {
+  const std::size_t capacity = round_up(bytes);
+  const auto close = best_fit(s, bytes, capacity + bytes / 3);
+  return close == s.idle.end() && too_much(s, capacity) ? best_fit(s, bytes, SIZE_MAX) : close;
 }
 
 Range acquire(std::size_t bytes) {
@@ -87,10 +94,10 @@ Range acquire(std::size_t bytes) {
   std::lock_guard<std::mutex> lock(s.mutex);
   ++s.requests;
   drop_stale(s);
-  const auto found = best_fit(s, bytes);
+  const auto found = find_idle(s, bytes);
   Range range;
   if (found == s.idle.end()) {
-    make_room(s, round_up(bytes));
+    while (!s.idle.empty() && too_much(s, round_up(bytes))) drop_longest_idle(s);
     range = from_system(round_up(bytes));
   } else {
     range = *found;

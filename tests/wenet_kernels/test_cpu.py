@@ -119,6 +119,29 @@ def test_memory_kept_for_reuse_does_not_pile_up():
     assert 400 <= int(mapped) <= 1.25 * 400 + 16
 
 
+ALTERNATING = """
+import os
+import resource
+from wenet_kernels import _native
+
+def fill(megabytes):
+    memory = memoryview(_native.Block(megabytes << 20)).cast("B")
+    memory[:: os.sysconf("SC_PAGE_SIZE")] = bytes(len(memory[:: os.sysconf("SC_PAGE_SIZE")]))
+
+fill(100), fill(60)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    fill(100), fill(60)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the page faults of Linux")
+def test_calls_of_different_sizes_in_turn_get_no_new_pages():
+    faults = subprocess.run([sys.executable, "-c", ALTERNATING], capture_output=True, text=True, check=True).stdout
+    assert int(faults) < 400  # 10 MiB of small pages, or 400 large ones
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
