@@ -171,7 +171,7 @@ class SearchConfig(SeriesConfig):
     )
     finalists: int = option(
         1,
-        "first cells of a search that are tried in the contest; three of them, LSTM and GRU then train in full",
+        "first cells of a search that are tried in the contest; the three best of them then train in full",
         Group.RACE,
         metavar="N",
         at_least=1,

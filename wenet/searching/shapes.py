@@ -92,7 +92,11 @@ def by_shape(
         size = _size(architecture)
         if size not in sized:
             sized[size] = config_for(architecture, config, task, data, parameters)
-    configs = [sized[_size(architecture)] for architecture in architectures]
+    return grouped(architectures, [sized[_size(architecture)] for architecture in architectures], task)
+
+
+def grouped(architectures: Sequence[Architecture], configs: Sequence[SearchConfig], task: Task) -> list[Group]:
+    """The same for architectures whose sizes are settled, each in settings of its own."""
     groups = [
         Group(
             kind_of(architectures[places[0]]),
@@ -144,24 +148,30 @@ _SIZES: dict[object, int] = {}  # hidden sizes found so far, as each takes some 
 
 
 def config_for(
-    architecture: Architecture, config: SearchConfig, task: Task, data: Any, parameters: int | None = None
+    architecture: Architecture,
+    config: SearchConfig,
+    task: Task,
+    data: Any,
+    parameters: int | None = None,
+    generous: bool = False,
 ) -> SearchConfig:
     """Settings with the nodes of a DAG cell, and the hidden size that its parameters allow.
-
-    A layer gets a few parameters more rather than fewer, so that no claim to be better rests on size.
 
     Args:
         parameters: number of parameters of the whole model; by default that of the settings. If they name none, the
             hidden size stays.
+        generous: a few parameters more rather than fewer, so that no claim to be better rests on size; a layer of
+            PyTorch always has them.
     """
+    generous = generous or isinstance(architecture, str)
     nodes = str(architecture.nodes) if isinstance(architecture, Genotype) else config.nodes
     wanted = parameters or config.parameters
     shaped = replace(config, nodes=nodes)
     if wanted is None:
         return shaped
-    key = (wanted, shaped, str(architecture), type(task), task.inputs(data, shaped), task.outputs(data))
+    key = (wanted, generous, shaped, str(architecture), type(task), task.inputs(data, shaped), task.outputs(data))
     if key not in _SIZES:
-        _SIZES[key] = hidden_for(wanted, shaped, architecture, task, data, isinstance(architecture, str))
+        _SIZES[key] = hidden_for(wanted, shaped, architecture, task, data, generous)
     return replace(shaped, hidden=_SIZES[key])
 
 

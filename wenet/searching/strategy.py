@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 from wenet.cells import Cell, cell_from_dict, cell_to_dict
 from wenet.run import Session, counted, figure
-from wenet.searching.settings import FULLY, STRATEGIES, SearchConfig
+from wenet.searching.settings import STRATEGIES, SearchConfig
 from wenet.tasks import Baseline, Metric, Task, failure_to_learn
 
 RECORDS = "search.jsonl"
@@ -147,10 +147,9 @@ class StandaloneBest(Best):
         if not self.finalists:
             yield f"{self._course()} {self._place(metric)}"
             return
-        fully = ", and the best of them in full" if self.finalists > FULLY else ""
         yield (
-            f"{self._course()} Then {self.finalists} finalists trained from new weights{fully}. This one is the best "
-            f"of them: after {counted(self.windows, 'window')} it has a mean validation {metric.name} of "
+            f"{self._course()} Then {self.finalists} finalists trained from new weights. This one is the best of them: "
+            f"after {counted(self.windows, 'window')} it has a mean validation {metric.name} of "
             f"{figure(self.value, metric.places, 'no finite value')}."
         )
 

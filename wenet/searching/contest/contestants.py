@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wenet.cells import load_genotype
-from wenet.cells.instances import GRU, LSTM
+from wenet.nn import LAYERS
 from wenet.run import Session
 from wenet.searching.audit import final_ranking
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import config_for
 from wenet.searching.space import identity
 from wenet.searching.strategy import RECORDS, strategy_of
-from wenet.training import LAYERS, Architecture, parameter_count
-from wenet_kernels import Program
+from wenet.training import Architecture, parameter_count
 
 WINNER, RUNNER_UP, MEDIAN = "winner", "runner-up", "median cell"
-KNOWN = (LSTM, GRU)  # which are among several finalists if they took part in the search
 
 
 @dataclass(frozen=True)
@@ -24,42 +22,61 @@ class Contestant:
     """A participant, and the settings of its size.
 
     Attributes:
+        architecture: one of PyTorch's layers is a program where all cells of the search are.
         finalist: whether it may become the winner.
+        rival: whether the task names it; it keeps that name.
     """
 
     name: str
     architecture: Architecture
     config: SearchConfig
     finalist: bool = False
+    rival: bool = False
+
+    @property
+    def genotype(self) -> str:
+        """The cell in a line, or the name of one of PyTorch's layers."""
+        return self.name if self.name in LAYERS else str(self.architecture)
 
 
 def contestants_of(session: Session[SearchConfig]) -> list[Contestant]:
-    """The finalists, the first of the search first, then the runner-up, the median cell, and the task's rivals."""
+    """The finalists, the first of the search first, then the runner-up, the median cell, and the task's rivals.
+
+    Where there are several finalists, a rival that took part in the search as a cell is one of them; there are not two
+    contestants then that differ in nothing but the name.
+    """
     config, task, data = session.config, session.task, session.data
     ranking = final_ranking(session.folder.records(RECORDS), config.keep, strategy_of(config))
     cells = [cell.genotype for cell in ranking]
-    finalists = cells[: config.finalists]
-    if config.finalists > 1:
-        finalists += [cell for cell in cells if cell not in finalists and is_known(cell)]
-    others = [cell for cell in cells if cell not in finalists]
+    rivals = {name: _rival(name, config) for name in task.rivals}
+    several = config.finalists > 1
+    taking_part = [name for name, rival in rivals.items() if several and rival in set(map(identity, cells))]
+    own = [cell for cell in cells if identity(cell) not in [rivals[name] for name in taking_part]]
+    finalists, others = own[: config.finalists], own[config.finalists :]
     named: dict[str, Architecture] = {}
-    if len(finalists) == 1 and others:
+    if not several and others:
         named[RUNNER_UP] = others.pop(0)
     if len(cells) > 4 and others:
         middle = len(cells) // 2
         named[MEDIAN] = min(others, key=lambda cell: abs(cells.index(cell) - middle))
-    named |= {rival: rival if rival in LAYERS else load_genotype(rival) for rival in task.rivals}
     wanted = parameters_of(session, cells[0])
 
-    def sized(name: str, architecture: Architecture, finalist: bool) -> Contestant:
-        return Contestant(name, architecture, config_for(architecture, config, task, data, wanted), finalist)
+    def sized(name: str, architecture: Architecture, finalist: bool = False, rival: bool = False) -> Contestant:
+        own = config_for(architecture, config, task, data, wanted, generous=name in LAYERS)
+        return Contestant(name, architecture, own, finalist, rival)
 
-    first = [sized(f"finalist {place}", cell, True) for place, cell in enumerate(finalists, start=1)]
-    return [*first, *(sized(name, architecture, False) for name, architecture in named.items())]
+    return [
+        *(sized(f"finalist {place}", cell, finalist=True) for place, cell in enumerate(finalists, start=1)),
+        *(sized(name, architecture) for name, architecture in named.items()),
+        *(sized(name, rival, finalist=name in taking_part, rival=True) for name, rival in rivals.items()),
+    ]
 
 
-def is_known(architecture: Architecture) -> bool:
-    return isinstance(architecture, Program) and identity(architecture) in map(identity, KNOWN)
+def _rival(name: str, config: SearchConfig) -> Architecture:
+    """The architecture of a rival, a program in its canonical form."""
+    if name not in LAYERS:
+        return load_genotype(name)
+    return identity(LAYERS[name]) if config.has_programs else name
 
 
 def parameters_of(session: Session[SearchConfig], first: Architecture) -> int:

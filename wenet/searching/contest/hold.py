@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wenet.run import Session, counted
-from wenet.searching.contest.contestants import Contestant, contestants_of, parameters_of
+from wenet.searching.contest.contestants import Contestant, contestants_of
 from wenet.searching.contest.length import windows_of_trainings, windows_of_trials
 from wenet.searching.contest.table import table_of
 from wenet.searching.contest.trainings import Trained, by_contestant, named_by_rank, train_group
 from wenet.searching.contest.trials import Trial, best_trials, places_to_train, try_all
 from wenet.searching.settings import SearchConfig
-from wenet.searching.shapes import Group, by_shape
+from wenet.searching.shapes import grouped
 from wenet.searching.strategy import Best
 from wenet.training import StandaloneResult, parameter_count
 
@@ -22,19 +22,20 @@ RESULT = "contest.json"
 def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict[str, Any]]:
     """Train the finalists of a search beside their rivals; returns its winner and the contents of `contest.json`.
 
-    Finalists are the first cells of the search, and if these are several, LSTM and GRU where they took part. All have
+    Finalists are the first cells of the search, and if these are several, also rivals that took part in it. All have
     as many parameters as the settings name, or as the first cell has; PyTorch's layers have a few more rather than
     fewer. Each is tried at every rate of the settings' grid, with every weight decay, for half of the windows with a
-    seed that is not used again, and trains as was best; of the finalists only LSTM, GRU and the `FULLY` whose trials
-    were the best. The finalist whose trainings are the best on the validation part is the winner. The test part
-    decides nothing.
+    seed that is not used again, and trains as was best; of the finalists only rivals and the `FULLY` whose trials were
+    the best. The finalist whose trainings are the best on the validation part is the winner. The test part decides
+    nothing.
 
     Raises:
         WenetError: as in `train_standalone`; also if a contest with other settings was begun in this folder.
         Stopped: a signal came; the same call resumes the contest.
     """
     contestants = contestants_of(session)
-    groups = _groups(session, contestants)
+    architectures, configs = [each.architecture for each in contestants], [each.config for each in contestants]
+    groups = grouped(architectures, configs, session.task)
     of_trials = windows_of_trials(session, groups)
     trials = [try_all(session, group, of_trials) for group in groups]
     tried = best_trials(session, groups, trials)
@@ -58,16 +59,9 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
             "contestants": table_of(session, trained),
         }
     )
-    best = _confirmed(session, best, trained, windows, sum(entrant.finalist for entrant in contestants))
+    best = _confirmed(session, best, trained, windows, sum(contestants[place].finalist for place in going_on))
     session.folder.write_json(RESULT, result)
     return best, result
-
-
-def _groups(session: Session[SearchConfig], contestants: Sequence[Contestant]) -> list[Group]:
-    """Contestants that train at once."""
-    architectures = [entrant.architecture for entrant in contestants]
-    parameters = parameters_of(session, architectures[0])
-    return by_shape(architectures, session.config, session.task, session.data, parameters)
 
 
 def _announced(
@@ -116,7 +110,7 @@ def _trial_rows(
     """The best trial of each contestant, and whether it trained in full."""
     return [
         {
-            "genotype": str(contestant.architecture),
+            "genotype": contestant.genotype,
             **tried[place].to_dict(session.task.metric),
             "trained": place in going_on,
         }

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from wenet.run import Session
 from wenet.run.budget import Budget
-from wenet.searching.contest.contestants import KNOWN
 from wenet.searching.contest.trials import grid_of
 from wenet.searching.settings import FULLY, SearchConfig
 from wenet.searching.shapes import Group, config_for
@@ -80,7 +79,6 @@ def networks_in(config: SearchConfig) -> tuple[int, int]:
     """How many networks a contest has in trials, and in trainings to the end, at most."""
     several = config.finalists > 1
     others = OTHERS - several  # the runner-up is one of several finalists
-    others += len(KNOWN) if several and config.has_programs else 0
     tried, trained = config.finalists + others, min(config.finalists, FULLY) + others
     return tried * len(grid_of(config)), trained * config.contest_seeds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,7 +68,9 @@ def _split(row: Tensor, session: Session[SearchConfig], entrant: Contestant) -> 
 
 def winners_model(config: SearchConfig, cell: Cell, task: Task, data: Any, tensors: Mapping[str, Tensor]) -> Any:
     """The model of `winner.safetensors`: a single one around the cell."""
-    model = _single(config_for(cell, config, task, data), cell, task, data)
+    # One of PyTorch's layers has a few parameters more than the settings name.
+    hidden = tensors[HEAD].shape[0] if HEAD in tensors else tensors["embedding"].shape[1]
+    model = _single(replace(config_for(cell, config, task, data), hidden=hidden), cell, task, data)
     weights = {name.replace("embedding", "embedding.weight"): tensor for name, tensor in tensors.items()}
     model.load_state_dict({**model.state_dict(), **weights})
     return model

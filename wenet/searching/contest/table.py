@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wenet.nn import LAYERS
 from wenet.run import DTYPES, Session
 from wenet.searching.audit import welch
 from wenet.searching.contest.contestants import Contestant
@@ -38,7 +39,7 @@ def _measured(session: Session[SearchConfig], trained: Trained, microseconds: fl
     test = [outcome.test for outcome in outcomes if outcome.test is not None and math.isfinite(outcome.test)]
     return {
         "name": entrant.name,
-        "genotype": str(entrant.architecture),
+        "genotype": entrant.genotype,
         "hidden": entrant.config.hidden,
         "parameters": parameter_count(entrant.config, entrant.architecture, session.task, session.data),
         "rate": trained.trial.rate,
@@ -71,8 +72,8 @@ def _microseconds_per_step(session: Session[SearchConfig], entrants: Sequence[Co
 def _layer_of(session: Session[SearchConfig], entrant: Contestant) -> Any:
     """The layer of a contestant alone, which reads `[T, M, I]`."""
     with torch.random.fork_rng():
-        if isinstance(entrant.architecture, str):
-            of_torch = getattr(nn, entrant.architecture.upper())
+        if entrant.name in LAYERS:
+            of_torch = getattr(nn, entrant.name.upper())
             layer = of_torch(session.task.inputs(session.data, entrant.config), entrant.config.hidden)
             return layer.to(DTYPES[entrant.config.precision])
         return build_standalone(entrant.config, [entrant.architecture], session.task, session.data).rnn

@@ -80,10 +80,14 @@ def by_contestant(
 
 
 def named_by_rank(trained: Sequence[Trained], metric: Metric) -> list[Trained]:
-    """The winner first, as the validation part has it; then the other finalists, by their rank there."""
-    finalists = sorted((each for each in trained if each.entrant.finalist), key=lambda each: each.order(metric))
-    names = [WINNER, RUNNER_UP, *(f"finalist {place}" for place in range(3, 1 + len(finalists)))]
-    ranked = [
-        replace(each, entrant=replace(each.entrant, name=name)) for each, name in zip(finalists, names, strict=False)
-    ]
-    return [*ranked, *(each for each in trained if not each.entrant.finalist)]
+    """The winner first, as the validation part has it; then the other finalists, by their rank there. A rival keeps its
+    name, and stands there twice if it is the winner."""
+    best, *finalists = sorted((each for each in trained if each.entrant.finalist), key=lambda each: each.order(metric))
+    cells = [each for each in finalists if not each.entrant.rival]
+    names = [RUNNER_UP, *(f"finalist {place}" for place in range(3, 2 + len(cells)))]
+    ranked = [_renamed(best, WINNER), *(_renamed(each, name) for each, name in zip(cells, names, strict=False))]
+    return [*ranked, *(each for each in trained if each.entrant.rival or not each.entrant.finalist)]
+
+
+def _renamed(trained: Trained, name: str) -> Trained:
+    return replace(trained, entrant=replace(trained.entrant, name=name))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wenet.run import Session
-from wenet.searching.contest.contestants import Contestant, is_known
+from wenet.searching.contest.contestants import Contestant
 from wenet.searching.settings import FULLY, SearchConfig
 from wenet.searching.shapes import Group
 from wenet.tasks import Metric
@@ -73,17 +73,10 @@ def best_trials(
 
 
 def places_to_train(contestants: Sequence[Contestant], tried: Mapping[int, Trial], metric: Metric) -> list[int]:
-    """The places of those that train in full: the finalists with the best trials, LSTM and GRU, and all that are none.
-
-    Trials may be too short to learn anything, and the winner should not be worse than LSTM and GRU then.
-    """
-    finalists = [place for place, entrant in enumerate(contestants) if entrant.finalist]
-    best = sorted(finalists, key=lambda place: tried[place].outcome.order(metric))[:FULLY]
-    return [
-        place
-        for place, entrant in enumerate(contestants)
-        if place in best or not entrant.finalist or is_known(entrant.architecture)
-    ]
+    """The places of those that train in full: of the search's finalists those with the best trials, and all others."""
+    finalists = [place for place, entrant in enumerate(contestants) if entrant.finalist and not entrant.rival]
+    left_out = sorted(finalists, key=lambda place: tried[place].outcome.order(metric))[FULLY:]
+    return [place for place in range(len(contestants)) if place not in left_out]
 
 
 def where_several(config: SearchConfig, weight_decays: list[float]) -> list[float]:
