@@ -195,6 +195,7 @@ def _program_operands(
         tensor(networks) if weighted else None,
         tensor(rows, hidden) if masked else None,
         batch.text,
+        "full",
     )
 
 

@@ -1,7 +1,7 @@
 """The backends that can evaluate the operators, and the choice among them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -68,7 +68,7 @@ def resolve_backend(
     """
     for activation in activations:
         check_choice("activation", activation, activation_names())
-    precision = _products(precision, dtype)
+    precision = of_products(precision, dtype)
     name = os.environ.get("WENET_BACKEND", "auto") if backend == "auto" else backend
     kind = torch.device(device).type
     if name == "auto":
@@ -86,24 +86,25 @@ def resolve_backend(
     return name
 
 
-def first_possible(
-    backend: str, device: torch.device, dtype: torch.dtype, precision: str, activations: Sequence[str]
-) -> tuple[str, str]:
+def first_possible(precision: str, dtype: torch.dtype, resolve: Callable[[str], str]) -> tuple[str, str]:
     """The backend and precision of a call; precisions separated by "|" are tried in turn.
 
+    Args:
+        resolve: gives the backend for a precision.
+
     Raises:
-        WenetError: as in `resolve_backend`, for the last precision.
+        WenetError: as `resolve` does, for the last precision.
     """
     *preferred, last = precision.split("|")
     for choice in preferred:
         try:
-            return resolve_backend(backend, device, dtype, choice, activations), _products(choice, dtype)
+            return resolve(choice), of_products(choice, dtype)
         except WenetError:
             continue
-    return resolve_backend(backend, device, dtype, last, activations), _products(last, dtype)
+    return resolve(last), of_products(last, dtype)
 
 
-def _products(precision: str, dtype: torch.dtype) -> str:
+def of_products(precision: str, dtype: torch.dtype) -> str:
     """A precision in the words of backends: "full" if it is that of the operands."""
     check_choice("precision", precision, PRECISIONS)
     if precision not in OPERANDS:

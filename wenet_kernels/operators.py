@@ -124,7 +124,11 @@ def _settled(*arguments: Any) -> tuple[Recurrence, bool, str]:
     r = Recurrence(*operands)
     check_recurrence(r)
     registered = CellBatch(r.cells).registered
-    backend, precision = first_possible(backend, r.pre.device, r.pre.dtype, r.precision, registered)
+    backend, precision = first_possible(
+        r.precision,
+        r.pre.dtype,
+        lambda precision: resolve_backend(backend, r.pre.device, r.pre.dtype, precision, registered),
+    )
     return r if precision == r.precision else replace(r, precision=precision), keep, backend
 
 

@@ -26,26 +26,6 @@ struct StatisticsGradient {
   }
 };
 
-// Calls row(m, values) for every row of a block, where m is the row's offset, and streams the N vectors that it fills
-// in to N blocks over time. Rows that are multiplied together are stored side by side; zeros fill up the last of them.
-template <int N, typename P, typename Row>
-WENET_INLINE void stream_rows(P* const (&to)[N], int64_t rows, const Row& row) {
-  constexpr int W = kWidth<P>;
-  for (int64_t m = 0; m < rows; m += kTogether<P>) {
-    Vector<SumOf<P>> together[N][kTogether<P>] = {};
-#pragma GCC unroll 2
-    for (int i = 0; i < kTogether<P>; ++i) {
-      if (m + i == rows) break;
-      Vector<SumOf<P>> values[N] = {};
-      row((m + i) * W, values);
-      for (int n = 0; n < N; ++n) together[n][i] = values[n];
-    }
-    for (int n = 0; n < N; ++n) {
-      if (to[n]) stream(to[n] + m * W, Factors<P>::join(together[n]));
-    }
-  }
-}
-
 // One block of a node in the backward pass, [M, W] each.
 template <typename T, typename P>
 struct NodeBackward {
@@ -61,7 +41,7 @@ struct NodeBackward {
 template <Activation kind, typename T, typename P>
 void node_rows(const NodeBackward<T, P>& node, const Normalisation<T>& norm, const StatisticsGradient<T>& through,
                int64_t rows) {
-  stream_rows<2, P>({node.streamed.gate, node.streamed.candidate}, rows, [&](int64_t m, Vector<T>* columns) {
+  join_rows<2, P>({node.streamed.gate, node.streamed.candidate}, true, rows, [&](int64_t m, Vector<T>* columns) {
     Vector<T> grad = load(node.grad + m);
     if (norm.on) grad = (grad - through.mean - load(node.state + m) * through.along) * norm.scale;
     const Vector<T> candidate = load(node.value.candidate + m);
@@ -218,7 +198,7 @@ class BackwardPass {
   }
 
   void stream_factor(const T* state, const T* mask, P* factor) const {
-    stream_rows<1, P>({factor}, r_.rows, [&](int64_t m, Vector<T>* values) {
+    join_rows<1, P>({factor}, true, r_.rows, [&](int64_t m, Vector<T>* values) {
       values[0] = mask ? load(state + m) * load(mask + m) : load(state + m);
     });
   }
@@ -286,7 +266,7 @@ class BackwardPass {
     T* grad = grad_state(member, node).block(b);
     P* left = node < r_.nodes ? at(factor(network, node), t).block(b) : nullptr;
     Vector<T> product{};
-    stream_rows<1, P>({left}, r_.rows, [&](int64_t m, Vector<T>* factor) {
+    join_rows<1, P>({left}, true, r_.rows, [&](int64_t m, Vector<T>* factor) {
       Vector<T> v = load(value.candidate + m);
       if (value.gate) v = combine(load(ancestor + m), load(value.gate + m), v);
       v = normalise(v);

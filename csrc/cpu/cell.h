@@ -210,6 +210,27 @@ void mask_rows(const T* from, const T* mask, P* to, int64_t rows) {
   }
 }
 
+// Calls row(m, values) for every row of a block, where m is the row's offset, and puts the N vectors that it fills in
+// into N blocks, `late` as in `put`. Rows that are multiplied together are stored side by side; zeros fill up the last
+// of them.
+template <int N, typename P, typename Row>
+WENET_INLINE void join_rows(P* const (&to)[N], bool late, int64_t rows, const Row& row) {
+  constexpr int W = kWidth<P>;
+  for (int64_t m = 0; m < rows; m += kTogether<P>) {
+    Vector<SumOf<P>> together[N][kTogether<P>] = {};
+#pragma GCC unroll 2
+    for (int i = 0; i < kTogether<P>; ++i) {
+      if (m + i == rows) break;
+      Vector<SumOf<P>> values[N] = {};
+      row((m + i) * W, values);
+      for (int n = 0; n < N; ++n) together[n][i] = values[n];
+    }
+    for (int n = 0; n < N; ++n) {
+      if (to[n]) put(to[n] + m * W, Factors<P>::join(together[n]), late);
+    }
+  }
+}
+
 // to += factor * from
 template <typename T>
 void add_scaled_rows(const T* from, T factor, T* to, int64_t rows) {

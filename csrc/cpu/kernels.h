@@ -13,8 +13,8 @@ namespace WENET_ISA {
 template <typename P>
 Kernels kernels() {
   using T = typename Factors<P>::Sum;
-  return {kWidth<T>,           forward<T, P>,      backward<T, P>,     project<T>,
-          project_backward<T>, program_forward<T>, program_backward<T>};
+  return {kWidth<T>,           forward<T, P>,         backward<T, P>,        project<T>,
+          project_backward<T>, program_forward<T, P>, program_backward<T, P>};
 }
 
 }  // namespace WENET_ISA

@@ -7,7 +7,8 @@
 namespace wenet {
 namespace WENET_ISA {
 
-template <typename T>
+// T is the type of all numbers but the factors of products, which are rounded to P.
+template <typename T, typename P>
 class ProgramBackward : ProgramPass<T> {
   using Base = ProgramPass<T>;
   using Base::r_, Base::evaluation_, Base::plan_, Base::largest_, Base::hidden_, Base::blocks_, Base::block_size_;
@@ -25,10 +26,11 @@ class ProgramBackward : ProgramPass<T> {
         rebuilt_(r.threads * largest_.rebuilt_count * state_size_),
         rebuilt_locals_(r.threads * largest_.rebuilt_count * block_size_),
         together_(steps_together()),
-        grad_products_(products_at_once() * together_ * state_size_),
+        grad_products_(products_at_once() * together_ * step_size()),
+        columns_(kRounds ? products_at_once() * 2 * state_size_ : 0),
         grad_weights_(products_at_once() * blocks_ * outer_product_size()),
         products_(r.threads * 2 * block_size_),
-        factors_(r.mask_h ? r.threads * together_ * state_size_ : 0),
+        factors_(kRounds || r.mask_h ? r.threads * together_ * step_size() : 0),
         vectors_(r.vectors * blocks_ * kWidth<T>),
         grad_mix_(r.weighted ? r.networks * blocks_ * kWidth<T> : 0),
         values_(r.threads * largest_.values),
@@ -61,21 +63,27 @@ class ProgramBackward : ProgramPass<T> {
   }
 
  private:
+  static constexpr bool kRounds = !std::is_same_v<P, T>;
+
   int64_t grad_chains() const { return r_.networks; }
   // All steps if the weight gradients do not fit in a cache. Else as many as make the rows of an outer product, but two
   // at least, as a thread may still read those of the step before.
   int64_t steps_together() const {
     const int64_t products = r_.weighted ? r_.weights : largest_.products;
     if (products * r_.hidden * r_.hidden * int64_t{sizeof(T)} > kSecondCache / 2) return r_.steps;
-    return r_.rows * 2 < kOuterDepth ? kOuterDepth / r_.rows : 2;
+    constexpr int64_t kDepth = kOuterDepth * kTogether<P>;
+    return step_rows() * 2 < kDepth ? kDepth / step_rows() : 2;
   }
+  // Rows of one of these steps.
+  int64_t step_rows() const { return packed_rows<P>(r_.rows); }
+  int64_t step_size() const { return blocks_ * step_rows() * kWidth<T>; }
   // Products whose derivatives are gathered at the same time: networks apart follow each other.
   int64_t products_at_once() const { return r_.weighted ? r_.weights : r_.threads * largest_.products; }
   int64_t first_product(const Member& member, const Schedule& s, const Group& group) const {
     return (r_.weighted ? s.first_product : member.slot() * largest_.products) + group.product;
   }
-  int64_t packed_size() const { return blocks_ * r_.hidden * kWidth<T>; }  // of a product
-  T* packed(const Schedule& s, const Group& group) {
+  int64_t packed_size() const { return blocks_ * packed_rows<P>(r_.hidden) * kWidth<T>; }  // of a product
+  P* packed(const Schedule& s, const Group& group) {
     return packed_.data() + (s.first_product + group.product) * packed_size();
   }
   int64_t outer_product_size() const { return blocks_ * kWidth<T> * kWidth<T>; }
@@ -87,12 +95,19 @@ class ProgramBackward : ProgramPass<T> {
     return Base::matrix(grad_states_, (network * 2 + t % 2) * r_.states + s);
   }
   Value<T> grad_mixture(int64_t s) { return Base::matrix(grad_mixture_, s); }
-  // Of the products of a group over the steps of an outer product, [blocks, products, steps, M, W].
-  Blocked<T> grad_products(const Member& member, const Schedule& s, const Group& group) {
-    return {grad_products_.data() + first_product(member, s, group) * together_ * state_size_, together_ * block_size_};
+  // Of the products of a group over the steps of an outer product, [blocks, products, steps, rows of a step, W].
+  Blocked<P> grad_products(const Member& member, const Schedule& s, const Group& group) {
+    return {grad_products_.data() + first_product(member, s, group) * together_ * step_size(),
+            together_ * step_rows() * kWidth<T>};
   }
-  Blocked<T> grad_products(const Member& member, const Schedule& s, const Group& group, int64_t t) {
-    return grad_products(member, s, group).from_row(t % together_ * r_.rows);
+  Blocked<P> grad_products(const Member& member, const Schedule& s, const Group& group, int64_t t) {
+    return grad_products(member, s, group).from_row(t % together_ * step_rows());
+  }
+  // The same of one step, as the products back read it, [blocks, products, M, W]; a thread may still read the last one.
+  Blocked<P> columns(const Member& member, const Schedule& s, const Group& group, int64_t t) {
+    if (!kRounds) return grad_products(member, s, group, t);
+    const Blocked<P> both{columns_.data() + first_product(member, s, group) * 2 * state_size_, 2 * block_size_};
+    return both.from_row(t % 2 * r_.rows);
   }
   // Of the weights of a group, [blocks, products, H, W].
   Blocked<T> grad_weights(const Member& member, const Schedule& s, const Group& group) {
@@ -118,12 +133,12 @@ class ProgramBackward : ProgramPass<T> {
 
   void pack_group(const Schedule& s, const Group& group, int64_t b) {
     constexpr int W = kWidth<T>;
-    T* to = packed(s, group) + b * r_.hidden * group.count * W;
+    P* to = packed(s, group) + b * packed_rows<P>(r_.hidden) * group.count * W;
     for (int64_t c = 0; c < blocks_; ++c) {
       for (int64_t j = 0; j < group.count; ++j) {
         const T* from = Base::weight(s, group, j) + b * W * r_.hidden + c * W;
-        pack_square<T, T>(from, r_.hidden, hidden_.count(b), hidden_.count(c), false, to);
-        to += hidden_.count(c) * W;
+        pack_square<T, P>(from, r_.hidden, hidden_.count(b), hidden_.count(c), false, to);
+        to += packed_rows<P>(hidden_.count(c)) * W;
       }
     }
   }
@@ -280,10 +295,11 @@ class ProgramBackward : ProgramPass<T> {
   void product(const Member& member, int64_t t, int64_t network, const Step& step, int64_t b, const T* from,
                const T* value) {
     const Schedule& s = plan_.schedule(network);
-    T* column = nullptr;
+    P *joined = nullptr, *column = nullptr;
     if (step.group != kNone) {
       const Group& group = s.group[step.group];
-      column = grad_products(member, s, group, t).block(b * group.count + step.column);
+      joined = grad_products(member, s, group, t).block(b * group.count + step.column);
+      if (kRounds) column = columns(member, s, group, t).block(b * group.count + step.column);
     }
     T* pre = nullptr;
     if (step.pre != kNone) pre = reinterpret_cast<T*>(gradients_.pre) + Base::pre_offset(t, step.pre, b);
@@ -292,17 +308,18 @@ class ProgramBackward : ProgramPass<T> {
     with_code(step.activation, [&](auto code) {
       constexpr int32_t kCode = decltype(code)::value;
       Vector<T> total{};
-      for (int64_t m = 0; m < r_.rows; ++m) {
-        const int64_t at = m * kWidth<T>;
+      join_rows<1, P>({joined}, false, r_.rows, [&](int64_t at, Vector<T>* values) WENET_LAMBDA {
         Vector<T> g = load(from + at);
         if constexpr (kCode != kNone) g *= slope_of<kCode>(load(value + at));
         total += g;
-        if (column) store<T>(column + at, g);
+        values[0] = g;
+        if (kRounds && column) store<P>(column + at, Factors<P>::round(part<T>(g, count)));
         if (pre) {
-          __builtin_prefetch(pre + m * r_.hidden - r_.pre_step_stride, 1, 2);
-          store_part(pre + m * r_.hidden, g, count);
+          T* to = pre + at / kWidth<T> * r_.hidden;
+          __builtin_prefetch(to - r_.pre_step_stride, 1, 2);
+          store_part(to, g, count);
         }
-      }
+      });
       if (sum) store<T>(sum, load(sum) + total);
     });
   }
@@ -310,18 +327,18 @@ class ProgramBackward : ProgramPass<T> {
   // Through the products of a group, for a range of blocks of the value that they read.
   void product_backward(const Member& member, int64_t t, int64_t network, const Group& group, Range blocks) {
     const Schedule& s = plan_.schedule(network);
-    const Blocked<const T> grad = grad_products(member, s, group, t);
+    const Blocked<const P> grad = columns(member, s, group, t);
     const Layout<T> depth{r_.hidden, group.count};
     const Value<T> to = grads(member)[group.left];
     T* product = products_.data() + member.rank() * 2 * block_size_;
     for (int64_t b = blocks.first; b < blocks.last; b += 2) {
       const int64_t last = smaller(b + 2, blocks.last);
-      const T* right = packed(s, group) + b * r_.hidden * group.count * kWidth<T>;
+      const P* right = packed(s, group) + b * packed_rows<P>(r_.hidden) * group.count * kWidth<T>;
       if (!r_.mask_h) {
-        multiply_vectors<T>(last - b, grad, depth, right, r_.rows, Products<T>{to.block(b), to.stride, !group.first});
+        multiply_vectors<P>(last - b, grad, depth, right, r_.rows, Products<T>{to.block(b), to.stride, !group.first});
         continue;
       }
-      multiply_vectors<T>(last - b, grad, depth, right, r_.rows, product);
+      multiply_vectors<P>(last - b, grad, depth, right, r_.rows, product);
       for (int64_t i = b; i < last; ++i) {
         const Derivative<T> add{to.block(i), group.first};
         const T *from = product + (i - b) * block_size_, *mask = Base::mask(i);
@@ -366,27 +383,34 @@ class ProgramBackward : ProgramPass<T> {
     const int64_t steps = smaller(together_, r_.steps - t);
     for (int64_t g = 0; g < s.groups; ++g) {
       const Group& group = s.group[g];
-      const Blocked<const T> left = factor(member, s, group, t, steps), right = grad_products(member, s, group);
+      const Blocked<const P> left = factor(member, s, group, t, steps), right = grad_products(member, s, group);
       const Blocked<T> to = grad_weights(member, s, group);
       const int64_t last = blocks.last * group.count;
       for (int64_t v = blocks.first * group.count; v < last; v += 2) {
         const int64_t count = smaller(2, last - v);
-        const auto multiply = t + steps == r_.steps ? outer_vectors<T> : add_outer_vectors<T>;
-        multiply(count, left, {right.block(v), right.block_stride}, steps * r_.rows, hidden_, to.block(v));
+        const auto multiply = t + steps == r_.steps ? outer_vectors<P> : add_outer_vectors<P>;
+        multiply(count, left, {right.block(v), right.block_stride}, steps * step_rows(), hidden_, to.block(v));
         if (t == 0) finish_weights(s, group, v, v + count, to);
       }
     }
   }
 
   // What the products of a group read in some steps.
-  Blocked<const T> factor(const Member& member, const Schedule& s, const Group& group, int64_t t, int64_t steps) {
+  Blocked<const P> factor(const Member& member, const Schedule& s, const Group& group, int64_t t, int64_t steps) {
     const Blocked<const T> kept{Base::slot_over_time(s, group.kept), r_.steps * block_size_};
-    const Blocked<const T> from = kept.from_row(t * r_.rows);
-    if (!r_.mask_h) return from;
-    const Blocked<T> to{factors_.data() + member.rank() * together_ * state_size_, together_ * block_size_};
+    if constexpr (!kRounds) {
+      if (!r_.mask_h) return kept.from_row(t * r_.rows);
+    }
+    const Blocked<P> to{factors_.data() + member.rank() * together_ * step_size(),
+                        together_ * step_rows() * kWidth<T>};
     for (int64_t b = 0; b < blocks_; ++b) {
+      const T* mask = Base::mask(b);
       for (int64_t i = 0; i < steps; ++i) {
-        mask_rows(from.block(b) + i * block_size_, Base::mask(b), to.block(b) + i * block_size_, r_.rows);
+        const T* from = kept.from_row((t + i) * r_.rows).block(b);
+        P* joined = to.from_row(i * step_rows()).block(b);
+        join_rows<1, P>({joined}, false, r_.rows, [&](int64_t m, Vector<T>* values) WENET_LAMBDA {
+          values[0] = mask == nullptr ? load(from + m) : load(from + m) * load(mask + m);
+        });
       }
     }
     return to;
@@ -417,15 +441,19 @@ class ProgramBackward : ProgramPass<T> {
   }
 
   const ProgramGradients& gradients_;
-  Buffer<T> packed_, grad_states_, grad_mixture_, wides_, locals_, rebuilt_, rebuilt_locals_;
+  Buffer<P> packed_;
+  Buffer<T> grad_states_, grad_mixture_, wides_, locals_, rebuilt_, rebuilt_locals_;
   const int64_t together_;  // steps whose rows make an outer product
-  Buffer<T> grad_products_, grad_weights_, products_, factors_, vectors_, grad_mix_;
+  Buffer<P> grad_products_, columns_;
+  Buffer<T> grad_weights_, products_;
+  Buffer<P> factors_;
+  Buffer<T> vectors_, grad_mix_;
   Buffer<Value<T>> values_, grads_;
 };
 
-template <typename T>
+template <typename T, typename P>
 void program_backward(const ProgramRun& r, const ProgramEvaluation& evaluation, const ProgramGradients& gradients) {
-  ProgramBackward<T> pass(r, evaluation, gradients);
+  ProgramBackward<T, P> pass(r, evaluation, gradients);
 }
 
 }  // namespace WENET_ISA

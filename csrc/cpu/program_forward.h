@@ -111,7 +111,18 @@ class ProgramPass {
   Buffer<T> mask_;
 };
 
-template <typename T>
+// What a product reads of a block: masked where there is a mask, and rounded. Units that a block lacks become zeros, as
+// they are multiplied together with the one before them.
+template <typename T, typename P>
+void factor_rows(const T* from, const T* mask, int count, P* to, int64_t rows) {
+  for (int64_t m = 0; m < rows * kWidth<T>; m += kWidth<T>) {
+    const Vector<T> v = load_part(from + m, count);
+    store<P>(to + m, Factors<P>::round(mask == nullptr ? v : v * load(mask + m)));
+  }
+}
+
+// T is the type of all numbers but the factors of products, which are rounded to P.
+template <typename T, typename P>
 class ProgramForward : ProgramPass<T> {
   using Base = ProgramPass<T>;
   using Base::r_, Base::evaluation_, Base::plan_, Base::largest_, Base::hidden_, Base::blocks_, Base::block_size_;
@@ -126,7 +137,7 @@ class ProgramForward : ProgramPass<T> {
         results_(r.weighted ? r.networks * (r.states + 1) * state_size_ : 0),
         wides_(r.threads * 2 * largest_.wides * state_size_),
         locals_(r.threads * largest_.locals * block_size_),
-        masked_(r.mask_h ? r.threads * 2 * largest_.groups * state_size_ : 0),
+        factors_(has_factors() ? r.threads * 2 * largest_.groups * state_size_ : 0),
         columns_(r.threads * 2 * (largest_.columns + 1) * block_size_),
         values_(r.threads * largest_.values),
         sums_(r.threads) {
@@ -155,8 +166,8 @@ class ProgramForward : ProgramPass<T> {
   }
 
  private:
-  int64_t packed_vector_size() const { return packed_rows<T>(r_.hidden) * kWidth<T>; }
-  T* packed(const Schedule& s, const Group& group) {
+  int64_t packed_vector_size() const { return packed_rows<P>(r_.hidden) * kWidth<T>; }
+  P* packed(const Schedule& s, const Group& group) {
     return packed_.data() + (s.first_product + group.product) * blocks_ * packed_vector_size();
   }
   // Whether a value is computed where it is kept. If backward comes late, it goes there past the caches instead.
@@ -184,7 +195,7 @@ class ProgramForward : ProgramPass<T> {
       const Group& group = s.group[g];
       for (int64_t b = blocks.first; b < blocks.last; ++b) {
         for (int64_t j = 0; j < group.count; ++j) {
-          T* to = packed(s, group) + (b * group.count + j) * size;
+          P* to = packed(s, group) + (b * group.count + j) * size;
           pack(Base::weight(s, group, j), r_.hidden, hidden_, b, b + 1, false, to - b * size);
         }
       }
@@ -252,27 +263,37 @@ class ProgramForward : ProgramPass<T> {
 
   // All of what products read must be there.
   void begin_products(const Member& member, int64_t half, const Schedule& s, const Stage& stage, Range blocks) {
-    for (int64_t g = stage.first_group; r_.mask_h && g < stage.last_group; ++g) {
+    for (int64_t g = stage.first_group; has_factors() && g < stage.last_group; ++g) {
+      const Value<T> left = values(member)[s.group[g].left];
       for (int64_t b = blocks.first; b < blocks.last; ++b) {
-        mask_rows(values(member)[s.group[g].left].block(b), Base::mask(b), masked(member, half, g).block(b), r_.rows);
+        P* to = factor(member, half, g).block(b);
+        factor_rows(left.block(b), Base::mask(b), hidden_.count(b), to, r_.rows);
       }
     }
     member.sync_network();
   }
-  Value<T> masked(const Member& member, int64_t half, int64_t group) {
-    return Base::matrix(masked_, (member.slot() * 2 + half) * largest_.groups + group);
+  // Whether products read something else than values.
+  bool has_factors() const { return !std::is_same_v<P, T> || r_.mask_h; }
+  Blocked<P> factor(const Member& member, int64_t half, int64_t group) {
+    return {factors_.data() + ((member.slot() * 2 + half) * largest_.groups + group) * state_size_, block_size_};
+  }
+  Blocked<const P> left(const Member& member, int64_t half, const Schedule& s, int64_t g) {
+    if constexpr (std::is_same_v<P, T>) {
+      const Value<T> value = values(member)[s.group[g].left];
+      if (!r_.mask_h) return {value.data, value.stride};
+    }
+    return factor(member, half, g);
   }
 
   // The products of a group for a range of blocks, [blocks of the range, products, M, W].
   void multiply(const Member& member, int64_t half, const Schedule& s, int64_t g, int64_t first, int64_t last) {
     const Group& group = s.group[g];
-    const Value<T> from = r_.mask_h ? masked(member, half, g) : values(member)[group.left];
-    const Blocked<const T> left{from.data, from.stride};
+    const Blocked<const P> from = left(member, half, s, g);
     const int64_t vectors = (last - first) * group.count;
-    const T* right = packed(s, group) + first * group.count * packed_vector_size();
+    const P* right = packed(s, group) + first * group.count * packed_vector_size();
     T* out = columns(member, group, 0);
     for (int64_t v = 0; v < vectors; v += 2) {
-      multiply_vectors<T>(smaller(2, vectors - v), left, hidden_, right + v * packed_vector_size(), r_.rows,
+      multiply_vectors<P>(smaller(2, vectors - v), from, hidden_, right + v * packed_vector_size(), r_.rows,
                           out + v * block_size_);
     }
   }
@@ -352,14 +373,17 @@ class ProgramForward : ProgramPass<T> {
   }
 
   const bool late_output_;  // it is read when the caches have forgotten it
-  Buffer<T> packed_, states_, results_, wides_, locals_, masked_, columns_;
+  Buffer<P> packed_;
+  Buffer<T> states_, results_, wides_, locals_;
+  Buffer<P> factors_;
+  Buffer<T> columns_;
   Buffer<Value<T>> values_;
   Sums<T> sums_;  // of the output
 };
 
-template <typename T>
+template <typename T, typename P>
 bool program_forward(const ProgramRun& r, const ProgramEvaluation& evaluation) {
-  return ProgramForward<T>(r, evaluation).finite();
+  return ProgramForward<T, P>(r, evaluation).finite();
 }
 
 }  // namespace WENET_ISA

@@ -130,6 +130,14 @@ WENET_INLINE Vector<T> load_part(const T* from, int count) {
   return count == kWidth<T> ? load(from) : load_some(from, count);
 }
 
+// The same of a vector.
+template <typename T>
+WENET_INLINE Vector<T> part(Vector<T> v, int count) {
+  IndexVector<T> lane;
+  for (int i = 0; i < kWidth<T>; ++i) lane[i] = i;
+  return lane < count ? v : Vector<T>{};
+}
+
 template <typename T>
 WENET_INLINE void store_part(T* to, Vector<T> v, int count) {
   if (count == kWidth<T>) return store(to, v);

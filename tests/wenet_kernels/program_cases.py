@@ -73,7 +73,7 @@ class ProgramCase:
         tensors = (self.pre, self.states, self.weight, self.vectors, self.mix)
         return [tensor for tensor in tensors if tensor is not None]
 
-    def run(self, backend: str) -> list[Tensor]:
+    def run(self, backend: str, precision: str = "full") -> list[Tensor]:
         output, states = cell_rnn(
             self.pre,
             self.states,
@@ -82,16 +82,26 @@ class ProgramCase:
             self.mix,
             self.batch,
             mask_h=self.mask_h,
+            precision=precision,
             backend=backend,
         )
         return [output, *states]
 
-    def results(self, backend: str) -> list[Tensor]:
+    def results(self, backend: str, precision: str = "full") -> list[Tensor]:
         """Output, states, and the derivatives of a random sum of them."""
-        found = self.run(backend)
-        torch.manual_seed(1)
-        loss = torch.stack([(tensor * torch.randn_like(tensor)).sum() for tensor in found]).sum()
+        return self.with_derivatives(self.run(backend, precision))
+
+    def with_derivatives(self, found: list[Tensor]) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(1)  # the same numbers in any type
+        drawn = [torch.randn(tensor.shape, generator=generator).to(tensor) for tensor in found]
+        loss = torch.stack([(tensor * other).sum() for tensor, other in zip(found, drawn, strict=True)]).sum()
         return [*found, *torch.autograd.grad(loss, self.leaves, allow_unused=True, materialize_grads=True)]
+
+    def double(self) -> ProgramCase:
+        """The same numbers in double precision."""
+        operands = (self.pre, self.states, self.weight, self.vectors, self.mix)
+        copies = (None if each is None else each.detach().double().requires_grad_() for each in operands)
+        return ProgramCase(*copies, None if self.mask_h is None else self.mask_h.double(), self.batch)
 
 
 def program_case(

@@ -258,8 +258,9 @@ def test_vmap_is_one_call_of_more_networks():
 def test_operator_passes_the_checks_of_pytorch():
     for mixed in (False, True):
         case = program_case(drawn(8, seed=3)[::4], steps=2, rows=2, hidden=3, mixed=mixed)
-        operands = (case.pre, case.states, case.weight, case.vectors, case.mix, None, case.batch.text, True, "auto")
-        torch.library.opcheck(torch.ops.wenet_kernels.cell_rnn.default, operands)
+        operands = (case.pre, case.states, case.weight, case.vectors, case.mix, None)
+        options = (case.batch.text, "full", True, "auto")
+        torch.library.opcheck(torch.ops.wenet_kernels.cell_rnn.default, (*operands, *options))
 
 
 @pytest.mark.parametrize("name", ["pre", "states", "weight", "vectors", "mix"])

@@ -243,8 +243,8 @@ def test_compiles_into_one_graph():
 
 def test_opcheck():
     case = make_case(cells(["lstm"]), 2, 2, 3)
-    operands = (case.pre, case.states, case.weight, case.vectors, None, None)
-    torch.library.opcheck(torch.ops.wenet_kernels.cell_rnn.default, (*operands, case.batch.text, True, "triton"))
+    operands = (case.pre, case.states, case.weight, case.vectors, None, None, case.batch.text, "full", True, "triton")
+    torch.library.opcheck(torch.ops.wenet_kernels.cell_rnn.default, operands)
 
 
 def test_an_empty_data_batch_has_an_empty_output():

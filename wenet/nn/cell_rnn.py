@@ -42,6 +42,8 @@ class CellRNN(StackedCells):
         dropout_x, dropout_h: probability of variational dropout on the input and on the other values that products
             read; one draw per call, shared over time and directions.
         backend: "auto", "reference", "cpu" or "triton".
+        precision: number type of the products of states and other values: "full" (the parameters' type), "fp32", "fp64"
+            or "bf16", as in `wenet_kernels.cell_rnn`.
 
     Parameters, in the order of the cell's instructions: weight_input `[X, I, H]` of products that read the input,
     weight_hidden `[P, H, H]` of products that read a state or another value, biases `[B, H]`, vectors `[V, H]` and
@@ -78,9 +80,10 @@ class CellRNN(StackedCells):
         dropout_x: float = 0.0,
         dropout_h: float = 0.0,
         backend: str = "auto",
+        precision: str = "full",
     ) -> None:
         super().__init__(
-            *(input_size, hidden_size, "program", dropout_x, dropout_h, backend, "full"),
+            *(input_size, hidden_size, "program", dropout_x, dropout_h, backend, precision),
             num_layers=num_layers,
             batch_first=batch_first,
             dropout=dropout,
@@ -191,7 +194,10 @@ class CellRNN(StackedCells):
         if vectors is None or len(vectors) < self.cells.vectors:  # there are other learned vectors
             vectors = self._vectors(layer, x)[0]
         return projected_cell_rnn(
-            x, weight_input, states, weight, vectors, self.cells, mask_h=mask_h, backend=self.backend
+            *(x, weight_input, states, weight, vectors, self.cells),
+            mask_h=mask_h,
+            precision=self.precision,
+            backend=self.backend,
         )
 
     def _project(self, layer: int, x: Tensor) -> Tensor:
@@ -227,6 +233,7 @@ class CellRNN(StackedCells):
             None,
             self.cells,
             mask_h=mask_h,
+            precision=self.precision,
             backend=self.backend,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class StandaloneCellRNN(LayerOfCells):
     """`n` different programs side by side, nothing mixed; called like a `WeightedDagRNN` with independent coupling.
 
     Args:
-        input_size, hidden_size, dropout_x, dropout_h, backend: as in `CellRNN`.
+        input_size, hidden_size, dropout_x, dropout_h, backend, precision: as in `CellRNN`.
         programs: the cells, which carry equally many states S.
         among: `(total, slice)`: initialise as if all `total` networks had been drawn, so processes agree.
         sizes: the hidden size of each network, at most `hidden_size`, which is the default; so networks of nearly one
@@ -55,10 +56,11 @@ class StandaloneCellRNN(LayerOfCells):
         dropout_x: float = 0.0,
         dropout_h: float = 0.0,
         backend: str = "auto",
+        precision: str = "full",
         among: tuple[int, slice] | None = None,
         sizes: Sequence[int] = (),
     ) -> None:
-        super().__init__(input_size, hidden_size, "program", dropout_x, dropout_h, backend, "full")
+        super().__init__(input_size, hidden_size, "program", dropout_x, dropout_h, backend, precision)
         self.cells, self.among = ProgramBatch.of(programs), among
         self.described_cells = self.cells.text
         self.sizes = tuple(sizes) or (hidden_size,) * len(programs)
@@ -160,15 +162,12 @@ class StandaloneCellRNN(LayerOfCells):
         mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
         x = locked_dropout(self, x, self.dropout_x)
         weight_input, weight, vectors = self.operands()
+        options: dict[str, Any] = {"mask_h": mask_h, "precision": self.precision, "backend": self.backend}
         if x.dim() == 3:
-            output, states = projected_cell_rnn(
-                x, weight_input, first, weight, vectors, self.cells, mask_h=mask_h, backend=self.backend
-            )
+            output, states = projected_cell_rnn(x, weight_input, first, weight, vectors, self.cells, **options)
         else:
             pre = self._project_each(x, weight_input)
-            output, states = cell_rnn(
-                pre, first, weight, vectors, None, self.cells, mask_h=mask_h, backend=self.backend
-            )
+            output, states = cell_rnn(pre, first, weight, vectors, None, self.cells, **options)
         return output, torch.cat([state[-1] for state in states], -1)
 
     def operands(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -37,11 +37,7 @@ def resolve_machine(config: AnyConfig, cell: Cell | None = None) -> AnyConfig:
 
 def _resolved_for_programs(config: AnyConfig, device: torch.device) -> AnyConfig:
     precision = "fp32" if config.precision == "auto" else config.precision
-    if precision not in ("fp32", "fp64"):
-        raise WenetError(
-            f"cells that are programs have no products of {precision}; say --precision fp32, or leave it out"
-        )
-    backend = programs.resolve_backend(config.backend, device, DTYPES[precision])
+    backend = programs.resolve_backend(config.backend, device, DTYPES[precision], precision)
     return replace(config, device=str(device), backend=backend, precision=precision)
 
 

@@ -52,6 +52,7 @@ def build_standalone(
         layer = StandaloneCellRNN(
             *(task.inputs(data, config), config.hidden, programs),
             backend=config.backend,
+            precision=config.precision,
             among=among,
             sizes=sizes,
             **dropouts,

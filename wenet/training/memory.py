@@ -28,10 +28,10 @@ def recurrence_bytes(config: Any, cell: Cell) -> int:
     product that reads the input also has a copy of it and its gradient.
     """
     number = DTYPES[config.precision].itemsize
-    if not isinstance(cell, Genotype):
-        return number * config.hidden * (4 * cell.of_input + len(cell.instructions) + 2 * cell.of_values)
-    width = 2 * config.hidden if config.form == "highway" else config.hidden
     factor = 2 if config.precision == "bf16" else number
+    if not isinstance(cell, Genotype):
+        return config.hidden * (number * (4 * cell.of_input + len(cell.instructions)) + factor * 2 * cell.of_values)
+    width = 2 * config.hidden if config.form == "highway" else config.hidden
     return number * 2 * width + (cell.nodes + 1) * (number * width + factor * (width + config.hidden))
 
 

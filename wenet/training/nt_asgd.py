@@ -301,18 +301,15 @@ def build_model(config: TrainConfig, genotype: Cell | None, task: Task, data: An
 
 def build_cell(config: Any, cell: Cell, embedding: int) -> DagRNN | CellRNN:
     """Build a layer of a cell with the sizes and dropouts of the settings, of a training or a search."""
-    dropouts = {"dropout_x": config.dropout_x, "dropout_h": config.dropout_h}
+    options = {
+        "dropout_x": config.dropout_x,
+        "dropout_h": config.dropout_h,
+        "backend": config.backend,
+        "precision": config.precision,
+    }
     if not isinstance(cell, Genotype):
-        return CellRNN(embedding, config.hidden, cell, backend=config.backend, **dropouts)
-    return DagRNN(
-        embedding,
-        config.hidden,
-        cell,
-        form=config.form,
-        backend=config.backend,
-        precision=config.precision,
-        **dropouts,
-    )
+        return CellRNN(embedding, config.hidden, cell, **options)
+    return DagRNN(embedding, config.hidden, cell, form=config.form, **options)
 
 
 def build_lstm(config: TrainConfig, embedding: int) -> StackedLSTM:

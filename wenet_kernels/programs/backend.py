@@ -9,16 +9,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from wenet_kernels.backend import first_possible, of_products
 from wenet_kernels.errors import WenetError, check_choice
 from wenet_kernels.programs import cpu, reference, triton
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
+from wenet_kernels.reference import refusal
 from wenet_kernels.registration import vjp
 
 
 class Backend(Protocol):
     """The interface of a backend."""
 
-    def obstacle(self, kind: str, dtype: torch.dtype) -> str: ...  # why it cannot run on this device; empty if it can
+    # Why it cannot run on this device, or has no such products; empty if it can.
+    def obstacle(self, kind: str, dtype: torch.dtype, precision: str) -> str: ...
     def kept_shape(self, r: ProgramRun) -> tuple[int, ...]: ...  # of `ProgramEvaluation.kept`
     def forward(self, r: ProgramRun, keep: bool) -> ProgramEvaluation: ...
     def backward(
@@ -29,8 +32,8 @@ class Backend(Protocol):
 class Reference:
     """PyTorch's own operators, differentiated by autograd."""
 
-    def obstacle(self, kind: str, dtype: torch.dtype) -> str:
-        return "" if dtype.is_floating_point else f"it has no products of {dtype}"
+    def obstacle(self, kind: str, dtype: torch.dtype, precision: str) -> str:
+        return refusal(dtype, precision)
 
     def kept_shape(self, r: ProgramRun) -> tuple[int, ...]:
         return (0,)
@@ -49,20 +52,28 @@ BACKENDS: dict[str, Backend] = {"reference": Reference(), "cpu": cpu, "triton": 
 PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}  # by device, best first
 
 
-def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype, precision: str = "full") -> str:
     """The name of the backend that runs programs on a device; "auto" as in `wenet_kernels.resolve_backend`.
 
     Raises:
-        WenetError: the named backend is unknown or cannot run, with the reason; nothing replaces it.
+        WenetError: the named backend is unknown or cannot run, with the reason; nothing replaces it. Or none has
+            products of that precision.
     """
+    precision = of_products(precision, dtype)
     name = os.environ.get("WENET_BACKEND", "auto") if backend == "auto" else backend
     check_choice("backend", name, ["auto", *BACKENDS])
     reasons = {}
     for candidate in PREFERENCE.get(device.type, ("reference",)) if name == "auto" else (name,):
-        reasons[candidate] = BACKENDS[candidate].obstacle(device.type, dtype)
+        reasons[candidate] = BACKENDS[candidate].obstacle(device.type, dtype, precision)
         if not reasons[candidate]:
             return candidate
     raise WenetError("; ".join(f"backend {each!r} cannot run: {reason}" for each, reason in reasons.items()))
+
+
+def settled(backend: str, operand: Tensor, precision: str) -> tuple[str, str]:
+    """The backend and precision of a call with such an operand."""
+    device, dtype = operand.device, operand.dtype
+    return first_possible(precision, dtype, lambda choice: resolve_backend(backend, device, dtype, choice))
 
 
 def pulled_back(operands: Sequence[object], grad_output: Tensor, grad_apart: Tensor | None) -> ProgramGradients:

@@ -20,12 +20,12 @@ else:
     from wenet_kernels.native import native as _native
 
 
-def obstacle(kind: str, dtype: torch.dtype) -> str:
-    """The reason why it cannot run on this kind of device with this dtype; empty if it can."""
+def obstacle(kind: str, dtype: torch.dtype, precision: str) -> str:
+    """The reason why it cannot run on this kind of device, or has no such products; empty if it can."""
     status = cpu.status()
     if status != "ready":
         return status
-    return cpu.refusal(dtype, "full") if cpu.runs_on(kind) else f"it does not run on {kind}"
+    return cpu.refusal(dtype, precision) if cpu.runs_on(kind) else f"it does not run on {kind}"
 
 
 def kept_shape(r: ProgramRun) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ def forward(r: ProgramRun, keep: bool) -> ProgramEvaluation:
         cpu.reusable(kept_shape(r), r.pre.dtype) if keep else r.pre.new_empty(0),
     )
     operands = _laid_out(r)
-    if not cpu.kernels(r.pre.dtype, "full").program_forward(_run(operands), _evaluation(evaluation)):
+    if not cpu.kernels(r.pre.dtype, r.precision).program_forward(_run(operands), _evaluation(evaluation)):
         check_finite(r, evaluation.output)
     return evaluation
 
@@ -79,7 +79,7 @@ def backward(
     native.apart = 0 if grad_apart is None else grad_apart.data_ptr()
     native.pre, native.states, native.weight = (each.data_ptr() for each in grads[:3])
     native.vector, native.mix = grads.vectors.data_ptr(), grads.mix.data_ptr()
-    cpu.kernels(r.pre.dtype, "full").program_backward(_run(operands), _evaluation(evaluation), native)
+    cpu.kernels(r.pre.dtype, r.precision).program_backward(_run(operands), _evaluation(evaluation), native)
     if operands is r:
         return grads
     return grads._replace(pre=torch.empty_like(r.pre).copy_(grads.pre))

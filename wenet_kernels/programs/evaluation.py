@@ -23,6 +23,7 @@ class ProgramRun:
     mix: Tensor | None  # [n], or None if the networks are independent
     mask_h: Tensor | None  # [M, H]
     programs: str  # `ProgramBatch.text`
+    precision: str  # of the products' factors, as in `Recurrence`
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

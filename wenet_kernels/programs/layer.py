@@ -12,7 +12,7 @@ from wenet_kernels import operators as products
 from wenet_kernels.autocast import autocast_type
 from wenet_kernels.op import project
 from wenet_kernels.programs import operators
-from wenet_kernels.programs.backend import resolve_backend
+from wenet_kernels.programs.backend import settled
 from wenet_kernels.programs.batch import ProgramBatch
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients
 from wenet_kernels.programs.op import carried_states, cell_rnn
@@ -28,6 +28,7 @@ def projected_cell_rnn(
     programs: ProgramBatch,
     *,
     mask_h: Tensor | None = None,
+    precision: str = "full",
     backend: str = "auto",
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`cell_rnn` of `project(x, weight_input)` and independent networks.
@@ -35,7 +36,7 @@ def projected_cell_rnn(
     Args:
         x: `[T, M, I]`.
         weight_input: `[X, I, H]`.
-        states, weight, vectors, programs, mask_h, backend: as in `cell_rnn`.
+        states, weight, vectors, programs, mask_h, precision, backend: as in `cell_rnn`.
 
     Returns:
         As `cell_rnn`.
@@ -46,12 +47,14 @@ def projected_cell_rnn(
     operands = (x, weight_input, states, weight, vectors, mask_h)
     if not is_plain(operands) or autocast_type(x) is not None or x.numel() * states.numel() == 0:
         pre = project(x, weight_input, backend=backend)
-        return cell_rnn(pre, states, weight, vectors, None, programs, mask_h=mask_h, backend=backend)
-    backend = resolve_backend(backend, x.device, x.dtype)
+        return cell_rnn(
+            pre, states, weight, vectors, None, programs, mask_h=mask_h, precision=precision, backend=backend
+        )
+    backend, precision = settled(backend, x, precision)
     if recorded(operands):
-        output, apart = _ProjectedCellRNN.apply(*operands, programs.text, backend)
+        output, apart = _ProjectedCellRNN.apply(*operands, programs.text, precision, backend)
     else:
-        _, (output, apart, _) = _evaluated(False, *operands, programs.text, backend)
+        _, (output, apart, _) = _evaluated(False, *operands, programs.text, precision, backend)
     return output, carried_states(output, apart, programs)
 
 
@@ -64,12 +67,14 @@ def _evaluated(
     vectors: Tensor,
     mask_h: Tensor | None,
     programs: str,
+    precision: str,
     backend: str,
 ) -> tuple[Tensor, ProgramEvaluation]:
     """The projected input `[T, X, M, H]`, and what the programs make of it."""
     product = products.Project.compute(x.flatten(0, 1), weight_input, backend)
     pre = product.unflatten(1, x.shape[:2]).transpose(0, 1)
-    return pre, operators.CellRNN.compute(pre, states, weight, vectors, None, mask_h, programs, keep, backend)
+    operands = (pre, states, weight, vectors, None, mask_h, programs, precision)
+    return pre, operators.CellRNN.compute(*operands, keep, backend)
 
 
 class _ProjectedCellRNN(torch.autograd.Function):
@@ -77,7 +82,7 @@ class _ProjectedCellRNN(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             pre, (output, apart, kept) = _evaluated(True, *arguments)
-        *tensors, ctx.programs, ctx.backend = arguments
+        *tensors, ctx.programs, ctx.precision, ctx.backend = arguments
         ctx.save_for_backward(*tensors, pre, output, apart, kept)
         ctx.set_materialize_grads(False)
         return output, apart
@@ -91,7 +96,7 @@ class _ProjectedCellRNN(torch.autograd.Function):
         through_product = products.ProjectBackward.compute if direct else products.project_backward
         if torch.is_grad_enabled():  # the derivatives will be differentiated
             pre = products.project(rows, weight_input, ctx.backend).unflatten(1, x.shape[:2]).transpose(0, 1)
-        operands = (pre, states, weight, vectors, None, mask_h, ctx.programs)
+        operands = (pre, states, weight, vectors, None, mask_h, ctx.programs, ctx.precision)
         grad_output = torch.zeros_like(output) if grad_output is None else grad_output.contiguous()
         grad_apart = None if grad_apart is None or apart.numel() == 0 else grad_apart.contiguous()
         evaluation = (output, apart, kept)
@@ -103,4 +108,4 @@ class _ProjectedCellRNN(torch.autograd.Function):
         else:
             grad_rows, grad_weight_input = through_product(grad_product, rows, weight_input, ctx.backend)
             of_product = (grad_rows.view(x.shape), grad_weight_input)
-        return *of_product, found.states, found.weight, found.vectors, None, None, None
+        return *of_product, found.states, found.weight, found.vectors, None, None, None, None

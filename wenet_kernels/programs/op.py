@@ -6,6 +6,7 @@ from torch import Tensor
 
 from wenet_kernels.autocast import autocast_type, in_fp32
 from wenet_kernels.errors import WenetError
+from wenet_kernels.op import AUTOCAST_PRECISIONS
 from wenet_kernels.programs import operators
 from wenet_kernels.programs.batch import ProgramBatch
 
@@ -19,6 +20,7 @@ def cell_rnn(
     programs: ProgramBatch,
     *,
     mask_h: Tensor | None = None,
+    precision: str = "full",
     backend: str = "auto",
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run `n` recurrent cells, each with its own program, over a sequence of `T` steps in one operator.
@@ -36,6 +38,7 @@ def cell_rnn(
         programs: the cells.
         mask_h: `[M, H]`, variational dropout on the values that products read, but not on the input; already scaled by
             1 / (1 - p).
+        precision: number type of the factors of products of states and other values, as in `dag_rnn`.
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
@@ -65,7 +68,8 @@ def cell_rnn(
     wanted = autocast_type(pre)
     if wanted is not None:
         tensors = [None if tensor is None else in_fp32(tensor) for tensor in tensors]
-    output, apart, _ = operators.cell_rnn(*tensors, programs.text, False, backend)
+        precision = AUTOCAST_PRECISIONS[wanted] if precision in ("full", "fp32") else precision
+    output, apart, _ = operators.cell_rnn(*tensors, programs.text, precision, False, backend)
     if wanted is not None:
         output, apart = output.to(wanted), apart.to(wanted)
     return output, carried_states(output, apart, programs)

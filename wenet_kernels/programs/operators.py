@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wenet_kernels.autocast import without_autocast
 from wenet_kernels.programs import batching, reference
-from wenet_kernels.programs.backend import BACKENDS, pulled_back, resolve_backend
+from wenet_kernels.programs.backend import BACKENDS, pulled_back, resolve_backend, settled
 from wenet_kernels.programs.batch import ProgramBatch
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
 from wenet_kernels.programs.run_checks import check_evaluation, check_finite, check_run
@@ -39,9 +39,9 @@ class CellRNN(Operator):
 
     @staticmethod
     def for_derivatives(*arguments: Any) -> tuple[Any, ...]:
-        *operands, _, backend = arguments
-        pre: Tensor = operands[0]
-        return *operands, torch.is_grad_enabled(), resolve_backend(backend, pre.device, pre.dtype)
+        *operands, precision, _, backend = arguments
+        backend, precision = settled(backend, operands[0], precision)
+        return *operands, precision, torch.is_grad_enabled(), backend
 
     @staticmethod
     def compute(*arguments: Any) -> ProgramEvaluation:
@@ -86,7 +86,7 @@ class CellRNNBackward(Operator):
     @staticmethod
     def compute(grad_output: Tensor, grad_apart: Tensor | None, *arguments: Any) -> ProgramGradients:
         evaluation, r, backend = _split(arguments)
-        resolve_backend(backend, r.pre.device, r.pre.dtype)
+        resolve_backend(backend, r.pre.device, r.pre.dtype, r.precision)
         check_run(r)
         check_evaluation(r, evaluation, _shapes(r, True, backend), grad_output, grad_apart)
         if r.states.numel() == 0:
@@ -104,11 +104,12 @@ class CellRNNBackward(Operator):
 
 
 def _settled(*arguments: Any) -> tuple[ProgramRun, bool, str]:
-    """The arguments of `CellRNN`, checked, with the backend resolved."""
+    """The arguments of `CellRNN`, checked, with backend and precision resolved."""
     *operands, keep, backend = arguments
     r = ProgramRun(*operands)
     check_run(r)
-    return r, keep, resolve_backend(backend, r.pre.device, r.pre.dtype)
+    backend, precision = settled(backend, r.pre, r.precision)
+    return r if precision == r.precision else replace(r, precision=precision), keep, backend
 
 
 def _split(arguments: Sequence[Any]) -> tuple[ProgramEvaluation, ProgramRun, str]:

@@ -12,12 +12,16 @@ from wenet_kernels import triton
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
 
 
-def obstacle(kind: str, dtype: torch.dtype) -> str:
-    """The reason why it cannot run on this kind of device with this dtype; empty if it can."""
+def obstacle(kind: str, dtype: torch.dtype, precision: str) -> str:
+    """The reason why it cannot run on this kind of device, or has no such products; empty if it can."""
     status = triton.status()
     if status != "ready":
         return status
-    return triton.refusal(dtype, "full") if triton.runs_on(kind) else f"it does not run on {kind}"
+    if not triton.runs_on(kind):
+        return f"it does not run on {kind}"
+    if dtype == torch.float32 and precision != "full":
+        return f"it has no products of {precision} for cells that are programs"
+    return triton.refusal(dtype, precision)
 
 
 def kept_shape(r: ProgramRun) -> tuple[int, ...]:
