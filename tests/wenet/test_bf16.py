@@ -9,10 +9,12 @@ from wenet import search, train
 from wenet.cells.published import DARTS_V2
 from wenet.cli.search import main as search_main
 from wenet.cli.train import main as train_main
+from wenet.programs import load_program
 from wenet.searching.estimate import estimate_search_memory
 from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling
 from wenet.training.estimate import estimate_training_memory
+from wenet.training.memory import recurrence_bytes
 from wenet.training.settings import resolve_train_config
 from wenet_kernels import cpu
 
@@ -21,6 +23,12 @@ from .helpers import results, words
 SMALL = {"preset": "quick", "hidden": 8, "data_batch": 4, "eval_batch": 2, "bptt": 6, "device": "cpu", "backend": "cpu"}
 SEARCH = {**SMALL, "pool": 3, "batch": 3, "keep": 2, "nodes": 3, "epochs_per_round": 0.6}
 TRAIN = {**SMALL, "cell": "tanh0 relu1", "test_batch": 1, "epochs": 2, "lr": 1.0}
+RACE = {
+    **{name: value for name, value in SMALL.items() if name not in ("preset", "hidden")},
+    **{"preset": "race", "level": "words", "parameters": 900, "pool": 6, "batch": 6, "keep": 2, "rungs": 2},
+    **{"blocks": "2-4", "epochs_per_round": 0.4, "rates": "0.01,0.03", "known": False},
+    **{"contest_epochs": 0.5, "contest_seeds": 2},
+}
 
 needs_native = pytest.mark.skipif(cpu.status() != "ready", reason="no native kernels")
 needs_bf16 = pytest.mark.skipif(
@@ -42,6 +50,30 @@ def test_bf16_products_train_as_well(run, settings, records, text, tmp_path):
         losses[precision] = results(tmp_path / precision, f"{records}.jsonl")[0]["train_loss"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
     assert losses["bf16"] != losses["fp32"]
+
+
+@needs_bf16
+def test_a_program_trains_as_well(text, tmp_path):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        train(str(text), out=tmp_path / precision, **{**TRAIN, "cell": "gru", "precision": precision})
+        losses[precision] = results(tmp_path / precision, "train.jsonl")[0]["train_loss"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
+    assert losses["bf16"] != losses["fp32"]
+
+
+@needs_bf16
+@pytest.mark.parametrize("space", ["gated", "both"])
+def test_races_of_programs_and_their_contests(space, text, tmp_path):
+    found = {}
+    for precision in ("fp32", "bf16"):
+        folder = tmp_path / precision
+        search(str(text), out=folder, **{**RACE, "space": space, "precision": precision})
+        rows = json.loads((folder / "contest.json").read_text())["contestants"]
+        found[precision] = {row["name"]: row["valid"] for row in rows}
+    assert found["bf16"] != found["fp32"]
+    for name in ("lstm", "gru"):  # PyTorch's layers, which are its own in any precision
+        assert found["bf16"][name] == found["fp32"][name]
 
 
 @needs_bf16
@@ -91,3 +123,9 @@ def test_factors_of_weight_gradients_are_counted_as_half():
         estimate_training_memory(config, DARTS_V2, LanguageModelling(), words(1000)) for config in (full, half)
     )
     assert full - half == saved
+
+
+def test_factors_of_programs_are_counted_as_half():
+    full, half = (resolve_train_config("quick", {"hidden": 200, "precision": p}) for p in ("fp32", "bf16"))
+    gru = load_program("gru")
+    assert recurrence_bytes(full, gru) - recurrence_bytes(half, gru) == 2 * 2 * 3 * 200  # 3 inputs, 3 derivatives

@@ -30,7 +30,7 @@ from wenet.tasks import LanguageModelling, task_of
 from wenet.training import Origin, Plan, parameter_count, train_standalone
 from wenet_kernels import Program
 
-from .helpers import fails, results, without
+from .helpers import results, without
 
 GATED = [
     *("--preset", "race", "--space", "gated", "--level", "words", "--parameters", "900", "--blocks", "2-4"),
@@ -105,10 +105,6 @@ def test_impossible_settings(settings, words):
     with pytest.raises(WenetError) as error:
         gated_config(**settings)
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
-
-
-def test_programs_have_no_bf16(capsys, text, tmp_path):
-    fails(capsys, search_main, [str(text), *GATED, "--precision", "bf16", "--out", str(tmp_path / "r")], "bf16", "fp32")
 
 
 @pytest.mark.parametrize("form", [str, lambda cell: str(cell) + " "])

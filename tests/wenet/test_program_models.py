@@ -199,7 +199,6 @@ def test_what_programs_cannot(capsys, run, tmp_path):
     fails(capsys, cell_main, ["show", "lstn"], "did you mean lstm")
     fails(capsys, cell_main, ["export", "gru", "--form", "plain", "--out", str(tmp_path / "c.py")], "leave out --form")
     fails(capsys, train_main, ["sotu", "--cell", "h | tanh(linear(x)"], "no expression")
-    fails(capsys, train_main, ["sotu", "--cell", "gru", "--precision", "bf16"], "no products of bf16")
     with pytest.raises(WenetError, match="holds a program"):
         wenet.nn.DagRNN(3, 4, str(run))
     assert CellRNN(3, 4, run).program == load_program(run)
