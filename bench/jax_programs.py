@@ -12,14 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from wenet_kernels import ProgramBatch
-from wenet_kernels.programs.batch import ELEMENTWISE, NONE, PRODUCT, VECTOR
+from wenet_kernels.programs.batch import FUNCTIONS, NONE, PRODUCT, VECTOR
+from wenet_kernels.recurrence import NORM_EPS
 
 Array = Any
-OPERATIONS = ("product", "vector", *ELEMENTWISE)  # by code
+OPERATIONS = ("product", "vector", *FUNCTIONS)  # by code
 
 
 def functions() -> dict[str, Callable[..., Array]]:
-    """The elementwise operations by name; those with a number get it last."""
+    """The functions of values by name; those with a number get it last."""
     jax, jnp = _jax(), importlib.import_module("jax.numpy")
     return {
         "tanh": jnp.tanh,
@@ -29,6 +30,7 @@ def functions() -> dict[str, Callable[..., Array]]:
         "silu": jax.nn.silu,
         "hardsigmoid": lambda a: jnp.clip(a / 6 + 0.5, 0, 1),
         "hardtanh": lambda a: jnp.clip(a, -1, 1),
+        "batchnorm": lambda a: (a - a.mean(0)) * jax.lax.rsqrt(a.var(0) + NORM_EPS),
         "add": lambda a, b: a + b,
         "sub": lambda a, b: a - b,
         "mul": lambda a, b: a * b,

@@ -4,6 +4,7 @@ from wenet.cells.gated import mutated, random_programs
 from wenet.cells.instances import PROGRAMS, program_of
 from wenet.cells.kinds import load_program
 from wenet.cells.traced import (
+    batchnorm,
     blend,
     hardsigmoid,
     hardtanh,
@@ -22,6 +23,7 @@ from wenet.cells.traced import (
 
 __all__ = [
     "PROGRAMS",
+    "batchnorm",
     "blend",
     "hardsigmoid",
     "hardtanh",

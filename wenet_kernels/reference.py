@@ -64,7 +64,7 @@ def forward(r: Recurrence, keep: bool) -> Evaluation:
             if r.norm == "batch":
                 mean[t, :, node] = state.mean(1)
                 var[t, :, node] = state.var(1, correction=0)
-            states[node] = _normalise(state, *_statistics(r, node, mean, var, t))
+            states[node] = normalise(state, *_statistics(r, node, mean, var, t))
             if keep:
                 activated[t, :, node] = _beside(gate, candidate) if r.highway else candidate
         h = output[t] = _over_ranks(r, _mix(r, _cell_output(r, states)))
@@ -83,9 +83,9 @@ def traced(r: Recurrence) -> Tensor:
             state = _combine(previous, gate, candidate)
             if r.norm == "batch":
                 mean, var = state.mean(1, keepdim=True), state.var(1, correction=0, keepdim=True)
-                states.append(_normalise(state, mean, var))
+                states.append(normalise(state, mean, var))
             else:
-                states.append(_normalise(state, *_running_statistics(r, node)))
+                states.append(normalise(state, *_running_statistics(r, node)))
         h = _mix(r, _cell_output(r, torch.stack(states)))
         outputs.append(h)
     return torch.stack(outputs)
@@ -233,7 +233,7 @@ def _running_statistics(r: Recurrence, node: int) -> tuple[Tensor | None, Tensor
     return r.running_mean[:, node, None], r.running_var[:, node, None]
 
 
-def _normalise(state: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
+def normalise(state: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
     if mean is None or var is None:
         return state
     return (state - mean) * torch.rsqrt(var + NORM_EPS)
@@ -288,7 +288,7 @@ def _rebuild(
         kept = evaluation.activated[t, :, node]  # [n, M, G]
         gate, candidate = kept.chunk(2, dim=-1) if r.highway else (_plain_gate(node, r.pre[t]), kept)
         state = _combine(_previous_state(r, node, h, states), gate, candidate)
-        states[node] = _normalise(state, *_statistics(r, node, evaluation.mean, evaluation.var, t))
+        states[node] = normalise(state, *_statistics(r, node, evaluation.mean, evaluation.var, t))
         gates.append(gate)
         candidates.append(candidate)
     return states, gates, candidates

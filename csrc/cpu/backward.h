@@ -8,24 +8,6 @@
 namespace wenet {
 namespace WENET_ISA {
 
-// The batch's statistics depend on the states too. These are the parts that the derivative through a normalisation
-// loses to them: its mean over the rows, and its projection on the normalised states.
-template <typename T>
-struct StatisticsGradient {
-  Vector<T> mean{}, along{};
-
-  StatisticsGradient() = default;
-  StatisticsGradient(const T* normalised, const T* grad, int64_t rows) {
-    constexpr int W = kWidth<T>;
-    for (int64_t m = 0; m < rows * W; m += W) {
-      mean += load(grad + m);
-      along += load(grad + m) * load(normalised + m);
-    }
-    mean /= T(rows);
-    along /= T(rows);
-  }
-};
-
 // One block of a node in the backward pass, [M, W] each.
 template <typename T, typename P>
 struct NodeBackward {
@@ -43,7 +25,7 @@ void node_rows(const NodeBackward<T, P>& node, const Normalisation<T>& norm, con
                int64_t rows) {
   join_rows<2, P>({node.streamed.gate, node.streamed.candidate}, true, rows, [&](int64_t m, Vector<T>* columns) {
     Vector<T> grad = load(node.grad + m);
-    if (norm.on) grad = (grad - through.mean - load(node.state + m) * through.along) * norm.scale;
+    if (norm.on) grad = through(grad, load(node.state + m)) * norm.scale;
     const Vector<T> candidate = load(node.value.candidate + m);
     if (node.value.gate) {
       const Vector<T> gate = load(node.value.gate + m);
@@ -298,8 +280,10 @@ class BackwardPass {
         grad_previous(member, network, node, b), pre,
         node_block(columns(member, node), b),    node_block(at(grad_product(network, node), t), b)};
     const Normalisation<T> norm = normalisation(t, network, node, b);
-    const StatisticsGradient<T> through =
-        r_.norm == Norm::batch ? StatisticsGradient<T>(block.state, block.grad, r_.rows) : StatisticsGradient<T>();
+    StatisticsGradient<T> through;
+    if (r_.norm == Norm::batch) {
+      through.sum(block.grad, r_.rows, [&](int64_t m) WENET_LAMBDA { return load(block.state + m); });
+    }
     with_activation(o_.activation(network, node),
                     [&](auto kind) { node_rows<decltype(kind)::value>(block, norm, through, r_.rows); });
     if (node == 0) {

@@ -193,6 +193,29 @@ Statistics<T> batch_statistics(const T* state, int64_t rows) {
   return {mean, squares / T(rows)};
 }
 
+// The batch's statistics depend on the states too. These are the parts that the derivative through a normalisation
+// loses to them: its mean over the rows, and its projection on the normalised states.
+template <typename T>
+struct StatisticsGradient {
+  Vector<T> mean{}, along{};
+
+  // normalised(m): the row at m of the normalised block.
+  template <typename Normalised>
+  WENET_INLINE void sum(const T* grad, int64_t rows, const Normalised& normalised) {
+    constexpr int W = kWidth<T>;
+    for (int64_t m = 0; m < rows * W; m += W) {
+      mean += load(grad + m);
+      along += load(grad + m) * normalised(m);
+    }
+    mean /= T(rows);
+    along /= T(rows);
+  }
+
+  WENET_INLINE Vector<T> operator()(Vector<T> grad, Vector<T> normalised) const {
+    return grad - mean - normalised * along;
+  }
+};
+
 // Adds all numbers of a block to a vector of sums, which tells whether all are finite.
 template <typename T>
 void add_all_rows(const T* from, int64_t rows, T* sums) {

@@ -188,7 +188,7 @@ class Program {
     for (const Step& step : step_) {
       const std::int32_t applied = step.activation == kNone ? step.code : step.activation;
       if (is_activation(applied) && applied != kOpSilu) needed[step.value] = true;
-      if (step.code == kOpSilu) needed[step.operand[0]] = true;
+      if (step.code == kOpSilu || step.code == kOpBatchnorm) needed[step.operand[0]] = true;
       if (step.code == kOpMul || step.code == kOpBlend) {
         for (std::int32_t operand : step.operand) {
           if (operand != kNone) needed[operand] = true;

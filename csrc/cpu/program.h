@@ -18,6 +18,7 @@ enum Operation : std::int32_t {
   kOpSilu,
   kOpHardsigmoid,
   kOpHardtanh,
+  kOpBatchnorm,
   kOpAdd,
   kOpSub,
   kOpMul,

@@ -122,6 +122,10 @@ void instruction_rows(const Step& step, const T* a, const T* b, const T* c, T* t
     case kOpTimes: return write_rows(to, keep, rows, [&](int64_t m) WENET_LAMBDA { return k * load(a + m); });
     case kOpPlus: return write_rows(to, keep, rows, [&](int64_t m) WENET_LAMBDA { return k + load(a + m); });
     case kOpFrom: return write_rows(to, keep, rows, [&](int64_t m) WENET_LAMBDA { return k - load(a + m); });
+    case kOpBatchnorm: {
+      const Normalisation<T> normalise(batch_statistics(a, rows));
+      return write_rows(to, keep, rows, [&](int64_t m) WENET_LAMBDA { return normalise(load(a + m)); });
+    }
     default:
       with_code(step.code, [&](auto code) {
         constexpr int32_t kCode = decltype(code)::value;
@@ -138,6 +142,18 @@ struct Derivative {
 
   WENET_INLINE void operator()(int64_t m, Vector<T> v) const { store<T>(to + m, first ? v : load(to + m) + v); }
 };
+
+// Through batch normalisation of the block `from`, whose statistics are computed again.
+template <typename T>
+void normalisation_backward(const T* grad, const T* from, const Derivative<T>& to, int64_t rows) {
+  const Normalisation<T> normalise(batch_statistics(from, rows));
+  const auto normalised = [&](int64_t m) WENET_LAMBDA { return normalise(load(from + m)); };
+  StatisticsGradient<T> through;
+  through.sum(grad, rows, normalised);
+  for (int64_t m = 0; m < rows * kWidth<T>; m += kWidth<T>) {
+    to(m, through(load(grad + m), normalised(m)) * normalise.scale);
+  }
+}
 
 // Through an instruction that is no product: from the derivative `grad` of its value to those of its operands, given
 // the values that it needs.
@@ -176,6 +192,7 @@ void instruction_backward(const Step& step, const T* grad, const T* value, const
     case kOpFrom:
       for (int64_t m = 0; m < end; m += W) to[0](m, -load(grad + m));
       return;
+    case kOpBatchnorm: return normalisation_backward(grad, a, to[0], rows);
     default: {
       const T* from = step.code == kOpSilu ? a : value;
       with_code(step.code, [&](auto code) {

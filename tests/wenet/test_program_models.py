@@ -29,6 +29,8 @@ CELLS = {
         "h, c | v1 = vector(0.5) | v2 = silu(linear(x)) - hardtanh(product(h)) | "
         "v3 = softplus(v2) + hardsigmoid(c) * v1 | 0.5 * v3 + scalar() * h, v1"
     ),
+    "learned alone": Program.from_text("h, c | tanh(linear(x, c) + h), product(vector())"),
+    "normalised": Program.from_text("h, c | v1 = batchnorm(linear(x, h) + c) | tanh(v1), v1 * batchnorm(tanh(v1))"),
     "apart": Program.from_text("h | v1 = tanh(linear(x, h)) | sigmoid(v1), v1"),
 }
 TINY = [

@@ -10,8 +10,19 @@ from torch import Tensor
 
 from wenet_kernels import Program, ProgramBatch, WenetError, cell_rnn
 from wenet_kernels.programs.checks import reaching
-from wenet_kernels.programs.instructions import BINARY, LEARNED, PRODUCTS, TERNARY, UNARY, WITH_NUMBER, Instruction, X
+from wenet_kernels.programs.instructions import (
+    ACTIVATIONS,
+    BINARY,
+    LEARNED,
+    NORMALISATIONS,
+    PRODUCTS,
+    TERNARY,
+    WITH_NUMBER,
+    Instruction,
+    X,
+)
 
+UNARY = ACTIVATIONS + NORMALISATIONS
 SMOOTH = ("tanh", "sigmoid", "softplus", "silu")  # without the kinks that differences stumble over
 
 
@@ -40,7 +51,7 @@ def _instruction(generator: random.Random, value: int, unary: tuple[str, ...]) -
     if kind is PRODUCTS:
         return Instruction(name, generator.choice(((X,), (recent(),), (X, recent()), (X, recent()))))
     number = round(generator.uniform(-1.5, 1.5), 2) if kind in (WITH_NUMBER, LEARNED) else None
-    count = {UNARY: 1, BINARY: 2, TERNARY: 3, WITH_NUMBER: 1, LEARNED: 0}.get(kind, 1)
+    count = {BINARY: 2, TERNARY: 3, LEARNED: 0}.get(kind, 1)
     return Instruction(name, tuple(recent() for _ in range(count)), number)
 
 
@@ -133,10 +144,11 @@ def program_case(
 def drawn_case(generator: random.Random, dtype: torch.dtype = torch.float64) -> ProgramCase:
     """Programs, sizes, mask and coupling at random."""
     states, count = generator.randint(1, 4), generator.choice((1, 1, 2, 3, 5))
-    programs = [random_program(generator, states, generator.randint(3, 25)) for _ in range(count)]
-    torch.manual_seed(generator.randrange(1000))
     # Rows of more and of fewer steps than one are multiplied together for the derivatives of weights.
     steps, rows = generator.randint(1, 5), generator.choice((1, 2, 3, 4, 5, 6, 7, 70))
+    unary = UNARY if rows > 1 else ACTIVATIONS
+    programs = [random_program(generator, states, generator.randint(3, 25), unary) for _ in range(count)]
+    torch.manual_seed(generator.randrange(1000))
     sizes = steps, rows, generator.choice((1, 3, 8, 13, 17, 33, 40))
     return program_case(programs, *sizes, generator.random() < 0.4, generator.random() < 0.4, dtype)
 

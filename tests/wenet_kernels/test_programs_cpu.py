@@ -15,8 +15,8 @@ from wenet_kernels import Program, native_status
 from wenet_kernels.cpu import INSTRUCTION_SET_VARIABLE, KERNEL_SETS
 from wenet_kernels.programs import cpu as native
 from wenet_kernels.programs.evaluation import ProgramRun
-from wenet_kernels.programs.instructions import UNARY
-from wenet_kernels.programs.reference import FUNCTIONS
+from wenet_kernels.programs.instructions import ACTIVATIONS
+from wenet_kernels.programs.reference import EQUATIONS
 
 pytestmark = pytest.mark.skipif("pure Python" in native_status(), reason=native_status())
 
@@ -53,7 +53,7 @@ def test_single_precision_against_double():
 
 
 @pytest.mark.parametrize("instruction_set", KERNEL_SETS)
-@pytest.mark.parametrize("name", UNARY)
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_functions_and_their_slopes_in_single_precision(name, instruction_set, monkeypatch):
     monkeypatch.setenv(INSTRUCTION_SET_VARIABLE, instruction_set)
     near, far = torch.linspace(-4, 4, 1000), torch.linspace(-80, 80, 1000)
@@ -65,7 +65,7 @@ def test_functions_and_their_slopes_in_single_precision(name, instruction_set, m
     [output, _] = case.run("cpu")
     [slope] = torch.autograd.grad(output.sum(), case.pre)
     x = case.pre.detach().double().requires_grad_()
-    expected = FUNCTIONS[name](x)
+    expected = EQUATIONS[name](x)
     torch.testing.assert_close(output.double().flatten(), expected.flatten(), rtol=5e-7, atol=2e-8)
     [slope_expected] = torch.autograd.grad(expected.sum(), x)
     torch.testing.assert_close(slope.double(), slope_expected, rtol=5e-7, atol=4e-7)

@@ -17,8 +17,8 @@ from .program_cases import ProgramCase, random_program
 if backends()["triton"] != "ready":
     pytest.skip(f"Triton kernels: {backends()['triton']}", allow_module_level=True)
 
-from wenet_kernels.programs import resolve_backend
-from wenet_kernels.programs.batch import CODES, ELEMENTWISE
+from wenet_kernels.programs import ACTIVATIONS, resolve_backend
+from wenet_kernels.programs.batch import CODES, FUNCTIONS
 from wenet_kernels.triton import program_launches, program_tables
 from wenet_kernels.triton.plan import Machine
 from wenet_kernels.triton.program_tables import lower, operations_of
@@ -35,6 +35,10 @@ CELLS["of values"] = (
     "h | v1 = linear(x, h) | v2 = softplus(v1) + relu(0.5 * v1) | v3 = hardsigmoid(v2) * hardtanh(v1) "
     "| v4 = silu(v2 - v3) | v5 = blend(v4, v4, sigmoid(v3) * vector(0.5)) | v6 = tanh(v5 + scalar(0.3)) | 1 - v6 * v6"
 )
+CELLS["normalised"] = (  # products read some of these values and not others, and all of them come again in backward
+    "h, c | v1 = batchnorm(linear(x, h)) | v2 = batchnorm(tanh(linear(v1)) * c) | v3 = batchnorm(h) "
+    "| v2 + vector() * batchnorm(relu(v1)) * v3, v3 + v2"
+)
 CELLS["three states"] = (
     "h, c, m | v1 = tanh(linear(x, h) + m) | v2 = 0.5 * (c + v1) | v3 = v2 * sigmoid(linear(x, c)) | v3, h, c"
 )
@@ -50,6 +54,9 @@ RUNS = [
     (["of products", "lem"], 2, 3, 5, True, False),
     (["of values"], 3, 3, 5, False, False),
     (["three states"], 4, 1, 3, False, True),
+    (["normalised"], 3, 3, 5, False, True),
+    (["lstm", "normalised"], 2, 5, 17, True, True),
+    (["normalised", "lstm"], 2, 20, 3, False, False),
     (["an output of its own", "gru"], 2, 3, 5, False, True),
     (["gru", "an output of its own"], 2, 3, 1, True, False),
 ]
@@ -109,8 +116,10 @@ def test_as_exact_as_the_reference(run):
 def test_drawn_programs(seed):
     generator = random.Random(seed)
     states, mixed = 1 + seed % 4, seed % 3 == 2
-    programs = [random_program(generator, states, generator.randint(3, 12)) for _ in range(generator.choice((1, 2)))]
-    check(programs, 2, generator.choice((1, 3)), generator.choice((2, 5)), mixed, seed % 2 == 0)
+    rows, count = generator.choice((1, 3)), generator.choice((1, 2))
+    unary = program_cases.UNARY if rows > 1 else ACTIVATIONS
+    programs = [random_program(generator, states, generator.randint(3, 12), unary) for _ in range(count)]
+    check(programs, 2, rows, generator.choice((2, 5)), mixed, seed % 2 == 0)
 
 
 def test_the_cases_have_every_operation():
@@ -119,7 +128,7 @@ def test_the_cases_have_every_operation():
     for names, *_ in RUNS:
         for text in (CELLS[name] for name in names):
             found |= {(each.is_product, each.code) for each in operations_of(ProgramBatch(text), 0)}
-    assert {(False, CODES[name]) for name in ELEMENTWISE} <= found
+    assert {(False, CODES[name]) for name in FUNCTIONS} <= found
     assert {(True, code) for code in program_tables.FOLDED} <= found
 
 
@@ -143,6 +152,14 @@ def test_several_tiles(rows, mixed, small_tiles):
     tile = program_launches.choose_tile(2, 35, 20, program_launches.MOST_ELEMENTS[1], Machine.of(None))
     assert (tile.rows, tile.columns, tile.blocks) == (rows, 16, 2)
     check(cells(["gru", "mgu"]), 2, 35, 20, mixed, True)
+
+
+def test_one_tile_has_all_rows_that_are_normalised(small_tiles):
+    small_tiles(16)
+    check(cells(["normalised", "lstm"]), 2, program_launches.MOST_ROWS, 20, True, True)
+    with pytest.raises(WenetError, match="batchnorm compares all rows, and its programs hold 32 of 33") as refusal:
+        make_case(cells(["normalised"]), 2, program_launches.MOST_ROWS + 1, 3).run("triton")
+    assert "\n" not in str(refusal.value)
 
 
 def test_repeats_bitwise_and_writes_every_element(monkeypatch):

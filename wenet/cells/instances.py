@@ -6,8 +6,10 @@ from wenet.cells.genotype import Genotype
 from wenet.cells.source import reaching_output
 from wenet.cells.traced import (
     Value,
+    batchnorm,
     blend,
     cell,
+    identity,
     linear,
     mean,
     product,
@@ -103,38 +105,41 @@ PROGRAMS: dict[str, tuple[Program, str]] = {
 }
 
 
-def program_of(genotype: Genotype, form: str = "highway", bias: bool = False) -> Program:
+def program_of(genotype: Genotype, form: str = "highway", bias: bool = False, norm: str | None = None) -> Program:
     """The program of a DAG cell; its products are in the order of the weights of `wenet.nn.DagRNN`.
 
     Those of gate and value follow one another; a node that reaches no output has none.
 
     Args:
         bias: where `DagRNN` has it.
+        norm: "batch" normalises the state of every node as `WeightedDagRNN` does; None does not.
 
     Raises:
-        WenetError: an unknown form, or an activation that was registered.
+        WenetError: an unknown form or norm, or an activation that was registered.
     """
     check_choice("form", form, FORMS)
+    check_choice("norm", norm or "none", ("batch", "none"))
     for name in registered_among(genotype.activations):
         raise WenetError(f"the activation {name!r} is a registered function; a program has {', '.join(ACTIVATIONS)}")
     reaching = reaching_output(genotype)
-    activations = {"tanh": tanh, "relu": relu, "sigmoid": sigmoid, "identity": lambda a: a}
+    activations = {"tanh": tanh, "relu": relu, "sigmoid": sigmoid, "identity": identity}
     of_input = linear if bias else product
+    formed = batchnorm if norm == "batch" else identity
 
     @cell
     def dag(x: Value, h: Value) -> Value:
         if form == "highway":
-            states = {0: blend(sigmoid(of_input(x, h)), h, tanh(of_input(x, h)))}
+            states = {0: formed(blend(sigmoid(of_input(x, h)), h, tanh(of_input(x, h))))}
         else:
-            states = {0: blend(sigmoid(of_input(x)), h, tanh(product(h)))}
+            states = {0: formed(blend(sigmoid(of_input(x)), h, tanh(product(h))))}
         for node in sorted(reaching):
             name, ancestor = genotype.recurrent[node - 1]
             below = states[ancestor]
             if form == "highway":
                 gate = sigmoid(product(below))
-                states[node] = blend(gate, below, activations[name](product(below)))
+                states[node] = formed(blend(gate, below, activations[name](product(below))))
             else:
-                states[node] = activations[name](product(below))
+                states[node] = formed(activations[name](product(below)))
         return mean([states[node] for node in genotype.concat])
 
     return dag

@@ -7,6 +7,8 @@ from string import Template
 from wenet.cells.description import Description
 from wenet_kernels import Program
 from wenet_kernels.programs import LEARNED, PRODUCTS, STATES, Instruction, X
+from wenet_kernels.programs.checks import alike_in_all_rows
+from wenet_kernels.recurrence import NORM_EPS
 
 LAYER = Template('''\
 """A recurrent cell, written by WeNet. It needs only PyTorch.
@@ -41,7 +43,7 @@ $first
         With `batch_first`, input and output are `[M, T, I]` and `[M, T, H]`.
         """
         x = x.transpose(0, 1) if self.batch_first else x
-        states = [x.new_zeros(x.shape[1], self.hidden_size)] * $carried if h0 is None else $taken
+$rows        states = [x.new_zeros(x.shape[1], self.hidden_size)] * $carried if h0 is None else $taken
         outputs = []
         for x_t in x.unsqueeze(1) @ self.weight_input:
             output, *states = self.step(x_t, *states)
@@ -64,10 +66,15 @@ $equations
             raise ValueError(f"these weights are {found}, but this module needs {WEIGHTS}")
 ''')
 
+ROWS = """\
+        if x.shape[1] == 1:
+            raise ValueError("batchnorm needs at least two rows of the data batch, and there is one")
+"""
 FUNCTIONS = {
     **{name: f"torch.{name}({{}})" for name in ("tanh", "relu", "sigmoid")},
     **{name: f"nn.functional.{name}({{}})" for name in ("silu", "hardsigmoid", "hardtanh")},
     "softplus": "torch.logaddexp({0}, torch.zeros_like({0}))",
+    "batchnorm": f"({{0}} - {{0}}.mean(0)) * torch.rsqrt({{0}}.var(0, correction=0) + {NORM_EPS})",
     "add": "{} + {}",
     "sub": "{} - {}",
     "mul": "{} * {}",
@@ -104,6 +111,7 @@ def program_layer_source(name: str, program: Program, imports: str = "") -> str:
         carried=program.states,
         taken="[state[0] for state in h0]" if several else "[h0[0]]",
         handed_back="tuple(state.unsqueeze(0) for state in states)" if several else "states[0].unsqueeze(0)",
+        rows=ROWS if program.normalises else "",
         arguments=", ".join(f"{state}: Tensor" for state in names),
         of_input=program.of_input,
         before="states" if several else "the state",
@@ -169,18 +177,9 @@ def _equations(program: Program) -> list[str]:
             expression = form.format(*(values[operand] for operand in operands), *([] if number is None else [number]))
         values.append(f"v{len(values) - program.states + 1}")
         lines.append(f"{values[-1]} = {expression}")
-    alike = _alike_in_all_rows(program)
+    alike = alike_in_all_rows(program.states, program.instructions)
     results = [
         f"{values[result]}.expand_as(h)" if result in alike else values[result]
         for result in (program.output, *program.results)
     ]
     return [*lines, f"return {', '.join(results)}"]
-
-
-def _alike_in_all_rows(program: Program) -> set[int]:
-    """The values that are made of learned numbers alone, `[H]` or a number."""
-    alike: set[int] = set()
-    for value, (name, operands, _) in enumerate(program.instructions, start=program.states):
-        if name not in PRODUCTS and all(operand in alike for operand in operands):
-            alike.add(value)
-    return alike

@@ -277,6 +277,12 @@ def hardtanh(a: Value) -> Value:
     return _append("hardtanh", a)
 
 
+def batchnorm(a: Value) -> Value:
+    """(a - mean) / sqrt(variance + 1e-5), both over the rows of the data batch in this step, for each hidden unit; in
+    evaluation too."""
+    return _append("batchnorm", a)
+
+
 def identity(a: Value) -> Value:
     return a
 

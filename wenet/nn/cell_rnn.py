@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from wenet.cells import Genotype, load_program
 from wenet.cells.instances import GRU, LSTM, RNN_RELU, RNN_TANH
+from wenet.nn.checks import check_no_end
 from wenet.nn.dropout import draw_mask, locked_dropout
 from wenet.nn.program_parameters import (
     KINDS,
@@ -163,13 +164,16 @@ class CellRNN(StackedCells):
             last states of every layer and direction, shaped like `h0`; of the reverse direction, at the first step.
 
         Raises:
-            WenetError: shapes that disagree, no time steps, or NaN in the input.
+            WenetError: shapes that disagree, no time steps, or NaN in the input; of a cell with `batchnorm`, a single
+                row, or packed sequences of different lengths.
         """
         return self._called(x, h0)
 
     def _run_layer(
         self, layer: int, x: Tensor, states: list[Tensor], lengths: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
+        if lengths is not None:
+            check_no_end(self.cells, lengths < len(x))
         mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
         x = locked_dropout(self, x, self.dropout_x)
         if not self.bidirectional and not torch.compiler.is_exporting():

@@ -6,7 +6,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 from torch import Tensor, nn
 
-from wenet_kernels import WenetError
+from wenet_kernels import ProgramBatch, WenetError
 from wenet_kernels.autocast import is_autocast
 
 FORMER_BUFFERS = ("running_mean", "running_var", "running_scale")  # in checkpoints of older runs, no longer used
@@ -25,6 +25,17 @@ def check_input(layer: Any, x: Tensor, time: int = 0) -> None:
         raise WenetError(f"the input must have shape {expected}, not {list(x.shape)}")
     if x.shape[time] == 0:
         raise WenetError(f"the input {list(x.shape)} has no time steps; give at least one")
+
+
+def check_no_end(cells: object, ended: Tensor) -> None:
+    """Refuse cells that compare the rows of a batch if some have ended, which no other row may see.
+
+    Args:
+        cells: of a layer.
+        ended: whether a row has no such step any more, of any shape.
+    """
+    if isinstance(cells, ProgramBatch) and cells.normalises and bool(ended.any()):
+        raise WenetError("batchnorm compares the rows of a batch, so all sequences of one must be equally long")
 
 
 def check_count(name: str, value: int) -> None:

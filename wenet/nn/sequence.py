@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from wenet.data import first_values, inputs_of, series_of
-from wenet.nn.checks import check_probability
+from wenet.nn.checks import check_no_end, check_probability
 from wenet.nn.dropout import locked_dropout
 from wenet.nn.losses import LOSSES, batch_losses, is_loss, row_losses
 from wenet.nn.standalone_cells import StandaloneCellRNN
@@ -115,6 +115,7 @@ class StandaloneSequenceModels(_Readout):
         """Predictions `[n, M, K]`, of the readout "steps" `[n, T, M, K]`, from inputs `[T, M, I]`."""
         inputs = inputs.to(self.head_bias.dtype)
         there = inputs[..., -1]  # [T, M]
+        check_no_end(self.rnn.cells, there == 0)
         output, _ = self.rnn(inputs)  # [T, n, M, H]
         features = locked_dropout(self, self.features(output, there), self.dropout_output)
         if self._sizes_differ():
@@ -283,6 +284,7 @@ class SequenceModel(_Readout):
         there = torch.ones_like(inputs[..., -1])  # [T, M]
         if lengths is not None:
             within = torch.arange(x.shape[1], device=x.device).unsqueeze(1) < lengths
+            check_no_end(self.rnn.cells, ~within)
             inputs, there = inputs.where(within.unsqueeze(-1), 0), within.to(inputs.dtype)
         output, _ = self.rnn(inputs)  # [T, M, H]
         features = self.features(output.unsqueeze(1), there)[0]

@@ -10,7 +10,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from wenet.report.figures import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PAPER, PURPLE, Picture, new_drawing, styled
 from wenet_kernels import Program
-from wenet_kernels.programs import LEARNED, PRODUCTS, STATES, UNARY, Instruction, X
+from wenet_kernels.programs import ACTIVATIONS, LEARNED, NORMALISATIONS, PRODUCTS, STATES, Instruction, X
 
 COLOURS = {"sigmoid": GREEN, "tanh": BLUE, "relu": ORANGE}
 SIGNS = {"add": "+", "sub": "-", "mul": "*", "from": "-", "plus": "+", "times": "*"}
@@ -199,7 +199,7 @@ def _colour(instruction: Instruction | None) -> str:
         return INK
     if instruction.name in PRODUCTS:
         return PURPLE
-    return COLOURS.get(instruction.name, GREY if instruction.name in UNARY else MUTED)
+    return COLOURS.get(instruction.name, GREY if instruction.name in ACTIVATIONS + NORMALISATIONS else MUTED)
 
 
 def _table(program: Program) -> list[list[object]]:

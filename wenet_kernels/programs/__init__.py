@@ -4,16 +4,16 @@ from wenet_kernels.programs.backend import resolve_backend
 from wenet_kernels.programs.batch import ProgramBatch
 from wenet_kernels.programs.builder import Builder, Term
 from wenet_kernels.programs.canonical import canonical
-from wenet_kernels.programs.instructions import LEARNED, PRODUCTS, STATES, TERNARY, UNARY, Instruction, X
+from wenet_kernels.programs.instructions import ACTIVATIONS, LEARNED, NORMALISATIONS, PRODUCTS, STATES, Instruction, X
 from wenet_kernels.programs.op import cell_rnn
 from wenet_kernels.programs.program import Program
 
 __all__ = [
+    "ACTIVATIONS",
     "LEARNED",
+    "NORMALISATIONS",
     "PRODUCTS",
     "STATES",
-    "TERNARY",
-    "UNARY",
     "Builder",
     "Instruction",
     "Program",

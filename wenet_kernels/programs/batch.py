@@ -16,9 +16,9 @@ from wenet_kernels.programs.program import Program
 # The codes of operations in tables. Both kinds of product share a code, and so do learned vectors and scalars: their
 # operands tell them apart.
 PRODUCT, VECTOR = 0, 1
-ELEMENTWISE = tuple(name for name in OPERANDS if name not in LEARNED)  # codes from 2 on
+FUNCTIONS = tuple(name for name in OPERANDS if name not in LEARNED)  # of values alone; codes from 2 on
 CODES = {**dict.fromkeys(PRODUCTS, PRODUCT), **dict.fromkeys(LEARNED, VECTOR)} | {
-    name: code for code, name in enumerate(ELEMENTWISE, start=2)
+    name: code for code, name in enumerate(FUNCTIONS, start=2)
 }
 NONE = -1
 
@@ -60,6 +60,7 @@ class ProgramBatch:
         of_input, weights, vectors: numbers over all programs of products that read the input, of products that read
             values, and of learned vectors (biases, vectors, and scalars, which are stored as vectors).
         puts_out_h: whether the output of every program is its new h.
+        normalises: whether a program has values that depend on all rows of the data batch.
 
     Raises:
         WenetError: no program, an invalid one, or programs that carry different numbers of states.
@@ -76,7 +77,7 @@ class ProgramBatch:
         self.text, self.programs = text, facts.programs
         self.count, self.states = len(facts.programs), facts.programs[0].states
         self.of_input, self.weights, self.vectors = facts.of_input, facts.weights, facts.vectors
-        self.puts_out_h = facts.puts_out_h
+        self.puts_out_h, self.normalises = facts.puts_out_h, facts.normalises
 
     @classmethod
     def of(cls, programs: Iterable[Program]) -> ProgramBatch:
@@ -116,6 +117,7 @@ class _Facts(NamedTuple):
     weights: int
     vectors: int
     puts_out_h: bool
+    normalises: bool
 
 
 @functools.cache
@@ -132,6 +134,7 @@ def _facts(text: str) -> _Facts:
         sum(program.of_values for program in programs),
         sum(program.biases + len(program.learned) for program in programs),
         all(program.output == program.results[0] for program in programs),
+        any(program.normalises for program in programs),
     )
 
 

@@ -9,6 +9,7 @@ from wenet_kernels.errors import WenetError, did_you_mean
 from wenet_kernels.programs.instructions import (
     LEARNED,
     MAX_INSTRUCTIONS,
+    NORMALISATIONS,
     OPERANDS,
     OPERATIONS,
     PRODUCTS,
@@ -36,6 +37,7 @@ def check_program(states: int, instructions: Sequence[Instruction], results: Seq
         if type(result) is not int or not 0 <= result < values:
             raise WenetError(f"a new state or output is value {result!r}; there are 0 to {values - 1}")
     assert isinstance(output, int)
+    _check_normalised(states, instructions)
     _check_reach(states, instructions, results, output)
 
 
@@ -73,6 +75,25 @@ def _check_number(name: str, number: object, place: str) -> None:
         raise WenetError(f"{place}: {name} takes no constant")
     if type(number) is not float or not math.isfinite(number):
         raise WenetError(f"{place}: the constant must be a finite float, not {number!r}")
+
+
+def _check_normalised(states: int, instructions: Sequence[Instruction]) -> None:
+    alike = alike_in_all_rows(states, instructions)
+    for place, (name, operands, _) in enumerate(instructions, start=1):
+        if name in NORMALISATIONS and operands[0] in alike:
+            raise WenetError(
+                f"instruction {place}: {name} reads a value made only of learned numbers, the same in all rows, and "
+                "would make zero of it; leave it out"
+            )
+
+
+def alike_in_all_rows(states: int, instructions: Sequence[Instruction]) -> set[int]:
+    """The values that are made of learned numbers alone: those of any two rows are equal, but for dropout."""
+    alike: set[int] = set()
+    for value, (_, operands, _) in enumerate(instructions, start=states):
+        if all(operand in alike for operand in operands):
+            alike.add(value)
+    return alike
 
 
 def _check_reach(states: int, instructions: Sequence[Instruction], results: Sequence[int], output: int) -> None:

@@ -28,7 +28,9 @@ PRODUCTS = ("linear", "product")
 # Learned numbers, the same for all rows and time steps: one for each hidden unit, or one for all. Their constant is
 # the initial value; without one they are drawn like weights.
 LEARNED = ("vector", "scalar")
-UNARY = ("tanh", "relu", "sigmoid", "softplus", "silu", "hardsigmoid", "hardtanh")
+ACTIVATIONS = ("tanh", "relu", "sigmoid", "softplus", "silu", "hardsigmoid", "hardtanh")
+# Less the mean over all rows, and divided by their standard deviation: a row's value depends on the others.
+NORMALISATIONS = ("batchnorm",)
 BINARY = ("add", "sub", "mul")
 TERNARY = ("blend",)  # of g, a, b: a + g (b - a)
 WITH_NUMBER = ("times", "plus", "from")  # of k and a: k a, k + a, k - a
@@ -36,7 +38,8 @@ WITH_NUMBER = ("times", "plus", "from")  # of k and a: k a, k + a, k - a
 # Number of values that an operation reads (products may read one or two). In the order of codes in csrc/cpu/program.h.
 OPERANDS: dict[str, int] = {
     **dict.fromkeys(LEARNED, 0),
-    **dict.fromkeys(UNARY, 1),
+    **dict.fromkeys(ACTIVATIONS, 1),
+    **dict.fromkeys(NORMALISATIONS, 1),
     **dict.fromkeys(BINARY, 2),
     **dict.fromkeys(TERNARY, 3),
     **dict.fromkeys(WITH_NUMBER, 1),

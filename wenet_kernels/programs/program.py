@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import NoReturn
 
 from wenet_kernels.errors import WenetError
-from wenet_kernels.programs.checks import check_program
-from wenet_kernels.programs.instructions import LEARNED, PRODUCTS, Instruction, X
+from wenet_kernels.programs.checks import alike_in_all_rows, check_program
+from wenet_kernels.programs.instructions import LEARNED, NORMALISATIONS, PRODUCTS, Instruction, X
 from wenet_kernels.programs.text import program_text, read_program
 
 
@@ -80,6 +80,11 @@ class Program:
         """Products that add a bias: `[H]`."""
         return sum(product.name == "linear" for product in self.products)
 
+    @property
+    def normalises(self) -> bool:
+        """Whether it has values that depend on all rows of the data batch."""
+        return any(each.name in NORMALISATIONS for each in self.instructions)
+
     def parameters(self, input_size: int, hidden_size: int) -> int:
         """The number of parameters at these sizes."""
         rows = self.of_input * input_size + self.of_values * hidden_size + self.biases
@@ -90,6 +95,27 @@ class Program:
         """The same cell without biases in its products."""
         plain = (each._replace(name="product") if each.name == "linear" else each for each in self.instructions)
         return Program(self.states, plain, self.results, self.output)
+
+    def normalised(self) -> Program:
+        """The same cell with every new state passed through `batchnorm` as soon as it is formed; whatever else reads
+        the state reads it normalised. One that is an old state, normalised already, or made only of learned numbers
+        stays as it is.
+
+        Examples:
+            >>> from wenet_kernels import Program
+            >>> print(Program.from_text("h | tanh(linear(x, h))").normalised())
+            h | batchnorm(tanh(linear(x, h)))
+        """
+        alike = alike_in_all_rows(self.states, self.instructions)
+        number: dict[int, int] = {value: value for value in (X, *range(self.states))}  # old to new
+        made: list[Instruction] = []
+        for value, instruction in enumerate(self.instructions, start=self.states):
+            made.append(instruction._replace(operands=tuple(number[operand] for operand in instruction.operands)))
+            number[value] = self.states + len(made) - 1
+            if value in self.results and value not in alike and instruction.name not in NORMALISATIONS:
+                made.append(Instruction("batchnorm", (number[value],)))
+                number[value] += 1
+        return Program(self.states, made, [number[result] for result in self.results], number[self.output])
 
     def __call__(self, *_: object, **__: object) -> NoReturn:
         raise WenetError(

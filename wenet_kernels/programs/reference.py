@@ -8,10 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wenet_kernels.programs.batch import ELEMENTWISE, NONE, PRODUCT, VECTOR, ProgramBatch, Rows
+from wenet_kernels.programs.batch import FUNCTIONS, NONE, PRODUCT, VECTOR, ProgramBatch, Rows
 from wenet_kernels.programs.evaluation import ProgramRun
+from wenet_kernels.reference import normalise
 
-FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+
+def _batchnorm(a: Tensor) -> Tensor:
+    mean = a.mean(0)
+    return normalise(a, mean, (a - mean).square().mean(0))  # the exporter to ONNX cannot differentiate a.var
+
+
+EQUATIONS: dict[str, Callable[..., Tensor]] = {
     "tanh": torch.tanh,
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
@@ -20,6 +27,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     # The derivative of functional.hardsigmoid has a sixth in single precision alone.
     "hardsigmoid": lambda a: functional.hardtanh(a / 6 + 0.5, 0.0, 1.0),
     "hardtanh": functional.hardtanh,
+    "batchnorm": _batchnorm,
     "add": torch.add,
     "sub": torch.sub,
     "mul": torch.mul,
@@ -76,15 +84,15 @@ def step(
         elif code == VECTOR:
             values.append(vectors[operands[0]])  # [H]; values made only of learned vectors stay [H]
         else:
-            values.append(_elementwise(ELEMENTWISE[code - 2], operands, values, rows.constants))
+            values.append(_applied(FUNCTIONS[code - 2], operands, values, rows.constants))
     results = [values[result] for result in rows.results[network]]
     return [result if result.dim() == 2 else result.expand(states[0].shape) for result in results]
 
 
-def _elementwise(name: str, operands: list[int], values: list[Tensor], constants: list[float]) -> Tensor:
+def _applied(name: str, operands: list[int], values: list[Tensor], constants: list[float]) -> Tensor:
     if name in WITH_NUMBER:
         return WITH_NUMBER[name](values[operands[0]], constants[operands[1]])
-    return FUNCTIONS[name](*(values[operand] for operand in operands if operand != NONE))
+    return EQUATIONS[name](*(values[operand] for operand in operands if operand != NONE))
 
 
 def _masked(value: Tensor, mask_h: Tensor | None) -> Tensor:

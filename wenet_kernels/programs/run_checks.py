@@ -22,6 +22,7 @@ def check_run(r: ProgramRun) -> None:
     (steps, _, _, hidden), rows = r.pre.shape, r.states.shape[-2]
     if steps < 1 or hidden < 1:
         raise WenetError(f"pre {list(r.pre.shape)} needs at least one time step and hidden unit")
+    check_rows(r.programs, rows)
     expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         "pre": (r.pre, (steps, batch.of_input, rows, hidden)),
         "states": (r.states, (batch.states, *networks, rows, hidden)),
@@ -33,6 +34,12 @@ def check_run(r: ProgramRun) -> None:
     for name, (operand, shape) in expected.items():
         if operand is not None:
             check_like(name, operand, shape, r.pre, "pre")
+
+
+def check_rows(programs: str, rows: int) -> None:
+    """Raise `WenetError` if programs that normalise over the rows have a single one."""
+    if rows == 1 and ProgramBatch(programs).normalises:
+        raise WenetError("batchnorm needs at least two rows of the data batch, and there is one")
 
 
 def check_evaluation(

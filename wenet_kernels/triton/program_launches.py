@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wenet_kernels.errors import WenetError
 from wenet_kernels.programs.batch import ProgramBatch
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
 from wenet_kernels.triton import programs
@@ -34,10 +35,14 @@ class Tile:
     warps: int
 
 
-def choose_tile(networks: int, rows: int, hidden: int, most: int, machine: Machine) -> Tile:
-    """Many rows read weights fewer times; few rows make more programs, where there are too few for the GPU."""
+def choose_tile(networks: int, rows: int, hidden: int, most: int, machine: Machine, whole: bool = False) -> Tile:
+    """Many rows read weights fewer times; few rows make more programs, where there are too few for the GPU.
+
+    Args:
+        whole: whether a tile must have all rows, at most `MOST_ROWS`.
+    """
     height = 16
-    if rows > 16 and networks * -(-rows // MOST_ROWS) >= machine.multiprocessors:
+    if rows > 16 and (whole or networks * -(-rows // MOST_ROWS) >= machine.multiprocessors):
         height = MOST_ROWS
     width = max(16, min(_power_of_two(hidden), most // height))
     depth = max(16, min(DEPTH, _power_of_two(hidden)))
@@ -57,6 +62,11 @@ class ProgramLaunches:
         self.machine = machine or Machine.of(self.device)
         self.weighted, self.masked = r.mix is not None, r.mask_h is not None
         self.steps, self.of_input, self.rows, self.hidden = r.pre.shape
+        if self.batch.normalises and self.rows > MOST_ROWS:
+            raise WenetError(
+                f"backend 'triton' cannot run: batchnorm compares all rows, and its programs hold {MOST_ROWS} of "
+                f"{self.rows}; use smaller batches, or backend='reference'"
+            )
         self.lowered = lower(r.programs, self.weighted, keep)
         self.tables = tables_of(r.programs, self.weighted, keep, self.device)
         self.chains = r.states.shape[1:-2]  # (n,), or () for the states of the mixture
@@ -158,7 +168,8 @@ class ProgramLaunches:
         return self.r.pre if operand is None else operand
 
     def _tile(self, backward: int) -> Tile:
-        return choose_tile(self.batch.count, self.rows, self.hidden, MOST_ELEMENTS[backward], self.machine)
+        most, whole = MOST_ELEMENTS[backward], self.batch.normalises
+        return choose_tile(self.batch.count, self.rows, self.hidden, most, self.machine, whole)
 
     def _precision(self) -> str:
         return self.machine.input_precision("full")

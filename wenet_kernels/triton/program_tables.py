@@ -15,13 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wenet_kernels.programs.batch import CODES, ELEMENTWISE, NONE, PRODUCT, VECTOR, ProgramBatch
+from wenet_kernels.programs.batch import CODES, FUNCTIONS, NONE, PRODUCT, VECTOR, ProgramBatch
 from wenet_kernels.programs.instructions import OPERANDS, WITH_NUMBER
 
-SILU = CODES["silu"]
+SILU, BATCHNORM = CODES["silu"], CODES["batchnorm"]
 # Activations whose derivative follows from their value: applied to a product at once, which is then not kept.
 FOLDED = tuple(CODES[name] for name in ("tanh", "relu", "sigmoid", "softplus", "hardsigmoid", "hardtanh"))
-READ_BY_BACKWARD = {CODES["mul"]: 2, CODES["blend"]: 3, SILU: 1}  # number of operands
+READ_BY_BACKWARD = {CODES["mul"]: 2, CODES["blend"]: 3, SILU: 1, BATCHNORM: 1}  # number of operands
 
 # Columns of the table of operations. A place and the number of a derivative of each of three operands and of the
 # value; what a product has; whether the derivative of an operand begins here, a bit for each.
@@ -122,7 +122,7 @@ def _operation(row: Sequence[int], value: int, constants: Sequence[float]) -> Op
         return Operation(PRODUCT, () if read == NONE else (read,), value, True, weight, column, vector)
     if code == VECTOR:
         return Operation(PRODUCT, (), value, True, vector=operands[0])
-    name = ELEMENTWISE[code - 2]
+    name = FUNCTIONS[code - 2]
     count = OPERANDS[name]
     number = constants[operands[count]] if name in WITH_NUMBER else 0.0
     return Operation(code, tuple(operands[:count]), value, number=number)

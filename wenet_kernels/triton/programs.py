@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from wenet_kernels.programs.batch import CODES
-from wenet_kernels.triton.kernels import _relu_slope, _sigmoid, _sigmoid_slope, _tanh, _tanh_slope
+from wenet_kernels.triton.kernels import EPS, _relu_slope, _sigmoid, _sigmoid_slope, _tanh, _tanh_slope
 from wenet_kernels.triton.program_tables import FIELDS
 
 TANH = tl.constexpr(CODES["tanh"])
@@ -23,6 +23,7 @@ SOFTPLUS = tl.constexpr(CODES["softplus"])
 SILU = tl.constexpr(CODES["silu"])
 HARDSIGMOID = tl.constexpr(CODES["hardsigmoid"])
 HARDTANH = tl.constexpr(CODES["hardtanh"])
+BATCHNORM = tl.constexpr(CODES["batchnorm"])
 ADD = tl.constexpr(CODES["add"])
 SUB = tl.constexpr(CODES["sub"])
 MUL = tl.constexpr(CODES["mul"])
@@ -104,6 +105,15 @@ def _slope(f, code):
     elif code == HARDTANH:
         slope = tl.where((f > -1) & (f < 1), 1.0, 0.0)
     return slope
+
+
+@triton.jit
+def _normalised(value, inside, M):
+    """A tile that has all rows, less their mean and divided by their standard deviation; and one over the latter."""
+    mean = tl.sum(tl.where(inside, value, 0.0), 0, keep_dims=True) / M
+    deviation = tl.where(inside, value - mean, 0.0)
+    scale = tl.rsqrt(tl.sum(deviation * deviation, 0, keep_dims=True) / M + EPS)
+    return deviation * scale, scale
 
 
 @triton.jit
@@ -225,6 +235,8 @@ def run_forward(
                     value += tl.load(numbers + position)
                 elif code == FROM:
                     value = tl.load(numbers + position) - value
+                elif code == BATCHNORM:
+                    value, _ = _normalised(value, inside, M)
                 else:
                     value = _activate(value, code)
                 tl.store(to + element, value, mask=inside)
@@ -249,8 +261,8 @@ def _add(grads, number, gradient, fresh, element, inside, size):
 
 
 @triton.jit
-def _elementwise_backward(
-    operation, number, grads, memory, gradient, t, slots, longer, steps, size, element, inside
+def _function_backward(
+    operation, number, grads, memory, gradient, t, slots, longer, steps, size, element, inside, M
 ):  # fmt: skip
     """Through an operation that is no product: from the derivative of its value to those of its operands."""
     code, fresh = tl.load(operation), tl.load(operation + FRESH)
@@ -282,6 +294,11 @@ def _elementwise_backward(
         _add(grads, grad_a, gradient, fresh & 1, element, inside, size)
     elif code == FROM:
         _add(grads, grad_a, -gradient, fresh & 1, element, inside, size)
+    elif code == BATCHNORM:  # the statistics depend on all rows of the value too
+        normalised, scale = _normalised(tl.load(a, mask=inside, other=0.0), inside, M)
+        along = tl.sum(gradient * normalised, 0, keep_dims=True) / M
+        gradient = (gradient - tl.sum(gradient, 0, keep_dims=True) / M - normalised * along) * scale
+        _add(grads, grad_a, gradient, fresh & 1, element, inside, size)
     else:
         source = tl.where(code == SILU, tl.load(operation + A), tl.load(operation + VALUE))
         known = tl.load(_matrix(memory, source, t, slots, longer, steps, size) + element, mask=inside, other=0.0)
@@ -340,9 +357,9 @@ def run_backward(
                 for block in range(BLOCKS):
                     element, inside = _tile(first_row, block * COLUMNS, M, H, ROWS, COLUMNS)
                     gradient = tl.load(gradient_of_value + element, mask=inside, other=0.0)
-                    _elementwise_backward(
+                    _function_backward(
                         operation, numbers + position, grads, memory, gradient, t, slots, longer, steps, size,
-                        element, inside,
+                        element, inside, M,
                     )  # fmt: skip
             else:
                 code, factor = tl.load(operation), tl.load(operation + WEIGHT)
