@@ -14,8 +14,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file
-
 from wenet.cells import Cell, Genotype
 from wenet.nn import CellRNN, DagRNN, LanguageModel, SequenceModel
 from wenet.report import words
@@ -24,7 +22,7 @@ from wenet.run import RunFolder, Work, resolve_machine, stored_config, stored_da
 from wenet.run.settings import AnyConfig
 from wenet.searching import SEARCH, NextSteps, SearchOutcome, final_ranking
 from wenet.searching.contest import MODEL as WINNERS_MODEL
-from wenet.searching.contest import winners_model
+from wenet.searching.contest import read_winner, winners_model
 from wenet.tasks import Task, task_of
 from wenet.training import TRAIN, TrainOutcome, trained_model
 from wenet_kernels import WenetError
@@ -229,7 +227,7 @@ class SearchResult(Shown, SearchOutcome):
             raise WenetError(f"{self.folder} has no trained model; search with --contest, or train the cell")
         with closing(RunFolder.open(self.folder)) as run:
             config, task, data = _on_this_machine(run, SEARCH, self.genotype)
-        return winners_model(config, self.genotype, task, data, load_file(path)).to(config.device).eval()
+        return winners_model(config, self.genotype, task, data, read_winner(self.folder)).to(config.device).eval()
 
     def predict(self, x: Any) -> Any:
         """Predictions of the winner's trained model for sequences of numbers.

@@ -68,10 +68,10 @@ def results(run: Path, records: str = "search.jsonl") -> list[dict]:
     return [{key: value for key, value in record.items() if key not in costs} for record in records]
 
 
-def fails(capsys, *arguments) -> str:
-    """The one line that `wenet-search` prints when it refuses."""
+def fails(capsys, *arguments, main=search_main) -> str:
+    """The one line that a command prints when it refuses."""
     capsys.readouterr()
-    assert search_main([str(argument) for argument in arguments]) == 2
+    assert main([str(argument) for argument in arguments]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert "Traceback" not in captured.err

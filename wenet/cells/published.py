@@ -11,6 +11,7 @@ from typing import Any
 
 from wenet.cells.genotype import Genotype
 from wenet.cells.space import random_genotypes
+from wenet.files import WRITTEN_AGAIN
 from wenet_kernels import WenetError, activation_names, did_you_mean
 
 # Liu et al., DARTS: Differentiable Architecture Search, 2019: first and second order.
@@ -84,19 +85,20 @@ def load_genotype(source: Genotype | str | Path, besides: Sequence[str] = ()) ->
 
 
 def _read_genotype(path: Path) -> Genotype:
+    mend = f"; {WRITTEN_AGAIN}" if path.name == "best.json" else ""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WenetError(f"{path} is missing; has the search finished its first round?") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WenetError(f"{path} holds no cell: {error}") from None
+        raise WenetError(f"{path} holds no cell: {error}{mend}") from None
     value = value["genotype"] if isinstance(value, dict) and "genotype" in value else value
     if isinstance(value, dict) and "program" in value:
         raise WenetError(f"{path} holds a program, and a DAG cell is needed; a program is a layer as wenet.nn.CellRNN")
     try:
         return Genotype.from_dict(value)
     except WenetError as error:
-        raise WenetError(f"{path}: {error}") from None
+        raise WenetError(f"{path}: {error}{mend}") from None
 
 
 def load_genotypes(source: str) -> list[Genotype]:

@@ -22,7 +22,7 @@ from wenet.cells import PROGRAMS, PUBLISHED, Cell, Genotype, layer_source, load_
 from wenet.exporting.saved_layer import is_weight_file, saved_layer
 from wenet.exporting.sequences import is_search_on_numbers, sequence_source, trained_on_numbers
 from wenet.nn import CellRNN, DagRNN, LanguageModel, SequenceModel
-from wenet.run import RunFolder, as_path, stored_config, stored_data, write_tensors
+from wenet.run import RunFolder, as_path, stored_config, stored_data, stored_kind, write_tensors
 from wenet.tasks import task_of
 from wenet.training import TRAIN, trained_model
 from wenet_kernels import FORMS, WenetError, check_choice
@@ -143,10 +143,8 @@ def describe_export(source: str | Path, format: str, files: list[Path]) -> str:
 
 
 def _is_training_run(folder: Path) -> bool:
-    try:
-        return bool(json.loads((folder / "config.json").read_text(encoding="utf-8"))["kind"] == "train")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    stored = stored_kind(folder)
+    return stored is not None and stored[0] == TRAIN.kind
 
 
 def _refuse(arguments: dict[str, Any], reason: str) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 from string import Template
 
-from safetensors.torch import load_file
-
 from wenet.cells import cell_from_dict, layer_source
 from wenet.cells.source import IMPORTS, READ_SAFETENSORS
 from wenet.nn import CellRNN, DagRNN, SequenceModel
-from wenet.run import RunFolder, stored_config, stored_data
+from wenet.run import RunFolder, stored_config, stored_data, stored_kind
 from wenet.searching import SEARCH
-from wenet.searching.contest import MODEL, winners_model
+from wenet.searching.contest import MODEL, read_winner, winners_model
 from wenet.tasks import TASKS, task_of
 from wenet_kernels import WenetError
 
@@ -76,11 +73,8 @@ READ["mean"] = "(output * there.unsqueeze(-1)).sum(0) / there.sum(0).unsqueeze(-
 
 def is_search_on_numbers(folder: Path) -> bool:
     """Whether a folder is of such a search."""
-    try:
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return bool(stored["kind"] == "search" and TASKS[stored["settings"]["task"]].reads == "numbers")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    stored = stored_kind(folder)
+    return stored is not None and stored[0] == SEARCH.kind and TASKS[stored[1]].reads == "numbers"
 
 
 def trained_on_numbers(folder: Path, data_dir: Path | None = None) -> SequenceModel | None:
@@ -97,8 +91,8 @@ def trained_on_numbers(folder: Path, data_dir: Path | None = None) -> SequenceMo
         config = stored_config(run, SEARCH)
         task = task_of(config)
         data = stored_data(run, config, task, data_dir)
-        cell = cell_from_dict(run.read_json("best.json")["genotype"])
-    model = winners_model(config, cell, task, data, load_file(folder / MODEL)).to("cpu").eval()
+        cell = cell_from_dict(run.read_json("best.json", "genotype")["genotype"])
+    model = winners_model(config, cell, task, data, read_winner(folder)).to("cpu").eval()
     assert isinstance(model, SequenceModel)
     return model
 

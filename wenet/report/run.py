@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from wenet.cells import Cell, cell_from_dict
-from wenet.run import stored_baseline
+from wenet.files import WRITTEN_AGAIN, read_json
+from wenet.run import NEW_RUN, stored_baseline
 from wenet.run.upgrade import upgraded
 from wenet.searching import Best, SearchConfig, Strategy, is_finished, read_best, resolve_config, strategy_of
 from wenet.searching.audit import RESULT as AUDIT
@@ -101,15 +102,21 @@ def read_run(path: Path) -> Run:
         raise WenetError(f"no run folder {path}")
     if not (path / "config.json").exists():
         raise WenetError(f"{path} has no config.json, so it is no run folder")
-    config = upgraded(_read_json(path / "config.json"))
+    config = upgraded(read_json(path / "config.json", NEW_RUN))
     if config.get("kind") not in RECORDS or not isinstance(config.get("settings"), dict):
         raise WenetError(f"{path / 'config.json'} is not of a search or a training")
     flaws: list[str] = []
-    records = _read_records(path / RECORDS[config["kind"]], flaws)
-    best = _read_json(path / "best.json") if (path / "best.json").exists() else {}
-    audit = _upgraded_audit(_read_json(path / AUDIT)) if (path / AUDIT).exists() else None
-    contest = _read_json(path / CONTEST) if (path / CONTEST).exists() else None
-    return Run(path, config["kind"], config, records, best, audit, contest, flaws)
+    search = config["kind"] == "search"
+    records = _read_records(path / RECORDS[config["kind"]], "networks" if search else "epoch", flaws)
+    best = _read(path / "best.json", "genotype" if search else "cell")
+    audit, contest = _read(path / AUDIT, "networks"), _read(path / CONTEST, "contestants")
+    audit = None if audit is None else _upgraded_audit(audit)
+    return Run(path, config["kind"], config, records, best or {}, audit, contest, flaws)
+
+
+def _read(path: Path, key: str) -> dict[str, Any] | None:
+    """A file of a run, if it has been written; it must have the key."""
+    return read_json(path, WRITTEN_AGAIN, key) if path.exists() else None
 
 
 def _upgraded_audit(audit: dict[str, Any]) -> dict[str, Any]:
@@ -120,18 +127,8 @@ def _upgraded_audit(audit: dict[str, Any]) -> dict[str, Any]:
     return {**audit, "kept": audit["survivors"], "kept_better_p": audit["survivors_better_p"], "networks": networks}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WenetError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise WenetError(f"{path} is not the file of a run")
-    return value
-
-
-def _read_records(path: Path, flaws: list[str]) -> list[dict[str, Any]]:
-    """All records before the first damaged one."""
+def _read_records(path: Path, key: str, flaws: list[str]) -> list[dict[str, Any]]:
+    """All records before the first damaged one; each must have the key."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     except OSError as error:
@@ -139,8 +136,11 @@ def _read_records(path: Path, flaws: list[str]) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
+            record = None
+        if not isinstance(record, dict) or key not in record:
             flaws.append(f"Line {number} of {path.name} is damaged or was cut off; what follows it is left out.")
             break
+        records.append(record)
     return records

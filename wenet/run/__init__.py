@@ -1,7 +1,7 @@
 """The parts of every run: settings, machine, folder, console, checkpoints, and requests to stop."""
 
 from wenet.run.console import Console, counted, duration, figure, figure_and_spread, share, size
-from wenet.run.folder import RunFolder, write_tensors
+from wenet.run.folder import NEW_RUN, RunFolder, read_tensors, write_tensors
 from wenet.run.interrupt import Interrupt, Stopped, wait_until
 from wenet.run.machine import default_preset, peak_memory, pytorch_products_in, resolve_machine
 from wenet.run.session import (
@@ -13,11 +13,13 @@ from wenet.run.session import (
     stored_baseline,
     stored_config,
     stored_data,
+    stored_kind,
 )
 from wenet.run.settings import DTYPES, TEXT_SETTINGS, Config, Group, as_flag, flag, read_config_file, value_type
 
 __all__ = [
     "DTYPES",
+    "NEW_RUN",
     "TEXT_SETTINGS",
     "Config",
     "Console",
@@ -39,6 +41,7 @@ __all__ = [
     "peak_memory",
     "pytorch_products_in",
     "read_config_file",
+    "read_tensors",
     "resolve_machine",
     "run_settings",
     "share",
@@ -46,6 +49,7 @@ __all__ = [
     "stored_baseline",
     "stored_config",
     "stored_data",
+    "stored_kind",
     "value_type",
     "wait_until",
     "write_tensors",

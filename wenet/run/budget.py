@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from wenet.files import read_json
 from wenet.run.folder import RunFolder
 
 FILE = "budget.json"
@@ -28,7 +27,7 @@ class Budget:
     def __init__(self, folder: RunFolder, minutes: float, started: float) -> None:
         self.folder, self.total, self.started = folder, 60 * minutes, started
         path = folder.path / FILE
-        known = _read(path) if path.exists() else {}
+        known = read_json(path, "delete it, and --minutes counts from now on") if path.exists() else {}
         self.earlier: float = known.get("seconds", 0.0)
         self.plans: dict[str, Any] = known.get("plans", {})
 
@@ -57,11 +56,3 @@ class Budget:
     def keep(self) -> None:
         """Write down the time spent so far."""
         self.folder.write_json(FILE, {"minutes": self.total / 60, "seconds": round(self.spent, 3), "plans": self.plans})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # cut off by a crash
-        return {}
-    return found if isinstance(found, dict) else {}

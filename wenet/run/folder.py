@@ -15,12 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wenet.files import PARTIAL, written_whole
+from wenet.files import PARTIAL, WRITTEN_AGAIN, read_json, read_records, written_whole
 from wenet.run.console import counted
 from wenet.run.upgrade import upgraded
 from wenet_kernels import WenetError
 
 KEPT_CHECKPOINTS = 2
+NEW_RUN = "start a new run"  # the mend of what cannot be made again
 
 # Left by a run that was killed before it wrote its settings; a new run may take over a folder with only these.
 _UNBORN = (".lock", "checkpoint")
@@ -51,7 +52,7 @@ class RunFolder:
             raise WenetError(f"{path} is a file; name another folder with --out")
         if (path / "config.json").exists():
             raise WenetError(f"{path} holds a run already; continue it with --resume {path} or name another --out")
-        if path.is_dir() and any(entry.name not in _UNBORN and entry.suffix != PARTIAL for entry in path.iterdir()):
+        if _holds_files(path):
             raise WenetError(f"{path} is not empty; name another folder with --out")
         try:
             (path / "checkpoint").mkdir(parents=True, exist_ok=True)
@@ -62,11 +63,12 @@ class RunFolder:
         return run
 
     @classmethod
-    def open(cls, path: Path, wait: float = 0) -> RunFolder:
+    def open(cls, path: Path, wait: float = 0, mend: str = NEW_RUN) -> RunFolder:
         """Open a run that was stopped.
 
         Args:
             wait: seconds to wait for a process that holds the folder, such as another rank that reads it.
+            mend: what to do if its settings cannot be read.
 
         Raises:
             WenetError: the folder holds no run, is in use, or its settings cannot be read.
@@ -77,25 +79,29 @@ class RunFolder:
             raise WenetError(f"{path} has no config.json, so no run was started there; start one with --out {path}")
         lock = _lock(path, wait)
         try:
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise WenetError(f"{path / 'config.json'} cannot be read: {error}; start a new run") from None
-        if not isinstance(config, dict):
-            raise WenetError(f"{path / 'config.json'} holds no settings; start a new run")
-        run = cls(path, config, lock)
+            run = cls(path, read_json(path / "config.json", mend), lock)
+        except WenetError:
+            lock.release()
+            raise
         run._sweep()
         return run
 
     @classmethod
-    def open_or_create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
+    def open_or_create(cls, path: Path, config: Mapping[str, Any], part_of: Path | None = None) -> RunFolder:
         """Open the run with these settings, or start it.
+
+        Args:
+            part_of: the folder of a run within which this one lies.
 
         Raises:
             WenetError: as in `create` and `open`; also if the run in the folder has other settings.
         """
+        mend = NEW_RUN if part_of is None else f"delete {path}, then go on with --resume {part_of}"
         if not (path / "config.json").exists():
+            if part_of is not None and _holds_files(path):
+                raise WenetError(f"{path} has lost its config.json; {mend}")
             return cls.create(path, config)
-        run = cls.open(path)
+        run = cls.open(path, mend=mend)
         if run.config != config:
             run.close()
             raise WenetError(f"{path} was begun with other settings; delete it to begin anew")
@@ -108,12 +114,19 @@ class RunFolder:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Replace a whole file; it has one key per line."""
         lines = (f"  {json.dumps(key)}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items())
-        self._write_text(name, "{\n" + ",\n".join(lines) + "\n}\n")
+        self._write(name, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Read a file that `write_json` wrote."""
-        value: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
-        return value
+    def read_json(self, name: str, *keys: str) -> dict[str, Any]:
+        """Read a file that `write_json` wrote, and that a run which goes on writes again.
+
+        Raises:
+            WenetError: it is missing, was cut short, or has not the keys.
+        """
+        return read_json(self.path / name, WRITTEN_AGAIN, *keys)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return (self.path / name).exists()
 
     def append_record(self, name: str, record: Mapping[str, Any]) -> None:
         """Append a line to a list of records; it is on disk when this returns."""
@@ -123,9 +136,12 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def records(self, name: str) -> list[dict[str, Any]]:
-        """Read all records of a list."""
-        path = self.path / name
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        """Read all records of a list.
+
+        Raises:
+            WenetError: it is missing, or damaged.
+        """
+        return read_records(self.path / name, NEW_RUN)
 
     def truncate_records(self, name: str, count: int) -> None:
         """Drop all records after the first `count`, which the checkpoint knows of.
@@ -134,11 +150,11 @@ class RunFolder:
             WenetError: the list has fewer records.
         """
         path = self.path / name
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         if len(lines) < count:
             found = counted(len(lines), "record")
-            raise WenetError(f"{path} has {found}, the checkpoint knows of {count}; start a new run")
-        self._write_text(name, "".join(lines[:count]))
+            raise WenetError(f"{path} has {found}, the checkpoint knows of {count}; {NEW_RUN}")
+        self._write(name, b"".join(lines[:count]))
 
     def save_checkpoint(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
         """Write a new checkpoint, and remove the oldest once it is complete.
@@ -205,13 +221,11 @@ class RunFolder:
             write_tensors(partial, tensors, metadata)
 
     def _read_tensors(self, path: Path, mend: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        tensors, metadata = read_tensors(path, mend)
         try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             progress, config_hash = json.loads(metadata["progress"]), metadata["config"]
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise WenetError(f"checkpoint {path} is damaged ({error}); {mend}") from None
+        except (KeyError, ValueError) as error:
+            raise WenetError(f"{path} is damaged ({error}); {mend}") from None
         if config_hash != self._config_hash():
             raise WenetError(f"checkpoint {path} belongs to other settings than {self.path / 'config.json'}")
         return progress, tensors
@@ -219,10 +233,10 @@ class RunFolder:
     def _config_hash(self) -> str:
         return hashlib.sha256(json.dumps(self._stored, sort_keys=True).encode()).hexdigest()
 
-    def _write_text(self, name: str, text: str) -> None:
+    def _write(self, name: str, content: bytes) -> None:
         path = self.path / name
-        with _reporting_full_disk(path), written_whole(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+        with _reporting_full_disk(path), written_whole(path) as partial, open(partial, "wb") as file:
+            file.write(content)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -231,6 +245,29 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     mode = path.stat().st_mode
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
     path.chmod(mode)
+
+
+def read_tensors(path: Path, mend: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata.
+
+    Args:
+        mend: what to do if the file is damaged, behind a semicolon.
+
+    Raises:
+        WenetError: it is missing, was cut short, or is something else; the message names it.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise WenetError(f"{path} is missing; {mend}") from None
+    except (SafetensorError, OSError) as error:
+        raise WenetError(f"{path} is damaged ({error}); {mend}") from None
+
+
+def _holds_files(path: Path) -> bool:
+    """Whether there is more in a folder than a run leaves there that was killed before it wrote its settings."""
+    return path.is_dir() and any(entry.name not in _UNBORN and entry.suffix != PARTIAL for entry in path.iterdir())
 
 
 @contextmanager

@@ -14,16 +14,18 @@ import torch
 
 from wenet.cells import Cell, Genotype
 from wenet.data import KEPT
+from wenet.files import read_json
 from wenet.parallel import ALONE, Ranks, check_own_device
 from wenet.run.budget import Budget
 from wenet.run.console import Console, counted, size
 from wenet.run.curves import require_tensorboard
-from wenet.run.folder import RunFolder
+from wenet.run.folder import NEW_RUN, RunFolder
 from wenet.run.interrupt import Interrupt, Stopped
 from wenet.run.machine import check_memory, explaining_out_of_memory, pytorch_products_in, resolve_machine
 from wenet.run.settings import AnyConfig, Config
 from wenet.run.shared_folder import SharedFolder
 from wenet.run.unread import Unread, check_read
+from wenet.run.upgrade import upgraded
 from wenet.tasks import Baseline, Task, task_of
 from wenet.version import VERSION
 from wenet_kernels import WenetError, backends, native_status
@@ -244,7 +246,7 @@ class Session(Generic[AnyConfig]):
             whole = self.folder.config
             stored = run_settings(whole["kind"], config, self.data, whole["data_dir"])
             stored |= {name: whole[name] for name in ("baseline",) if name in whole}  # older runs have none
-        with closing(RunFolder.open_or_create(folder, stored)) as run:
+        with closing(RunFolder.open_or_create(folder, stored, self.folder.path)) as run:
             surroundings = replace(self.surroundings, ranks=ALONE) if alone else self.surroundings
             yield replace(self, config=config, folder=run, surroundings=surroundings)
 
@@ -337,16 +339,31 @@ def stored_config(run: RunFolder, work: Work[AnyConfig]) -> AnyConfig:
     Raises:
         WenetError: the run is of another kind or version.
     """
+    kind = run.config.get("kind", work.kind)
+    if kind != work.kind:
+        raise WenetError(f"{run.path / 'config.json'} is not of {work.noun}, but of kind {kind!r}; name another folder")
     try:
-        if run.config["kind"] != work.kind or run.config["format"] != FORMAT:
+        if run.config["format"] != FORMAT:
             raise KeyError
         stored = dict(run.config["settings"])
         return work.resolve(stored.pop("preset"), stored)
     except (KeyError, TypeError, WenetError) as error:
         reason = f" ({error})" if isinstance(error, WenetError) else ""
         raise WenetError(
-            f"{run.path / 'config.json'} is not of {work.noun} by this version{reason}; start a new run"
+            f"{run.path / 'config.json'} is not of {work.noun} by this version{reason}; {NEW_RUN}"
         ) from None
+
+
+def stored_kind(folder: Path) -> tuple[str, str] | None:
+    """The kind of a run and its task, by its folder; None if that holds none.
+
+    Raises:
+        WenetError: its settings cannot be read.
+    """
+    if not (folder / "config.json").is_file():
+        return None
+    stored = upgraded(read_json(folder / "config.json", NEW_RUN, "kind", "settings"))
+    return stored["kind"], stored["settings"]["task"]
 
 
 def stored_baseline(stored: Mapping[str, Any]) -> Baseline | None:

@@ -58,8 +58,11 @@ class SharedFolder(RunFolder):
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         self._on_first(lambda folder: folder.write_json(name, value))
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        return self._on_first(lambda folder: folder.read_json(name))
+    def read_json(self, name: str, *keys: str) -> dict[str, Any]:
+        return self._on_first(lambda folder: folder.read_json(name, *keys))
+
+    def holds(self, name: str) -> bool:
+        return self._on_first(lambda folder: folder.holds(name))
 
     def append_record(self, name: str, record: Mapping[str, Any]) -> None:
         self._on_first(lambda folder: folder.append_record(name, record))

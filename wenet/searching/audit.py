@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import statistics
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wenet.cells import Cell, read_cell
+from wenet.files import read_json
 from wenet.run import Session, counted, share
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import train_cells
@@ -99,17 +99,18 @@ def usual_audit(keep: int) -> int:
 
 
 def begun_audit(folder: Path) -> tuple[int, float] | None:
-    """Number of cells and epochs of the audit begun in a run, if any."""
-    try:
-        begun = folder / BEGUN
-        if begun.exists():
-            settings = json.loads(begun.read_text(encoding="utf-8"))
-        else:  # older versions kept them with the training
-            first = next(folder.glob(f"{FOLDER}*/config.json"))
-            settings = json.loads(first.read_text(encoding="utf-8"))["settings"]
-        return settings["audit"], settings["audit_epochs"]
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
-        return None
+    """Number of cells and epochs of the audit begun in a run, if any.
+
+    Raises:
+        WenetError: they cannot be read.
+    """
+    begun, mend = folder / BEGUN, "delete it, then go on with --resume and --audit"
+    if begun.exists():
+        settings = read_json(begun, mend, "audit", "audit_epochs")
+    else:  # older versions kept them with the training
+        first = next(folder.glob(f"{FOLDER}*/config.json"), None)
+        settings = {} if first is None else read_json(first, mend, "settings")["settings"]
+    return (settings["audit"], settings["audit_epochs"]) if "audit" in settings else None
 
 
 def final_ranking(records: Sequence[Record], keep: int, strategy: type[Strategy]) -> list[Ranked]:

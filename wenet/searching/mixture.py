@@ -177,7 +177,9 @@ class Mixture(Strategy, ModelTrainer):
     def run(self) -> MixtureBest:
         """Run Algorithm 2, from the last checkpoint if there is one."""
         self.train(self.config.seed)
-        return self._best()
+        best = self._best()
+        self.folder.write_json("best.json", best.to_dict(self.task.metric))
+        return best
 
     def prepare(self) -> None:
         self.pool = Dag().draw(self.config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from wenet.cells import cell_from_dict
+from wenet.files import WRITTEN_AGAIN, read_json
 from wenet.run import counted, duration, figure, share, wait_until
 from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.audit import run_audit
@@ -103,7 +103,7 @@ class Repeated(Strategy):
         if not (folder / "best.json").exists():
             return False
         config = replace(self.session.config, runs=1)
-        value = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+        value = read_json(folder / "best.json", WRITTEN_AGAIN, "genotype")
         return is_finished(read_best(value, config, self.session.task.metric), (folder / AUDIT).exists(), True, config)
 
     def _rank(self, bests: Sequence[dict[str, Any]]) -> RepeatedBest:

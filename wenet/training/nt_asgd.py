@@ -235,7 +235,8 @@ class EvaluationTraining(ModelTrainer):
 
     def finish(self) -> None:
         """Measure the best weights on the test part, once, even if the run is resumed after its end."""
-        if self.folder.read_json("best.json")[self.test_key] is not None:
+        known = self.folder.read_json("best.json", self.test_key) if self.folder.holds("best.json") else {}
+        if known.get(self.test_key) is not None:
             return
         _, tensors = self.folder.load_best()
         streams = self.task.streams(self.session.data, "test", self.config.test_batch).to(self.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from wenet.cells import Cell
+from wenet.files import WRITTEN_AGAIN, read_json
 from wenet.parallel import Ranks
 from wenet.run import RunFolder, Session, counted, peak_memory, wait_until
 from wenet.run.upgrade import without_the_whole
@@ -232,7 +232,7 @@ def train_standalone(session: Session[Any], path: Path, plan: Plan, label: str) 
         _train_some(session, folder, plan.of(own), label, (count, own))
     results = [folder / RESULT for folder, _ in parts.values()]
     wait_until(lambda: all(result.exists() for result in results), session.interrupt, path)
-    read = (json.loads(result.read_text(encoding="utf-8")) for result in results)
+    read = (read_json(result, WRITTEN_AGAIN, "outcomes") for result in results)
     return StandaloneResult.of_parts([StandaloneResult.from_dict(result, metric) for result in read])
 
 
@@ -272,7 +272,7 @@ def _train_some(
     metric = session.task.metric
     with session.part(path, stored) as own:
         if (path / RESULT).exists():
-            return StandaloneResult.from_dict(own.folder.read_json(RESULT), metric)
+            return StandaloneResult.from_dict(own.folder.read_json(RESULT, "outcomes"), metric)
         result = StandaloneTraining(own, plan, label, among).run()
         own.folder.write_json(RESULT, result.to_dict(metric))
         if not plan.leave:

@@ -264,7 +264,7 @@ def test_a_damaged_record_is_named(searched, tmp_path):
     [
         (lambda run: (run / "config.json").unlink(), "has no config.json"),
         (lambda run: (run / "config.json").write_text("{}"), "not of a search or a training"),
-        (lambda run: (run / "best.json").write_text("{"), "cannot be read"),
+        (lambda run: (run / "best.json").write_text("{"), "is damaged"),
         (lambda run: (run / "report.html").mkdir(), "cannot write"),
     ],
 )

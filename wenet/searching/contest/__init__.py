@@ -2,7 +2,7 @@
 
 from wenet.searching.contest.hold import RESULT, hold_contest
 from wenet.searching.contest.length import LEAST_AFTERWARDS, estimate_contest, networks_in
-from wenet.searching.contest.model import MODEL, winners_model
+from wenet.searching.contest.model import MODEL, read_winner, winners_model
 from wenet.searching.contest.trials import CHECKS, FOLDER
 from wenet.searching.contest.verdict import describe_contest, verdict
 
@@ -16,6 +16,7 @@ __all__ = [
     "estimate_contest",
     "hold_contest",
     "networks_in",
+    "read_winner",
     "verdict",
     "winners_model",
 ]

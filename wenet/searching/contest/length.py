@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
 
+from wenet.files import WRITTEN_AGAIN, read_json
 from wenet.run import Session
 from wenet.run.budget import Budget
 from wenet.searching.contest.trials import grid_of
@@ -27,7 +27,7 @@ def windows_of_trials(session: Session[SearchConfig], groups: Sequence[Group]) -
     config, budget = session.config, session.budget
     if budget is None:
         return max(1, training_windows(session, config.contest_epochs) // TRIAL)
-    trained = [json.loads(path.read_text(encoding="utf-8")) for path in session.folder.path.glob("rungs/*/result.json")]
+    trained = [read_json(path, WRITTEN_AGAIN, "outcomes") for path in session.folder.path.glob("rungs/*/result.json")]
     of_call, of_network = seconds_of_a_window(
         [len(result["outcomes"]) for result in trained],
         [result["seconds"] * len(result["outcomes"]) / result["network_windows"] for result in trained],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 from wenet.cells import Cell
 from wenet.files import written_whole
 from wenet.nn import split_row
-from wenet.run import DTYPES, RunFolder, Session
+from wenet.run import DTYPES, RunFolder, Session, read_tensors
 from wenet.run.folder import write_tensors
 from wenet.searching.contest.contestants import Contestant
 from wenet.searching.contest.trainings import Trained
+from wenet.searching.contest.trials import FOLDER as CONTEST
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import config_for
 from wenet.tasks import Task
@@ -43,7 +45,8 @@ def _save_model(session: Session[SearchConfig], entrant: Contestant, network: Or
     with closing(RunFolder.open(network.folder, READING)) as run:
         checkpoint = run.load_checkpoint()
     if checkpoint is None:
-        raise WenetError(f"{session.folder.path / MODEL} is gone, and its weights with it; begin a new search")
+        again = f"delete {session.folder.path / CONTEST}, and --resume holds the contest again"
+        raise WenetError(f"{session.folder.path / MODEL} is gone, and its weights with it; {again}")
     tensors = {
         name.removeprefix("model."): tensor[network.place]
         for name, tensor in checkpoint[1].items()
@@ -64,6 +67,16 @@ def _split(row: Tensor, session: Session[SearchConfig], entrant: Contestant) -> 
         layer = _single(entrant.config, entrant.architecture, session.task, session.data).rnn
     shapes = {f"rnn.{name}": tuple(parameter.shape) for name, parameter in layer.named_parameters()}
     return {name: tensor.clone() for name, tensor in split_row(row, shapes).items()}
+
+
+def read_winner(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a run's `winner.safetensors`.
+
+    Raises:
+        WenetError: there are none, or they are damaged.
+    """
+    mend = f"delete it and {folder / CONTEST}, and --resume holds the contest again"
+    return read_tensors(folder / MODEL, mend)[0]
 
 
 def winners_model(config: SearchConfig, cell: Cell, task: Task, data: Any, tensors: Mapping[str, Tensor]) -> Any:
