@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -96,22 +97,25 @@ def _ordinary() -> tuple[tuple[int, int], int]:
     return _dispatch_state(), torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
 
 
-with ThreadPoolExecutor(1) as _fresh_thread:  # this one may be in a mode or transform
-    _PLAIN_STATE, _PLAIN_TENSOR = _fresh_thread.submit(_ordinary).result()
+@lru_cache(1)
+def _plain() -> tuple[tuple[int, int], int]:
+    """As `_ordinary`, from a new thread: this one may be in a mode or transform."""
+    with ThreadPoolExecutor(1) as fresh_thread:
+        return fresh_thread.submit(_ordinary).result()
 
 
 def is_plain(arguments: Sequence[Any]) -> bool:
     """Whether these are ordinary tensors on the CPU and no mode, transform, compiler or profiler wants to see the
     call."""
+    if torch.compiler.is_compiling():
+        return False
+    state, tensor = _plain()
     return (
-        not torch.compiler.is_compiling()
-        and _dispatch_state() == _PLAIN_STATE
+        _dispatch_state() == state
         and torch._C._len_torch_function_stack() == 0
         and forward_ad._current_level < 0
         and not torch.autograd._profiler_enabled()
-        and all(
-            torch._C._dispatch_keys(each).raw_repr() == _PLAIN_TENSOR for each in arguments if isinstance(each, Tensor)
-        )
+        and all(torch._C._dispatch_keys(each).raw_repr() == tensor for each in arguments if isinstance(each, Tensor))
     )
 
 

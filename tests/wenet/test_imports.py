@@ -51,6 +51,11 @@ def test_import_of_both_packages():
     assert loaded_by("import wenet_kernels, wenet") == set()
 
 
+def test_import_starts_no_thread():
+    refuse = "import threading; threading.Thread.start = lambda self: 1 / 0"
+    assert loaded_by(f"import torch; {refuse}; import wenet_kernels, wenet") == set()
+
+
 def test_a_heavy_module_would_be_seen():
     assert loaded_by("import wenet, scipy.stats") == {"scipy"}
 
