@@ -244,6 +244,17 @@ def test_trainings_that_end_alike_show_nothing():
     assert 0 < welch([1.0, 1.0], [2.0, 2.1]) < 0.05
 
 
+def test_several_verdicts_are_one_sentence():
+    rows = [{"name": "winner", "mean": 50.0, "p": None, "genotype": "tanh0"}]
+    known = (("lstm", 60.0, 0.01), ("gru", 60.0, 0.01), ("rnn", 40.0, 0.01))
+    rows += [{"name": name, "mean": mean, "p": p, "genotype": name} for name, mean, p in known]
+    text = verdict({"contestants": rows}, LanguageModelling.metric)
+    assert "the winner is better than lstm and gru, and is worse than rnn (p" in text
+    rows[2]["p"] = 0.5
+    text = verdict({"contestants": rows}, LanguageModelling.metric)
+    assert "is better than lstm, is not shown to differ from gru, and is worse than rnn (p" in text
+
+
 def test_no_more_is_claimed_than_was_measured():
     metric = LanguageModelling.metric
 
@@ -255,6 +266,8 @@ def test_no_more_is_claimed_than_was_measured():
     assert "the winner is better than lstm and gru (p" in said(0.01, 48.0)
     itself = said(0.01, 48.0, cell=str(load_program("lstm-program")))
     assert "the winner is the published cell lstm and is better than gru (p" in itself
+    itself = said(0.01, 48.0, cell=str(load_program("lstm-program")), rivals=("lstm", "gru", "rnn"))
+    assert "the winner is the published cell lstm, and is better than gru and rnn (p" in itself
     assert "is worse than lstm" in said(0.01, 52.0)
     assert "than lstm, gru and rnn (p" in said(0.01, 52.0, rivals=("lstm", "gru", "rnn"))
     assert "is not shown to differ from lstm" in said(0.2, 40.0)
@@ -273,7 +286,7 @@ def test_no_more_is_claimed_than_was_measured():
         (["--runs", "2"], "say --no-contest"),
         (["--contest-seeds", "1"], "--contest-seeds must be at least 2"),
         (["--initial-cells", "tanh0"], "--initial-cells is for --strategy wenet"),
-        (["--parameters", "10"], "--parameters must be at least 48 for these data and"),
+        (["--parameters", "10"], "--parameters must be at least 50 for these data and cells, not 10"),
     ],
 )
 def test_impossible_races_are_refused(text, tmp_path, capsys, flags, message):

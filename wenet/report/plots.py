@@ -24,6 +24,7 @@ from wenet.report.figures import (
 )
 from wenet.report.run import Run
 from wenet.run import counted
+from wenet.searching.contest import contestant_name
 from wenet.tasks import Baseline, Metric
 
 Record = dict[str, Any]
@@ -247,11 +248,11 @@ def contest_picture(contest: Record, metric: Metric) -> Picture:
             axes.plot(row["test"], [height] * len(row["test"]), "o", color=colour, markersize=5, alpha=0.6)
             if row["mean"] is not None:
                 axes.plot([row["mean"]], [height], "|", color=colour, markersize=16, markeredgewidth=2)
-        axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
+        axes.set_yticks(range(len(rows)), [contestant_name(row) for row in reversed(rows)])
         axes.set(xlabel=f"test {metric.name}")
         axes.margins(y=0.12)
     table: Table = [["contestant", "genotype", f"test {metric.name}"]]
-    table += [[row["name"], row["genotype"], value] for row in rows for value in row["test"]]
+    table += [[contestant_name(row), row["genotype"], value] for row in rows for value in row["test"]]
     chosen = "rate and weight decay" if len(contest.get("weight_decays", [])) > 1 else "rate"
     better = "left" if metric.lower_is_better else "right"
     description = (

@@ -16,7 +16,7 @@ from wenet.report.run import Run
 from wenet.run import Config, as_flag, counted, duration, figure, figure_and_spread, flag, size
 from wenet.run.unread import Unread, names_of
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
-from wenet.searching.contest import verdict
+from wenet.searching.contest import contestant_name, verdict
 from wenet.searching.settings import INSTEAD
 from wenet.searching.unread import unread_by_search
 from wenet.tasks import Metric, failure_to_learn
@@ -309,7 +309,7 @@ def contest_table(contest: dict[str, Any], metric: Metric) -> tuple[Row, list[Ro
     )
     rows: list[Row] = [
         (
-            str(row["name"]),
+            contestant_name(row),
             figure_and_spread(row["mean"], row["sd"], metric.final_places, "diverged"),
             UNKNOWN if row["p"] is None else f"{row['p']:.2g}",
             f"{row['rate']:g}",
@@ -325,7 +325,7 @@ def contest_table(contest: dict[str, Any], metric: Metric) -> tuple[Row, list[Ro
 
 def contestants_cells(contest: dict[str, Any]) -> list[Row]:
     """Names of contestants that are cells, with the cells."""
-    return [(row["name"], row["genotype"]) for row in contest["contestants"] if row["name"] != row["genotype"]]
+    return [(contestant_name(row), row["genotype"]) for row in contest["contestants"] if row["name"] != row["genotype"]]
 
 
 def run_columns(run: Run) -> Row:

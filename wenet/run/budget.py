@@ -10,7 +10,10 @@ from wenet.files import read_json
 from wenet.run.folder import RunFolder
 
 FILE = "budget.json"
-GRACE = 1.05  # of the whole time, after which a training ends at its next window
+# Of the whole time: after how much trainings end at their next window, so that what follows them is still done within
+# it; how much is kept for that, which takes at least some seconds; and how much may have passed in the end.
+GRACE, AFTERWARDS, LATE = 1.05, 0.05, 1.1
+LEAST_AFTERWARDS = 5.0
 
 
 class Budget:
@@ -42,9 +45,24 @@ class Budget:
         return self.total - self.spent
 
     @property
+    def afterwards(self) -> float:
+        """Seconds kept for what follows all trainings: the table of the contest, and the report."""
+        return max(LEAST_AFTERWARDS, AFTERWARDS * self.total)
+
+    @property
+    def for_training(self) -> float:
+        """Seconds that are left for trainings."""
+        return self.left - self.afterwards
+
+    @property
     def is_over(self) -> bool:
-        """Whether even the grace is used up, as where the machine has become slower."""
-        return self.spent > GRACE * self.total
+        """Whether trainings have to end, as where the machine has become slower."""
+        return self.spent > GRACE * self.total - self.afterwards
+
+    @property
+    def is_late(self) -> bool:
+        """Whether clearly more time has passed than was allowed."""
+        return self.spent > LATE * self.total
 
     def planned(self, name: str, plan: Callable[[], Any]) -> Any:
         """What was planned under a name, by `plan` if nothing was; JSON must be able to hold it."""

@@ -70,6 +70,10 @@ class Work(ABC, Generic[AnyConfig]):
     def resolve(self, preset: str, *layers: Mapping[str, Any]) -> AnyConfig:
         """The settings of a preset, overridden by each layer in turn."""
 
+    def fitted(self, config: AnyConfig, given: Mapping[str, Any], data: Any) -> AnyConfig:
+        """The settings, with what was not given as it fits the data."""
+        return config
+
     @abstractmethod
     def unread(self, config: AnyConfig, cell: Cell | None) -> list[Unread]:
         """Settings that do not matter to such a run, as the others are and for such a cell."""
@@ -179,7 +183,7 @@ class Session(Generic[AnyConfig]):
         config = resolve_machine(asked, cell)
         task, ranks = task_of(config), surroundings.ranks
         data = task.load(config, as_path(surroundings.data_dir)) if arrays is None else taken(task, arrays, config)
-        config = _with_absolute_dataset(config)
+        config = work.fitted(_with_absolute_dataset(config), given, data)
         for part, rows in work.streams(config).items():
             task.streams(data, part, rows)  # refuses a part that is too short
         say_data_and_machine(surroundings.console, config, cell, data)  # before anything slow

@@ -6,8 +6,9 @@ import torch
 
 from wenet.cells import Cell
 from wenet.run import Session
-from wenet.searching.contest import LEAST_AFTERWARDS, networks_in
-from wenet.searching.race import FEWEST_CELLS, FEWEST_WINDOWS, LEFT, TRIED, typical
+from wenet.run.budget import LEAST_AFTERWARDS
+from wenet.searching.contest import networks_in
+from wenet.searching.race import FEWEST_CELLS, FEWEST_WINDOWS, TRIED, networks_of_entrant, typical
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import config_for
 from wenet.searching.space import draw_pool
@@ -48,6 +49,5 @@ def _seconds_per_window(session: Session[SearchConfig], cell: Cell) -> float:
 
 def _networks_of_race(config: SearchConfig, cells: int, kinds: int) -> float:
     """Networks, each counted as often as it trains for the windows of the first rung."""
-    rungs = 1 + sum(LEFT**rung * 2 ** (rung - 1) for rung in range(1, config.rungs))
     tried = kinds * TRIED * len(config.rate_grid) if len(config.rate_grid) > 1 else 0
-    return tried + min(FEWEST_CELLS, cells) * config.networks_per_cell * rungs
+    return tried + min(FEWEST_CELLS, cells) * networks_of_entrant(config)

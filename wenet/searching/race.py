@@ -204,8 +204,8 @@ class Race(Strategy):
     def _sizes(self, budget: Budget, most: int) -> tuple[int, int]:
         """The number of cells, and the windows of the first rung, that fit into the time."""
         seconds = self._seconds_per_network_window() or self.guess
-        rungs = 1 + sum(LEFT**rung * 2 ** (rung - 1) for rung in range(1, self.config.rungs))
-        windows = (self.until - budget.spent) / (seconds * self.config.networks_per_cell * rungs)  # of a single cell
+        each = networks_of_entrant(self.config)
+        windows = (self.until - budget.spent) / (seconds * each)  # of a single cell
         wanted = max(WANTED_WINDOWS, training_windows(self.session, 0.5))
         count = max(min(FEWEST_CELLS, most), min(most, int(windows / wanted)))
         return count, max(FEWEST_WINDOWS, int(windows / count))
@@ -422,6 +422,12 @@ class Race(Strategy):
         network = record["networks"][place]
         loss = network["held_out_loss"]
         return float(network["rung"]) + (0.0 if loss is None else 1 / (1 + loss))
+
+
+def networks_of_entrant(config: SearchConfig) -> float:
+    """Networks that train for the windows of the first rung, for each cell that enters a race which must fit into a
+    time: at a rung `LEFT` of them go on, for as long as they have trained."""
+    return config.networks_per_cell * (1 + sum(LEFT**rung * 2 ** (rung - 1) for rung in range(1, config.rungs)))
 
 
 def typical(kind: str, cells: Sequence[Cell]) -> list[Cell]:

@@ -21,11 +21,10 @@ from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
 from wenet.searching.shapes import config_for
 from wenet.searching.strategy import Best, strategy_of
 from wenet.searching.unread import unread_by_search
-from wenet.tasks import Baseline, Metric, task_of
+from wenet.tasks import Baseline, Metric, fitting_batch, task_of
 from wenet.training import estimate_standalone, estimate_training, resolve_train_config
 from wenet_kernels import WenetError
 
-LATE = 1.1  # of the time that --minutes allows
 FOLLOWING_PRESET = "quick"  # preset of the training proposed after a search
 
 
@@ -125,6 +124,12 @@ class SearchWork(Work[SearchConfig]):
         strategy_of(config).check(config)
         return config
 
+    def fitted(self, config: SearchConfig, given: Mapping[str, Any], data: Any) -> SearchConfig:
+        task = task_of(config)
+        if "data_batch" in given or task.reads != "numbers":
+            return config
+        return replace(config, data_batch=fitting_batch(len(data.train), config.data_batch))
+
     def unread(self, config: SearchConfig, cell: Cell | None) -> list[Unread]:
         return unread_by_search(config)
 
@@ -157,6 +162,10 @@ class SearchWork(Work[SearchConfig]):
             memory = size(self.memory(config, None, session.data, ranks))
             say(f"ranks     {ranks.count}, which divide {divided}: about {memory} each")
             return  # the time depends on the connection between them
+        usual = self.resolve(config.preset, {"task": config.task}).data_batch
+        if "data_batch" not in given and config.data_batch < usual:
+            batch = counted(config.data_batch, "sequence")
+            say(f"batch     {batch}, as the training part has fewer than the usual {usual}")
         if config.minutes is not None:
             outline = strategy_of(config).outline(config)
             say(f"{config.preset:<9} at most {outline}; {duration(60 * config.minutes)} in all")
@@ -212,7 +221,7 @@ def run_search(session: Session[SearchConfig]) -> SearchOutcome:
         audit,
         contest,
         spent=None if budget is None else budget.spent,
-        over=budget is not None and budget.spent > LATE * budget.total,
+        over=budget is not None and budget.is_late,
     )
 
 

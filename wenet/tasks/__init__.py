@@ -3,7 +3,7 @@
 from typing import Any
 
 from wenet.tasks.language import CharacterModelling, LanguageModelling, perplexity
-from wenet.tasks.numbers import Classification, Forecasting, Labelling, Numbers, Regression
+from wenet.tasks.numbers import Classification, Forecasting, Labelling, Numbers, Regression, fitting_batch
 from wenet.tasks.task import Baseline, CarryingTask, Measurement, Metric, Task, failure_to_learn
 
 # By the names of the setting `task`. To add a task, write a class with the members of `Task` and list it here.
@@ -41,6 +41,7 @@ __all__ = [
     "Regression",
     "Task",
     "failure_to_learn",
+    "fitting_batch",
     "perplexity",
     "task_of",
 ]

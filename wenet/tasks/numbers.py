@@ -16,6 +16,7 @@ from wenet.tasks.task import Baseline, Measurement
 from wenet_kernels import WenetError, check_choice
 
 BASELINE_ROWS = 256  # in a batch
+BATCHES = 4  # at least, of a training part that is smaller than a usual batch
 
 
 class Numbers:
@@ -197,6 +198,12 @@ class Numbers:
             model.train()
         each = torch.cat(rows)
         return Measurement(each.mean(0), measure.value(), each)
+
+
+def fitting_batch(sequences: int, usual: int) -> int:
+    """Sequences of a training batch: as usual, or where the training part has fewer, so many that it has some
+    batches."""
+    return usual if sequences >= usual else max(1, sequences // BATCHES)
 
 
 def _there(inputs: Tensor, every_step: bool) -> Tensor:

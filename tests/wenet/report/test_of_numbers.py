@@ -3,6 +3,10 @@
 import re
 
 import wenet
+from wenet.programs import load_program
+from wenet.report import words
+from wenet.searching.contest import describe_contest
+from wenet.tasks import LanguageModelling
 
 from ..series.test_searches import SHORT, sums
 
@@ -17,3 +21,17 @@ def test_it_speaks_of_numbers(tmp_path):
     assert not listed & {"--blocks", "--hidden", "--mix-lr", "--norm", "--lr", "--audit-epochs"}
     assert listed >= {"--nodes", "--rungs", "--rates"} and "cells that raced 4 of at most 4" in " ".join(said.split())
     assert "training steps a second" in said and "the paper searches" not in said
+
+
+def test_contestants_that_are_published_cells_have_their_names():
+    """In the tables of the report as on a terminal."""
+    of_all = {"mean": 9.0, "sd": None, "rate": 0.01, "hidden": 4, "parameters": 300, "microseconds": 1.0}
+    rows = [
+        {**of_all, "name": "winner", "genotype": str(load_program("lstm-program")), "p": None},
+        {**of_all, "name": "gru", "genotype": "gru", "p": 0.5},
+    ]
+    contest = {"contestants": rows, "seeds": 2, "parameters": 300, "windows": 5}
+    table = words.contest_table(contest, LanguageModelling.metric)[1]
+    assert [row[0] for row in table] == ["winner (lstm)", "gru"]
+    assert words.contestants_cells(contest) == [("winner (lstm)", rows[0]["genotype"])]
+    assert any("winner (lstm)" in line for line in describe_contest(contest, LanguageModelling.metric))

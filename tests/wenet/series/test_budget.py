@@ -29,14 +29,22 @@ class Folder:
 
 
 def test_a_plan_is_made_once_and_time_adds_up(tmp_path):
-    first = Budget(Folder(tmp_path), 0.1, time.monotonic() - 2)
-    assert first.planned("windows", lambda: 7) == 7 and 3.5 < first.left < 4.1
-    again = Budget(Folder(tmp_path), 0.1, time.monotonic() - 1)
-    assert again.planned("windows", lambda: 8) == 7 and 2.9 < again.spent < 3.6 and not again.is_over
+    first = Budget(Folder(tmp_path), 1, time.monotonic() - 20)
+    assert first.planned("windows", lambda: 7) == 7 and 35 < first.left <= 40
+    again = Budget(Folder(tmp_path), 1, time.monotonic() - 10)
+    assert again.planned("windows", lambda: 8) == 7 and 30 <= again.spent < 35 and not again.is_over
     again.keep()
-    assert Budget(Folder(tmp_path), 0.1, time.monotonic() - 4).is_over
-    (tmp_path / "budget.json").write_text('{"minutes": 0')
-    assert Budget(Folder(tmp_path), 0.1, time.monotonic()).planned("windows", lambda: 8) == 8
+    late = Budget(Folder(tmp_path), 1, time.monotonic() - 40)
+    assert late.is_over and late.is_late
+
+
+def test_trainings_end_in_time_for_what_follows(tmp_path):
+    """Also where they take longer than planned; five seconds are kept of a minute, and a part of an hour."""
+    for minutes, kept in ((1, 5.0), (60, 180.0)):
+        end = 60 * minutes * 1.05 - kept
+        before, behind = (Budget(Folder(tmp_path), minutes, time.monotonic() - end + more) for more in (5, -1))
+        assert not before.is_over and behind.is_over and not behind.is_late
+        assert abs(before.for_training - (before.left - kept)) < 0.1
 
 
 def test_a_budget_is_kept(tmp_path):

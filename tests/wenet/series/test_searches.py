@@ -67,6 +67,18 @@ def test_a_class_for_each_sequence(classified):
     )
 
 
+def test_a_batch_that_is_not_given_fits(tmp_path, capsys):
+    x, y = sums(40)
+    np.savez(tmp_path / "few.npz", x=x, y=y)
+    settings = {**TINY, "pool": 2, "batch": 2, "rungs": 1, "contest_epochs": 1.0, "epochs_per_round": 1.0}
+    flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    begin = [str(tmp_path / "few.npz"), "--task", "classify", *flags, "--quiet"]
+    assert search_main([*begin, "--out", str(tmp_path / "run")]) == 0
+    assert "batch     7 sequences, as the training part has fewer than the usual 32" in capsys.readouterr().out
+    assert read_run(tmp_path / "run").settings["data_batch"] == 7
+    assert "fewer than --data-batch 32; lower it" in fails(capsys, *begin, "--data-batch", "32", "--out", "x")
+
+
 def test_the_table_names_what_cells_were_ranked_by(classified):
     table = classified.table
     assert table.columns == ["rank", "rung", "windows", "validation accuracy", "validation loss", "kept", "cell"]

@@ -1,17 +1,17 @@
 """The contest that ends a search: its winner against other cells and PyTorch's layers, on equal terms."""
 
 from wenet.searching.contest.hold import RESULT, hold_contest
-from wenet.searching.contest.length import LEAST_AFTERWARDS, estimate_contest, networks_in
+from wenet.searching.contest.length import estimate_contest, networks_in
 from wenet.searching.contest.model import MODEL, read_winner, winners_model
 from wenet.searching.contest.trials import CHECKS, FOLDER
-from wenet.searching.contest.verdict import describe_contest, verdict
+from wenet.searching.contest.verdict import contestant_name, describe_contest, verdict
 
 __all__ = [
     "CHECKS",
     "FOLDER",
-    "LEAST_AFTERWARDS",
     "MODEL",
     "RESULT",
+    "contestant_name",
     "describe_contest",
     "estimate_contest",
     "hold_contest",

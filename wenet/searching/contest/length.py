@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from wenet.files import WRITTEN_AGAIN, read_json
 from wenet.run import Session
-from wenet.run.budget import Budget
 from wenet.searching.contest.trials import grid_of
 from wenet.searching.settings import FULLY, SearchConfig
 from wenet.searching.shapes import Group, config_for
@@ -18,7 +17,6 @@ from wenet.training import StandaloneResult, seconds_per_network, training_windo
 TRIAL = 2  # a trial has one in this many of the windows
 OTHERS = 5  # contestants that are no finalists, at most
 TRIALS_SHARE = 0.5  # of the time for a contest, where that is limited
-AFTERWARDS, LEAST_AFTERWARDS = 0.05, 5.0  # of the whole time, and in seconds, kept for the report
 
 
 def windows_of_trials(session: Session[SearchConfig], groups: Sequence[Group]) -> int:
@@ -34,7 +32,7 @@ def windows_of_trials(session: Session[SearchConfig], groups: Sequence[Group]) -
     )
     networks = len(grid_of(config)) * sum(len(group.places) for group in groups)
     each = len(groups) * of_call + networks * of_network
-    time_for_them = TRIALS_SHARE * _time_to_train(budget)
+    time_for_them = TRIALS_SHARE * budget.for_training
     planned: int = budget.planned("windows_of_trials", lambda: max(1, int(time_for_them / each)))
     return planned
 
@@ -66,13 +64,8 @@ def windows_of_trainings(
         trial.seconds / of_trials * (count * config.contest_seeds) / (len(group.places) * len(grid_of(config)))
         for group, trial, count in zip(groups, trials, left, strict=True)
     )
-    planned: int = budget.planned("windows_of_contest", lambda: max(1, int(_time_to_train(budget) / seconds)))
+    planned: int = budget.planned("windows_of_contest", lambda: max(1, int(budget.for_training / seconds)))
     return planned
-
-
-def _time_to_train(budget: Budget) -> float:
-    """Seconds until the report is to be written."""
-    return budget.left - max(LEAST_AFTERWARDS, AFTERWARDS * budget.total)
 
 
 def networks_in(config: SearchConfig) -> tuple[int, int]:

@@ -20,7 +20,7 @@ def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
         f"contest   test {metric.name} of {counted(seeds, 'training')} each, {result['parameters']:,} parameters, "
         f"{counted(result['windows'], 'window')}:"
     ]
-    names = [_with_known_name(row) for row in result["contestants"]]
+    names = [contestant_name(row) for row in result["contestants"]]
     for row, name in zip(result["contestants"], names, strict=True):
         p = "" if row["p"] is None else f"p = {row['p']:.2g}"
         reached = figure_and_spread(row["mean"], row["sd"], places, "diverged")
@@ -37,7 +37,8 @@ def _decay_of(row: Mapping[str, Any]) -> str:
     return f"weight decay {decay:g}, " if decay else ""
 
 
-def _with_known_name(row: Mapping[str, Any]) -> str:
+def contestant_name(row: Mapping[str, Any]) -> str:
+    """The name of a contestant, with that of the published cell that it is, if it is one."""
     known = None if row["name"] in LAYERS else known_name(read_cell(row["genotype"]))
     return row["name"] if known is None else f"{row['name']} ({known})"
 
@@ -52,12 +53,19 @@ def verdict(result: Mapping[str, Any], metric: Metric, layers: Sequence[str] = t
             found.setdefault(_compared(winner, row, metric), []).append(row["name"])
     parts = [f"{relation} {_listed(names)}" for relation, names in found.items()]
     itself = [] if same is None else [f"is the published cell {same}"]
-    return f"the winner {_listed([*itself, *parts])} (p < 0.05, Welch's t-test)"
+    return f"the winner {_sentences([*itself, *parts])} (p < 0.05, Welch's t-test)"
 
 
 def _listed(words: Sequence[str]) -> str:
     """Words as in "a, b and c"."""
     return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])
+
+
+def _sentences(parts: Sequence[str]) -> str:
+    """Parts of a sentence; a comma stands before the last "and" where there are others."""
+    if len(parts) < 3 and not any(" and " in part for part in parts):
+        return " and ".join(parts)
+    return ", and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
 
 
 def _compared(winner: Mapping[str, Any], row: Mapping[str, Any], metric: Metric) -> str:
