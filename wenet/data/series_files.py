@@ -148,13 +148,14 @@ def _row_a_step(path: Path, names: list[str], rows: list[list[str]], named: bool
         raise WenetError(f"{path}: column {reading.sequence!r} cannot be both --sequence and --target; name another")
     kept = [place for place in range(len(names)) if place not in (*sequence, *labels)]
     if named and len(kept) > 1 and _is_time(_cell(row, kept[0]) for row in rows):
-        kept.pop(0)
+        _check_time(path, rows, names, kept.pop(0), reading)
     if not kept:
         raise WenetError(f"{path} has no column of a feature beside {', '.join(names[place] for place in labels)}")
     of_rows = [_cell(row, sequence[0]) if sequence else "" for row in rows]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(of_rows))}
     lines = sorted(enumerate(rows, start=1 + named), key=lambda line: numbers[of_rows[line[0] - 1 - named]])
-    values = np.array([[_value(path, row, column, names, line) for column in kept] for line, row in lines])
+    mend = "" if sequence else "; if this column tells sequences apart, name it with --sequence"
+    values = np.array([[_value(path, row, column, names, line, mend) for column in kept] for line, row in lines])
     lengths = np.bincount([numbers[name] for name in of_rows])
     targets = _step_targets(path, names, lines, labels) if labels else None
     return Series(path.stem, values, lengths, targets, columns=tuple(names[column] for column in kept))
@@ -163,6 +164,15 @@ def _row_a_step(path: Path, names: list[str], rows: list[list[str]], named: bool
 def _is_time(cells: Iterator[str]) -> bool:
     """Whether a first column has dates, or names of rows, and so no feature."""
     return not any(_is_number(cell) or _is_missing(cell) for cell in cells)
+
+
+def _check_time(path: Path, rows: list[list[str]], names: list[str], column: int, reading: Reading) -> None:
+    """Refuse a first column that more likely tells sequences apart: else they would be read as one."""
+    if reading.sequence is None and len({_cell(row, column) for row in rows}) < len(rows):
+        raise WenetError(
+            f"{path}: texts in column {names[column]!r} repeat; if they tell sequences apart, name it with --sequence, "
+            "else leave it out"
+        )
 
 
 def _column(path: Path, names: list[str], name: str, setting: str) -> int:
@@ -220,14 +230,15 @@ def _as_whole(targets: Array) -> Array:
     return targets
 
 
-def _value(path: Path, row: list[str], column: int, names: list[str], line: int) -> float:
+def _value(path: Path, row: list[str], column: int, names: list[str], line: int, mend: str = "") -> float:
+    """The number in a cell; `mend` ends the error if there is something else."""
     cell = _cell(row, column)
     if _is_missing(cell):
         return float("nan")
     try:
         return float(cell)
     except ValueError:
-        raise WenetError(f"{path} line {line}, column {names[column]!r}: {cell!r} is no number") from None
+        raise WenetError(f"{path} line {line}, column {names[column]!r}: {cell!r} is no number{mend}") from None
 
 
 def _cell(row: list[str], column: int) -> str:

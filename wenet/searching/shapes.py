@@ -16,6 +16,7 @@ from wenet.training import (
     Architecture,
     Plan,
     StandaloneResult,
+    TooFewParameters,
     hidden_for,
     kind_of,
     standalone_memory,
@@ -86,12 +87,21 @@ def by_shape(
 
     Args:
         parameters: as in `config_for`.
+
+    Raises:
+        TooFewParameters: some cannot be so small; the message says how many parameters would do for all.
     """
     sized: dict[object, SearchConfig] = {}
+    refused: list[TooFewParameters] = []
     for architecture in architectures:
         size = _size(architecture)
         if size not in sized:
-            sized[size] = config_for(architecture, config, task, data, parameters)
+            try:
+                sized[size] = config_for(architecture, config, task, data, parameters)
+            except TooFewParameters as error:
+                refused.append(error)
+    if refused:
+        raise max(refused, key=lambda error: error.fewest)
     return grouped(architectures, [sized[_size(architecture)] for architecture in architectures], task)
 
 

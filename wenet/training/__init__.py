@@ -4,6 +4,7 @@ from wenet.training.adaptive import Cache, Dynamic
 from wenet.training.architectures import (
     LAYERS,
     Architecture,
+    TooFewParameters,
     build_standalone,
     hidden_for,
     kind_of,
@@ -46,6 +47,7 @@ __all__ = [
     "Plan",
     "Progress",
     "StandaloneResult",
+    "TooFewParameters",
     "TrainConfig",
     "TrainOutcome",
     "build_cell",

@@ -98,6 +98,14 @@ def _parameter_count_around(config: Any, task: Task, data: Any) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("rnn."))
 
 
+class TooFewParameters(WenetError):
+    """A model has more than wanted even at hidden size 1."""
+
+    def __init__(self, fewest: int, wanted: int) -> None:
+        super().__init__(f"--parameters must be at least {fewest:,} for these data and cells, not {wanted:,}")
+        self.fewest = fewest
+
+
 def hidden_for(
     parameters: int, config: Any, architecture: Architecture, task: Task, data: Any, generous: bool = False
 ) -> int:
@@ -107,7 +115,7 @@ def hidden_for(
         generous: give the smallest size with no fewer parameters instead, as a rival of our cells should have.
 
     Raises:
-        WenetError: a model of size 1 already has more.
+        TooFewParameters: a model of size 1 already has more.
     """
 
     fewest, second, third = (
@@ -120,9 +128,7 @@ def hidden_for(
 
     sizes = range(1, 2 + round(parameters**0.5))
     if fewest > parameters:
-        raise WenetError(
-            f"--parameters must be at least {fewest:,} for these data and {architecture}, not {parameters:,}"
-        )
+        raise TooFewParameters(fewest, parameters)
     if generous:
         return sizes[bisect_left(sizes, parameters, key=count)]
     return sizes[bisect_right(sizes, parameters, key=count) - 1]

@@ -252,6 +252,20 @@ def test_a_table_has_a_row_for_each_sequence(tmp_path):
     assert series.targets.tolist() == [2, 5] and series.values.ravel().tolist() == [1, 3, 4, 6]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,x\n2,3\n", "column 'b': 'x' is no number; if this column tells sequences apart, name it with --seq"),
+        ("who,a\nann,1\nann,2\nbob,3\n", "texts in column 'who' repeat; if they tell sequences apart, name it with"),
+    ],
+)
+def test_a_column_that_may_tell_sequences_apart(tmp_path, text, message):
+    path = write(tmp_path / "t.csv", text)
+    with pytest.raises(WenetError) as raised:
+        read_series(path, Reading(False))
+    assert message in str(raised.value)
+
+
 def test_a_long_table_is_one_sequence(tmp_path):
     table = write(tmp_path / "long.csv", "date,load,heat\n2020-01-01,1,2\n2020-01-02,3,4\n2020-01-03,5,6\n")
     series = read_series(table, Reading(targeted=False))
