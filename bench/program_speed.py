@@ -9,6 +9,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from bench.jax_programs import JaxCells
 from bench.machine import DENSE_SIZE, fastest
 from wenet.nn import CellRNN, StandaloneCellRNN
 from wenet.programs import random_programs
-from wenet_kernels import ProgramBatch
+from wenet_kernels import ProgramBatch, cell_rnn
 from wenet_kernels.programs import reference
 
 Layer = type[nn.LSTM] | type[nn.GRU]
@@ -29,6 +30,7 @@ JAX_HELP = "beside the same in JAX, as one interpreter of all cells (vmap, scan,
 
 LAYERS = [(nn.LSTM, 64, 32, 100), (nn.LSTM, 200, 20, 35), (nn.GRU, 64, 32, 100), (nn.GRU, 200, 20, 35)]  # H, M, T
 CELLS, HIDDEN, ROWS, STEPS = 64, 32, 64, 100  # of the gated cells; as many features as hidden units
+LARGE = 12, 200, 20, 35  # of fewer and larger ones, for products of a precision
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="default: %(default)s")
     parser.add_argument("--compiled", type=int, default=0, metavar="N", help="gated cells to compile, some 30 s each")
     parser.add_argument("--jax", choices=("interpreter", "own-code"), nargs="+", default=[], help=JAX_HELP)
+    parser.add_argument("--precision", metavar="NAME", help="only this: products of such factors beside fp32")
     parser.add_argument("--processor-time", action="store_true", help="of one thread, on a machine with other work")
     options = parser.parse_args()
     if options.processor_time:
         torch.set_num_threads(1)
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     clock = time.process_time if options.processor_time else time.perf_counter
-    rows = [row for shape in LAYERS for row in layer_rows(*shape, clock, options.rounds)]
-    rows += gated_rows(clock, options.rounds, options.compiled, options.jax)
+    if options.precision:
+        rows = precision_rows(options.precision, clock, options.rounds)
+    else:
+        rows = [row for shape in LAYERS for row in layer_rows(*shape, clock, options.rounds)]
+        rows += gated_rows(clock, options.rounds, options.compiled, options.jax)
     print("\n".join(table(rows)))
 
 
@@ -94,6 +100,51 @@ def gated_rows(clock: Clock, rounds: int, compiled: int, jax: Sequence[str]) -> 
     if compiled:
         rows += compiled_rows(layer, compiled, x, grad, clock, rounds)
     return rows
+
+
+def precision_rows(precision: str, clock: Clock, rounds: int) -> list[Row]:
+    """Layers and gated cells with products of a precision, beside the same in fp32; also without the product of the
+    input, which is of fp32 in both."""
+    torch.manual_seed(0)
+    layers: list[tuple[str, CellRNN | StandaloneCellRNN, int, int]] = [
+        (kind.__name__, CellRNN.from_torch(kind(hidden, hidden)), batch, steps) for kind, hidden, batch, steps in LAYERS
+    ]
+    for cells, hidden, batch, steps in ((CELLS, HIDDEN, ROWS, STEPS), LARGE):
+        gated = StandaloneCellRNN(hidden, hidden, random_programs(cells, states=1, seed=1))
+        layers.append((f"{cells} gated cells", gated, batch, steps))
+    rows = []
+    for name, layer, batch, steps in layers:
+        hidden = layer.hidden_size
+        name += f", H={hidden}, M={batch}, T={steps}"
+        pre = torch.randn(layer.cells.of_input, steps, batch, hidden).transpose(0, 1)
+        rows += in_both(name, layer, torch.randn(steps, batch, hidden), precision, clock, rounds)
+        rows += in_both(f"{name}: cells alone", CellsAlone(layer.cells, hidden), pre, precision, clock, rounds)
+    return rows
+
+
+def in_both(name: str, full: nn.Module, x: Tensor, precision: str, clock: Clock, rounds: int) -> list[Row]:
+    own = deepcopy(full)
+    own.precision = precision  # type: ignore[assignment]
+    grad = torch.randn_like(full(x)[0])
+    rows = []
+    for direction, run in (("forward", forward), ("both", both)):
+        seconds = fastest([run(module, x, grad) for module in (own, full)], clock, rounds)
+        rows += beside(f"{name}, {precision}", direction, seconds, ["fp32"])
+    return rows
+
+
+class CellsAlone(nn.Module):
+    """Independent cells behind a projected input `[T, X, M, H]`."""
+
+    def __init__(self, cells: ProgramBatch, hidden: int) -> None:
+        super().__init__()
+        self.cells, self.precision = cells, "full"
+        self.weight = nn.Parameter(torch.randn(cells.weights, hidden, hidden) * hidden**-0.5)
+        self.vectors = nn.Parameter(torch.zeros(cells.vectors, hidden))
+
+    def forward(self, pre: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        first = pre.new_zeros(self.cells.states, self.cells.count, *pre.shape[2:])
+        return cell_rnn(pre, first, self.weight, self.vectors, None, self.cells, precision=self.precision)
 
 
 def jax_rows(layer: StandaloneCellRNN, kind: str, x: Tensor, grad: Tensor, clock: Clock, rounds: int) -> list[Row]:

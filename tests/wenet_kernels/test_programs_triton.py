@@ -276,6 +276,9 @@ def test_it_is_chosen_only_where_it_can_run():
     assert resolve_backend("auto", torch.device("cuda"), torch.float64) == "reference"
     with pytest.raises(WenetError, match="backend 'triton' cannot run: it has no products of torch.float64"):
         make_case(cells(["gru"]), 2, 2, 3, dtype=torch.float64).run("triton")
+    assert resolve_backend("triton", torch.device(DEVICE), torch.float32, "fp32") == "triton"
+    with pytest.raises(WenetError, match="it has no products of bf16 for cells that are programs"):
+        resolve_backend("triton", torch.device(DEVICE), torch.float32, "bf16")
     with pytest.raises(WenetError, match="backend 'triton' cannot run: it does not run on meta"):
         resolve_backend("triton", torch.device("meta"), torch.float32)
 
