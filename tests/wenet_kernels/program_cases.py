@@ -153,6 +153,7 @@ def drawn_case(generator: random.Random, dtype: torch.dtype = torch.float64) -> 
     return program_case(programs, *sizes, generator.random() < 0.4, generator.random() < 0.4, dtype)
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    """Relative, in root mean square."""
-    return ((found - expected).norm() / expected.norm().clamp(min=1e-6)).item()
+def error(found: Tensor, expected: Tensor, least: float = 1e-4) -> float:
+    """Relative, in root mean square. What is smaller than `least` counts as if it were so large: it may be zero up to
+    rounding, as the derivative of a bias that `batchnorm` takes away again."""
+    return ((found - expected).norm() / expected.norm().clamp(min=least)).item()

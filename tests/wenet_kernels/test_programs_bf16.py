@@ -20,6 +20,7 @@ from wenet_kernels.programs import reference, resolve_backend
 from wenet_kernels.programs.evaluation import ProgramRun
 from wenet_kernels.programs.layer import projected_cell_rnn
 
+SMALL = 0.1  # errors of smaller results are beside this, as sums in fp32 that should be zero are not quite
 EXAMPLES = int(os.environ.get("WENET_EXAMPLES", "60"))  # of each of the drawn programs
 
 needs_native = pytest.mark.skipif(cpu.status() != "ready", reason="no native kernels")
@@ -70,13 +71,15 @@ def reference_results(case: ProgramCase) -> list[Tensor]:
 
 def check_against_reference(case: ProgramCase) -> None:
     """What is left between the two: factors so close to the middle of two bf16 numbers that the error of an fp32 sum
-    sends them to the other one, and what follows from that."""
+    sends them to the other one, and what follows from that, which normalisation by a batch of few rows magnifies."""
     double = case.double()
-    truth = reference_results(double)
+    truth, single = reference_results(double), reference_results(case)
     with RoundedFactors(case.pre.shape[2]):
         expected = reference_results(double)
-    for exact, wanted, ours in zip(truth, expected, case.results("cpu", "bf16"), strict=True):
-        assert error(ours.double(), wanted) <= 0.5 * error(wanted, exact) + 1e-5, case.batch
+    share = 1.5 if "batchnorm" in case.batch.text else 0.5
+    for exact, own, wanted, ours in zip(truth, single, expected, case.results("cpu", "bf16"), strict=True):
+        allowed = share * error(wanted, exact, SMALL) + 2 * error(own.double(), exact, SMALL) + 1e-5
+        assert error(ours.double(), wanted, SMALL) <= allowed, case.batch
 
 
 # T, M, H: whole vectors; odd and short ends of rows and units; more rows than an outer product takes in at once.
