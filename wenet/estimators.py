@@ -119,6 +119,12 @@ def _fitting_batch(count: int) -> int:
     return max(1, min(32, count // 8))
 
 
+def _labels(y: Any) -> Array:
+    """Labels `[N]`, also from a column of them, which would be compared with all of `[N]`."""
+    labels = np.asarray(y)
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+
+
 class SequenceClassifier(_Estimator):
     """Searches a cell that classifies sequences, and predicts with its trained model.
 
@@ -149,15 +155,18 @@ class SequenceClassifier(_Estimator):
 
         Args:
             x: `[N, T, F]`, `[N, T]` for one feature, or a list of `[T, F]`.
-            y: a label for each.
+            y: a label for each, `[N]` or `[N, 1]`.
 
         Raises:
             WenetError: as in `wenet.search`.
         """
-        labels = np.asarray(y)
-        self.classes_, numbers = np.unique(labels, return_inverse=True)
+        labels = _labels(y)
+        classes, numbers = np.unique(labels, return_inverse=True)
+        if len(classes) == 1:
+            raise WenetError(f"all labels are {labels.tolist()[0]!r}; a classification needs two classes at least")
         self._count = len(labels)
         self._search((x, numbers.astype(np.int64)))
+        self.classes_ = classes  # once there is a model for them: a fit that fails leaves the one before
         return self
 
     def _settings(self) -> dict[str, Any]:
@@ -175,7 +184,7 @@ class SequenceClassifier(_Estimator):
 
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of right labels."""
-        return float(np.average(self.predict(x) == np.asarray(y), weights=sample_weight))
+        return float(np.average(self.predict(x) == _labels(y), weights=sample_weight))
 
 
 class SequenceRegressor(_Estimator):
@@ -287,7 +296,8 @@ class Forecaster(_Estimator):
     def score(self, x: Any, y: Any = None) -> float:
         """One minus the mean absolute error over that of repeating the last value, for the end of each series."""
         model = self._fitted()
-        many = [x] if isinstance(x, np.ndarray) and x.ndim < 3 else list(x)
+        of_one = not isinstance(x, list | tuple) and np.ndim(x) < 3  # an array, a tensor or a table
+        many = [x] if of_one else list(x)
         ours, naive = 0.0, 0.0
         for series in (np.asarray(one, dtype=np.float64).reshape(len(one), -1) for one in many):
             known, ahead = series[: -self.horizon], series[-self.horizon :]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from wenet import WenetError
 from wenet.estimators import Forecaster, SequenceClassifier, SequenceRegressor
@@ -28,6 +29,12 @@ def test_a_classifier():
     x, y = sums()
     model = SequenceClassifier(**SHORT, options=OPTIONS).fit(x, y)
     assert list(model.classes_) == ["down", "up"] and model.score(*sums(300, seed=2)) > 0.75
+    few, column = x[:30], y[:30, np.newaxis]
+    assert model.score(few, column) == model.score(few, y[:30])
+    again = SequenceClassifier(**SHORT, options=OPTIONS).fit(x, y[:, np.newaxis])
+    assert (again.predict(few) == model.predict(few)).all()
+    with pytest.raises(WenetError, match="all labels are 'up'; a classification needs two classes"):
+        model.fit(x, ["up"] * len(x))
     shares = model.predict_proba(x)
     assert (model.classes_[shares.argmax(1)] == model.predict(x)).all()
 
@@ -44,6 +51,7 @@ def test_a_regressor():
 def test_a_forecaster(tmp_path):
     model = Forecaster(12, 3, **SHORT, options=OPTIONS, folder=str(tmp_path / "run")).fit(waves())
     assert model.predict(waves()).shape == (3, 2) and model.score(waves()) > 0
+    assert model.score(torch.from_numpy(waves())) == model.score(waves()) == model.score(waves()[np.newaxis])
     assert (tmp_path / "run" / "contest.json").exists() and model.found_.finished
 
 
