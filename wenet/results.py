@@ -225,7 +225,7 @@ class SearchResult(Shown, SearchOutcome):
         path = self.folder / WINNERS_MODEL
         if not path.exists():
             raise WenetError(f"{self.folder} has no trained model; search with --contest, or train the cell")
-        with closing(RunFolder.open(self.folder)) as run:
+        with closing(RunFolder.open(self.folder, to_read=True)) as run:
             config, task, data = _on_this_machine(run, SEARCH, self.genotype)
         return winners_model(config, self.genotype, task, data, read_winner(self.folder)).to(config.device).eval()
 
@@ -292,7 +292,7 @@ class TrainResult(Shown, TrainOutcome):
         Raises:
             WenetError: another process uses the folder, or the text is gone or changed.
         """
-        with closing(RunFolder.open(self.folder)) as run:
+        with closing(RunFolder.open(self.folder, to_read=True)) as run:
             genotype = TRAIN.stored_cell(run.config)
             config, task, data = _on_this_machine(run, TRAIN, genotype)
             _, tensors = run.load_best()

@@ -247,7 +247,7 @@ def _cell_in(layer: DagRNN | CellRNN) -> Cell:
 
 
 def _trained(folder: Path, data_dir: str | Path | None) -> Trained:
-    with closing(RunFolder.open(folder)) as run:
+    with closing(RunFolder.open(folder, to_read=True)) as run:
         config = stored_config(run, TRAIN)
         task = task_of(config)
         cell = TRAIN.stored_cell(run.config)

@@ -87,7 +87,7 @@ def trained_on_numbers(folder: Path, data_dir: Path | None = None) -> SequenceMo
         return None
     if not (folder / MODEL).exists():
         raise WenetError(f"{folder} has no trained model; search with --contest")
-    with closing(RunFolder.open(folder)) as run:
+    with closing(RunFolder.open(folder, to_read=True)) as run:
         config = stored_config(run, SEARCH)
         task = task_of(config)
         data = stored_data(run, config, task, data_dir)

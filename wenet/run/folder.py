@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -63,12 +64,13 @@ class RunFolder:
         return run
 
     @classmethod
-    def open(cls, path: Path, wait: float = 0, mend: str = NEW_RUN) -> RunFolder:
+    def open(cls, path: Path, wait: float = 0, mend: str = NEW_RUN, to_read: bool = False) -> RunFolder:
         """Open a run that was stopped.
 
         Args:
             wait: seconds to wait for a process that holds the folder, such as another rank that reads it.
             mend: what to do if its settings cannot be read.
+            to_read: whether it is only read, so that it may be where nothing can be written.
 
         Raises:
             WenetError: the folder holds no run, is in use, or its settings cannot be read.
@@ -77,13 +79,14 @@ class RunFolder:
             raise WenetError(f"no run folder {path}")
         if not (path / "config.json").exists():
             raise WenetError(f"{path} has no config.json, so no run was started there; start one with --out {path}")
-        lock = _lock(path, wait)
+        lock = _lock(path, wait, to_read)
         try:
             run = cls(path, read_json(path / "config.json", mend), lock)
         except WenetError:
             lock.release()
             raise
-        run._sweep()
+        if lock.is_locked:
+            run._sweep()
         return run
 
     @classmethod
@@ -281,12 +284,14 @@ def _reporting_full_disk(path: Path, tidy: Callable[[], object] = lambda: None) 
         raise WenetError(f"cannot write {path}: {reason}; make room, then go on with --resume") from None
 
 
-def _lock(path: Path, wait: float = 0) -> FileLock:
+def _lock(path: Path, wait: float = 0, may_lack: bool = False) -> FileLock:
+    """Lock a folder; if it `may_lack` the lock, one in which nothing can be written stays without."""
     lock = FileLock(path / ".lock")
     try:
         lock.acquire(timeout=wait)
     except Timeout:
         raise WenetError(f"{path} is in use by another process; wait for it or name another --out") from None
     except OSError as error:
-        raise WenetError(f"cannot write in {path}: {error.strerror}") from None
+        if not (may_lack and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)):
+            raise WenetError(f"cannot write in {path}: {error.strerror}") from None
     return lock

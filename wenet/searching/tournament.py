@@ -45,7 +45,7 @@ def hold_tournament(
     if cells[0] in LAYERS:
         raise WenetError(f"{cells[0]} cannot come first; the first is the folder of a search, whose settings all take")
     entrants = {cell: cell if cell in LAYERS else load_cell(cell, besides=list(LAYERS)) for cell in cells}
-    with closing(RunFolder.open(Path(cells[0]))) as first:
+    with closing(RunFolder.open(Path(cells[0]), to_read=True)) as first:
         stored = stored_config(first, SEARCH)
         task = task_of(stored)
         data = stored_data(first, stored, task, surroundings.data_dir)

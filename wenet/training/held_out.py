@@ -73,7 +73,7 @@ def evaluate(
     given: dict[str, Any] = {
         name: value for name, value in {**sizes, "precision": precision}.items() if value is not None
     }
-    with closing(RunFolder.open(Path(folder))) as run:
+    with closing(RunFolder.open(Path(folder), to_read=True)) as run:
         stored = stored_config(run, TRAIN)
         task = task_of(stored)
         genotype = TRAIN.stored_cell(run.config)

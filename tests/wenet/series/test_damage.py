@@ -1,5 +1,6 @@
 """Files of a run folder that are cut short, or hold something else: a line that names the file and the mend."""
 
+import errno
 import shutil
 
 import numpy as np
@@ -96,6 +97,18 @@ def test_a_damaged_budget(tmp_path, capsys):
     found = wenet.search(sums(60), task="classify", out=tmp_path / "run", minutes=0.2, **settings)
     cut(found.folder / "budget.json")
     assert "delete it, and --minutes counts from now on" in fails(capsys, "--resume", found.folder)
+
+
+def test_a_folder_in_which_nothing_can_be_written(finished, tmp_path, monkeypatch, capsys):
+    """As on a disk that is mounted to be read; permissions do not bind all users."""
+
+    def refuse(self, *arguments, **settings):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert wenet.load(finished).predict(np.zeros((1, 8, 2))).shape == (1,)
+    assert cell_main(["export", str(finished), "--out", str(tmp_path / "taken.py")]) == 0
+    assert "cannot write in" in fails(capsys, "--resume", finished)
 
 
 def test_results_in_python(finished, tmp_path):
