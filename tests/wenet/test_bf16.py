@@ -1,5 +1,6 @@
 """Searches and training with `--precision bf16` on a processor, and what is said where it cannot."""
 
+import copy
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from wenet import search, train
 from wenet.cells.published import DARTS_V2
 from wenet.cli.search import main as search_main
 from wenet.cli.train import main as train_main
+from wenet.nn import CellRNN, StandaloneCellRNN
 from wenet.programs import load_program
 from wenet.searching.estimate import estimate_search_memory
 from wenet.searching.settings import resolve_config
@@ -60,6 +62,31 @@ def test_a_program_trains_as_well(text, tmp_path):
         losses[precision] = results(tmp_path / precision, "train.jsonl")[0]["train_loss"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
     assert losses["bf16"] != losses["fp32"]
+
+
+@needs_bf16
+@pytest.mark.parametrize("own_inputs", [False, True])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        CellRNN(5, 9, "lstm", dropout_h=0.3, precision="bf16"),
+        CellRNN(5, 9, "gru", num_layers=2, bidirectional=True, precision="bf16"),
+        StandaloneCellRNN(5, 9, [load_program("gru"), load_program("mgu")], precision="bf16"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_of_programs_round_and_nothing_more(layer, own_inputs):
+    full = copy.deepcopy(layer)
+    full.precision = "full"
+    x = torch.randn(4, 3, 5)
+    if own_inputs:
+        x = x.expand(2, -1, -1, -1) if isinstance(layer, StandaloneCellRNN) else x[:, 0]
+    outputs = []
+    for each in (layer, full):
+        torch.manual_seed(1)
+        outputs.append(each(x)[0])
+    assert not torch.equal(*outputs)
+    torch.testing.assert_close(*outputs, rtol=0, atol=0.02)
 
 
 @needs_bf16
