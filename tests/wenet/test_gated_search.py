@@ -93,8 +93,6 @@ def test_the_two_spaces_by_turns():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"strategy": "wenet"}, ["--space gated", "race or random"]),
-        ({"space": "both", "strategy": "wenet"}, ["--space both", "race or random"]),
         ({"blocks": "1-4"}, ["--blocks 1-4", "2 to 8"]),
         ({"blocks": "6-4"}, ["smaller first"]),
         ({"states": 3}, ["--states 3"]),

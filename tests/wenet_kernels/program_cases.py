@@ -34,6 +34,9 @@ def random_program(generator: random.Random, states: int, length: int, unary: tu
         instructions += [Instruction("tanh", (generator.randrange(states, states + length),)) for _ in range(states)]
         values = range(states + length + states)
         results = list(values[-states:])
+        for state in range(states):  # some become what another state was, or becomes
+            if generator.random() < 0.2:
+                results[state] = generator.choice((*range(states), *results))
         output = results[0] if generator.random() < 0.7 else generator.choice(values)
         try:
             return Program(*_pruned(states, instructions, results, output))
@@ -141,12 +144,14 @@ def program_case(
     )
 
 
-def drawn_case(generator: random.Random, dtype: torch.dtype = torch.float64) -> ProgramCase:
+def drawn_case(
+    generator: random.Random, dtype: torch.dtype = torch.float64, unary: tuple[str, ...] = UNARY
+) -> ProgramCase:
     """Programs, sizes, mask and coupling at random."""
     states, count = generator.randint(1, 4), generator.choice((1, 1, 2, 3, 5))
     # Rows of more and of fewer steps than one are multiplied together for the derivatives of weights.
     steps, rows = generator.randint(1, 5), generator.choice((1, 2, 3, 4, 5, 6, 7, 70))
-    unary = UNARY if rows > 1 else ACTIVATIONS
+    unary = unary if rows > 1 else ACTIVATIONS
     programs = [random_program(generator, states, generator.randint(3, 25), unary) for _ in range(count)]
     torch.manual_seed(generator.randrange(1000))
     sizes = steps, rows, generator.choice((1, 3, 8, 13, 17, 33, 40))

@@ -7,12 +7,14 @@ from wenet.nn.dropout import draw_rows
 from wenet.nn.language import LanguageModel, StandaloneLanguageModels
 from wenet.nn.losses import LOSSES, is_loss, named_loss
 from wenet.nn.lstm import LAYERS, StackedLSTM, StandaloneRNN
+from wenet.nn.mixing import Mixing
 from wenet.nn.program_parameters import split_row
 from wenet.nn.rnn import DagRNN
 from wenet.nn.sequence import READOUTS, SequenceModel, StandaloneSequenceModels
 from wenet.nn.softmaxes import MIXTURE_ROWS, MixtureOfSoftmaxes
 from wenet.nn.standalone_cells import StandaloneCellRNN
 from wenet.nn.weighted import WeightedDagRNN
+from wenet.nn.weighted_cells import WeightedCellRNN
 
 __all__ = [
     "CHUNK",
@@ -24,6 +26,7 @@ __all__ = [
     "DagRNN",
     "DividedDagRNN",
     "LanguageModel",
+    "Mixing",
     "MixtureOfSoftmaxes",
     "SequenceModel",
     "StackedLSTM",
@@ -31,6 +34,7 @@ __all__ = [
     "StandaloneLanguageModels",
     "StandaloneRNN",
     "StandaloneSequenceModels",
+    "WeightedCellRNN",
     "WeightedDagRNN",
     "draw_rows",
     "is_loss",

@@ -17,9 +17,10 @@ from wenet.nn.rnn import DagRNN
 from wenet.nn.softmaxes import MixtureOfSoftmaxes
 from wenet.nn.standalone_cells import StandaloneCellRNN
 from wenet.nn.weighted import WeightedDagRNN, draw_networks
+from wenet.nn.weighted_cells import WeightedCellRNN
 from wenet_kernels import WenetError
 
-OneLayer = DagRNN | CellRNN | WeightedDagRNN | StackedLSTM
+OneLayer = DagRNN | CellRNN | WeightedDagRNN | WeightedCellRNN | StackedLSTM
 Networks = WeightedDagRNN | StandaloneCellRNN | StandaloneRNN  # n of them side by side
 
 

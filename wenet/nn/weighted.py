@@ -18,10 +18,11 @@ from wenet.nn.checks import (
 )
 from wenet.nn.described import LayerOfCells
 from wenet.nn.dropout import draw_mask, locked_dropout
+from wenet.nn.mixing import Mixing
 from wenet_kernels import COUPLINGS, CellBatch, Norm, WenetError, check_choice, dag_rnn, project
 
 
-class WeightedDagRNN(LayerOfCells):
+class WeightedDagRNN(Mixing, LayerOfCells):
     """`n` different cells over one sequence, mixed by learned softmax weights (eq. 4).
 
     Args:
@@ -105,10 +106,6 @@ class WeightedDagRNN(LayerOfCells):
         if self.mix_logits is not None:
             nn.init.zeros_(self.mix_logits)
 
-    def mixing_weights(self) -> Tensor | None:
-        """`softmax(mix_logits)`, `[n]`; None with independent coupling."""
-        return None if self.mix_logits is None else torch.softmax(self.mix_logits, dim=0)
-
     def forward(self, x: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over a sequence.
 
@@ -180,17 +177,6 @@ class WeightedDagRNN(LayerOfCells):
         )
         output = result[0] if isinstance(result, tuple) else result
         return output.squeeze(0)
-
-    def _mix(self) -> Tensor | None:
-        """The weights of this call, `[n]`, after mix_dropout; None with independent coupling."""
-        weights = self.mixing_weights()
-        if weights is None:
-            return None
-        if self.training and self.mix_dropout > 0:
-            kept = torch.rand_like(weights) >= self.mix_dropout
-            weights = weights * (kept | ~kept.any())
-            weights = weights / weights.sum()
-        return weights
 
     def _project(self, masked: Tensor) -> Tensor:
         """The masked input times each network's weights, `[T, n, M, G]`."""

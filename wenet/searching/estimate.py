@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import cycle, islice
 from typing import Any
 
 import torch
 
-from wenet.cells import random_genotypes
 from wenet.searching.mixture import build_mixture, build_optimizer
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import largest_memory
-from wenet.searching.space import space_of
+from wenet.searching.space import draw_pool, space_of
 from wenet.searching.strategy import strategy_of
 from wenet.tasks import Task
 from wenet.training import INTERPRETER, Estimate, network_weights, timed_step
@@ -46,7 +46,7 @@ def _seconds_per_token(config: SearchConfig, task: Task, data: Any) -> float:
     """Seconds per token, from a smaller training step with the same cost per network and token."""
     networks = max(1, min(config.networks, PROBE_WEIGHTS // network_weights(config, space_of(config).largest(config))))
     steps, rows = min(PROBE_STEPS, config.bptt), min(PROBE_ROWS, config.data_batch)
-    cells = random_genotypes(networks, config.most_nodes, seed=0)
+    cells = list(islice(cycle(draw_pool(config)), networks))
     with torch.random.fork_rng():  # the probe must not change what the search draws
         torch.manual_seed(config.seed)
         model = build_mixture(config, cells, task, data).to(config.device)

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wenet.cells import Genotype
+from wenet.cells import Cell, Genotype, read_cell
 from wenet.data import LONGER_AT_MOST, mean_window, window_length
-from wenet.nn import DividedDagRNN, LanguageModel, WeightedDagRNN
+from wenet.nn import DividedDagRNN, LanguageModel, Mixing, WeightedCellRNN, WeightedDagRNN
 from wenet.parallel import ALONE, Ranks, clip_gradients
 from wenet.run import DTYPES, Session, counted, duration, figure, peak_memory
 from wenet.searching.settings import SearchConfig
-from wenet.searching.space import Dag
+from wenet.searching.space import draw_pool, space_of
 from wenet.searching.strategy import OF_RACES, RECORDS, Best, Record, Strategy
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import ModelTrainer, Progress, network_weights, recurrence_bytes, restore_random, restore_training
-from wenet_kernels import WenetError
+from wenet_kernels import Program, WenetError
 
 CURVE_POINTS = 20  # points of the training loss in a round's record
 CARRIED = ("embedding.weight", "decoder_bias")  # parameters carried from round to round on request
@@ -35,7 +35,7 @@ class Candidate:
         held_out_loss: validation loss of its own output, if networks are ranked by it.
     """
 
-    genotype: Genotype
+    genotype: Cell
     rounds_kept: int = 0
     weight: float = math.nan
     held_out_loss: float | None = None
@@ -50,7 +50,7 @@ class Candidate:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Candidate:
-        return cls(**{**value, "genotype": Genotype.from_text(value["genotype"])})
+        return cls(**{**value, "genotype": read_cell(value["genotype"])})
 
 
 @dataclass
@@ -182,7 +182,7 @@ class Mixture(Strategy, ModelTrainer):
         return best
 
     def prepare(self) -> None:
-        self.pool = Dag().draw(self.config)
+        self.pool = draw_pool(self.config)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         self.checkpoint = tensors
@@ -384,6 +384,7 @@ class Mixture(Strategy, ModelTrainer):
         for flag, given in (
             ("--score held-out", config.score == "held-out"),
             ("--cell-weights shared", config.cell_weights == "shared"),
+            (f"--space {config.space}", config.has_programs),
         ):
             if given:
                 raise WenetError(f"networks cannot be divided over ranks with {flag}; leave it out, or torchrun")
@@ -399,7 +400,7 @@ class Mixture(Strategy, ModelTrainer):
         longest = config.bptt + (LONGER_AT_MOST if config.windows == "merity" else 0)
         positions, vocabulary = longest * config.data_batch, task_of(config).outputs(data)
         networks = -(-config.networks // processes)
-        cell = Dag().largest(config)
+        cell = space_of(config).largest(config)
         parameters = networks * network_weights(config, cell) + vocabulary * (config.hidden + 1)
         logits = 3 * positions * vocabulary
         recurrence = networks * positions * recurrence_bytes(config, cell)
@@ -433,23 +434,27 @@ class Mixture(Strategy, ModelTrainer):
 
 
 def build_mixture(
-    config: SearchConfig, genotypes: Sequence[Genotype], task: Task, data: Any, ranks: Ranks = ALONE
+    config: SearchConfig, cells: Sequence[Cell], task: Task, data: Any, ranks: Ranks = ALONE
 ) -> LanguageModel:
     """Build the task's model around weighted networks (Figure 3); several processes divide the networks."""
     options: dict[str, Any] = {
-        "form": config.form,
         "norm": None if config.norm == "none" else config.norm,
         "dropout_x": config.dropout_x,
         "dropout_h": config.dropout_h,
         "backend": config.backend,
         "precision": config.precision,
         "mix_dropout": config.mix_dropout,
-        "shared_weights": config.cell_weights == "shared",
     }
-    if ranks.alone:
-        layer = WeightedDagRNN(config.hidden, config.hidden, genotypes, **options)
+    layer: WeightedDagRNN | WeightedCellRNN
+    genotypes = [cell for cell in cells if isinstance(cell, Genotype)]
+    of_dag: dict[str, Any] = {"form": config.form, "shared_weights": config.cell_weights == "shared"}
+    if config.has_programs:
+        programs = [cell for cell in cells if isinstance(cell, Program)]
+        layer = WeightedCellRNN(config.hidden, config.hidden, programs, **options)
+    elif ranks.alone:
+        layer = WeightedDagRNN(config.hidden, config.hidden, genotypes, **options, **of_dag)
     else:
-        layer = DividedDagRNN(config.hidden, config.hidden, genotypes, ranks, **options)
+        layer = DividedDagRNN(config.hidden, config.hidden, genotypes, ranks, **options, **of_dag)
     model = task.model(layer, config, data)
     assert isinstance(model, LanguageModel)
     return model.to(DTYPES[config.precision])
@@ -468,7 +473,7 @@ def build_optimizer(config: SearchConfig, model: LanguageModel) -> torch.optim.A
 
 def mixing_weights(model: LanguageModel) -> list[float]:
     """Every network's share of the mixture."""
-    assert isinstance(model.rnn, WeightedDagRNN)
+    assert isinstance(model.rnn, Mixing)
     weights = model.rnn.mixing_weights()
     assert weights is not None
     return weights.tolist()

@@ -214,7 +214,7 @@ class SearchConfig(SeriesConfig):
         normalised = self.norm == "batch" and self.strategy == "wenet"  # no other strategy normalises
         if normalised and self.data_batch < 2:
             raise WenetError("--data-batch must be at least 2 with --norm batch, which compares the rows of a batch")
-        if normalised and self.form == "plain":
+        if normalised and self.form == "plain" and self.space != "gated":
             # At h = 0 eq. (1) gives s_0 = 0 for any input, and activations turn that into equal values in all rows.
             raise WenetError(
                 "--form plain needs --norm none: its state starts at zero, and normalised over a batch it stays there"
@@ -239,13 +239,27 @@ class SearchConfig(SeriesConfig):
                     f"--{name} {value}: a cell has {fewest} to {most} {name}, and a range the smaller first"
                 )
         if self.has_programs and self.strategy == "wenet":
-            raise WenetError(
-                f"--space {self.space} needs --strategy race or random: a mixture has cells of the space dag alone"
-            )
+            self._check_mixture_of_programs()
         if self.space == "dag" and len(self.node_counts) > 1 and self.strategy == "wenet":
             raise WenetError(
                 f"--nodes {self.nodes} needs --strategy race or random: mixing weights compare cells of one size"
             )
+
+    def _check_mixture_of_programs(self) -> None:
+        if len(self.state_counts) > 1:
+            raise WenetError(
+                f"--states {self.states} needs --strategy race or random: the cells of a mixture carry equally many; "
+                f"say --states {self.state_counts[0]}"
+            )
+        if self.space == "both" and self.state_counts[0] > 1:
+            raise WenetError("--space both needs --states 1 in a mixture: DAG cells carry one state")
+        for flag_of, given in (
+            ("--score held-out", self.score == "held-out"),
+            ("--cell-weights shared", self.cell_weights == "shared"),
+            ("--initial-cells", self.initial_cells is not None),
+        ):
+            if given:
+                raise WenetError(f"{flag_of} is for DAG cells; leave it out, or say --space dag")
 
     def _check_grids(self) -> None:
         for name in GRIDS:
