@@ -61,7 +61,7 @@ void run(Recurrence r, std::optional<py::function> between_steps, Pass pass) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.attr("INTERFACE") = 9;  // as in wenet_kernels/native.py
+  m.attr("INTERFACE") = 10;  // as in wenet_kernels/native.py
   m.def("instruction_sets", &instruction_sets,
         "Instruction sets that this processor can run, from the plainest to the widest.");
   m.def("kernel_sets", &kernel_sets, "Those of them that the kernels were built for.");
@@ -147,6 +147,9 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("weighted", &ProgramRun::weighted)
       .def_readwrite("puts_out_h", &ProgramRun::puts_out_h)
       .def_readwrite("threads", &ProgramRun::threads)
+      .def_readwrite("inputs", &ProgramRun::inputs)
+      .def_readwrite("input", &ProgramRun::input)
+      .def_readwrite("weight_input", &ProgramRun::weight_input)
       .def_readwrite("pre", &ProgramRun::pre)
       .def_readwrite("pre_step_stride", &ProgramRun::pre_step_stride)
       .def_readwrite("pre_column_stride", &ProgramRun::pre_column_stride)
@@ -171,6 +174,8 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("output", &ProgramGradients::output)
       .def_readwrite("apart", &ProgramGradients::apart)
       .def_readwrite("pre", &ProgramGradients::pre)
+      .def_readwrite("weight_input", &ProgramGradients::weight_input)
+      .def_readwrite("input", &ProgramGradients::input)
       .def_readwrite("states", &ProgramGradients::states)
       .def_readwrite("weight", &ProgramGradients::weight)
       .def_readwrite("vector", &ProgramGradients::vector)
@@ -205,7 +210,7 @@ PYBIND11_MODULE(_native, m) {
       .def(
           "program_backward",
           [](const Kernels& k, const ProgramRun& r, const ProgramEvaluation& e, const ProgramGradients& g) {
-            check(r), k.program_backward(r, e, g);
+            check(r, g), k.program_backward(r, e, g);
           },
           py::call_guard<py::gil_scoped_release>())
       .def(

@@ -88,6 +88,9 @@ class ProgramRun:
     weighted: bool
     puts_out_h: bool
     threads: int
+    inputs: int
+    input: int
+    weight_input: int
     pre: int
     pre_step_stride: int
     pre_column_stride: int
@@ -110,6 +113,8 @@ class ProgramGradients:
     output: int
     apart: int
     pre: int
+    weight_input: int
+    input: int
     states: int
     weight: int
     vector: int

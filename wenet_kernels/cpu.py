@@ -114,18 +114,12 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
 
 def project_backward(grad_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Derivatives with respect to input and weights."""
-    grad_x = reusable(x.shape, x.dtype)
-    return grad_x, project_weight_backward(grad_output, x, weight, grad_x)
-
-
-def project_weight_backward(grad_output: Tensor, x: Tensor, weight: Tensor, grad_x: Tensor | None = None) -> Tensor:
-    """The derivative with respect to the weights; that of the input goes to `grad_x`, if there is one."""
     grad_output, x, weight = grad_output.contiguous(), x.contiguous(), weight.contiguous()
-    grad_weight = reusable(weight.shape, x.dtype)
+    grad_x, grad_weight = reusable(x.shape, x.dtype), reusable(weight.shape, x.dtype)
     native = _projection(x, weight, grad_output)
-    native.grad_input, native.grad_weight = 0 if grad_x is None else grad_x.data_ptr(), grad_weight.data_ptr()
+    native.grad_input, native.grad_weight = grad_x.data_ptr(), grad_weight.data_ptr()
     kernels(x.dtype, "full").project_backward(native)
-    return grad_weight
+    return grad_x, grad_weight
 
 
 def _projection(x: Tensor, weight: Tensor, output: Tensor) -> _native.Projection:

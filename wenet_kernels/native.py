@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-INTERFACE = 9  # as in csrc/module.cpp; increase both whenever the way Python calls the module changes
+INTERFACE = 10  # as in csrc/module.cpp; increase both whenever the way Python calls the module changes
 
 if TYPE_CHECKING:
     from wenet_kernels import _native

@@ -106,11 +106,20 @@ void check(const ProgramRun& r) {
   require(r.steps > 0 && r.networks > 0 && r.rows > 0 && r.hidden > 0 && r.states > 0, "an empty size");
   require(r.of_input >= 0 && r.weights >= 0 && r.vectors >= 0 && r.constants >= 0, "a negative size");
   require(r.threads > 0, "no thread");
-  require(r.pre && r.first_states, "an operand missing");
+  require((r.pre || r.input) && r.first_states, "an operand missing");
+  require(!r.input || (r.weight_input && r.inputs > 0), "an input without features or weights");
+  require(!r.input || !r.weighted, "an input of a mixture");
   require((r.weight || r.weights == 0) && (r.vector || r.vectors == 0), "an operand missing");
   require(r.instruction && r.first && r.result && (r.constant || r.constants == 0), "a table missing");
   require(!r.weighted || r.mix, "no mixing weights");
   TableCheck(r).run();
+}
+
+void check(const ProgramRun& r, const ProgramGradients& gradients) {
+  check(r);
+  require(gradients.output && gradients.states, "a gradient missing");
+  require(r.input ? gradients.weight_input : gradients.pre, "a gradient missing");
+  require(!gradients.input || (r.input && r.networks == 1), "the gradient of an input of several networks");
 }
 
 void check(const Recurrence& r) {

@@ -10,5 +10,6 @@ namespace wenet {
 void check(const Recurrence& r);
 void check(const Projection& p);
 void check(const ProgramRun& r);
+void check(const ProgramRun& r, const ProgramGradients& gradients);
 
 }  // namespace wenet

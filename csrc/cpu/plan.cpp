@@ -11,7 +11,7 @@ namespace {
 // Whether a value is computed again for the derivatives rather than kept: that costs less than memory.
 bool is_cheap(const Step& step) {
   switch (step.code) {
-    case kProduct: return step.operand[0] == kNone && step.activation == kNone;
+    case kProduct:
     case kOpTanh:
     case kOpSigmoid:
     case kOpSoftplus:
@@ -248,6 +248,8 @@ class Program {
     s.values = values_;
     s.first_slot = before.first_slot + before.slots;
     s.first_product = before.first_product + before.products;
+    s.first_input = before.first_input + before.inputs;
+    for (const Step& step : step_) s.inputs += step.code == kProduct && step.pre != kNone;
     s.stages = static_cast<std::int32_t>(stage_.size());
     s.groups = static_cast<std::int32_t>(group_.size());
     s.steps = static_cast<std::int32_t>(step_.size());
@@ -290,6 +292,7 @@ Plan::Plan(const ProgramRun& r) : programs_(new Programs) {
     largest.groups = std::max(largest.groups, before.groups);
     largest.products = std::max(largest.products, before.products);
     largest.columns = std::max(largest.columns, before.columns);
+    largest.inputs = std::max(largest.inputs, before.inputs);
     largest.rebuilt_count = std::max(largest.rebuilt_count, before.rebuilt_count);
   }
   largest.slots = before.first_slot + before.slots;

@@ -33,11 +33,15 @@ constexpr std::int64_t kInstructionWidth = 5;  // a code and four operands
 
 // The operands, as in wenet_kernels/programs/evaluation.py. All tensors are contiguous but for `pre`. T steps, n
 // programs, M rows, H hidden units, S carried states; X products that read the input, P that read values, V vectors.
+// The input comes projected, or with I features if the networks are independent.
 struct ProgramRun {
   std::int64_t steps = 0, networks = 0, rows = 0, hidden = 0, states = 0;
   std::int64_t instructions = 0, of_input = 0, weights = 0, vectors = 0, constants = 0;  // N, X, P, V and K
   bool weighted = false;  // the networks are mixed into one
   int threads = 1;
+  std::int64_t inputs = 0;                                  // I
+  Address input = 0;                                        // [T, M, I], or none
+  Address weight_input = 0;                                 // [X, I, H]
   Address pre = 0;                                          // [T, X, M, H], rows and columns contiguous
   std::int64_t pre_step_stride = 0, pre_column_stride = 0;  // in elements
   Address first_states = 0;                                 // [S, M, H] weighted, [S, n, M, H] independent
@@ -64,7 +68,9 @@ struct ProgramEvaluation {
 
 struct ProgramGradients {
   Address output = 0, apart = 0;  // given, shaped as the evaluation's; `apart` may be 0
-  Address pre = 0;                // with the strides of pre
+  Address pre = 0;                // with the strides of pre, or
+  Address weight_input = 0;       // where there is an input
+  Address input = 0;              // 0, or where there is an input of one network
   Address states = 0, weight = 0, vector = 0, mix = 0;
 };
 
@@ -112,6 +118,7 @@ struct Schedule {
   std::int32_t values = 0, locals = 0, wides = 0;
   std::int32_t stages = 0, groups = 0, steps = 0, products = 0, columns = 0;
   std::int32_t slots = 0, first_slot = 0, first_product = 0;
+  std::int32_t inputs = 0, first_input = 0;  // products that read the input
   std::int32_t copies = 0, rebuilt_count = 0;
   const Stage* stage = nullptr;
   const Group* group = nullptr;

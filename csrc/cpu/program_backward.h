@@ -17,6 +17,7 @@ class ProgramBackward : ProgramPass<T> {
  public:
   ProgramBackward(const ProgramRun& r, const ProgramEvaluation& evaluation, const ProgramGradients& gradients)
       : Base(r, evaluation),
+        input_(r, largest_, gradients),
         gradients_(gradients),
         packed_(r.weights * packed_size()),
         grad_states_(grad_chains() * 2 * r.states * state_size_),
@@ -40,6 +41,7 @@ class ProgramBackward : ProgramPass<T> {
 
   void run(const Member& member) {
     const Range mine = member.networks(r_.networks);
+    input_.gather(member);
     for (int64_t k = mine.first; k < mine.last; ++k) begin_network(member, k);
     begin_all(member);
     member.sync();
@@ -121,6 +123,7 @@ class ProgramBackward : ProgramPass<T> {
   void begin_network(const Member& member, int64_t network) {
     const Schedule& s = plan_.schedule(network);
     const Range blocks = member.blocks(blocks_);
+    input_.pack_network(member, s);
     for (int64_t g = 0; g < s.groups; ++g) {
       for (int64_t b = blocks.first; b < blocks.last; ++b) pack_group(s, s.group[g], b);
     }
@@ -209,6 +212,7 @@ class ProgramBackward : ProgramPass<T> {
         product_backward(member, t, network, s.group[g], blocks);
     }
     if (t % together_ == 0) add_weight_gradients(member, t, s, blocks);
+    if (input_.begins(t)) input_.finish_steps(member, s, t, blocks);
   }
 
   // What is needed of the values is computed again, and the derivatives of the results come in.
@@ -217,7 +221,7 @@ class ProgramBackward : ProgramPass<T> {
     fetch_before(t, s, b);
     for (int64_t i = 0; i < s.rebuilt_count; ++i) {
       const Step& step = s.rebuilt[i];
-      Base::compute(step, t, b, nullptr, value, value[step.value].block(b), nullptr);
+      Base::compute(step, b, value, value[step.value].block(b), nullptr);
     }
     for (int64_t i = 0; i < r_.states; ++i) {
       T* to = grad_state(network, t + 1, i).block(b);
@@ -301,8 +305,12 @@ class ProgramBackward : ProgramPass<T> {
       joined = grad_products(member, s, group, t).block(b * group.count + step.column);
       if (kRounds) column = columns(member, s, group, t).block(b * group.count + step.column);
     }
-    T* pre = nullptr;
-    if (step.pre != kNone) pre = reinterpret_cast<T*>(gradients_.pre) + Base::pre_offset(t, step.pre, b);
+    T *pre = nullptr, *of_input = nullptr;
+    if (step.pre != kNone && input_.is_here()) {
+      of_input = input_.block(member, s, step.pre, b, t);
+    } else if (step.pre != kNone) {
+      pre = reinterpret_cast<T*>(gradients_.pre) + Base::pre_offset(t, step.pre, b);
+    }
     T* sum = step.vector == kNone ? nullptr : vector_sum(step.vector, b);
     const int count = hidden_.count(b);
     with_code(step.activation, [&](auto code) {
@@ -314,6 +322,7 @@ class ProgramBackward : ProgramPass<T> {
         total += g;
         values[0] = g;
         if (kRounds && column) store<P>(column + at, Factors<P>::round(part<T>(g, count)));
+        if (of_input) store<T>(of_input + at, g);
         if (pre) {
           T* to = pre + at / kWidth<T> * r_.hidden;
           __builtin_prefetch(to - r_.pre_step_stride, 1, 2);
@@ -401,8 +410,7 @@ class ProgramBackward : ProgramPass<T> {
     if constexpr (!kRounds) {
       if (!r_.mask_h) return kept.from_row(t * r_.rows);
     }
-    const Blocked<P> to{factors_.data() + member.rank() * together_ * step_size(),
-                        together_ * step_rows() * kWidth<T>};
+    const Blocked<P> to{factors_.data() + member.rank() * together_ * step_size(), together_ * step_rows() * kWidth<T>};
     for (int64_t b = 0; b < blocks_; ++b) {
       const T* mask = Base::mask(b);
       for (int64_t i = 0; i < steps; ++i) {
@@ -440,6 +448,7 @@ class ProgramBackward : ProgramPass<T> {
     }
   }
 
+  InputBackward<T> input_;
   const ProgramGradients& gradients_;
   Buffer<P> packed_;
   Buffer<T> grad_states_, grad_mixture_, wides_, locals_, rebuilt_, rebuilt_locals_;

@@ -1,9 +1,7 @@
 // Programs over all time steps.
 #pragma once
 
-#include "cpu/plan.h"
-#include "cpu/program_rows.h"
-#include "cpu/team.h"
+#include "cpu/program_input.h"
 
 namespace wenet {
 namespace WENET_ISA {
@@ -75,22 +73,10 @@ class ProgramPass {
   Vector<T> vector(int64_t index, int64_t b) const {
     return load_part(reinterpret_cast<const T*>(r_.vector) + index * r_.hidden + b * kWidth<T>, hidden_.count(b));
   }
-  Addends<T> addends(const Step& step, int64_t t, int64_t b) const {
-    Addends<T> found;
-    if (step.pre != kNone) {
-      found.pre = reinterpret_cast<const T*>(r_.pre) + pre_offset(t, step.pre, b);
-      found.width = r_.hidden, found.ahead = r_.pre_step_stride, found.count = hidden_.count(b);
-    }
-    if (step.vector != kNone) found.bias = vector(step.vector, b);
-    return found;
-  }
 
-  // An instruction on a block; `product` is the result of its product, where it is one with a value.
-  void compute(const Step& step, int64_t t, int64_t b, const T* product, const Value<T>* values, T* to, T* kept) const {
+  // An instruction on a block, which is no product.
+  void compute(const Step& step, int64_t b, const Value<T>* values, T* to, T* kept) const {
     const Keep<T> keep{kept, late_};
-    if (step.code == kProduct) {
-      return product_rows(step.activation, product, addends(step, t, b), to, keep, r_.rows);
-    }
     if (step.code == kVector) {
       const Vector<T> v = vector(step.vector, b);
       return write_rows(to, keep, r_.rows, [&](int64_t) WENET_LAMBDA { return v; });
@@ -131,6 +117,7 @@ class ProgramForward : ProgramPass<T> {
  public:
   ProgramForward(const ProgramRun& r, const ProgramEvaluation& evaluation)
       : Base(r, evaluation),
+        input_(r, largest_),
         late_output_(r.steps * chains_ * r.rows * r.hidden * int64_t{sizeof(T)} > kCached),
         packed_(r.weights * blocks_ * packed_vector_size()),
         states_(chains_ * 2 * r.states * state_size_),
@@ -148,6 +135,7 @@ class ProgramForward : ProgramPass<T> {
 
   void run(const Member& member) {
     const Range mine = member.networks(r_.networks);
+    input_.gather(member);
     for (int64_t k = mine.first; k < mine.last; ++k) pack_network(member, k);
     for (int64_t chain = 0; chain < chains_; ++chain) take_first(member, chain);
     member.sync();
@@ -190,6 +178,7 @@ class ProgramForward : ProgramPass<T> {
   void pack_network(const Member& member, int64_t network) {
     const Schedule& s = plan_.schedule(network);
     const Range blocks = member.blocks(blocks_);
+    input_.pack_network(s, blocks);
     const int64_t size = packed_vector_size();
     for (int64_t g = 0; g < s.groups; ++g) {
       const Group& group = s.group[g];
@@ -240,6 +229,7 @@ class ProgramForward : ProgramPass<T> {
     const Range blocks = member.blocks(blocks_);
     const int64_t half = Base::half(t, network);
     locate(member, t, network);
+    if (input_.begins(t)) input_.multiply(member, s, t, blocks);
     // What comes before the first product must not overtake a thread that is in the last one of the step before.
     if (s.stage[0].first_group == s.stage[0].last_group) member.sync_network();
     for (int64_t v = 0; v < r_.states; ++v) {
@@ -311,14 +301,33 @@ class ProgramForward : ProgramPass<T> {
     const Value<T>* value = values(member);
     for (int64_t i = stage.first_step; i < stage.last_step; ++i) {
       const Step& step = s.step[i];
+      T *to = value[step.value].block(b), *kept = Base::kept(s, step.kept, t).block(b);
+      if (kept == to) kept = nullptr;
+      if (step.code != kProduct) {
+        Base::compute(step, b, value, to, kept);
+        continue;
+      }
       const T* product = nullptr;
       if (step.group != kNone) {
         const Group& group = s.group[step.group];
         product = columns(member, group, (b - first) * group.count + step.column);
       }
-      T *to = value[step.value].block(b), *kept = Base::kept(s, step.kept, t).block(b);
-      Base::compute(step, t, b, product, value, to, kept == to ? nullptr : kept);
+      product_rows(step.activation, product, addends(member, t, s, step, b), to, Keep<T>{kept, late_}, r_.rows);
     }
+  }
+
+  Addends<T> addends(const Member& member, int64_t t, const Schedule& s, const Step& step, int64_t b) {
+    Addends<T> found;
+    if (step.vector != kNone) found.bias = Base::vector(step.vector, b);
+    if (step.pre == kNone) return found;
+    if (input_.is_here()) {
+      found.pre = input_.block(member, s, step.pre, b, t);
+      found.width = found.count = kWidth<T>, found.ahead = block_size_;
+    } else {
+      found.pre = reinterpret_cast<const T*>(r_.pre) + Base::pre_offset(t, step.pre, b);
+      found.width = r_.hidden, found.ahead = r_.pre_step_stride, found.count = hidden_.count(b);
+    }
+    return found;
   }
 
   // New states that lie elsewhere are brought to their places; all go to where the caller sees them.
@@ -372,6 +381,7 @@ class ProgramForward : ProgramPass<T> {
     for (int64_t k = 0; k < r_.networks; ++k) add_scaled_rows(result(k, s).block(b), Base::mix(k), to, r_.rows);
   }
 
+  InputForward<T> input_;
   const bool late_output_;  // it is read when the caches have forgotten it
   Buffer<P> packed_;
   Buffer<T> states_, results_, wides_, locals_;

@@ -82,8 +82,8 @@ WENET_INLINE void write_rows(T* to, Keep<T> keep, int64_t rows, const Function& 
 // What a product adds to its result: the projected input of the rows, and a bias.
 template <typename T>
 struct Addends {
-  const T* pre = nullptr;  // [M, H] from the first column of the block on
-  int64_t width = 0;       // H
+  const T* pre = nullptr;  // [M, H] from the first column of the block on, or a block [M, W]
+  int64_t width = 0;       // H or W
   int64_t ahead = 0;       // from here to the same in the next step
   int count = 0;           // columns of the block
   Vector<T> bias{};

@@ -140,7 +140,7 @@ class ProjectionBackward : ProjectionPass<T> {
   void run(const Member& member) {
     Base::gather_input(member);
     weight_gradients(member);
-    if (p_.grad_input) input_gradient(member);
+    input_gradient(member);
   }
 
  private:

@@ -53,10 +53,10 @@ struct Gradients {
 struct Projection {
   std::int64_t networks = 0, rows = 0, inputs = 0, columns = 0;
   int threads = 1;
-  Address input = 0;                        // [R, I]
-  Address weight = 0;                       // [n, I, G]
-  Address output = 0;                       // [n, R, G]; backward: the derivative with respect to it
-  Address grad_input = 0, grad_weight = 0;  // the former may be 0
+  Address input = 0;   // [R, I]
+  Address weight = 0;  // [n, I, G]
+  Address output = 0;  // [n, R, G]; backward: the derivative with respect to it
+  Address grad_input = 0, grad_weight = 0;
 };
 
 struct ProgramRun;

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import random
+
 import pytest
 import torch
 from torch import Tensor
 
-from wenet_kernels import ProgramBatch, WenetError, cell_rnn, project
+from tests.wenet_kernels.program_cases import random_program
+from wenet_kernels import ProgramBatch, WenetError, cell_rnn, native_status, project
+from wenet_kernels.cpu import INSTRUCTION_SET_VARIABLE, KERNEL_SETS
+from wenet_kernels.programs.instructions import ACTIVATIONS
 from wenet_kernels.programs.layer import projected_cell_rnn
 from wenet_kernels.registration import is_plain
 
@@ -22,8 +28,16 @@ def operands(cells: ProgramBatch, dtype: torch.dtype = torch.float32) -> list[Te
     return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
 
 
-def in_two(x: Tensor, weight_input: Tensor, *others: Tensor, cells: ProgramBatch, mask_h: Tensor | None = None):
-    return cell_rnn(project(x, weight_input), *others, None, cells, mask_h=mask_h)
+def in_two(
+    x: Tensor,
+    weight_input: Tensor,
+    *others: Tensor,
+    cells: ProgramBatch,
+    mask_h: Tensor | None = None,
+    backend: str = "auto",
+):
+    pre = project(x, weight_input, backend=backend)
+    return cell_rnn(pre, *others, None, cells, mask_h=mask_h, backend=backend)
 
 
 def scalar(found) -> Tensor:
@@ -46,6 +60,51 @@ def test_equal_to_the_operators_to_the_last_bit(text, masked):
         assert torch.equal(ungraded, wanted)
     for got, wanted in zip(*(torch.autograd.grad(scalar(each), leaves) for each in (found, expected)), strict=True):
         assert torch.equal(got, wanted)
+
+
+EXAMPLES = int(os.environ.get("WENET_EXAMPLES", "60"))
+
+
+@pytest.mark.skipif("pure Python" in native_status(), reason=native_status())
+@pytest.mark.parametrize("instruction_set", KERNEL_SETS)
+def test_drawn_programs_on_any_number_of_threads(instruction_set, monkeypatch):
+    """The native kernels project a few steps at a time, and those of one network give the input's derivative too."""
+    monkeypatch.setenv(INSTRUCTION_SET_VARIABLE, instruction_set)
+    generator = random.Random(7)
+    before = torch.get_num_threads()
+    for number in range(EXAMPLES):
+        count, states = generator.choice((1, 1, 2, 5)), generator.choice((1, 2))
+        cells = ProgramBatch.of([random_program(generator, states, 6, ACTIVATIONS) for _ in range(count)])
+        # Steps are taken together until they have 128 rows.
+        steps, rows = generator.choice(((1, 3), (7, 31), (9, 64), (3, 130), (140, 1), (129, 2)))
+        inputs, hidden = generator.choice((1, 5, 16, 19)), generator.choice((1, 6, 16, 21))
+        shapes = [(steps, rows, inputs), (cells.of_input, inputs, hidden), (states, count, rows, hidden)]
+        shapes += [(cells.weights, hidden, hidden), (cells.vectors, hidden)]
+        draw = torch.Generator().manual_seed(number)
+        scales = (1.0, inputs**-0.5, 1.0, hidden**-0.5, 0.3)
+        leaves = [
+            (scale * torch.randn(shape, generator=draw, dtype=torch.float64)).requires_grad_()
+            for shape, scale in zip(shapes, scales, strict=True)
+        ]
+        mask_h = 2.0 * (torch.rand(rows, hidden, generator=draw) < 0.5).double() if number % 3 == 0 else None
+        wanted = leaves if number % 2 else leaves[1:]
+        leaves[0].requires_grad_(bool(number % 2))
+        expected = results(in_two(*leaves, cells=cells, mask_h=mask_h, backend="reference"), wanted)
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(results(projected_cell_rnn(*leaves, cells, mask_h=mask_h, backend="cpu"), wanted))
+            torch.set_num_threads(before)
+        for one, two, three, reference in zip(*found, expected, strict=True):
+            assert torch.equal(one, two) and torch.equal(one, three), cells
+            # Some derivatives are sums of many numbers that cancel.
+            assert (one - reference).norm() < 1e-9 * (reference.norm() + 1e-3), (cells, steps, rows, inputs, hidden)
+
+
+def results(found, leaves: list[Tensor]) -> list[Tensor]:
+    output, states = found
+    gradients = torch.autograd.grad(scalar(found), leaves, allow_unused=True)
+    return [each.detach() for each in (output, *states, *gradients) if each is not None]
 
 
 def test_an_input_without_a_derivative():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wenet_kernels import cpu
+from wenet_kernels.checks import check_nan
 from wenet_kernels.programs.batch import ProgramBatch
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
 from wenet_kernels.programs.run_checks import check_finite
@@ -47,17 +48,36 @@ def _kept_slots(programs: str, weighted: bool) -> int:
 
 def forward(r: ProgramRun, keep: bool) -> ProgramEvaluation:
     """Run all programs over all time steps; `keep` stores what backward needs."""
-    batch = ProgramBatch(r.programs)
-    shape = (r.pre.shape[0], *r.states.shape[1:])
-    evaluation = ProgramEvaluation(
-        cpu.reusable(shape, r.pre.dtype),
-        cpu.reusable((batch.apart, *shape) if batch.apart else (0,), r.pre.dtype),
-        cpu.reusable(kept_shape(r), r.pre.dtype) if keep else r.pre.new_empty(0),
-    )
+    evaluation = _new_evaluation(r, keep)
     operands = _laid_out(r)
     if not cpu.kernels(r.pre.dtype, r.precision).program_forward(_run(operands), _evaluation(evaluation)):
         check_finite(r, evaluation.output)
     return evaluation
+
+
+def forward_of_input(r: ProgramRun, x: Tensor, weight_input: Tensor, keep: bool) -> ProgramEvaluation:
+    """The same where the input `[T, M, I]` is yet to be projected by `[X, I, H]`: a few steps at a time, in the caches.
+
+    Networks are independent, and of the projected input in `r` only the shape counts.
+    """
+    evaluation = _new_evaluation(r, keep)
+    operands, x, weight_input = _laid_out(r), x.contiguous(), weight_input.contiguous()
+    native = _run_of_input(operands, x, weight_input)
+    if not cpu.kernels(x.dtype, r.precision).program_forward(native, _evaluation(evaluation)):
+        check_nan("x", x)
+        check_nan("weight_input", weight_input)
+        check_finite(replace(r, pre=x.new_empty(0)), evaluation.output)
+    return evaluation
+
+
+def _new_evaluation(r: ProgramRun, keep: bool) -> ProgramEvaluation:
+    batch = ProgramBatch(r.programs)
+    shape = (r.pre.shape[0], *r.states.shape[1:])
+    return ProgramEvaluation(
+        cpu.reusable(shape, r.pre.dtype),
+        cpu.reusable((batch.apart, *shape) if batch.apart else (0,), r.pre.dtype),
+        cpu.reusable(kept_shape(r), r.pre.dtype) if keep else r.pre.new_empty(0),
+    )
 
 
 def backward(
@@ -65,24 +85,68 @@ def backward(
 ) -> ProgramGradients:
     """Gradients of a loss, given its gradients with respect to the output and the states apart from it."""
     operands = _laid_out(r)
-    evaluation = ProgramEvaluation(*(each.contiguous() for each in evaluation))
-    grad_output, grad_apart = grad_output.contiguous(), None if grad_apart is None else grad_apart.contiguous()
-    grads = ProgramGradients(
-        cpu.reusable(r.pre.shape, r.pre.dtype).as_strided(r.pre.shape, operands.pre.stride()),
-        torch.empty_like(operands.states),
-        cpu.reusable(operands.weight.shape, r.pre.dtype),
-        torch.empty_like(operands.vectors),
-        r.pre.new_empty(0 if r.mix is None else r.mix.shape),
-    )
+    grad_pre = cpu.reusable(r.pre.shape, r.pre.dtype).as_strided(r.pre.shape, operands.pre.stride())
+    grads = _new_gradients(operands, grad_pre)
     native = _native.ProgramGradients()
-    native.output = grad_output.data_ptr()
-    native.apart = 0 if grad_apart is None else grad_apart.data_ptr()
-    native.pre, native.states, native.weight = (each.data_ptr() for each in grads[:3])
-    native.vector, native.mix = grads.vectors.data_ptr(), grads.mix.data_ptr()
-    cpu.kernels(r.pre.dtype, r.precision).program_backward(_run(operands), _evaluation(evaluation), native)
+    native.pre = grad_pre.data_ptr()
+    _go_back(operands, _run(operands), evaluation, (grad_output, grad_apart), grads, native)
     if operands is r:
         return grads
     return grads._replace(pre=torch.empty_like(r.pre).copy_(grads.pre))
+
+
+def backward_of_input(
+    r: ProgramRun,
+    x: Tensor,
+    weight_input: Tensor,
+    evaluation: ProgramEvaluation,
+    grad_output: Tensor,
+    grad_apart: Tensor | None,
+    wants_x: bool,
+) -> tuple[Tensor | None, Tensor, ProgramGradients]:
+    """What goes with `forward_of_input`: the derivatives of `x` and `weight_input`, and all others but that of `pre`.
+
+    Args:
+        wants_x: whether to compute the derivative of `x`, which only a single network can.
+    """
+    operands, x, weight_input = _laid_out(r), x.contiguous(), weight_input.contiguous()
+    grads = _new_gradients(operands, x.new_empty(0))
+    grad_x = cpu.reusable(x.shape, x.dtype) if wants_x else None
+    grad_weight_input = cpu.reusable(weight_input.shape, x.dtype)
+    native = _native.ProgramGradients()
+    native.input = 0 if grad_x is None else grad_x.data_ptr()
+    native.weight_input = grad_weight_input.data_ptr()
+    run = _run_of_input(operands, x, weight_input)
+    _go_back(operands, run, evaluation, (grad_output, grad_apart), grads, native)
+    return grad_x, grad_weight_input, grads
+
+
+def _new_gradients(r: ProgramRun, grad_pre: Tensor) -> ProgramGradients:
+    return ProgramGradients(
+        grad_pre,
+        torch.empty_like(r.states),
+        cpu.reusable(r.weight.shape, r.pre.dtype),
+        torch.empty_like(r.vectors),
+        r.pre.new_empty(0 if r.mix is None else r.mix.shape),
+    )
+
+
+def _go_back(
+    r: ProgramRun,
+    run: _native.ProgramRun,
+    evaluation: ProgramEvaluation,
+    given: tuple[Tensor, Tensor | None],
+    grads: ProgramGradients,
+    native: _native.ProgramGradients,
+) -> None:
+    """Fill in the gradients, given those of the output and of the states apart."""
+    evaluation = ProgramEvaluation(*(each.contiguous() for each in evaluation))
+    grad_output, grad_apart = given[0].contiguous(), None if given[1] is None else given[1].contiguous()
+    native.output = grad_output.data_ptr()
+    native.apart = 0 if grad_apart is None else grad_apart.data_ptr()
+    native.states, native.weight = grads.states.data_ptr(), grads.weight.data_ptr()
+    native.vector, native.mix = grads.vectors.data_ptr(), grads.mix.data_ptr()
+    cpu.kernels(r.pre.dtype, r.precision).program_backward(run, _evaluation(evaluation), native)
 
 
 def _laid_out(r: ProgramRun) -> ProgramRun:
@@ -111,6 +175,13 @@ def _run(r: ProgramRun) -> _native.ProgramRun:
     native.weight, native.vector = r.weight.data_ptr(), r.vectors.data_ptr()
     native.mix = 0 if r.mix is None else r.mix.data_ptr()
     native.mask_h = 0 if r.mask_h is None else r.mask_h.data_ptr()
+    return native
+
+
+def _run_of_input(r: ProgramRun, x: Tensor, weight_input: Tensor) -> _native.ProgramRun:
+    native = _run(r)
+    native.pre, native.inputs = 0, x.shape[2]
+    native.input, native.weight_input = x.data_ptr(), weight_input.data_ptr()
     return native
 
 

@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wenet_kernels import cpu
 from wenet_kernels import operators as products
 from wenet_kernels.autocast import autocast_type
+from wenet_kernels.checks import check_projection
 from wenet_kernels.op import project
-from wenet_kernels.programs import operators
+from wenet_kernels.programs import cpu, operators
 from wenet_kernels.programs.backend import settled
 from wenet_kernels.programs.batch import ProgramBatch
-from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients
+from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
 from wenet_kernels.programs.op import carried_states, cell_rnn
+from wenet_kernels.programs.run_checks import check_run
 from wenet_kernels.registration import is_plain, recorded
 
 
@@ -69,12 +70,26 @@ def _evaluated(
     programs: str,
     precision: str,
     backend: str,
-) -> tuple[Tensor, ProgramEvaluation]:
-    """The projected input `[T, X, M, H]`, and what the programs make of it."""
-    product = products.Project.compute(x.flatten(0, 1), weight_input, backend)
-    pre = product.unflatten(1, x.shape[:2]).transpose(0, 1)
-    operands = (pre, states, weight, vectors, None, mask_h, programs, precision)
-    return pre, operators.CellRNN.compute(*operands, keep, backend)
+) -> tuple[Tensor | None, ProgramEvaluation]:
+    """The projected input `[T, X, M, H]`, if there is one as a whole, and what the programs make of it."""
+    operands = (states, weight, vectors, None, mask_h, programs, precision)
+    if backend == "cpu":
+        r = ProgramRun(_not_projected(x, weight_input), *operands)
+        check_projection(x.flatten(0, 1), weight_input)
+        check_run(r)
+        return None, cpu.forward_of_input(r, x, weight_input, keep)
+    pre = _projected(products.Project.compute(x.flatten(0, 1), weight_input, backend), x)
+    return pre, operators.CellRNN.compute(pre, *operands, keep, backend)
+
+
+def _projected(product: Tensor, x: Tensor) -> Tensor:
+    """The product of all rows, `[X, T * M, H]`, as `[T, X, M, H]`."""
+    return product.unflatten(1, x.shape[:2]).transpose(0, 1)
+
+
+def _not_projected(x: Tensor, weight_input: Tensor) -> Tensor:
+    """A tensor with the shape and layout of the projected input, whose memory nobody touches."""
+    return _projected(x.new_empty(weight_input.shape[0], x.shape[0] * x.shape[1], weight_input.shape[2]), x)
 
 
 class _ProjectedCellRNN(torch.autograd.Function):
@@ -90,22 +105,23 @@ class _ProjectedCellRNN(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, grad_apart: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight_input, states, weight, vectors, mask_h, pre, output, apart, kept = ctx.saved_tensors
-        rows = x.flatten(0, 1)
         direct = not torch.is_grad_enabled() and is_plain((grad_output, grad_apart))
-        through_cells = operators.CellRNNBackward.compute if direct else operators.cell_rnn_backward
-        through_product = products.ProjectBackward.compute if direct else products.project_backward
         if torch.is_grad_enabled():  # the derivatives will be differentiated
-            pre = products.project(rows, weight_input, ctx.backend).unflatten(1, x.shape[:2]).transpose(0, 1)
+            pre = _projected(products.project(x.flatten(0, 1), weight_input, ctx.backend), x)
+        elif pre is None:  # its values are not read
+            pre = _not_projected(x, weight_input)
         operands = (pre, states, weight, vectors, None, mask_h, ctx.programs, ctx.precision)
         grad_output = torch.zeros_like(output) if grad_output is None else grad_output.contiguous()
         grad_apart = None if grad_apart is None or apart.numel() == 0 else grad_apart.contiguous()
-        evaluation = (output, apart, kept)
-        found = ProgramGradients(*through_cells(grad_output, grad_apart, *evaluation, *operands, ctx.backend))
+        given = (ProgramEvaluation(output, apart, kept), grad_output, grad_apart)
+        wants_x = ctx.needs_input_grad[0]
+        if direct and ctx.backend == "cpu" and (states.shape[1] == 1 or not wants_x):
+            *of_product, found = cpu.backward_of_input(ProgramRun(*operands), x, weight_input, *given, wants_x)
+            return *of_product, found.states, found.weight, found.vectors, None, None, None, None
+        through_cells = operators.CellRNNBackward.compute if direct else operators.cell_rnn_backward
+        through_product = products.ProjectBackward.compute if direct else products.project_backward
+        found = ProgramGradients(*through_cells(grad_output, grad_apart, *given[0], *operands, ctx.backend))
         grad_product = found.pre.transpose(0, 1).flatten(1, 2)  # [X, R, H]
-        of_product: tuple[Tensor | None, Tensor]
-        if direct and ctx.backend == "cpu" and not ctx.needs_input_grad[0]:
-            of_product = (None, cpu.project_weight_backward(grad_product, rows, weight_input))
-        else:
-            grad_rows, grad_weight_input = through_product(grad_product, rows, weight_input, ctx.backend)
-            of_product = (grad_rows.view(x.shape), grad_weight_input)
-        return *of_product, found.states, found.weight, found.vectors, None, None, None, None
+        grad_rows, grad_weight_input = through_product(grad_product, x.flatten(0, 1), weight_input, ctx.backend)
+        of_cells = (found.states, found.weight, found.vectors)
+        return grad_rows.view(x.shape), grad_weight_input, *of_cells, None, None, None, None
