@@ -10,7 +10,7 @@ from wenet import search, train
 from wenet.cells.published import DARTS_V2
 from wenet.cli.search import main as search_main
 from wenet.cli.train import main as train_main
-from wenet.nn import CellRNN, StandaloneCellRNN
+from wenet.nn import CellRNN, StandaloneCellRNN, WeightedCellRNN
 from wenet.programs import load_program
 from wenet.searching.estimate import estimate_search_memory
 from wenet.searching.settings import resolve_config
@@ -24,6 +24,7 @@ from .helpers import results, words
 
 SMALL = {"preset": "quick", "hidden": 8, "data_batch": 4, "eval_batch": 2, "bptt": 6, "device": "cpu", "backend": "cpu"}
 SEARCH = {**SMALL, "pool": 3, "batch": 3, "keep": 2, "nodes": 3, "epochs_per_round": 0.6}
+MIXTURE = {**SMALL, "space": "gated", "states": "1", "pool": 3, "batch": 3, "keep": 2, "epochs_per_round": 0.6}
 TRAIN = {**SMALL, "cell": "tanh0 relu1", "test_batch": 1, "epochs": 2, "lr": 1.0}
 RACE = {
     **{name: value for name, value in SMALL.items() if name not in ("preset", "hidden")},
@@ -44,7 +45,10 @@ def flags(settings):
 
 
 @needs_bf16
-@pytest.mark.parametrize(("run", "settings", "records"), [(search, SEARCH, "search"), (train, TRAIN, "train")])
+@pytest.mark.parametrize(
+    ("run", "settings", "records"),
+    [(search, SEARCH, "search"), (search, MIXTURE, "search"), (train, TRAIN, "train")],
+)
 def test_bf16_products_train_as_well(run, settings, records, text, tmp_path):
     losses = {}
     for precision in ("fp32", "bf16"):
@@ -65,28 +69,27 @@ def test_a_program_trains_as_well(text, tmp_path):
 
 
 @needs_bf16
-@pytest.mark.parametrize("own_inputs", [False, True])
 @pytest.mark.parametrize(
     "layer",
     [
         CellRNN(5, 9, "lstm", dropout_h=0.3, precision="bf16"),
         CellRNN(5, 9, "gru", num_layers=2, bidirectional=True, precision="bf16"),
         StandaloneCellRNN(5, 9, [load_program("gru"), load_program("mgu")], precision="bf16"),
+        WeightedCellRNN(5, 9, [load_program("gru"), load_program("mgu")], precision="bf16"),
     ],
     ids=lambda layer: type(layer).__name__,
 )
-def test_layers_of_programs_round_and_nothing_more(layer, own_inputs):
+def test_layers_of_programs_round_and_nothing_more(layer):
     full = copy.deepcopy(layer)
     full.precision = "full"
     x = torch.randn(4, 3, 5)
-    if own_inputs:
-        x = x.expand(2, -1, -1, -1) if isinstance(layer, StandaloneCellRNN) else x[:, 0]
-    outputs = []
-    for each in (layer, full):
-        torch.manual_seed(1)
-        outputs.append(each(x)[0])
-    assert not torch.equal(*outputs)
-    torch.testing.assert_close(*outputs, rtol=0, atol=0.02)
+    for given in (x, x.expand(2, -1, -1, -1)) if type(layer) is StandaloneCellRNN else (x,):
+        outputs = []
+        for each in (layer, full):
+            torch.manual_seed(1)
+            outputs.append(each(given)[0])
+        assert not torch.equal(*outputs)
+        torch.testing.assert_close(*outputs, rtol=0, atol=0.02)
 
 
 @needs_bf16
