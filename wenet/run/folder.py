@@ -90,18 +90,18 @@ class RunFolder:
         return run
 
     @classmethod
-    def open_or_create(cls, path: Path, config: Mapping[str, Any], part_of: Path | None = None) -> RunFolder:
+    def open_or_create(cls, path: Path, config: Mapping[str, Any], is_part: bool = False) -> RunFolder:
         """Open the run with these settings, or start it.
 
         Args:
-            part_of: the folder of a run within which this one lies.
+            is_part: whether it lies within another, which makes it again.
 
         Raises:
             WenetError: as in `create` and `open`; also if the run in the folder has other settings.
         """
-        mend = NEW_RUN if part_of is None else f"delete {path}, then go on with --resume {part_of}"
+        mend = f"delete {path}, then go on with --resume" if is_part else NEW_RUN
         if not (path / "config.json").exists():
-            if part_of is not None and _holds_files(path):
+            if is_part and _holds_files(path):
                 raise WenetError(f"{path} has lost its config.json; {mend}")
             return cls.create(path, config)
         run = cls.open(path, mend=mend)

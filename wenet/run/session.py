@@ -250,7 +250,7 @@ class Session(Generic[AnyConfig]):
             whole = self.folder.config
             stored = run_settings(whole["kind"], config, self.data, whole["data_dir"])
             stored |= {name: whole[name] for name in ("baseline",) if name in whole}  # older runs have none
-        with closing(RunFolder.open_or_create(folder, stored, self.folder.path)) as run:
+        with closing(RunFolder.open_or_create(folder, stored, is_part=True)) as run:
             surroundings = replace(self.surroundings, ranks=ALONE) if alone else self.surroundings
             yield replace(self, config=config, folder=run, surroundings=surroundings)
 
