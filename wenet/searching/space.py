@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Protocol
 
 from wenet.cells import Cell, Genotype, mutated, random_genotypes, random_mixed_genotypes
@@ -66,7 +67,8 @@ class Gated:
         return cell
 
     def largest(self, config: SearchConfig) -> Cell:
-        return max(self.draw(config), key=lambda cell: len(cell.instructions))
+        programs = (cell for cell in draw_pool(config) if isinstance(cell, Program))
+        return max(programs, key=lambda cell: len(cell.instructions))
 
     def outline(self, config: SearchConfig) -> str:
         return f"{config.blocks} blocks, {config.states} states"
@@ -100,7 +102,12 @@ def space_of(config: SearchConfig) -> Space:
 
 def draw_pool(config: SearchConfig) -> list[Cell]:
     """Draw the cells of a search, in the order of use."""
-    return list(space_of(config).draw(config))
+    return list(_drawn(config))
+
+
+@lru_cache(4)  # a search asks several times, and to tell programs apart takes a second
+def _drawn(config: SearchConfig) -> tuple[Cell, ...]:
+    return tuple(space_of(config).draw(config))
 
 
 def identity(cell: Cell) -> Cell:
