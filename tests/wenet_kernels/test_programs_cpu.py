@@ -87,6 +87,28 @@ def test_the_same_bits_on_any_number_of_threads():
             assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True)), case.batch
 
 
+def test_without_gradients_the_results_are_the_same():
+    """Then states lie in two places in turn, not one for each step."""
+    generator = random.Random(9)
+    for _ in range(EXAMPLES):
+        case = drawn_case(generator)
+        expected = case.run("cpu")
+        with torch.no_grad(), threads(2):
+            found = case.run("cpu")
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)), case.batch
+
+
+# Hidden units for an odd number of blocks in each set of kernels, so that one thread is ahead of the other.
+@pytest.mark.parametrize("hidden", [6, 24, 40])
+def test_a_state_of_the_input_alone_does_not_overtake_products_of_the_one_before(hidden):
+    cells = [Program.from_text("h, c | v1 = tanh(linear(x)) | tanh(linear(c) + linear(h)), v1")] * 3
+    case = program_case(cells, 60, 40, hidden)
+    expected = case.run("cpu")
+    for _ in range(5):
+        with torch.no_grad(), threads(2):
+            assert all(torch.equal(one, other) for one, other in zip(case.run("cpu"), expected, strict=True))
+
+
 def test_saturated_values_stay_finite():
     case = program_case([Program.from_text("h | softplus(linear(x)) * tanh(silu(linear(x, h)))")], 3, 2, 20)
     with torch.no_grad():
