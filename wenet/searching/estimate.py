@@ -14,7 +14,7 @@ from wenet.searching.shapes import largest_memory
 from wenet.searching.space import draw_pool, space_of
 from wenet.searching.strategy import strategy_of
 from wenet.tasks import Task
-from wenet.training import INTERPRETER, Estimate, network_weights, timed_step
+from wenet.training import INTERPRETER, Estimate, kind_of, network_weights, timed_step
 
 PROBE_STEPS, PROBE_ROWS = 4, 20
 PROBE_WEIGHTS = 5_000_000  # in the networks of the probe: enough to be typical, and still quick
@@ -46,7 +46,9 @@ def _seconds_per_token(config: SearchConfig, task: Task, data: Any) -> float:
     """Seconds per token, from a smaller training step with the same cost per network and token."""
     networks = max(1, min(config.networks, PROBE_WEIGHTS // network_weights(config, space_of(config).largest(config))))
     steps, rows = min(PROBE_STEPS, config.bptt), min(PROBE_ROWS, config.data_batch)
-    cells = list(islice(cycle(draw_pool(config)), networks))
+    pool = draw_pool(config)
+    alike = [cell for cell in pool if kind_of(cell) == kind_of(pool[0])]  # a mixture has one number of states
+    cells = list(islice(cycle(alike), networks))
     with torch.random.fork_rng():  # the probe must not change what the search draws
         torch.manual_seed(config.seed)
         model = build_mixture(config, cells, task, data).to(config.device)
