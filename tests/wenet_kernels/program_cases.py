@@ -113,9 +113,9 @@ class ProgramCase:
 
     def double(self) -> ProgramCase:
         """The same numbers in double precision."""
-        operands = (self.pre, self.states, self.weight, self.vectors, self.mix)
-        copies = (None if each is None else each.detach().double().requires_grad_() for each in operands)
-        return ProgramCase(*copies, None if self.mask_h is None else self.mask_h.double(), self.batch)
+        pre, states, weight, vectors, *mix = (each.detach().double().requires_grad_() for each in self.leaves)
+        mask_h = None if self.mask_h is None else self.mask_h.double()
+        return ProgramCase(pre, states, weight, vectors, mix[0] if mix else None, mask_h, self.batch)
 
 
 def program_case(
