@@ -16,5 +16,5 @@ export PYTHONPATH="$build"
 export WENET_EXAMPLES="${WENET_EXAMPLES:-100}"
 # Derivatives of derivatives and compilers run little native code, and take long here.
 pytest -n 2 --import-mode=append --timeout 1500 -q -k "not (gradgrad or compile or opcheck or second)" \
-  tests/wenet_kernels/test_{cpu,cpu_bf16,programs_cpu,programs_bf16,project,transforms}.py \
+  tests/wenet_kernels/test_{cpu,cpu_bf16,programs_cpu,programs_batchnorm,programs_bf16,project,projected,transforms}.py \
   tests/wenet/test_like_torch_rnn.py "$@"

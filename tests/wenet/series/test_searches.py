@@ -201,8 +201,12 @@ def test_infinite_values_are_not_predicted_from(classified):
 def test_a_winner_that_is_gone_is_told(classified, tmp_path):
     shutil.copytree(classified.folder, tmp_path / "run")
     (tmp_path / "run" / "winner.safetensors").unlink()
-    with pytest.raises(WenetError, match="winner.safetensors is gone, and its weights with it; begin a new search"):
+    with pytest.raises(WenetError, match=r"winner.safetensors is gone, and its weights with it; delete .*contest, and"):
         wenet.resume_search(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "contest")
+    found = wenet.resume_search(tmp_path / "run")
+    x, _ = sums()
+    assert (found.predict(x) == classified.predict(x)).all()
 
 
 def test_a_file_from_the_command(tmp_path, capsys):
