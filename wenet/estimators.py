@@ -80,6 +80,11 @@ class _Estimator:
         return {}
 
     def _search(self, data: Any) -> None:
+        for name in ("task", "out"):
+            if name in (self.options or {}):
+                raise WenetError(
+                    f"options cannot name {name!r}: the estimator has one task, and folder names its place"
+                )
         settings: dict[str, Any] = {
             "pool": self.pool,
             "batch": self.pool,
@@ -119,9 +124,22 @@ def _fitting_batch(count: int) -> int:
     return max(1, min(32, count // 8))
 
 
+def _there(y: Any) -> Any:
+    if y is None:
+        raise WenetError("there is no y; give a target for each sequence")
+    return y
+
+
+def _numbers(y: Any) -> Array:
+    try:
+        return np.asarray(_there(y), dtype=np.float64)
+    except (TypeError, ValueError):
+        raise WenetError("y must be numbers; SequenceClassifier takes labels that are texts") from None
+
+
 def _labels(y: Any) -> Array:
     """Labels `[N]`, also from a column of them, which would be compared with all of `[N]`."""
-    labels = np.asarray(y)
+    labels = np.asarray(_there(y))
     return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
@@ -216,7 +234,7 @@ class SequenceRegressor(_Estimator):
         Raises:
             WenetError: as in `wenet.search`.
         """
-        targets = np.asarray(y, dtype=np.float64)
+        targets = _numbers(y)
         self._count = len(targets)
         self._search((x, targets))
         return self
@@ -230,7 +248,7 @@ class SequenceRegressor(_Estimator):
 
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
         """The coefficient of determination R², the mean over targets."""
-        wanted = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        wanted = _numbers(y).reshape(len(y), -1)
         found = self.predict(x).reshape(len(y), -1)
         weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight)
         mean = np.average(wanted, axis=0, weights=weights)

@@ -21,7 +21,6 @@ from wenet.report.run import Run, read_run
 from wenet.run import RunFolder, Work, resolve_machine, stored_config, stored_data
 from wenet.run.settings import AnyConfig
 from wenet.searching import SEARCH, NextSteps, SearchOutcome, final_ranking
-from wenet.searching.contest import MODEL as WINNERS_MODEL
 from wenet.searching.contest import read_winner, winners_model
 from wenet.tasks import Task, task_of
 from wenet.training import TRAIN, TrainOutcome, trained_model
@@ -222,12 +221,10 @@ class SearchResult(Shown, SearchOutcome):
         Raises:
             WenetError: there was no contest; a process is at work in the folder, or the text has gone or changed.
         """
-        path = self.folder / WINNERS_MODEL
-        if not path.exists():
-            raise WenetError(f"{self.folder} has no trained model; search with --contest, or train the cell")
+        tensors = read_winner(self.folder)
         with closing(RunFolder.open(self.folder, to_read=True)) as run:
             config, task, data = _on_this_machine(run, SEARCH, self.genotype)
-        return winners_model(config, self.genotype, task, data, read_winner(self.folder)).to(config.device).eval()
+        return winners_model(config, self.genotype, task, data, tensors).to(config.device).eval()
 
     def predict(self, x: Any) -> Any:
         """Predictions of the winner's trained model for sequences of numbers.

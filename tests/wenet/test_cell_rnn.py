@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -161,6 +165,26 @@ def test_compilers_and_exporters(cell):
     free = ({0: torch.export.Dim("T"), 1: torch.export.Dim("M")},)
     exported = torch.export.export(layer, (x,), dynamic_shapes=free)
     same(exported.module()(other), layer(other))
+
+
+COMPILED = """
+import sys
+import torch, wenet
+layer, x = wenet.nn.CellRNN(3, 8, sys.argv[1], backend=sys.argv[2]), torch.randn(5, 7, 3)
+found = torch.compile(layer)(x)[0]  # the first call of all
+gradients = torch.autograd.grad(found.square().sum(), list(layer.parameters()))
+expected = layer(x)[0]
+wanted = torch.autograd.grad(expected.square().sum(), list(layer.parameters()))
+torch.testing.assert_close((found, *gradients), (expected, *wanted))
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch's compiler needs a C++ compiler")
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_compiled_from_the_first_call_with_derivatives(backend):
+    """The compiler sees the operators without memory, and relies on the layout that they promise."""
+    fresh = {**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}  # which know nothing of the operators' code
+    subprocess.run([sys.executable, "-c", COMPILED, "gru", backend], check=True, env=fresh)
 
 
 def test_onnx(tmp_path):

@@ -11,9 +11,8 @@ from wenet.cells.source import IMPORTS, READ_SAFETENSORS
 from wenet.nn import CellRNN, DagRNN, SequenceModel
 from wenet.run import RunFolder, stored_config, stored_data, stored_kind
 from wenet.searching import SEARCH
-from wenet.searching.contest import MODEL, read_winner, winners_model
+from wenet.searching.contest import read_winner, winners_model
 from wenet.tasks import TASKS, task_of
-from wenet_kernels import WenetError
 
 SOURCE = Template('''
 
@@ -85,14 +84,13 @@ def trained_on_numbers(folder: Path, data_dir: Path | None = None) -> SequenceMo
     """
     if not is_search_on_numbers(folder):
         return None
-    if not (folder / MODEL).exists():
-        raise WenetError(f"{folder} has no trained model; search with --contest")
+    tensors = read_winner(folder)
     with closing(RunFolder.open(folder, to_read=True)) as run:
         config = stored_config(run, SEARCH)
         task = task_of(config)
         data = stored_data(run, config, task, data_dir)
         cell = cell_from_dict(run.read_json("best.json", "genotype")["genotype"])
-    model = winners_model(config, cell, task, data, read_winner(folder)).to("cpu").eval()
+    model = winners_model(config, cell, task, data, tensors).to("cpu").eval()
     assert isinstance(model, SequenceModel)
     return model
 

@@ -45,7 +45,9 @@ class Reference:
     def backward(
         self, r: ProgramRun, evaluation: ProgramEvaluation, grad_output: Tensor, grad_apart: Tensor | None
     ) -> ProgramGradients:
-        return pulled_back(r.values(), grad_output, grad_apart)
+        found = pulled_back(r.values(), grad_output, grad_apart)
+        pre = torch.empty_like(r.pre).copy_(found.pre)  # in its layout, which compilers rely on
+        return ProgramGradients(pre, *(each.contiguous() for each in found[1:]))
 
 
 BACKENDS: dict[str, Backend] = {"reference": Reference(), "cpu": cpu, "triton": triton}

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from wenet_kernels.errors import WenetError
 from wenet_kernels.programs.instructions import LEARNED, OPERANDS, PRODUCTS, X
@@ -153,8 +154,9 @@ def _rows(text: str) -> Rows:
 @functools.cache
 def _tables(text: str) -> Tables:
     *integers, constants = _rows(text)
-    # An inference tensor could not take part in autograd later, and a tensor made in a transform must not outlive it.
-    with torch.inference_mode(False), torch._C._DisableFuncTorch():
+    # An inference tensor could not take part in autograd later, one made in a transform must not outlive it, and one
+    # made for a compiler has no memory.
+    with torch.inference_mode(False), torch._C._DisableFuncTorch(), _disable_current_modes():
         tables = [torch.tensor(rows, dtype=torch.int32, device="cpu") for rows in integers]
         return Tables(tables[0], tables[1], tables[2], torch.tensor(constants, dtype=torch.float64, device="cpu"))
 

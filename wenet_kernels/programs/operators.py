@@ -130,7 +130,7 @@ def _empty_evaluation(r: ProgramRun, keep: bool, backend: str) -> ProgramEvaluat
 
 def _empty_gradients(r: ProgramRun) -> ProgramGradients:
     return ProgramGradients(
-        r.pre.new_empty(r.pre.shape),
+        torch.empty_like(r.pre),  # in the same layout, which may have the products before the steps
         r.states.new_empty(r.states.shape),
         r.weight.new_empty(r.weight.shape),
         r.vectors.new_empty(r.vectors.shape),

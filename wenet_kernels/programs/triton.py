@@ -49,7 +49,8 @@ def backward(
 
     with _on_device_of(r.pre):
         launches = ProgramLaunches(_laid_out(r), keep=True)
-        return launches.backward(evaluation.kept.contiguous(), grad_output, grad_apart)
+        found = launches.backward(evaluation.kept.contiguous(), grad_output, grad_apart)
+        return found if r.pre.is_contiguous() else found._replace(pre=torch.empty_like(r.pre).copy_(found.pre))
 
 
 def _laid_out(r: ProgramRun) -> ProgramRun:

@@ -55,6 +55,18 @@ def test_a_forecaster(tmp_path):
     assert (tmp_path / "run" / "contest.json").exists() and model.found_.finished
 
 
+def test_what_cannot_be_fitted_is_said_in_words():
+    x, y = sums(60)
+    for model, target, message in (
+        (SequenceClassifier(), None, "there is no y"),
+        (SequenceRegressor(), None, "there is no y"),
+        (SequenceRegressor(), y, "SequenceClassifier takes labels"),
+        (SequenceClassifier(options={"task": "regress"}), y, "options cannot name 'task'"),
+    ):
+        with pytest.raises(WenetError, match=message):
+            model.fit(x, target)
+
+
 def test_within_scikit_learn():
     pytest.importorskip("sklearn")
     from sklearn.base import clone, is_classifier, is_regressor

@@ -9,6 +9,7 @@ import torch
 
 import wenet
 from wenet import WenetError
+from wenet.cli.cell import main as cell_main
 from wenet.cli.search import main as search_main
 from wenet.nn import LAYERS
 from wenet.report.run import read_run
@@ -198,9 +199,12 @@ def test_infinite_values_are_not_predicted_from(classified):
         classified.predict(x)
 
 
-def test_a_winner_that_is_gone_is_told(classified, tmp_path):
+def test_a_winner_that_is_gone_is_told(classified, tmp_path, capsys):
     shutil.copytree(classified.folder, tmp_path / "run")
     (tmp_path / "run" / "winner.safetensors").unlink()
+    with pytest.raises(WenetError, match=r"winner.safetensors is gone; delete .*contest, and"):
+        wenet.load(tmp_path / "run").predict(sums()[0])
+    assert "is gone; delete" in fails(capsys, "export", tmp_path / "run", main=cell_main)
     with pytest.raises(WenetError, match=r"winner.safetensors is gone, and its weights with it; delete .*contest, and"):
         wenet.resume_search(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "contest")

@@ -75,8 +75,12 @@ def read_winner(folder: Path) -> dict[str, Tensor]:
     Raises:
         WenetError: there are none, or they are damaged.
     """
-    mend = f"delete it and {folder / CONTEST}, and --resume holds the contest again"
-    return read_tensors(folder / MODEL, mend)[0]
+    path, again = folder / MODEL, f"{folder / CONTEST}, and --resume holds the contest again"
+    if not path.exists() and not (folder / CONTEST).exists():
+        raise WenetError(f"{folder} has no trained model; search with --contest, or train the cell")
+    if not path.exists():
+        raise WenetError(f"{path} is gone; delete {again}")
+    return read_tensors(path, f"delete it and {again}")[0]
 
 
 def winners_model(config: SearchConfig, cell: Cell, task: Task, data: Any, tensors: Mapping[str, Tensor]) -> Any:
