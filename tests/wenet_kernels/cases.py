@@ -114,3 +114,12 @@ def run_op(case: Case, backend: str, precision: str = "full") -> Tensor:
         backend=backend,
     )
     return result[0] if isinstance(result, tuple) else result
+
+
+def weights_to_round() -> Tensor:
+    """`[17, 17]`: numbers halfway between two of bf16, and beside these, as small and as large as it holds them."""
+    ulp = 2.0**-7  # of bf16 between 1 and 2
+    halves = 1 + ulp * (torch.arange(32) + 0.5)
+    beside = torch.cat([halves.nextafter(torch.zeros(1)), halves.nextafter(torch.full((1,), 2.0))])
+    values = torch.cat([halves, beside, halves * 2.0**-120, halves * 2.0**120, torch.randn(29), torch.zeros(4)])
+    return torch.cat([values, -values])[:289].view(17, 17)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from wenet_kernels.programs.instructions import (
     X,
 )
 
+EXAMPLES = int(os.environ.get("WENET_EXAMPLES", "60"))  # of each of the drawn programs
 UNARY = ACTIVATIONS + NORMALISATIONS
 SMOOTH = ("tanh", "sigmoid", "softplus", "silu")  # without the kinks that differences stumble over
 

@@ -11,6 +11,7 @@ from bench.parity import compare
 from wenet_kernels import WenetError, backends, resolve_backend
 
 from .cases import CASES, draw_seed, make_case, run_op
+from .threads import same_on_threads
 
 if backends()["cpu"] != "ready":
     pytest.skip(f"native kernels: {backends()['cpu']}", allow_module_level=True)
@@ -59,17 +60,7 @@ def test_single_precision_is_as_exact_as_the_reference(case, instruction_set):
 @pytest.mark.parametrize("coupling", ["weighted", "independent"])
 def test_the_number_of_threads_changes_no_bit(coupling, networks, instruction_set):
     operands = make_case((4, networks, 5, 40, 4, "highway", coupling, "batch", True), dtype=torch.float32)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = results(operands, "cpu")
-        torch.set_num_threads(2)
-        two, again = results(operands, "cpu"), results(operands, "cpu")
-    finally:
-        torch.set_num_threads(threads)
-    for a, b, c in zip(one, two, again, strict=True):
-        assert torch.equal(a, b)
-        assert torch.equal(b, c)
+    same_on_threads(lambda: results(operands, "cpu"), counts=(1, 2, 2))
 
 
 @pytest.mark.parametrize("form", ["highway", "plain"])

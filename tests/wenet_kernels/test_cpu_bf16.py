@@ -9,7 +9,8 @@ from bench.parity import relative_error
 from wenet_kernels import CellBatch, WenetError, cpu, dag_rnn, reference, resolve_backend
 from wenet_kernels.recurrence import Recurrence
 
-from .cases import Case, RandomCell, draw_seed, make_case, run_op
+from .cases import Case, RandomCell, draw_seed, make_case, run_op, weights_to_round
+from .threads import same_on_threads
 
 needs_bf16 = pytest.mark.skipif(
     cpu.status() != "ready" or cpu.refusal(torch.float32, "bf16") != "",
@@ -85,17 +86,7 @@ def test_only_factors_of_products_are_rounded(case):
 @pytest.mark.parametrize("coupling", ["weighted", "independent"])
 def test_the_number_of_threads_changes_no_bit(coupling, networks):
     o = make_case((4, networks, 5, 41, 4, "highway", coupling, "batch", True), dtype=torch.float32)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = native_results(o)
-        torch.set_num_threads(2)
-        two, again = native_results(o), native_results(o)
-    finally:
-        torch.set_num_threads(threads)
-    for a, b, c in zip(one, two, again, strict=True):
-        assert torch.equal(a, b)
-        assert torch.equal(b, c)
+    same_on_threads(lambda: native_results(o), counts=(1, 2, 2))
 
 
 @needs_bf16
@@ -126,11 +117,7 @@ def rounded_by_a_product(weights: Tensor) -> Tensor:
 
 @needs_bf16
 def test_factors_are_rounded_to_nearest_ties_to_even():
-    ulp = 2.0**-7  # of bf16 between 1 and 2
-    halves = 1 + ulp * (torch.arange(32) + 0.5)
-    beside = torch.cat([halves.nextafter(torch.zeros(1)), halves.nextafter(torch.full((1,), 2.0))])
-    values = torch.cat([halves, beside, halves * 2.0**-120, halves * 2.0**120, torch.randn(29), torch.zeros(4)])
-    weights = torch.cat([values, -values])[:289].view(17, 17)
+    weights = weights_to_round()
     assert torch.equal(rounded_by_a_product(weights), weights.bfloat16().float())
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from tests.wenet_kernels.program_cases import ProgramCase, error, program_case
-from tests.wenet_kernels.test_programs_cpu import threads
+from tests.wenet_kernels.threads import same_on_threads
 from wenet_kernels import Program, ProgramBatch, WenetError, cell_rnn, native_status
 from wenet_kernels.cpu import INSTRUCTION_SET_VARIABLE, KERNEL_SETS
 
@@ -96,12 +96,7 @@ def test_single_precision_against_double():
 @NATIVE
 def test_the_same_bits_on_any_number_of_threads():
     for case in cases(torch.float32):
-        results = []
-        for count in (1, 2, 3):
-            with threads(count):
-                results.append(case.results("cpu"))
-        for others in results[1:]:
-            assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True)), case.batch
+        same_on_threads(lambda case=case: case.results("cpu"), case.batch)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -3,7 +3,6 @@ product."""
 
 from __future__ import annotations
 
-import os
 import random
 from typing import Any
 
@@ -12,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tests.wenet_kernels.program_cases import ProgramCase, drawn_case, error, program_case
-from tests.wenet_kernels.test_programs_cpu import threads
+from tests.wenet_kernels.cases import weights_to_round
+from tests.wenet_kernels.program_cases import EXAMPLES, ProgramCase, drawn_case, error, program_case
+from tests.wenet_kernels.threads import same_on_threads
 from wenet.programs import load_program
 from wenet_kernels import Program, ProgramBatch, WenetError, cell_rnn, cpu
 from wenet_kernels.programs import ACTIVATIONS, reference, resolve_backend
@@ -21,7 +21,6 @@ from wenet_kernels.programs.evaluation import ProgramRun
 from wenet_kernels.programs.layer import projected_cell_rnn
 
 SMALL = 0.1  # errors of smaller results are beside this, as sums in fp32 that should be zero are not quite
-EXAMPLES = int(os.environ.get("WENET_EXAMPLES", "60"))  # of each of the drawn programs
 
 needs_native = pytest.mark.skipif(cpu.status() != "ready", reason="no native kernels")
 needs_bf16 = pytest.mark.skipif(
@@ -124,12 +123,7 @@ def test_the_same_bits_on_any_number_of_threads():
     generator = random.Random(8)
     for _ in range(EXAMPLES):
         case = drawn_case(generator, torch.float32)
-        results = []
-        for count in (1, 2, 3):
-            with threads(count):
-                results.append(case.results("cpu", "bf16"))
-        for others in results[1:]:
-            assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True)), case.batch
+        same_on_threads(lambda case=case: case.results("cpu", "bf16"), case.batch)
 
 
 @needs_bf16
@@ -154,10 +148,7 @@ def rounded_by_a_product(weights: Tensor) -> Tensor:
 
 @needs_bf16
 def test_factors_are_rounded_to_nearest_ties_to_even():
-    halves = 1 + 2.0**-7 * (torch.arange(32) + 0.5)  # between two numbers of bf16
-    beside = torch.cat([halves.nextafter(torch.zeros(1)), halves.nextafter(torch.full((1,), 2.0))])
-    values = torch.cat([halves, beside, halves * 2.0**-120, halves * 2.0**120, torch.randn(29), torch.zeros(4)])
-    weights = torch.cat([values, -values])[:289].view(17, 17)
+    weights = weights_to_round()
     assert torch.equal(rounded_by_a_product(weights), weights.bfloat16().float())
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
 
-from tests.wenet_kernels.program_cases import ProgramCase, drawn_case, error, program_case
+from tests.wenet_kernels.program_cases import EXAMPLES, ProgramCase, drawn_case, error, program_case
+from tests.wenet_kernels.threads import same_on_threads, threads
 from wenet_kernels import Program, native_status
 from wenet_kernels.cpu import INSTRUCTION_SET_VARIABLE, KERNEL_SETS
 from wenet_kernels.programs import cpu as native
@@ -19,16 +17,6 @@ from wenet_kernels.programs.instructions import ACTIVATIONS
 from wenet_kernels.programs.reference import EQUATIONS
 
 pytestmark = pytest.mark.skipif("pure Python" in native_status(), reason=native_status())
-
-EXAMPLES = int(os.environ.get("WENET_EXAMPLES", "60"))  # of each of the drawn programs
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("instruction_set", KERNEL_SETS)
@@ -79,12 +67,7 @@ def test_the_same_bits_on_any_number_of_threads():
     generator = random.Random(6)
     for _ in range(EXAMPLES):
         case = drawn_case(generator, torch.float32)
-        results = []
-        for count in (1, 2, 3):
-            with threads(count):
-                results.append(case.results("cpu"))
-        for others in results[1:]:
-            assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True)), case.batch
+        same_on_threads(lambda case=case: case.results("cpu"), case.batch)
 
 
 def test_without_gradients_the_results_are_the_same():

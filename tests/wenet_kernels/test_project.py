@@ -5,6 +5,8 @@ import torch
 
 from wenet_kernels import WenetError, backends, project
 
+from .threads import same_on_threads
+
 READY = [name for name in ("reference", "cpu") if backends()[name] == "ready"]  # Triton leaves it to PyTorch
 
 # T, n, M, I, G: tiny, ragged, and wider than several vectors
@@ -42,18 +44,10 @@ def test_every_instruction_set_and_number_of_threads(monkeypatch):
 
     x, weight = operands((4, 3, 20, 33, 66), torch.float32)
     expected = results(x, weight, lambda x, w: project(x, w, backend="reference"))
-    threads = torch.get_num_threads()
     for instruction_set in _native.kernel_sets():
         monkeypatch.setenv("WENET_INSTRUCTION_SET", instruction_set)
-        try:
-            by_threads = []
-            for count in (1, 2):
-                torch.set_num_threads(count)
-                by_threads.append(results(x, weight, lambda x, w: project(x, w, backend="cpu")))
-        finally:
-            torch.set_num_threads(threads)
-        for one, two, want in zip(*by_threads, expected, strict=True):
-            assert torch.equal(one, two)
+        found = same_on_threads(lambda: results(x, weight, lambda x, w: project(x, w, backend="cpu")), counts=(1, 2))
+        for one, want in zip(found, expected, strict=True):
             torch.testing.assert_close(one, want, rtol=1e-4, atol=1e-4)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.wenet_kernels.program_cases import random_program
+from tests.wenet_kernels.program_cases import EXAMPLES, random_program
+from tests.wenet_kernels.threads import same_on_threads
 from wenet_kernels import ProgramBatch, WenetError, cell_rnn, native_status, project
 from wenet_kernels.cpu import INSTRUCTION_SET_VARIABLE, KERNEL_SETS
 from wenet_kernels.programs.instructions import ACTIVATIONS
@@ -62,16 +62,12 @@ def test_equal_to_the_operators_to_the_last_bit(text, masked):
         assert torch.equal(got, wanted)
 
 
-EXAMPLES = int(os.environ.get("WENET_EXAMPLES", "60"))
-
-
 @pytest.mark.skipif("pure Python" in native_status(), reason=native_status())
 @pytest.mark.parametrize("instruction_set", KERNEL_SETS)
 def test_drawn_programs_on_any_number_of_threads(instruction_set, monkeypatch):
     """The native kernels project a few steps at a time, and those of one network give the input's derivative too."""
     monkeypatch.setenv(INSTRUCTION_SET_VARIABLE, instruction_set)
     generator = random.Random(7)
-    before = torch.get_num_threads()
     for number in range(EXAMPLES):
         count, states = generator.choice((1, 1, 2, 5)), generator.choice((1, 2))
         cells = ProgramBatch.of([random_program(generator, states, 6, ACTIVATIONS) for _ in range(count)])
@@ -90,13 +86,11 @@ def test_drawn_programs_on_any_number_of_threads(instruction_set, monkeypatch):
         wanted = leaves if number % 2 else leaves[1:]
         leaves[0].requires_grad_(bool(number % 2))
         expected = results(in_two(*leaves, cells=cells, mask_h=mask_h, backend="reference"), wanted)
-        found = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(results(projected_cell_rnn(*leaves, cells, mask_h=mask_h, backend="cpu"), wanted))
-            torch.set_num_threads(before)
-        for one, two, three, reference in zip(*found, expected, strict=True):
-            assert torch.equal(one, two) and torch.equal(one, three), cells
+
+        def native(leaves=leaves, wanted=wanted, cells=cells, mask_h=mask_h) -> list[Tensor]:
+            return results(projected_cell_rnn(*leaves, cells, mask_h=mask_h, backend="cpu"), wanted)
+
+        for one, reference in zip(same_on_threads(native, cells), expected, strict=True):
             # Some derivatives are sums of many numbers that cancel.
             assert (one - reference).norm() < 1e-9 * (reference.norm() + 1e-3), (cells, steps, rows, inputs, hidden)
 
