@@ -49,9 +49,10 @@ def contestants_of(session: Session[SearchConfig]) -> list[Contestant]:
     ranking = final_ranking(session.folder.records(RECORDS), config.keep, strategy_of(config))
     cells = [cell.genotype for cell in ranking]
     rivals = {name: _rival(name, config) for name in task.rivals}
-    several = config.finalists > 1
-    taking_part = [name for name, rival in rivals.items() if several and rival in set(map(identity, cells))]
-    own = [cell for cell in cells if identity(cell) not in [rivals[name] for name in taking_part]]
+    several, identities = config.finalists > 1, [identity(cell) for cell in cells]
+    taking_part = {name: rival for name, rival in rivals.items() if several and rival in set(identities)}
+    known = set(taking_part.values())
+    own = [cell for cell, same in zip(cells, identities, strict=True) if same not in known]
     finalists, others = own[: config.finalists], own[config.finalists :]
     named: dict[str, Architecture] = {}
     if not several and others:

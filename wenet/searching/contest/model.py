@@ -45,8 +45,8 @@ def _save_model(session: Session[SearchConfig], entrant: Contestant, network: Or
     with closing(RunFolder.open(network.folder, READING)) as run:
         checkpoint = run.load_checkpoint()
     if checkpoint is None:
-        again = f"delete {session.folder.path / CONTEST}, and --resume holds the contest again"
-        raise WenetError(f"{session.folder.path / MODEL} is gone, and its weights with it; {again}")
+        folder = session.folder.path
+        raise WenetError(f"{folder / MODEL} is gone, and its weights with it; delete {_held_again(folder)}")
     tensors = {
         name.removeprefix("model."): tensor[network.place]
         for name, tensor in checkpoint[1].items()
@@ -75,12 +75,17 @@ def read_winner(folder: Path) -> dict[str, Tensor]:
     Raises:
         WenetError: there are none, or they are damaged.
     """
-    path, again = folder / MODEL, f"{folder / CONTEST}, and --resume holds the contest again"
+    path = folder / MODEL
     if not path.exists() and not (folder / CONTEST).exists():
         raise WenetError(f"{folder} has no trained model; search with --contest, or train the cell")
     if not path.exists():
-        raise WenetError(f"{path} is gone; delete {again}")
-    return read_tensors(path, f"delete it and {again}")[0]
+        raise WenetError(f"{path} is gone; delete {_held_again(folder)}")
+    return read_tensors(path, f"delete it and {_held_again(folder)}")[0]
+
+
+def _held_again(folder: Path) -> str:
+    """What to delete for a new contest, and what follows then."""
+    return f"{folder / CONTEST}, and --resume holds the contest again"
 
 
 def winners_model(config: SearchConfig, cell: Cell, task: Task, data: Any, tensors: Mapping[str, Tensor]) -> Any:
