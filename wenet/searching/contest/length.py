@@ -14,7 +14,6 @@ from wenet.searching.shapes import Group, config_for
 from wenet.searching.space import space_of
 from wenet.training import StandaloneResult, seconds_per_network, training_windows
 
-TRIAL = 2  # a trial has one in this many of the windows
 OTHERS = 5  # contestants that are no finalists, at most
 TRIALS_SHARE = 0.5  # of the time for a contest, where that is limited
 
@@ -24,7 +23,7 @@ def windows_of_trials(session: Session[SearchConfig], groups: Sequence[Group]) -
     search."""
     config, budget = session.config, session.budget
     if budget is None:
-        return max(1, training_windows(session, config.contest_epochs) // TRIAL)
+        return training_windows(session, config.contest_epochs)
     trained = [read_json(path, WRITTEN_AGAIN, "outcomes") for path in session.folder.path.glob("rungs/*/result.json")]
     of_call, of_network = seconds_of_a_window(
         [len(result["outcomes"]) for result in trained],
@@ -83,5 +82,5 @@ def estimate_contest(session: Session[SearchConfig]) -> float:
     sized = config_for(cell, config, task, data)
     held_out = sum(task.positions(data, part) for part in ("valid", "test")) / 3 / task.positions(data, "train")
     tried, trained = networks_in(config)
-    passes = tried * config.contest_epochs / TRIAL + trained * (config.contest_epochs + held_out)
+    passes = tried * config.contest_epochs + trained * (config.contest_epochs + held_out)
     return seconds_per_network(sized, cell, passes, task, data)

@@ -1,4 +1,4 @@
-"""Short trainings that choose a rate and a weight decay for each contestant, and the finalists that go on."""
+"""Trainings that choose a rate and a weight decay for each contestant, and the finalists that go on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHECKS = 20  # of a training on sequences of numbers, whose best weights count
 
 @dataclass(frozen=True)
 class Trial:
-    """A short training at one rate, with one weight decay."""
+    """A training at one rate, with one weight decay."""
 
     rate: float
     weight_decay: float
