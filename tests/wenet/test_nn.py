@@ -11,7 +11,10 @@ from wenet.nn.language import LanguageModel, StandaloneLanguageModels, sample_wo
 from wenet.nn.lstm import StackedLSTM, StandaloneRNN
 from wenet.nn.rnn import DagRNN
 from wenet.nn.softmaxes import MixtureOfSoftmaxes
+from wenet.nn.standalone_cells import StandaloneCellRNN
 from wenet.nn.weighted import WeightedDagRNN
+from wenet.nn.weighted_cells import WeightedCellRNN
+from wenet.programs import random_programs
 from wenet.tasks import LanguageModelling
 from wenet.training.nt_asgd import build_model
 from wenet.training.settings import LSTMS, resolve_train_config
@@ -441,6 +444,76 @@ def test_cross_entropy_of_independent_models_is_stable():
         models.decoder_bias.fill_(-300.0)[:, 0] = 300.0
     _, cross_entropy, _ = models.loss(torch.zeros(2, 2, dtype=torch.long), torch.ones(2, 2, dtype=torch.long))
     torch.testing.assert_close(cross_entropy, torch.full((3,), 600.0), rtol=1e-2, atol=0)
+
+
+def cells_mixed(**options):
+    return LanguageModel(11, WeightedDagRNN(5, 5, random_genotypes(3, 3, 0), **options), 0.0, 0.0, 0.5, 0.5)
+
+
+def programs_mixed(**options):
+    return LanguageModel(11, WeightedCellRNN(5, 5, random_programs(3, states=2, seed=1), **options), 0.0, 0.0, 0.5, 0.5)
+
+
+def of_rnn(rnn):
+    return StandaloneLanguageModels(11, rnn, 0.0, 0.0, 0.5, 0.5)
+
+
+def cells_apart(**options):
+    return of_rnn(WeightedDagRNN(5, 5, random_genotypes(3, 3, 0), coupling="independent", **options))
+
+
+def programs_apart(**options):
+    return of_rnn(StandaloneCellRNN(5, 5, random_programs(3, states=2, seed=1), **options))
+
+
+def layers_apart(**options):
+    return of_rnn(StandaloneRNN("gru", 5, 5, 3, **options))
+
+
+MODELS = [cells_mixed, programs_mixed, cells_apart, programs_apart, layers_apart]
+
+
+def loss_and_gradients(model, tokens, targets):
+    model.zero_grad()
+    torch.manual_seed(2)  # of the words dropped
+    loss, each, h = model.loss(tokens, targets)
+    loss.backward()
+    return loss.detach(), each, h.detach(), *(parameter.grad.clone() for parameter in model.parameters())
+
+
+def tokens_embedded(model, monkeypatch):
+    """Shapes of what the layer projects, from now on."""
+    shapes = []
+    project = model.rnn.project
+    monkeypatch.setattr(model.rnn, "project", lambda x: shapes.append(tuple(x.shape[-3:-1])) or project(x))
+    return shapes
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_a_small_vocabulary_is_projected_as_a_whole(make, monkeypatch):
+    """With the loss, state and gradients that tokens projected one by one have, where words are dropped too."""
+    torch.manual_seed(0)
+    model = make(backend="reference").double()
+    tokens, targets = torch.randint(11, (2, 7, 4))
+    shapes = tokens_embedded(model, monkeypatch)
+    looked_up = loss_and_gradients(model, tokens, targets)
+    monkeypatch.setattr(model, "_has_fewer_words", lambda tokens: False)
+    one_by_one = loss_and_gradients(model, tokens, targets)
+    assert shapes == [(1, 11), (7, 4)]
+    assert all(one.abs().sum() > 0 for one in one_by_one)
+    torch.testing.assert_close(looked_up, one_by_one)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_a_vocabulary_is_not_projected_where_features_are_dropped_or_words_many(make, monkeypatch):
+    model = make(dropout_x=0.5)
+    shapes = tokens_embedded(model, monkeypatch)
+    many, few = torch.randint(11, (7, 4)), torch.randint(11, (2, 4))
+    model.loss(many, many)
+    model.eval()
+    model.loss(many, many)
+    model.loss(few, few)
+    assert shapes == [(7, 4), (1, 11), (2, 4)]
 
 
 def test_independent_models_refuse_a_mixture():

@@ -20,6 +20,8 @@ from wenet.nn.weighted import WeightedDagRNN, draw_networks
 from wenet.nn.weighted_cells import WeightedCellRNN
 from wenet_kernels import WenetError
 
+# Layers that project their input in a step of its own.
+Projecting = WeightedDagRNN | WeightedCellRNN | StandaloneCellRNN | StandaloneRNN
 OneLayer = DagRNN | CellRNN | WeightedDagRNN | WeightedCellRNN | StackedLSTM
 Networks = WeightedDagRNN | StandaloneCellRNN | StandaloneRNN  # n of them side by side
 
@@ -68,11 +70,30 @@ class _TokenModel(nn.Module):
 
     def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
         """The layer's output, time first, and its last state."""
+        if isinstance(self.rnn, Projecting) and self._has_fewer_words(tokens):
+            return self.rnn.run(self._projected(self.rnn, tokens), h0)
         embedded = locked_dropout(self, self._embed(tokens), self.dropout_embedding)
         if not isinstance(self.rnn, CellRNN) or self.rnn.carried == 1:
             return self.rnn(embedded, h0)
         output, states = self.rnn(embedded, h0 if h0 is None else h0.chunk(self.rnn.carried, -1))
         return output, torch.cat(states, -1)
+
+    def _has_fewer_words(self, tokens: Tensor) -> bool:
+        """Whether the whole vocabulary is projected sooner than each token, as where these are characters. It cannot be
+        where each row of the data batch drops features of its own."""
+        assert isinstance(self.rnn, Projecting)
+        drops_features = self.training and (self.dropout_embedding or self.rnn.dropout_x)
+        return not drops_features and self._vocabulary().shape[-2] < tokens.numel()
+
+    def _projected(self, rnn: Projecting, tokens: Tensor) -> Tensor:
+        """The layer's projected input, looked up in that of the vocabulary."""
+        of_words = rnn.project(self._vocabulary())[0]  # [n, V, G]
+        pre = word_dropout(self, look_up(of_words, tokens), tokens, of_words.shape[1], self.dropout_word)
+        return pre.transpose(0, 1)
+
+    def _vocabulary(self) -> Tensor:
+        """The embedding of every word as an input of one step, `[1, V, d]` or `[n, 1, V, d]`."""
+        raise NotImplementedError
 
     def _embed(self, tokens: Tensor) -> Tensor:
         raise NotImplementedError
@@ -156,6 +177,9 @@ class LanguageModel(_TokenModel):
         """Log-probabilities `[T, M, V]` of the next words, from the recurrent layer's output `[T, M, H]`."""
         return functional.log_softmax(self._decode(features), -1)
 
+    def _vocabulary(self) -> Tensor:
+        return self.embedding.weight.unsqueeze(0)
+
     def _embed(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(tokens)
         return word_dropout(self, embedded, tokens, self.embedding.num_embeddings, self.dropout_word)
@@ -223,12 +247,12 @@ class StandaloneLanguageModels(_TokenModel):
         output, h = super()._recur(tokens, h0)
         return output, h.nan_to_num(0.0, 0.0, 0.0)
 
+    def _vocabulary(self) -> Tensor:
+        return self.embedding.unsqueeze(1)
+
     def _embed(self, tokens: Tensor) -> Tensor:
         """`[n, T, M, d]`."""
-        words = self.embedding.shape[1]
-        offsets = torch.arange(self.count, device=tokens.device) * words
-        embedded = functional.embedding(tokens + offsets[:, None, None], self.embedding.flatten(0, 1))
-        return word_dropout(self, embedded, tokens, words, self.dropout_word)
+        return word_dropout(self, look_up(self.embedding, tokens), tokens, self.embedding.shape[1], self.dropout_word)
 
     def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
         """Each network's, `[n]`, one after the other: one product with a whole vocabulary fills the processor."""
@@ -241,6 +265,12 @@ class StandaloneLanguageModels(_TokenModel):
             weight, bias = weight.index_select(1, words), bias.index_select(1, words) + correction.to(bias.dtype)
         operands = zip(each, weight.unbind(), bias.unbind(), strict=True)
         return torch.stack([decoder_cross_entropy(*network, targets) for network in operands])
+
+
+def look_up(rows: Tensor, tokens: Tensor) -> Tensor:
+    """The rows of tokens `[T, M]` in each network's `[n, V, d]`: `[n, T, M, d]`."""
+    offsets = torch.arange(len(rows), device=tokens.device) * rows.shape[1]
+    return functional.embedding(tokens + offsets[:, None, None], rows.flatten(0, 1))
 
 
 def sample_words(targets: Tensor, vocabulary_size: int, count: int) -> tuple[Tensor, Tensor, Tensor]:

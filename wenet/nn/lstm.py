@@ -158,11 +158,15 @@ class StandaloneRNN(nn.Module):
         Returns:
             output `[T, n, M, H]` and the last state `[n, M, S]`.
         """
+        return self.run(self.project(x), h0)
+
+    def run(self, pre: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `forward`, from an input that is projected."""
         carried, hidden = self.cells.states, self.hidden_size
         kept = functional.dropout(torch.ones_like(self.weight_hidden[0]), self.dropout_h, self.training)
-        h = x.new_zeros(self.count, x.shape[-2], carried * hidden) if h0 is None else h0
+        h = pre.new_zeros(self.count, pre.shape[-2], carried * hidden) if h0 is None else h0
         output, states = cell_rnn(
-            self._project(locked_dropout(self, x, self.dropout_x)),
+            pre,
             h.unflatten(-1, (carried, -1)).permute(2, 0, 1, 3),  # [S, n, M, H]
             self._of_products(self.weight_hidden * kept).flatten(0, 1),
             self._biases().flatten(0, 1),
@@ -176,8 +180,9 @@ class StandaloneRNN(nn.Module):
         """Weights `[n, G, K]` as those of the products of each cell, `[n, products, K, H]`."""
         return weight.unflatten(1, (-1, self.hidden_size)).mT
 
-    def _project(self, x: Tensor) -> Tensor:
-        """The input through the weights of all products, `[T, n * products, M, H]`."""
+    def project(self, x: Tensor) -> Tensor:
+        """The input of `forward` after dropout through the weights of all products, `[T, n * products, M, H]`."""
+        x = locked_dropout(self, x, self.dropout_x)
         weight = self._of_products(self.weight_input)
         if x.dim() == 3:
             return project(x, weight.flatten(0, 1), backend=self.backend)

@@ -153,31 +153,47 @@ class StandaloneCellRNN(LayerOfCells):
         """
         check_tensor("the input", x, self.weights)
         check_input(self, x[0] if self._one_input_each(x) else x)
-        carried, rows = self.cells.states, x.shape[-2]
-        if h0 is None:
-            first = x.new_zeros(carried, self.count, rows, self.hidden_size)
-        else:
-            check_state(h0, (self.count, rows, carried * self.hidden_size), self.weights)
-            first = h0.unflatten(-1, (carried, -1)).permute(2, 0, 1, 3)  # [S, n, M, H]
-        mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
+        if x.dim() == 4:
+            return self.run(self.project(x), h0)
+        first, options = self._first_states(x, h0), self._options(x)
         x = locked_dropout(self, x, self.dropout_x)
         weight_input, weight, vectors = self.operands()
-        options: dict[str, Any] = {"mask_h": mask_h, "precision": self.precision, "backend": self.backend}
-        if x.dim() == 3:
-            output, states = projected_cell_rnn(x, weight_input, first, weight, vectors, self.cells, **options)
-        else:
-            pre = self._project_each(x, weight_input)
-            output, states = cell_rnn(pre, first, weight, vectors, None, self.cells, **options)
+        return self._last(projected_cell_rnn(x, weight_input, first, weight, vectors, self.cells, **options))
+
+    def project(self, x: Tensor) -> Tensor:
+        """An input of each network, `[n, T, M, I]`, after dropout through the weights of every product that reads it,
+        `[T, X, M, H]`."""
+        x = locked_dropout(self, x, self.dropout_x)
+        of_products = x.flatten(1, 2)[self.get_buffer("reader")]  # [X, T * M, I]
+        return (of_products @ self._at("places_input")).unflatten(1, x.shape[1:3]).transpose(0, 1)
+
+    def run(self, pre: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `forward`, from an input that is projected, `[T, X, M, H]`."""
+        first, options = self._first_states(pre, h0), self._options(pre)
+        weight, vectors = self._at("places_hidden"), self._at("places_vectors")
+        return self._last(cell_rnn(pre, first, weight, vectors, None, self.cells, **options))
+
+    def _first_states(self, x: Tensor, h0: Tensor | None) -> Tensor:
+        """What the cells start from, `[S, n, M, H]`."""
+        carried, rows = self.cells.states, x.shape[-2]
+        if h0 is None:
+            return x.new_zeros(carried, self.count, rows, self.hidden_size)
+        check_state(h0, (self.count, rows, carried * self.hidden_size), self.weights)
+        return h0.unflatten(-1, (carried, -1)).permute(2, 0, 1, 3)
+
+    def _options(self, x: Tensor) -> dict[str, Any]:
+        mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
+        return {"mask_h": mask_h, "precision": self.precision, "backend": self.backend}
+
+    @staticmethod
+    def _last(result: tuple[Tensor, tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
+        """The output, and the last of all states beside one another, `[n, M, S * H]`."""
+        output, states = result
         return output, torch.cat([state[-1] for state in states], -1)
 
     def operands(self) -> tuple[Tensor, Tensor, Tensor]:
         """What `project` and `cell_rnn` read of the parameters: `[X, I, H]`, `[P, H, H]` and `[V, H]`."""
         return self._at("places_input"), self._at("places_hidden"), self._at("places_vectors")
-
-    def _project_each(self, x: Tensor, weight: Tensor) -> Tensor:
-        """An input of each network through the weights of every product that reads it, `[T, X, M, H]`."""
-        of_products = x.flatten(1, 2)[self.get_buffer("reader")]  # [X, T * M, I]
-        return (of_products @ weight).unflatten(1, x.shape[1:3]).transpose(0, 1)
 
     def _at(self, name: str) -> Tensor:
         """The numbers at some places of `weights`, and zero behind them."""

@@ -121,14 +121,21 @@ class WeightedDagRNN(Mixing, LayerOfCells):
         """
         check_tensor("the input", x, self.weight_input)
         check_input(self, x[0] if self._one_input_each(x) else x)
-        rows, weighted = x.shape[-2], self.coupling == "weighted"
+        return self.run(self.project(x), h0)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The input of `forward` after dropout times each network's weights, `[T, n, M, G]`."""
+        return self._project(locked_dropout(self, x, self.dropout_x))
+
+    def run(self, pre: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `forward`, from an input that is projected, `[T, n, M, G]`."""
+        rows, weighted = pre.shape[-2], self.coupling == "weighted"
         states = 1 if weighted else self.cells.count
-        h = x.new_zeros(states, rows, self.hidden_size) if h0 is None else h0
+        h = pre.new_zeros(states, rows, self.hidden_size) if h0 is None else h0
         check_state(h, (states, rows, self.hidden_size), self.weight_input)
-        masked = locked_dropout(self, x, self.dropout_x)
-        mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
+        mask_h = draw_mask(self, pre, self.dropout_h, self.hidden_size)
         result = dag_rnn(
-            self._project(masked),
+            pre,
             h[0] if weighted else h,
             self._of_all(self.weight_hidden),
             self._of_all(self.weight_nodes),

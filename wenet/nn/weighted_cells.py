@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wenet.nn.checks import check_input, check_probability, check_state, check_tensor
-from wenet.nn.dropout import draw_mask, locked_dropout
+from wenet.nn.dropout import locked_dropout
 from wenet.nn.mixing import Mixing
 from wenet.nn.standalone_cells import StandaloneCellRNN
 from wenet_kernels import Program, cell_rnn, check_choice, project
@@ -84,16 +83,21 @@ class WeightedCellRNN(Mixing, StandaloneCellRNN):
         """
         check_tensor("the input", x, self.weights)
         check_input(self, x)
-        carried, rows = self.cells.states, x.shape[1]
-        shape = (1, rows, carried * self.hidden_size)
-        h = x.new_zeros(shape) if h0 is None else h0
+        return self.run(self.project(x), h0)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The input of `forward` after dropout through the weights of every product that reads it, `[T, X, M, H]`."""
+        return project(locked_dropout(self, x, self.dropout_x), self._at("places_input"), backend=self.backend)
+
+    def run(self, pre: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `forward`, from an input that is projected, `[T, X, M, H]`."""
+        carried = self.cells.states
+        shape = (1, pre.shape[-2], carried * self.hidden_size)
+        h = pre.new_zeros(shape) if h0 is None else h0
         check_state(h, shape, self.weights)
         first = h[0].unflatten(-1, (carried, -1)).transpose(0, 1)  # [S, M, H]
-        mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
-        weight_input, weight, vectors = self.operands()
-        pre = project(locked_dropout(self, x, self.dropout_x), weight_input, backend=self.backend)
-        options: dict[str, Any] = {"mask_h": mask_h, "precision": self.precision, "backend": self.backend}
-        output, states = cell_rnn(pre, first, weight, vectors, self._mix(), self.cells, **options)
+        weight, vectors = self._at("places_hidden"), self._at("places_vectors")
+        output, states = cell_rnn(pre, first, weight, vectors, self._mix(), self.cells, **self._options(pre))
         return output, torch.cat([state[-1:] for state in states], -1)
 
     def extra_repr(self) -> str:

@@ -22,12 +22,12 @@ RESULT = "contest.json"
 def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict[str, Any]]:
     """Train the finalists of a search beside their rivals; returns its winner and the contents of `contest.json`.
 
-    Finalists are the first cells of the search, and if these are several, also rivals that took part in it. All have
-    as many parameters as the settings name, or as the first cell has; PyTorch's layers have a few more rather than
-    fewer. Each is tried at every rate of the settings' grid, with every weight decay, for as many windows as it trains (within
-    a budget, for as many as half of its time allows) with a seed that is not used again, and trains as was best; of the finalists only rivals and the `FULLY` whose trials were
-    the best. The finalist whose trainings are the best on the validation part is the winner. The test part decides
-    nothing.
+    Finalists are the first cells of the search, and if these are several, also rivals that took part in it. All have as
+    many parameters as the settings name, or as the first cell has; PyTorch's layers have a few more rather than fewer.
+    Each is tried at every rate of the settings' grid, with every weight decay, for as many windows as it trains (within
+    a budget, for as many as half of its time allows) with a seed that is not used again, and trains as was best; of the
+    finalists only rivals and the `FULLY` whose trials were the best. The finalist whose trainings are the best on the
+    validation part is the winner. The test part decides nothing.
 
     Raises:
         WenetError: as in `train_standalone`; also if a contest with other settings was begun in this folder.
