@@ -13,8 +13,7 @@ from wenet.parallel import Ranks
 from wenet.run import TEXT_SETTINGS, Session, Work, counted, duration, resolve_machine, size
 from wenet.run.unread import Unread, check_read
 from wenet.searching.audit import describe_audit, run_audit, usual_audit
-from wenet.searching.contest import RESULT as CONTEST
-from wenet.searching.contest import describe_contest, estimate_contest, hold_contest
+from wenet.searching.contest import describe_contest, estimate_contest, hold_contest, withdraw_contest
 from wenet.searching.estimate import estimate_search, estimate_search_memory
 from wenet.searching.least import least_seconds
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
@@ -200,8 +199,8 @@ SEARCH = SearchWork()
 def run_search(session: Session[SearchConfig]) -> SearchOutcome:
     """Run the search of a session by its strategy, and the audit if there is one."""
     config = session.config
-    if config.contest and session.ranks.first:
-        (session.folder.path / CONTEST).unlink(missing_ok=True)  # the strategy writes a winner, the contest confirms it
+    if config.contest:
+        withdraw_contest(session)
     best: Best = strategy_of(config)(session).run()
     audit = run_audit(session) if config.audit and config.runs == 1 else None
     contest = None

@@ -63,15 +63,22 @@ def estimate_standalone(config: Any, cell: Cell, networks: int, epochs: float, t
 
 
 def seconds_per_network(
-    config: Any, cell: Cell, epochs: float, task: Task, data: Any, epochs_of_steps: float | None = None
+    config: Any,
+    cell: Cell,
+    epochs: float,
+    task: Task,
+    data: Any,
+    epochs_of_steps: float | None = None,
+    side_by_side: int = MOST_PROBED,
 ) -> float:
     """Seconds that one network among several of a cell takes for some passes over the training text.
 
     Args:
         epochs_of_steps: passes that the part of the cost which grows with the time steps is counted for.
+        side_by_side: networks in a call, if these are few; each of many takes less time.
     """
     own = network_weights(config, cell) + task.outputs(data) * (config.hidden + 1)
-    probed = max(2, min(MOST_PROBED, PROBE_WEIGHTS // own))
+    probed = max(2, min(side_by_side, MOST_PROBED, PROBE_WEIGHTS // own))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build_standalone(config, [cell] * probed, task, data).to(config.device)
@@ -102,10 +109,12 @@ def _step_costs(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Any, task: Task, data: Any
 ) -> tuple[float, float]:
     """Seconds of a training step per window and per time step, from windows of two lengths: one part of the cost grows
-    with the window, another does not. The first is run twice to warm up."""
+    with the window, another does not. Each is run twice: the first time it takes memory."""
     few, many = PROBE_STEPS
-    short = min(timed_step(model, optimizer, *task.probe(data, config.data_batch, few)) for _ in range(2))
-    long = timed_step(model, optimizer, *task.probe(data, config.data_batch, many))
+    short, long = (
+        min(timed_step(model, optimizer, *task.probe(data, config.data_batch, steps)) for _ in range(2))
+        for steps in PROBE_STEPS
+    )
     per_step = max(0.0, long - short) / (many - few)
     return max(0.0, short - few * per_step), per_step
 

@@ -205,12 +205,22 @@ def test_a_winner_that_is_gone_is_told(classified, tmp_path, capsys):
     with pytest.raises(WenetError, match=r"winner.safetensors is gone; delete .*contest, and"):
         wenet.load(tmp_path / "run").predict(sums()[0])
     assert "is gone; delete" in fails(capsys, "export", tmp_path / "run", main=cell_main)
-    with pytest.raises(WenetError, match=r"winner.safetensors is gone, and its weights with it; delete .*contest, and"):
+    with pytest.raises(WenetError, match=r"winner.safetensors is gone; delete .*contest, and"):
         wenet.resume_search(tmp_path / "run")
+    assert wenet.load(tmp_path / "run").contest == classified.contest
     shutil.rmtree(tmp_path / "run" / "contest")
     found = wenet.resume_search(tmp_path / "run")
     x, _ = sums()
     assert (found.predict(x) == classified.predict(x)).all()
+
+
+def test_a_winner_that_is_cut_is_told(classified, tmp_path):
+    shutil.copytree(classified.folder, tmp_path / "run")
+    model = tmp_path / "run" / "winner.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    with pytest.raises(WenetError, match=r"winner.safetensors is damaged.*--resume holds the contest again"):
+        wenet.resume_search(tmp_path / "run")
+    assert wenet.load(tmp_path / "run").contest == classified.contest
 
 
 def test_a_file_from_the_command(tmp_path, capsys):

@@ -8,9 +8,10 @@ from typing import Any
 from wenet.run import Session, counted
 from wenet.searching.contest.contestants import Contestant, contestants_of
 from wenet.searching.contest.length import windows_of_trainings, windows_of_trials
+from wenet.searching.contest.model import read_winner
 from wenet.searching.contest.table import table_of
 from wenet.searching.contest.trainings import Trained, by_contestant, named_by_rank, train_group
-from wenet.searching.contest.trials import Trial, best_trials, places_to_train, try_all
+from wenet.searching.contest.trials import FOLDER, Trial, best_trials, places_to_train, try_all
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import grouped
 from wenet.searching.strategy import Best
@@ -62,6 +63,22 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
     best = _confirmed(session, best, trained, windows, sum(contestants[place].finalist for place in going_on))
     session.folder.write_json(RESULT, result)
     return best, result
+
+
+def withdraw_contest(session: Session[SearchConfig]) -> None:
+    """Delete `contest.json`, before the search writes a winner that its contest has yet to confirm.
+
+    Raises:
+        WenetError: the trained winner of that contest is gone or damaged; nothing is deleted.
+    """
+    path = session.folder.path
+
+    def withdraw() -> None:
+        if (path / RESULT).exists() and (path / FOLDER).exists():
+            read_winner(path)
+        (path / RESULT).unlink(missing_ok=True)
+
+    session.ranks.on_first(withdraw)
 
 
 def _announced(

@@ -81,6 +81,5 @@ def estimate_contest(session: Session[SearchConfig]) -> float:
     cell = space_of(config).largest(config)
     sized = config_for(cell, config, task, data)
     held_out = sum(task.positions(data, part) for part in ("valid", "test")) / 3 / task.positions(data, "train")
-    tried, trained = networks_in(config)
-    passes = tried * config.contest_epochs + trained * (config.contest_epochs + held_out)
-    return seconds_per_network(sized, cell, passes, task, data)
+    passes = sum(networks_in(config)) * (config.contest_epochs + held_out)
+    return seconds_per_network(sized, cell, passes, task, data, side_by_side=config.contest_seeds)
