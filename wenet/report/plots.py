@@ -199,9 +199,10 @@ def rungs_picture(run: Run) -> Picture:
         for rank, cell in enumerate(record["networks"], start=1)
     ]
     reached = [(r["round"], r[f"valid_{key}"]) for r in records if r[f"valid_{key}"] is not None]
+    rungs = counted(max(r["round"] for r in records), "rung")
     description = (
-        f"A point for each cell in each of {max(r['round'] for r in records)} rungs; from rung to rung about half as "
-        "many are trained for longer. " + _from_to("The first cell's", metric, reached, "rung")
+        f"A point for each cell in each of {rungs}; from rung to rung about half as many are trained for longer. "
+        + _from_to("The first cell's", metric, reached, "rung")
     )
     return Picture("rungs", "Rung by rung", description, drawing, table)
 

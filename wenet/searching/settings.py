@@ -204,6 +204,8 @@ class SearchConfig(SeriesConfig):
         for name in (*RANGES, *GRIDS):
             object.__setattr__(self, name, _as_text(getattr(self, name), name in GRIDS))
         super().__post_init__()
+        if self.strategy == "wenet" and TASKS[self.task].reads != "text":
+            raise WenetError(f"--task {self.task} needs --strategy race or random: a mixture reads text alone")
         self._check_ranges()
         self._check_grids()
         check_activations(self.activations.split(","))
@@ -219,8 +221,6 @@ class SearchConfig(SeriesConfig):
             raise WenetError(
                 "--form plain needs --norm none: its state starts at zero, and normalised over a batch it stays there"
             )
-        if self.strategy == "wenet" and TASKS[self.task].reads != "text":
-            raise WenetError(f"--task {self.task} needs --strategy race or random: a mixture reads text alone")
         if self.minutes is not None and (self.strategy != "race" or self.runs > 1 or self.audit):
             raise WenetError("--minutes is for one race and its contest; leave out --audit and --runs, or --minutes")
         if self.contest and self.runs > 1:

@@ -14,7 +14,7 @@ from wenet.training.estimate import Estimate, estimate_standalone, estimate_trai
 from wenet.training.held_out import SETTINGS, evaluate
 from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes, standalone_memory
 from wenet.training.nt_asgd import build_cell, trained_model
-from wenet.training.settings import LSTMS, SOFTMAXES, TRAIN_PRESETS, TrainConfig, resolve_train_config
+from wenet.training.settings import LSTMS, SOFTMAXES, TRAIN_PRESETS, TRAINS_TEXT, TrainConfig, resolve_train_config
 from wenet.training.standalone import (
     READING,
     Origin,
@@ -36,6 +36,7 @@ __all__ = [
     "SETTINGS",
     "SOFTMAXES",
     "TRAIN",
+    "TRAINS_TEXT",
     "TRAIN_PRESETS",
     "Architecture",
     "Cache",

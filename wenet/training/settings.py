@@ -11,9 +11,8 @@ from wenet.tasks import TASKS
 from wenet_kernels import FORMS, WenetError, check_choice
 
 LSTMS = ("lstm", "lstm-skip")  # baselines that are not cells of the search space
-
-
 SOFTMAXES = ("tied", "mos")
+TRAINS_TEXT = "wenet-train reads text; the contest of wenet-search trains models of numbers"
 
 
 def _dropout(default: float, text: str) -> Any:
@@ -146,9 +145,7 @@ class TrainConfig(LearningConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if TASKS[self.task].reads != "text":
-            raise WenetError(
-                f"--task {self.task}: wenet-train reads text; the contest of wenet-search trains models of numbers"
-            )
+            raise WenetError(f"--task {self.task}: {TRAINS_TEXT}")
 
 
 TRAIN_PRESETS: dict[str, dict[str, Any]] = {

@@ -11,6 +11,7 @@ import wenet
 from wenet import WenetError
 from wenet.cli.cell import main as cell_main
 from wenet.cli.search import main as search_main
+from wenet.cli.train import main as train_main
 from wenet.nn import LAYERS
 from wenet.report.run import read_run
 from wenet.report.words import command
@@ -182,6 +183,15 @@ def test_a_table_has_no_order_of_axes(tmp_path, capsys):
     (tmp_path / "rows.csv").write_text("a,b,kind\n1,2,up\n3,4,down\n")
     said = fails(capsys, tmp_path / "rows.csv", "--task", "classify", "--layout", "nft", "--out", tmp_path / "run")
     assert "--layout is for arrays, .npy and .npz; leave it out" in said
+
+
+def test_what_reads_text_alone_says_so_at_once(tmp_path, capsys):
+    x, y = sums()
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    said = fails(capsys, tmp_path / "data.npz", "--task", "classify", "--strategy", "wenet", "--out", tmp_path / "run")
+    assert "--task classify needs --strategy race or random: a mixture reads text alone" in said
+    said = fails(capsys, tmp_path / "data.npz", "--cell", "lstm", "--out", tmp_path / "run", main=train_main)
+    assert "is a file of sequences, and wenet-train reads text; the contest of wenet-search trains" in said
 
 
 def test_rates_may_be_numbers():
