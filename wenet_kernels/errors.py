@@ -25,18 +25,10 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
-    """The nearest choice as a question; empty if none is near. Another number is no slip of the pen.
+    """The nearest choice as a question; empty if none is near.
 
     >>> did_you_mean("hiden", ["hidden", "nodes"])
     "did you mean 'hidden'?"
-    >>> did_you_mean("fp16", ["fp64", "bf16"])
-    "did you mean 'bf16'?"
     """
-    letters = _without_digits(str(value))
-    others = [choice for choice in choices if _without_digits(choice) != letters or letters == value]
-    nearest = get_close_matches(str(value), others, n=1)
+    nearest = get_close_matches(str(value), list(choices), n=1)
     return f"did you mean {nearest[0]!r}?" if nearest else ""
-
-
-def _without_digits(text: str) -> str:
-    return "".join(letter for letter in text if not letter.isdigit())

@@ -481,8 +481,8 @@ def loss_and_gradients(model, tokens, targets):
     return loss.detach(), each, h.detach(), *(parameter.grad.clone() for parameter in model.parameters())
 
 
-def tokens_embedded(model, monkeypatch):
-    """Shapes of what the layer projects, from now on."""
+def shapes_projected(model, monkeypatch):
+    """Steps and rows of what the layer projects, from now on."""
     shapes = []
     project = model.rnn.project
     monkeypatch.setattr(model.rnn, "project", lambda x: shapes.append(tuple(x.shape[-3:-1])) or project(x))
@@ -495,9 +495,9 @@ def test_a_small_vocabulary_is_projected_as_a_whole(make, monkeypatch):
     torch.manual_seed(0)
     model = make(backend="reference").double()
     tokens, targets = torch.randint(11, (2, 7, 4))
-    shapes = tokens_embedded(model, monkeypatch)
+    shapes = shapes_projected(model, monkeypatch)
     looked_up = loss_and_gradients(model, tokens, targets)
-    monkeypatch.setattr(model, "_has_fewer_words", lambda tokens: False)
+    monkeypatch.setattr(model, "_looks_up", lambda rnn, tokens: False)
     one_by_one = loss_and_gradients(model, tokens, targets)
     assert shapes == [(1, 11), (7, 4)]
     assert all(one.abs().sum() > 0 for one in one_by_one)
@@ -507,13 +507,20 @@ def test_a_small_vocabulary_is_projected_as_a_whole(make, monkeypatch):
 @pytest.mark.parametrize("make", MODELS)
 def test_a_vocabulary_is_not_projected_where_features_are_dropped_or_words_many(make, monkeypatch):
     model = make(dropout_x=0.5)
-    shapes = tokens_embedded(model, monkeypatch)
+    shapes = shapes_projected(model, monkeypatch)
     many, few = torch.randint(11, (7, 4)), torch.randint(11, (2, 4))
     model.loss(many, many)
     model.eval()
     model.loss(many, many)
     model.loss(few, few)
     assert shapes == [(7, 4), (1, 11), (2, 4)]
+
+
+@pytest.mark.parametrize("make", [cells_mixed, programs_mixed])
+def test_tokens_have_steps_and_rows(make):
+    tokens = torch.randint(11, (28,))
+    with pytest.raises(WenetError, match="must have shape"):
+        make().loss(tokens, tokens)
 
 
 def test_independent_models_refuse_a_mixture():

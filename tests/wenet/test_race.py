@@ -126,6 +126,23 @@ def test_a_stopped_race_goes_on(raced, text, tmp_path, stop_at, moment, monkeypa
     assert [[row[key] for key in measured] for row in ours] == [[row[key] for key in measured] for row in theirs]
 
 
+def test_a_refused_resume_leaves_the_result_as_it_was(raced, tmp_path):
+    """As where a trial was begun by a version that trained it for fewer windows."""
+    shutil.copytree(raced, tmp_path / "run")
+    [trial, *_] = sorted((tmp_path / "run").glob("contest/trials-*/config.json"))
+    trial.write_text(re.sub(r'"windows": \d+', '"windows": 1', trial.read_text()))
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("contest.json", "best.json")}
+    with pytest.raises(WenetError, match="begun with other settings"):
+        wenet.resume_search(tmp_path / "run")
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
+
+
+def test_trials_are_as_long_as_trainings(raced):
+    contest = json.loads((raced / "contest.json").read_text())
+    plans = [json.loads(path.read_text()) for path in raced.glob("contest/*/config.json")]
+    assert {plan["windows"] for plan in plans} == {contest["windows"]}
+
+
 def test_generations_take_the_places(text, tmp_path):
     flags = [*RACE, "--batch", "4", "--no-contest"]
     for name, more in (("pool", []), ("mutations", ["--mutate"])):

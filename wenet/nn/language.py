@@ -20,10 +20,11 @@ from wenet.nn.weighted import WeightedDagRNN, draw_networks
 from wenet.nn.weighted_cells import WeightedCellRNN
 from wenet_kernels import WenetError
 
-# Layers that project their input in a step of its own.
+# Layers that run from an input which was projected beforehand, too.
 Projecting = WeightedDagRNN | WeightedCellRNN | StandaloneCellRNN | StandaloneRNN
 OneLayer = DagRNN | CellRNN | WeightedDagRNN | WeightedCellRNN | StackedLSTM
 Networks = WeightedDagRNN | StandaloneCellRNN | StandaloneRNN  # n of them side by side
+MARGIN = 2  # tokens of a window to each word of a vocabulary that is projected as a whole: looking up costs time too
 
 
 class _TokenModel(nn.Module):
@@ -70,26 +71,27 @@ class _TokenModel(nn.Module):
 
     def _recur(self, tokens: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
         """The layer's output, time first, and its last state."""
-        if isinstance(self.rnn, Projecting) and self._has_fewer_words(tokens):
-            return self.rnn.run(self._projected(self.rnn, tokens), h0)
+        if isinstance(self.rnn, Projecting) and self._looks_up(self.rnn, tokens):
+            return self.rnn.run(self._looked_up(self.rnn, tokens), h0)
         embedded = locked_dropout(self, self._embed(tokens), self.dropout_embedding)
         if not isinstance(self.rnn, CellRNN) or self.rnn.carried == 1:
             return self.rnn(embedded, h0)
         output, states = self.rnn(embedded, h0 if h0 is None else h0.chunk(self.rnn.carried, -1))
         return output, torch.cat(states, -1)
 
-    def _has_fewer_words(self, tokens: Tensor) -> bool:
-        """Whether the whole vocabulary is projected sooner than each token, as where these are characters. It cannot be
-        where each row of the data batch drops features of its own."""
-        assert isinstance(self.rnn, Projecting)
-        drops_features = self.training and (self.dropout_embedding or self.rnn.dropout_x)
-        return not drops_features and self._vocabulary().shape[-2] < tokens.numel()
+    def _looks_up(self, rnn: Projecting, tokens: Tensor) -> bool:
+        """Whether the vocabulary is so small, as of characters, that projecting all of it costs less than projecting
+        tokens. That is impossible where each row of the data batch drops features of its own."""
+        drops_features = self.training and (self.dropout_embedding or rnn.dropout_x)
+        is_small = MARGIN * self._vocabulary().shape[-2] <= tokens.numel()
+        return tokens.dim() == 2 and is_small and not drops_features
 
-    def _projected(self, rnn: Projecting, tokens: Tensor) -> Tensor:
-        """The layer's projected input, looked up in that of the vocabulary."""
-        of_words = rnn.project(self._vocabulary())[0]  # [n, V, G]
-        pre = word_dropout(self, look_up(of_words, tokens), tokens, of_words.shape[1], self.dropout_word)
-        return pre.transpose(0, 1)
+    def _looked_up(self, rnn: Projecting, tokens: Tensor) -> Tensor:
+        """The layer's projected input, `[T, n, M, G]`, looked up in that of the vocabulary."""
+        vocabulary = self._vocabulary()
+        words = torch.arange(vocabulary.shape[-2], device=tokens.device)
+        kept = word_dropout(self, vocabulary, words, len(words), self.dropout_word)
+        return look_up(rnn.project(kept)[0], tokens).transpose(0, 1)
 
     def _vocabulary(self) -> Tensor:
         """The embedding of every word as an input of one step, `[1, V, d]` or `[n, 1, V, d]`."""

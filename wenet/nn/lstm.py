@@ -161,7 +161,7 @@ class StandaloneRNN(nn.Module):
         return self.run(self.project(x), h0)
 
     def run(self, pre: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `forward`, from an input that is projected."""
+        """As `forward`, from an input that is projected, `[T, n * products, M, H]`."""
         carried, hidden = self.cells.states, self.hidden_size
         kept = functional.dropout(torch.ones_like(self.weight_hidden[0]), self.dropout_h, self.training)
         h = pre.new_zeros(self.count, pre.shape[-2], carried * hidden) if h0 is None else h0

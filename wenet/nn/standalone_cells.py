@@ -155,8 +155,9 @@ class StandaloneCellRNN(LayerOfCells):
         check_input(self, x[0] if self._one_input_each(x) else x)
         if x.dim() == 4:
             return self.run(self.project(x), h0)
-        first, options = self._first_states(x, h0), self._options(x)
+        first = self._first_states(x, h0)
         x = locked_dropout(self, x, self.dropout_x)
+        options = self._drawn_options(x)
         weight_input, weight, vectors = self.operands()
         return self._last(projected_cell_rnn(x, weight_input, first, weight, vectors, self.cells, **options))
 
@@ -169,7 +170,7 @@ class StandaloneCellRNN(LayerOfCells):
 
     def run(self, pre: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `forward`, from an input that is projected, `[T, X, M, H]`."""
-        first, options = self._first_states(pre, h0), self._options(pre)
+        first, options = self._first_states(pre, h0), self._drawn_options(pre)
         weight, vectors = self._at("places_hidden"), self._at("places_vectors")
         return self._last(cell_rnn(pre, first, weight, vectors, None, self.cells, **options))
 
@@ -181,7 +182,7 @@ class StandaloneCellRNN(LayerOfCells):
         check_state(h0, (self.count, rows, carried * self.hidden_size), self.weights)
         return h0.unflatten(-1, (carried, -1)).permute(2, 0, 1, 3)
 
-    def _options(self, x: Tensor) -> dict[str, Any]:
+    def _drawn_options(self, x: Tensor) -> dict[str, Any]:
         mask_h = draw_mask(self, x, self.dropout_h, self.hidden_size)
         return {"mask_h": mask_h, "precision": self.precision, "backend": self.backend}
 

@@ -96,8 +96,8 @@ class WeightedCellRNN(Mixing, StandaloneCellRNN):
         h = pre.new_zeros(shape) if h0 is None else h0
         check_state(h, shape, self.weights)
         first = h[0].unflatten(-1, (carried, -1)).transpose(0, 1)  # [S, M, H]
-        weight, vectors = self._at("places_hidden"), self._at("places_vectors")
-        output, states = cell_rnn(pre, first, weight, vectors, self._mix(), self.cells, **self._options(pre))
+        weight, vectors, options = self._at("places_hidden"), self._at("places_vectors"), self._drawn_options(pre)
+        output, states = cell_rnn(pre, first, weight, vectors, self._mix(), self.cells, **options)
         return output, torch.cat([state[-1:] for state in states], -1)
 
     def extra_repr(self) -> str:

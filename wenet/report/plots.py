@@ -199,11 +199,9 @@ def rungs_picture(run: Run) -> Picture:
         for rank, cell in enumerate(record["networks"], start=1)
     ]
     reached = [(r["round"], r[f"valid_{key}"]) for r in records if r[f"valid_{key}"] is not None]
-    rungs = counted(max(r["round"] for r in records), "rung")
-    description = (
-        f"A point for each cell in each of {rungs}; from rung to rung about half as many are trained for longer. "
-        + _from_to("The first cell's", metric, reached, "rung")
-    )
+    rungs = max(record["round"] for record in records)
+    halved = f" in each of {rungs} rungs; from rung to rung about half as many are trained for longer" * (rungs > 1)
+    description = f"A point for each cell{halved}. " + _from_to("The first cell's", metric, reached, "rung")
     return Picture("rungs", "Rung by rung", description, drawing, table)
 
 

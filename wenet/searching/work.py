@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from wenet.parallel import Ranks
 from wenet.run import TEXT_SETTINGS, Session, Work, counted, duration, resolve_machine, size
 from wenet.run.unread import Unread, check_read
 from wenet.searching.audit import describe_audit, run_audit, usual_audit
-from wenet.searching.contest import describe_contest, estimate_contest, hold_contest, withdraw_contest
+from wenet.searching.contest import contest_withdrawn, describe_contest, estimate_contest, hold_contest
 from wenet.searching.estimate import estimate_search, estimate_search_memory
 from wenet.searching.least import least_seconds
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
@@ -199,13 +200,12 @@ SEARCH = SearchWork()
 def run_search(session: Session[SearchConfig]) -> SearchOutcome:
     """Run the search of a session by its strategy, and the audit if there is one."""
     config = session.config
-    if config.contest:
-        withdraw_contest(session)
-    best: Best = strategy_of(config)(session).run()
-    audit = run_audit(session) if config.audit and config.runs == 1 else None
-    contest = None
-    if config.contest:
-        best, contest = hold_contest(session, best)
+    with contest_withdrawn(session) if config.contest else nullcontext():
+        best: Best = strategy_of(config)(session).run()
+        audit = run_audit(session) if config.audit and config.runs == 1 else None
+        contest = None
+        if config.contest:
+            best, contest = hold_contest(session, best)
     folder, watched = session.folder.path, session.ranks.alone and not session.console.silent and not session.budget
     steps = NextSteps.estimated(session, best.genotype) if watched else NextSteps.of_session(session)
     budget = session.budget

@@ -75,7 +75,7 @@ def seconds_per_network(
 
     Args:
         epochs_of_steps: passes that the part of the cost which grows with the time steps is counted for.
-        side_by_side: networks in a call, if these are few; each of many takes less time.
+        side_by_side: networks in a call; where these are fewer than a probe holds, each takes longer.
     """
     own = network_weights(config, cell) + task.outputs(data) * (config.hidden + 1)
     probed = max(2, min(side_by_side, MOST_PROBED, PROBE_WEIGHTS // own))
@@ -109,7 +109,7 @@ def _step_costs(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Any, task: Task, data: Any
 ) -> tuple[float, float]:
     """Seconds of a training step per window and per time step, from windows of two lengths: one part of the cost grows
-    with the window, another does not. Each is run twice: the first time it takes memory."""
+    with the window, another does not. Each is run twice: the first run also allocates memory."""
     few, many = PROBE_STEPS
     short, long = (
         min(timed_step(model, optimizer, *task.probe(data, config.data_batch, steps)) for _ in range(2))

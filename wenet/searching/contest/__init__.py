@@ -1,6 +1,6 @@
 """The contest that ends a search: its winner against other cells and PyTorch's layers, on equal terms."""
 
-from wenet.searching.contest.hold import RESULT, hold_contest, withdraw_contest
+from wenet.searching.contest.hold import RESULT, contest_withdrawn, hold_contest
 from wenet.searching.contest.length import estimate_contest, networks_in
 from wenet.searching.contest.model import MODEL, read_winner, winners_model
 from wenet.searching.contest.trials import CHECKS, FOLDER
@@ -11,6 +11,7 @@ __all__ = [
     "FOLDER",
     "MODEL",
     "RESULT",
+    "contest_withdrawn",
     "contestant_name",
     "describe_contest",
     "estimate_contest",
@@ -19,5 +20,4 @@ __all__ = [
     "read_winner",
     "verdict",
     "winners_model",
-    "withdraw_contest",
 ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from wenet.files import written_whole
 from wenet.run import Session, counted
 from wenet.searching.contest.contestants import Contestant, contestants_of
 from wenet.searching.contest.length import windows_of_trainings, windows_of_trials
@@ -16,6 +19,7 @@ from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import grouped
 from wenet.searching.strategy import Best
 from wenet.training import StandaloneResult, parameter_count
+from wenet_kernels import WenetError
 
 RESULT = "contest.json"
 
@@ -65,20 +69,33 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
     return best, result
 
 
-def withdraw_contest(session: Session[SearchConfig]) -> None:
-    """Delete `contest.json`, before the search writes a winner that its contest has yet to confirm.
+@contextmanager
+def contest_withdrawn(session: Session[SearchConfig]) -> Iterator[None]:
+    """A context without `contest.json`: the search writes a winner that its contest has yet to confirm. If the run is
+    refused there, the former result is put back.
 
     Raises:
-        WenetError: the trained winner of that contest is gone or damaged; nothing is deleted.
+        WenetError: the trained winner of a former contest is gone or damaged.
     """
     path = session.folder.path
+    session.ranks.on_first(lambda: _check_winner(path))
+    if not session.ranks.first or not (path / RESULT).exists():
+        yield
+        return
+    former = {name: (path / name).read_bytes() for name in (RESULT, "best.json") if (path / name).exists()}
+    (path / RESULT).unlink()
+    try:
+        yield
+    except WenetError:
+        for name, content in former.items():
+            with written_whole(path / name) as partial:
+                partial.write_bytes(content)
+        raise
 
-    def withdraw() -> None:
-        if (path / RESULT).exists() and (path / FOLDER).exists():
-            read_winner(path)
-        (path / RESULT).unlink(missing_ok=True)
 
-    session.ranks.on_first(withdraw)
+def _check_winner(folder: Path) -> None:
+    if (folder / RESULT).exists() and (folder / FOLDER).exists():
+        read_winner(folder)
 
 
 def _announced(

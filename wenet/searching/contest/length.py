@@ -80,6 +80,8 @@ def estimate_contest(session: Session[SearchConfig]) -> float:
     config, task, data = session.config, session.task, session.data
     cell = space_of(config).largest(config)
     sized = config_for(cell, config, task, data)
-    held_out = sum(task.positions(data, part) for part in ("valid", "test")) / 3 / task.positions(data, "train")
-    passes = sum(networks_in(config)) * (config.contest_epochs + held_out)
-    return seconds_per_network(sized, cell, passes, task, data, side_by_side=config.contest_seeds)
+    valid, test = (task.positions(data, part) / 3 / task.positions(data, "train") for part in ("valid", "test"))
+    tried, trained = networks_in(config)
+    passes = (tried + trained) * (config.contest_epochs + valid) + trained * test
+    side_by_side = max(config.contest_seeds, len(grid_of(config)))
+    return seconds_per_network(sized, cell, passes, task, data, side_by_side=side_by_side)
