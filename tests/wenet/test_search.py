@@ -299,14 +299,14 @@ def test_a_search_of_networks_with_shared_weights(text, tmp_path):
 @pytest.fixture
 def overflowing(monkeypatch):
     """Mixtures whose state overflows in evaluation, in the first round."""
-    real, evaluated = WeightedDagRNN.forward, []
+    real, evaluated = WeightedDagRNN.run, []
 
-    def forward(self, x, h0=None):
-        output, h = real(self, x, h0)
+    def run(self, pre, h0=None):
+        output, h = real(self, pre, h0)
         evaluated.append(not self.training and self.cells.count == 3)  # later rounds have more networks
         return (output * math.nan, h * math.nan) if evaluated[-1] else (output, h)
 
-    monkeypatch.setattr(WeightedDagRNN, "forward", forward)
+    monkeypatch.setattr(WeightedDagRNN, "run", run)
     return evaluated
 
 
