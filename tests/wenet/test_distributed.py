@@ -60,6 +60,19 @@ def flags(settings):
     return [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
 
 
+LEAVES = """
+import importlib, os
+import torch
+from wenet.parallel.ranks import joined
+
+with joined() as ranks:
+    ranks.sum(torch.ones(1))
+    importlib.import_module("torch.distributed.nn.functional")  # as optimizers do
+threads = [open(f"/proc/self/task/{thread}/comm").read().strip() for thread in os.listdir("/proc/self/task")]
+assert not any("gloo" in name for name in threads), threads
+"""
+
+
 def assert_close(found, expected, rel=1e-9):
     """Nested results, numbers up to rounding; a difference in the last digits must change no decision."""
     if isinstance(expected, float):
@@ -95,6 +108,13 @@ def trained(text, tmp_path_factory):
 def test_divided_layer_is_the_undivided_one():
     output = succeeds(torchrun(2, Path(__file__).parent / "divided_layer.py"))
     assert "rank 0 of 2 agrees" in output and "rank 1 of 2 agrees" in output
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are read from /proc")
+def test_no_thread_of_a_rank_outlives_its_group(tmp_path):
+    """A thread of gloo's that still ran while Python ended aborted the process now and then."""
+    (tmp_path / "leaves.py").write_text(LEAVES, encoding="utf-8")
+    succeeds(torchrun(2, tmp_path / "leaves.py"))
 
 
 def test_two_ranks_search_as_one_process(text, tmp_path, searched):

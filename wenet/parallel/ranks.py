@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -166,11 +167,14 @@ def joined() -> Iterator[Ranks]:
     local_rank = int(os.environ["LOCAL_RANK"])
     if local_rank < torch.cuda.device_count():
         torch.cuda.set_device(local_rank)  # "cuda" now means this rank's own GPU
+    # Its functions hold the default group of the moment it is imported as their default argument. Imported later, by an
+    # optimizer, they would keep the group alive after it is destroyed, and its threads could abort the end of Python.
+    importlib.import_module("torch.distributed.nn.functional")
     with ranks._naming_lost_ranks():
         dist.init_process_group(timeout=TIMEOUT)  # gloo for CPU tensors, NCCL for GPU tensors
     yield ranks
-    # All ranks leave together: one that left while the first wrote the report sometimes aborted in gloo's threads.
-    # After an error they do not meet, because NCCL would wait for ranks that are gone.
+    # All ranks leave together, so that no connection closes while another rank still reads from it. After an error they
+    # do not meet, because NCCL would wait for ranks that are gone.
     with ranks._naming_lost_ranks():
         dist.barrier()
     dist.destroy_process_group()
