@@ -19,10 +19,10 @@ from wenet.data import load_corpus
 from wenet.programs import load_program
 from wenet.searching.audit import welch
 from wenet.searching.contest import verdict
-from wenet.searching.race import Runner, is_worse
+from wenet.searching.race import Runner, at_best_rate, is_worse
 from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling, task_of
-from wenet.training import hidden_for, parameter_count
+from wenet.training import Outcome, hidden_for, parameter_count
 
 from .helpers import TINY, fails, results, without
 
@@ -55,6 +55,37 @@ def test_the_worse_leave_rung_by_rung(raced):
         assert losses == sorted(losses) and len(set(losses)) > 1
     best = json.loads((raced / "best.json").read_text())
     assert best["text"] in cells[-1][:2] and best["networks_searched"] == 8
+
+
+@pytest.mark.parametrize(("rates", "better"), [("0.0001,0.03", 0.03), ("0.03,1000", 0.03)])
+def test_each_network_of_a_cell_has_a_rate_and_the_better_counts(text, tmp_path, rates, better):
+    flags = ["--pool", "4", "--rungs", "1", "--rates", rates, "--no-contest", "--out", str(tmp_path / "run")]
+    assert search_main([str(text), *RACE, *flags]) == 0
+    assert not list(tmp_path.glob("run/rungs/rates-*"))  # two rates for two networks: there is nothing to choose
+    for folder in tmp_path.glob("run/rungs/1-1-*"):
+        networks = json.loads((folder / "config.json").read_text())["rates"]
+        assert networks == [float(rate) for rate in rates.split(",")] * (len(networks) // 2)
+    record = json.loads((tmp_path / "run/search.jsonl").read_text())
+    assert all(network["rate"] == better and network["held_out_loss"] for network in record["networks"])
+
+
+def test_rates_are_tried_where_a_cell_has_fewer_networks(text, tmp_path):
+    flags = ["--pool", "4", "--rungs", "1", "--networks-per-cell", "1", "--no-contest", "--out", str(tmp_path / "run")]
+    assert search_main([str(text), *RACE, *flags]) == 0
+    assert list(tmp_path.glob("run/rungs/rates-*"))
+    for folder in tmp_path.glob("run/rungs/1-1-*"):
+        assert len(set(json.loads((folder / "config.json").read_text())["rates"])) == 1
+
+
+def test_networks_at_one_rate_count_together():
+    entrant = Runner(random_genotypes(1, 2, 0)[0], [], math.nan, [], math.nan, 0)
+    losses = torch.tensor([[3.0, 1.0, 1.0], [3.0, 2.0, 2.0]])  # [windows, networks]
+    outcomes = [Outcome("", value, 0.0, None, None, 0.0) for value in (7.0, 5.0, 4.0)]
+    found = at_best_rate(entrant, [0.01, 0.02, 0.01], losses, outcomes)
+    assert (found.rate, found.held_out, found.value) == (0.02, [1.0, 2.0], 5.0)
+    outcomes[1] = Outcome("", math.inf, 0.0, 3, None, math.inf)
+    found = at_best_rate(entrant, [0.01, 0.02, 0.01], losses, outcomes)
+    assert (found.rate, found.held_out, found.value) == (0.01, [2.0, 2.5], 5.5)
 
 
 def test_losses_fall_as_networks_train_on(raced):
@@ -245,7 +276,7 @@ def test_a_hidden_size_asked_for_counts_more_than_the_presets_parameters():
 
 def test_a_test_tells_worse_from_equal():
     def runner(losses):
-        return Runner(random_genotypes(1, 2, 0)[0], [], losses, 0.0, 0)
+        return Runner(random_genotypes(1, 2, 0)[0], [], 0.01, losses, 0.0, 0)
 
     torch.manual_seed(0)
     base = torch.randn(40)

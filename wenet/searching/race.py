@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from wenet.cells import Cell
 from wenet.run import Session, counted, duration, figure
@@ -23,6 +24,7 @@ from wenet.searching.strategy import OF_MIXTURES, RECORDS, Record, StandaloneBes
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import (
     Origin,
+    Outcome,
     Plan,
     StandaloneResult,
     kind_of,
@@ -50,14 +52,16 @@ class Runner:
 
     Attributes:
         networks: the places of its networks, from which the next rung continues.
-        held_out: their mean loss in each validation window of the rung, or on each sequence; infinite if one of them
-            diverged.
-        value: their mean metric.
+        rate: the learning rate that suits it best so far; losses and metric are the means of its networks at this rate.
+        held_out: the loss in each validation window of the rung, or on each sequence; infinite if the cell diverged at
+            every rate.
+        value: the metric.
         generation: the generation, from 0, in which it entered the race.
     """
 
     genotype: Cell
     networks: list[Origin]
+    rate: float
     held_out: list[float]
     value: float
     generation: int
@@ -72,6 +76,7 @@ class Runner:
             "genotype": str(self.genotype),
             metric.key: self.value if finite else None,
             "held_out_loss": self.loss if finite else None,
+            "rate": self.rate,
             "rung": rung + 1,
             "rounds_kept": rung,
             "generation": self.generation + 1,
@@ -83,7 +88,8 @@ class RaceBest(StandaloneBest):
     """The first cell of the last rung.
 
     Attributes:
-        value: the metric of its networks on the validation part, as far as the rung was measured on it.
+        value: the metric on the validation part, as far as the rung was measured on it, of its networks at the rate
+            that suits it best.
         windows: number of windows that its networks were trained on.
         networks_per_cell: number of its networks.
     """
@@ -104,15 +110,15 @@ class RaceBest(StandaloneBest):
     def _how_it_came_first(self, metric: Metric) -> str:
         return (
             f"first of {counted(self.networks_searched, 'cell')} in a race: validation {metric.name} "
-            f"{figure(self.value, metric.places, 'diverged')} after {counted(self.windows, 'window')}, mean of "
-            f"{counted(self.networks_per_cell, 'network')}"
+            f"{figure(self.value, metric.places, 'diverged')} after {counted(self.windows, 'window')}, at the best "
+            f"rate of its {counted(self.networks_per_cell, 'network')}"
         )
 
     def _place(self, metric: Metric) -> str:
         return (
-            f"This one came first: after {counted(self.windows, 'window')} its "
-            f"{counted(self.networks_per_cell, 'network')} had a mean validation {metric.name} of "
-            f"{figure(self.value, metric.places, 'no finite value')}."
+            f"This one came first: after {counted(self.windows, 'window')} it had a validation {metric.name} of "
+            f"{figure(self.value, metric.places, 'no finite value')}, at the best rate of its "
+            f"{counted(self.networks_per_cell, 'network')}."
         )
 
     def reached(self) -> tuple[str, float | None]:
@@ -131,11 +137,12 @@ class Course:
 class Race(Strategy):
     """Standalone networks race in generations of `batch` cells.
 
-    At every rung the networks of a cell train on, until they have seen twice as many windows; then cells are compared
-    by their loss on the same held-out windows, with a moving average of the weights. Cells in the worse half leave,
-    unless a paired t-test over the windows cannot tell them from the last of the better half. The next generation
-    takes their places, from the pool or by mutations of the best; its cells have to be among the better half of all
-    that ever finished the rung (as in asynchronous successive halving, Li et al. 2020).
+    At every rung the networks of a cell train on, each at a learning rate of its own, until they have seen twice as
+    many windows; then cells are compared by their loss on the same held-out windows, at the rate that suits each best,
+    with a moving average of the weights. Cells in the worse half leave, unless a paired t-test over the windows cannot
+    tell them from the last of the better half. The next generation takes their places, from the pool or by mutations
+    of the best; its cells have to be among the better half of all that ever finished the rung (as in asynchronous
+    successive halving, Li et al. 2020).
     """
 
     best_type = RaceBest
@@ -152,7 +159,7 @@ class Race(Strategy):
         self.pool = draw_pool(self.config)
         self.generator = random.Random(self.config.seed)
         self.entering = self.config.batch  # cells of the first generation
-        self.rate: dict[str, float] = {}  # by kind: the number of nodes, or of states
+        self.rates: dict[str, list[float]] = {}  # of a cell's networks, by kind: the number of nodes, or of states
         self.course = Course([[] for _ in self.windows])
         self.guess = 0.0  # seconds that a network takes for a window
         share = SHARE_BEFORE_FINALISTS if self.config.finalists > 1 else RACE_SHARE
@@ -164,7 +171,8 @@ class Race(Strategy):
         self.folder.truncate_records(RECORDS, 0)  # finished trainings are read again, and records rewritten
         self._fit_to_budget()
         for generation in range(self.config.rounds):
-            entrants = [Runner(cell, [], [], math.nan, generation) for cell in self._new_cells(generation)]
+            cells = self._new_cells(generation)
+            entrants = [Runner(cell, [], math.nan, [], math.nan, generation) for cell in cells]
             for rung in range(len(self.windows)):
                 if not entrants or not self._has_time_for(generation, rung, len(entrants)):
                     break
@@ -184,7 +192,7 @@ class Race(Strategy):
         cells = self.pool[: self.config.batch]
         self.windows[0] = budget.planned("windows_of_rates", lambda: self._windows_of_rates(budget, cells))
         for kind in dict.fromkeys(map(kind_of, cells)):
-            self.rate[kind] = self._choose_rate(kind, cells)
+            self.rates[kind] = self._choose_rates(kind, cells)
         self.until = budget.planned("race_until", lambda: round(budget.spent + self.of_budget * budget.left, 3))
         count, first = budget.planned("race", lambda: self._sizes(budget, len(cells)))
         self.pool = self.pool[:count] + self.pool[self.config.batch :]
@@ -251,14 +259,14 @@ class Race(Strategy):
         for group in by_shape(cells, self.config, self.session.task, self.session.data):
             runners = [entrants[place] for place in group.places]
             path = self.folder.path / FOLDER / f"{generation + 1}-{rung + 1}-{group.name}"
-            if group.kind not in self.rate:
-                self.rate[group.kind] = self._choose_rate(group.kind, cells)
-            copies = self.config.networks_per_cell
+            if group.kind not in self.rates:
+                self.rates[group.kind] = self._choose_rates(group.kind, cells)
+            copies, rates = self.config.networks_per_cell, self.rates[group.kind]
             plan = Plan(
                 [cell for cell in group.architectures for _ in range(copies)],
                 self.windows[rung],
                 self.config.seed + generation,
-                rates=[self.rate[group.kind]] * (copies * len(runners)),
+                rates=rates * len(runners),
                 hidden=group.hidden(copies),
                 origins=[network for runner in runners for network in runner.networks],
                 average=True,
@@ -270,10 +278,8 @@ class Race(Strategy):
             losses = torch.tensor(result.held_out, dtype=torch.float64)  # [windows, n]
             for place, runner in enumerate(runners):
                 own = slice(place * copies, (place + 1) * copies)
-                diverged = any(outcome.diverged_at is not None for outcome in result.outcomes[own])
-                held_out = [math.inf] * len(losses) if diverged else losses[:, own].mean(1).tolist()
-                value = math.fsum(outcome.value for outcome in result.outcomes[own]) / copies
-                found.append(replace(runner, networks=left[own], held_out=held_out, value=value))
+                ran = replace(runner, networks=left[own])
+                found.append(at_best_rate(ran, rates, losses[:, own], result.outcomes[own]))
         return sorted(found, key=lambda runner: runner.loss)
 
     def _train(self, group: Group, path: Path, plan: Plan, label: str) -> StandaloneResult:
@@ -282,11 +288,12 @@ class Race(Strategy):
         self.course.results.append(result)
         return result
 
-    def _choose_rate(self, kind: str, cells: Sequence[Cell]) -> float:
-        """The rate at which some cells of a kind have the lowest mean loss after the windows of the first rung."""
-        rates = self.config.rate_grid
-        if len(rates) == 1:
-            return rates[0]
+    def _choose_rates(self, kind: str, cells: Sequence[Cell]) -> list[float]:
+        """The rates of a cell's networks: those at which some cells of its kind have the lowest mean losses after the
+        windows of the first rung. If a cell has more networks than there are rates, several have the same."""
+        rates, copies = self.config.rate_grid, self.config.networks_per_cell
+        if not tries_rates(self.config):
+            return [rates[copy % len(rates)] for copy in range(copies)]
         sums = torch.zeros(len(rates), dtype=torch.float64)
         for group in by_shape(typical(kind, cells), self.config, self.session.task, self.session.data):
             plan = Plan(
@@ -302,7 +309,7 @@ class Race(Strategy):
             losses = torch.tensor(result.held_out, dtype=torch.float64).mean(0)  # [n]
             diverged = torch.tensor([outcome.diverged_at is not None for outcome in result.outcomes])
             sums += losses.masked_fill(diverged, math.inf).view(len(rates), -1).sum(1)
-        return rates[int(sums.argmin())]
+        return [rates[place] for place in sums.argsort(stable=True)[:copies].tolist()]
 
     def _held_out_windows(self, rung: int) -> int:
         """The number of validation windows on which a rung is measured."""
@@ -430,6 +437,29 @@ def networks_of_entrant(config: SearchConfig) -> float:
     return config.networks_per_cell * (1 + sum(LEFT**rung * 2 ** (rung - 1) for rung in range(1, config.rungs)))
 
 
+def tries_rates(config: SearchConfig) -> bool:
+    """Whether there are more learning rates than a cell has networks to try them."""
+    return len(config.rate_grid) > config.networks_per_cell
+
+
+def at_best_rate(runner: Runner, rates: Sequence[float], losses: Tensor, outcomes: Sequence[Outcome]) -> Runner:
+    """A runner with the figures of the rate at which its networks have the lowest mean loss.
+
+    Args:
+        rates: the rate of each of its `copies` networks.
+        losses: `[windows, copies]`
+        outcomes: of its networks.
+    """
+    candidates = []
+    for rate in dict.fromkeys(rates):
+        own = [copy for copy, its in enumerate(rates) if its == rate]
+        diverged = any(outcomes[copy].diverged_at is not None for copy in own)
+        held_out = [math.inf] * len(losses) if diverged else losses[:, own].mean(1).tolist()
+        value = math.fsum(outcomes[copy].value for copy in own) / len(own)
+        candidates.append(replace(runner, rate=rate, held_out=held_out, value=value))
+    return min(candidates, key=lambda candidate: candidate.loss)
+
+
 def typical(kind: str, cells: Sequence[Cell]) -> list[Cell]:
     """Some cells of a kind, those in the middle by their number of weights."""
     own = [cell for cell in cells if kind_of(cell) == kind]
@@ -441,7 +471,7 @@ def typical(kind: str, cells: Sequence[Cell]) -> list[Cell]:
 
 def _seconds_of(cells: Sequence[Cell], config: SearchConfig, task: Task, data: Any) -> float:
     """An estimate for the cells of one kind: rates first, then all rungs."""
-    networks = float(min(TRIED, len(cells)) * (len(config.rate_grid) if len(config.rate_grid) > 1 else 0))
+    networks = float(min(TRIED, len(cells)) * len(config.rate_grid) if tries_rates(config) else 0)
     for rung in range(config.rungs):
         trained = 1.0 if rung == 0 else 2.0 ** (rung - 1)  # of the windows of the first rung, by each network left
         networks += math.ceil(len(cells) / 2**rung) * config.networks_per_cell * trained

@@ -143,7 +143,11 @@ class SearchConfig(SeriesConfig):
         4, "rungs of a race; at each one networks have trained twice as long as at the last", Group.RACE, at_least=1
     )
     networks_per_cell: int = option(
-        2, "networks of each cell in a race, with different initial weights", Group.RACE, metavar="N", at_least=1
+        2,
+        "networks of each cell in a race, at different learning rates as far as --rates has them; the best rate counts",
+        Group.RACE,
+        metavar="N",
+        at_least=1,
     )
     mutate: bool = option(
         False,
@@ -152,7 +156,7 @@ class SearchConfig(SeriesConfig):
     )
     rates: str = option(
         "0.005,0.01,0.02",
-        "learning rates to choose from, for each number of nodes or states in a race, and for each contestant",
+        "learning rates to choose from, for the networks of a cell in a race, and for each contestant",
         Group.RACE,
         metavar="RATE,RATE...",
     )
