@@ -16,7 +16,7 @@ from wenet.report.run import Run
 from wenet.run import Config, as_flag, counted, duration, figure, figure_and_spread, flag, size
 from wenet.run.unread import Unread, names_of
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
-from wenet.searching.contest import contestant_name, verdict
+from wenet.searching.contest import contestant_name, cut_short, verdict
 from wenet.searching.settings import INSTEAD
 from wenet.searching.unread import unread_by_search
 from wenet.tasks import Metric, failure_to_learn
@@ -102,6 +102,10 @@ def _search_caveats(run: Run) -> Iterator[str]:
     failure = winner and winner.failure_to_learn(run.metric, run.baseline)
     if failure:
         yield _as_sentence(failure)
+    if run.contest is not None and (cut := cut_short(run.contest)):
+        yield _as_sentence(cut)
+    if run.overrun is not None:
+        yield f"The search took {duration(run.overrun)}, longer than --minutes allows: no shorter one fits these data."
     if not run.finished:
         yield f"The search has not ended; all of this is of the {run.strategy.stage}s so far."
     if winner is not None and winner.is_ranked_by_chance():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from wenet.files import read_json
@@ -29,8 +31,7 @@ class Budget:
 
     def __init__(self, folder: RunFolder, minutes: float, started: float) -> None:
         self.folder, self.total, self.started = folder, 60 * minutes, started
-        path = folder.path / FILE
-        known = read_json(path, "delete it, and --minutes counts from now on") if path.exists() else {}
+        known = _read(folder.path)
         self.earlier: float = known.get("seconds", 0.0)
         self.plans: dict[str, Any] = known.get("plans", {})
 
@@ -74,3 +75,16 @@ class Budget:
     def keep(self) -> None:
         """Write down the time spent so far."""
         self.folder.write_json(FILE, {"minutes": self.total / 60, "seconds": round(self.spent, 3), "plans": self.plans})
+
+
+def overrun(folder: Path) -> float | None:
+    """Seconds that a run took, if they are clearly more than were allowed."""
+    known = _read(folder)
+    seconds: float = known.get("seconds", 0.0)
+    return seconds if seconds > LATE * 60 * known.get("minutes", math.inf) else None
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """What a run has written down; empty if it has no budget."""
+    path = folder / FILE
+    return read_json(path, "delete it, and --minutes counts from now on") if path.exists() else {}

@@ -209,6 +209,8 @@ def run_search(session: Session[SearchConfig]) -> SearchOutcome:
     folder, watched = session.folder.path, session.ranks.alone and not session.console.silent and not session.budget
     steps = NextSteps.estimated(session, best.genotype) if watched else NextSteps.of_session(session)
     budget = session.budget
+    if budget is not None:
+        budget.keep()  # for the report
     return SearchOutcome(
         config.dataset,
         best.genotype,

@@ -99,6 +99,11 @@ class StandaloneResult:
     peak_memory: int
     held_out: list[list[float]] | None = None
 
+    @property
+    def windows(self) -> int:
+        """Windows that each network was trained on."""
+        return self.network_windows // len(self.outcomes)
+
     def to_dict(self, metric: Metric) -> dict[str, Any]:
         values = {**asdict(self), "outcomes": [outcome.to_dict(metric) for outcome in self.outcomes]}
         return values if self.held_out is not None else {k: v for k, v in values.items() if k != "held_out"}

@@ -12,6 +12,7 @@ from wenet.cli.search import main as search_main
 from wenet.report import words
 from wenet.run import counted
 from wenet.run.budget import Budget
+from wenet.searching.contest import cut_short
 from wenet.searching.contest.length import seconds_of_a_window
 
 from ..helpers import fails
@@ -90,7 +91,10 @@ def test_too_short_a_time_is_told_before_work_begins(tmp_path, capsys, monkeypat
         assert search_main([str(tmp_path / "sums.npz"), *flags, "--quiet", "--out", str(tmp_path / out)]) == 0
         return capsys.readouterr().out
 
+    monkeypatch.setattr("wenet.run.budget.LATE", 0.5)  # a quick machine takes hardly longer
     text = said("short")
+    assert "longer than --minutes allows" in text
+    assert any("longer than --minutes allows" in each for each in words.caveats(wenet.load(tmp_path / "short").run))
     assert text.index("--minutes is too short: on these data the least search takes about ") < text.index("done after")
     monkeypatch.setattr("wenet.searching.work.least_seconds", lambda session: 1.0)
     assert "too short" not in said("long")
@@ -101,8 +105,14 @@ def test_time_that_is_up_ends_trainings(tmp_path, monkeypatch):
     monkeypatch.setattr("wenet.searching.contest.length.TRIALS_SHARE", 30.0)
     found = wenet.search(sums(), task="classify", minutes=0.15, out=tmp_path / "run", **SETTINGS)
     assert found.finished and all(row["test"] for row in found.contest["contestants"])
+    assert 0 < found.contest["fewest_windows"] <= found.contest["windows"]
     budget = json.loads((tmp_path / "run" / "budget.json").read_text())
     assert budget["seconds"] < 40
+
+
+def test_a_contest_that_was_cut_short_says_so():
+    assert cut_short({"windows": 40}) is None and cut_short({"windows": 40, "fewest_windows": 40}) is None
+    assert "only 7 of 40 windows" in cut_short({"windows": 40, "fewest_windows": 7})
 
 
 def test_budgets_that_cannot_be(capsys, tmp_path):

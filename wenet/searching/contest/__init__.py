@@ -4,7 +4,7 @@ from wenet.searching.contest.hold import RESULT, contest_withdrawn, hold_contest
 from wenet.searching.contest.length import estimate_contest, networks_in
 from wenet.searching.contest.model import read_winner, winners_model
 from wenet.searching.contest.trials import CHECKS, FOLDER
-from wenet.searching.contest.verdict import contestant_name, describe_contest, verdict
+from wenet.searching.contest.verdict import contestant_name, cut_short, describe_contest, verdict
 
 __all__ = [
     "CHECKS",
@@ -12,6 +12,7 @@ __all__ = [
     "RESULT",
     "contest_withdrawn",
     "contestant_name",
+    "cut_short",
     "describe_contest",
     "estimate_contest",
     "hold_contest",

@@ -59,6 +59,7 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
         lambda: {
             **_settings(session, contestants[0]),
             "windows": windows,
+            "fewest_windows": min(each.windows for each in trainings),  # where the time was up
             **_cost(trials + trainings),
             "trials": _trial_rows(session, contestants, tried, going_on),
             "contestants": table_of(session, trained),

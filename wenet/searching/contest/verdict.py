@@ -29,7 +29,19 @@ def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
             f"rate {row['rate']:g}, {_decay_of(row)}hidden {row['hidden']}, {row['parameters']:,} parameters, "
             f"{row['microseconds']:.3g} µs a step"
         )
-    return [*lines, f"          {verdict(result, metric)}"]
+    cut = cut_short(result)
+    return [*lines, f"          {verdict(result, metric)}", *([] if cut is None else [f"caution   {cut}"])]
+
+
+def cut_short(result: Mapping[str, Any]) -> str | None:
+    """A sentence on trainings that ended early; None if all were as long as planned."""
+    fewest: int = result.get("fewest_windows", result["windows"])  # earlier versions did not say
+    if fewest == result["windows"]:
+        return None
+    return (
+        f"the time was up: some contestants trained on only {fewest:,} of {counted(result['windows'], 'window')}, so "
+        "these figures do not compare them fairly"
+    )
 
 
 def _decay_of(row: Mapping[str, Any]) -> str:
