@@ -13,6 +13,7 @@ from wenet.run import RunFolder, stored_config, stored_data, stored_kind
 from wenet.searching import SEARCH
 from wenet.searching.contest import read_winner, winners_model
 from wenet.tasks import TASKS, task_of
+from wenet_kernels import Program
 
 SOURCE = Template('''
 
@@ -38,7 +39,7 @@ class SequenceModel(nn.Module):
         inputs = self.standardised(x).transpose(0, 1)  # [T, M, I]
 $relative        there = torch.ones_like(inputs[..., -1])  # [T, M]
         if lengths is not None:
-            within = torch.arange(x.shape[1], device=x.device).unsqueeze(1) < lengths
+$refused            within = torch.arange(x.shape[1], device=x.device).unsqueeze(1) < lengths
             inputs, there = inputs.where(within.unsqueeze(-1), 0), within.to(inputs.dtype)
         output, _ = self.rnn(inputs)  # [T, M, H]
         last = (there.sum(0).long() - 1).view(1, -1, 1)
@@ -60,6 +61,10 @@ def load(weights: str | Path) -> SequenceModel:
     model.load_state_dict({**model.state_dict(), **found})
     return model.eval()
 ''')
+REFUSED = """\
+            if bool((lengths < x.shape[1]).any()):
+                raise ValueError("batchnorm compares the rows of a batch, so all sequences of one must be equally long")
+"""
 RELATIVE = Template("""\
         drifting = torch.zeros_like(inputs[0, 0])  # [I]
         drifting[$features] = 1
@@ -119,6 +124,7 @@ def sequence_source(model: SequenceModel) -> str:
         classes=repr(model.classes),
         returns=returns if model.readout != "steps" else returns.replace("[M", "[M, T"),
         read=READ[model.readout],
+        refused=REFUSED if isinstance(cell, Program) and cell.normalises else "",
         relative=RELATIVE.substitute(features=list(model.relative)) if model.relative else "",
         added=added + (added.replace(of_last, "first") if model.relative else ""),
         result=f"({in_units}){shape}" if shape else in_units,

@@ -5,10 +5,13 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import wenet
 from wenet import WenetError
 from wenet.cli.cell import main as cell_main
+from wenet.exporting.sequences import sequence_source
+from wenet.nn import CellRNN, SequenceModel
 
 from .test_searches import SHORT, sums, waves
 
@@ -57,6 +60,22 @@ def test_every_format_gives_the_same(runs, name, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(alone(x[:, :8], lengths), model(x[:, :8], lengths), rtol=1e-5, atol=1e-5)
     assert float(expected[8].std()) > 0
+
+
+def test_a_cell_that_compares_rows_refuses_sequences_that_end_early(tmp_path):
+    layer = CellRNN(4, 5, "h | tanh(vector(1) * batchnorm(linear(x, h)) + vector(0))")
+    scaling = (torch.zeros(3), torch.ones(3), torch.zeros(2), torch.ones(2))
+    model = SequenceModel(layer, 2, tuple(each.double() for each in scaling))
+    (tmp_path / "taken.py").write_text(sequence_source(model), encoding="utf-8")
+    save_file(model.state_dict(), tmp_path / "taken.safetensors")
+    alone, x = loaded(tmp_path / "taken.py", tmp_path / "taken.safetensors"), torch.randn(2, 6, 3)
+    whole, ending = torch.tensor([6, 6]), torch.tensor([6, 5])
+    with torch.no_grad():
+        torch.testing.assert_close(alone(x, whole), model(x, whole), rtol=1e-4, atol=1e-5)
+        with pytest.raises(WenetError, match="must be equally long"):
+            model(x, ending)
+        with pytest.raises(ValueError, match="must be equally long"):
+            alone(x, ending)
 
 
 @pytest.mark.parametrize("name", ["classes", "forecast"])
