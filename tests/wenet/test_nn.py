@@ -473,10 +473,10 @@ def layers_apart(**options):
 MODELS = [cells_mixed, programs_mixed, cells_apart, programs_apart, layers_apart]
 
 
-def loss_and_gradients(model, tokens, targets):
+def loss_and_gradients(model, tokens, targets, h0=None):
     model.zero_grad()
     torch.manual_seed(2)  # of the words dropped
-    loss, each, h = model.loss(tokens, targets)
+    loss, each, h = model.loss(tokens, targets, h0)
     loss.backward()
     return loss.detach(), each, h.detach(), *(parameter.grad.clone() for parameter in model.parameters())
 
@@ -489,19 +489,52 @@ def shapes_projected(model, monkeypatch):
     return shapes
 
 
+def looked_up_and_not(model, monkeypatch, *given):
+    """Loss, state and gradients with the vocabulary projected as a whole, and with tokens one by one."""
+    shapes = shapes_projected(model, monkeypatch)
+    looked_up = loss_and_gradients(model, *given)
+    monkeypatch.setattr(model, "_looks_up", lambda rnn, tokens: False)
+    one_by_one = loss_and_gradients(model, *given)
+    assert shapes == [(1, 11), (7, 4)]
+    assert all(one.abs().sum() > 0 for one in one_by_one)
+    return looked_up, one_by_one
+
+
 @pytest.mark.parametrize("make", MODELS)
 def test_a_small_vocabulary_is_projected_as_a_whole(make, monkeypatch):
     """With the loss, state and gradients that tokens projected one by one have, where words are dropped too."""
     torch.manual_seed(0)
     model = make(backend="reference").double()
-    tokens, targets = torch.randint(11, (2, 7, 4))
-    shapes = shapes_projected(model, monkeypatch)
-    looked_up = loss_and_gradients(model, tokens, targets)
-    monkeypatch.setattr(model, "_looks_up", lambda rnn, tokens: False)
-    one_by_one = loss_and_gradients(model, tokens, targets)
-    assert shapes == [(1, 11), (7, 4)]
-    assert all(one.abs().sum() > 0 for one in one_by_one)
+    looked_up, one_by_one = looked_up_and_not(model, monkeypatch, *torch.randint(11, (2, 7, 4)))
     torch.testing.assert_close(looked_up, one_by_one)
+
+
+@pytest.mark.parametrize("make", [cells_mixed, programs_mixed, cells_apart, programs_apart])
+@pytest.mark.parametrize(("options", "tolerance"), [({"norm": "batch"}, 1e-4), ({"precision": "bf16"}, 3e-2)])
+def test_a_vocabulary_is_projected_as_precisely(make, options, tolerance, monkeypatch):
+    """From a state that is given, as in every window but the first."""
+    if make is programs_apart and "norm" in options:
+        options = {}
+    torch.manual_seed(0)
+    model = make(**options)
+    tokens, targets = torch.randint(11, (2, 7, 4))
+    with torch.no_grad():
+        h0 = torch.tanh(model.loss(tokens, targets)[2])
+    looked_up, one_by_one = looked_up_and_not(model, monkeypatch, tokens, targets, h0)
+    for found, wanted in zip(looked_up, one_by_one, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_a_vocabulary_is_projected_under_autocast(make, monkeypatch):
+    torch.manual_seed(0)
+    model = make()
+    tokens, targets = torch.randint(11, (2, 7, 4))
+    with torch.autocast("cpu", torch.bfloat16):
+        looked_up, one_by_one = looked_up_and_not(model, monkeypatch, tokens, targets)
+    for found, wanted in zip(looked_up, one_by_one, strict=True):
+        assert found.dtype == wanted.dtype
+        torch.testing.assert_close(found, wanted, rtol=3e-2, atol=3e-2 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("make", MODELS)

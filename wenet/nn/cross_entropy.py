@@ -14,14 +14,15 @@ CHUNK = 1 << 22  # logits at a time, 16 MiB in single precision: fewer cost more
 def decoder_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of `softmax(features @ weight.T + bias)`, in nats per row.
 
-    Gradients are computed along with the value, chunk by chunk, if any is needed.
+    Gradients are computed along with the value, chunk by chunk, if any is needed. The precision is that of the weight,
+    under autocast too, which leaves losses in full precision.
 
     Args:
         features: `[N, d]`.
         weight: `[V, d]`, bias: `[V]`.
         targets: `[N]`, word indices.
     """
-    loss: Tensor = DecoderLoss.apply(features, weight, bias, targets)
+    loss: Tensor = DecoderLoss.apply(features.to(weight.dtype), weight, bias, targets)
     return loss
 
 
