@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <cstdint>
 #include <thread>
 #include <vector>
 
@@ -22,9 +23,38 @@ void pause() {
 #endif
 }
 
+// Treats subnormal numbers as zero on this thread for as long as it lives. Gradients that vanish over time pass through
+// them, and processors take many times as long there.
+class SubnormalsAsZero {
+ public:
+#if defined(__x86_64__)
+  SubnormalsAsZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | kResultsAndOperands); }
+  ~SubnormalsAsZero() { _mm_setcsr(before_); }
+
+ private:
+  static constexpr unsigned kResultsAndOperands = 0x8040;
+  const unsigned before_;
+#elif defined(__aarch64__)
+  SubnormalsAsZero() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" : : "r"(before_ | kResultsAndOperands));
+  }
+  ~SubnormalsAsZero() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
+
+ private:
+  static constexpr uint64_t kResultsAndOperands = uint64_t{1} << 24;
+  uint64_t before_;
+#endif
+};
+
 struct Region {
   void (*work)(void*, int, int);
   void* context;
+
+  void run(int rank, int threads) const {
+    const SubnormalsAsZero on_this_thread;
+    work(context, rank, threads);
+  }
 };
 
 // The OpenMP runtime that PyTorch has loaded. Its threads spin for a while after each of PyTorch's own parallel loops,
@@ -55,14 +85,14 @@ const OpenMp& openmp() {
 
 void enter(void* pointer) {
   const Region& region = *static_cast<Region*>(pointer);
-  region.work(region.context, openmp().thread_num(), openmp().num_threads());
+  region.run(openmp().thread_num(), openmp().num_threads());
 }
 
 void run_on_own_threads(int threads, const Region& region) {
   std::vector<std::thread> others;
   others.reserve(threads - 1);
-  for (int rank = 1; rank < threads; ++rank) others.emplace_back(region.work, region.context, rank, threads);
-  region.work(region.context, 0, threads);
+  for (int rank = 1; rank < threads; ++rank) others.emplace_back(&Region::run, &region, rank, threads);
+  region.run(0, threads);
   for (std::thread& other : others) other.join();
 }
 
@@ -70,7 +100,7 @@ void run_on_own_threads(int threads, const Region& region) {
 
 void run_in_parallel(int threads, void (*work)(void*, int, int), void* context) {
   Region region{work, context};
-  if (threads == 1) return work(context, 0, 1);
+  if (threads == 1) return region.run(0, 1);
   if (openmp().found()) return openmp().parallel(enter, &region, threads, 0);
   run_on_own_threads(threads, region);
 }

@@ -5,7 +5,7 @@ import torch
 
 from wenet_kernels import WenetError, backends, project
 
-from .threads import same_on_threads
+from .threads import same_on_threads, threads
 
 READY = [name for name in ("reference", "cpu") if backends()[name] == "ready"]  # Triton leaves it to PyTorch
 
@@ -49,6 +49,17 @@ def test_every_instruction_set_and_number_of_threads(monkeypatch):
         found = same_on_threads(lambda: results(x, weight, lambda x, w: project(x, w, backend="cpu")), counts=(1, 2))
         for one, want in zip(found, expected, strict=True):
             torch.testing.assert_close(one, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif("cpu" not in READY, reason=f"native kernels: {backends()['cpu']}")
+@pytest.mark.parametrize("count", [1, 2])
+def test_subnormal_numbers_are_zero_within_a_call(count):
+    """They take many times as long; the caller's own arithmetic keeps them."""
+    small, smaller = torch.full((4, 3, 2), 1e-30), torch.full((2, 2, 5), 1e-10)
+    with threads(count):
+        assert not project(small, smaller, backend="cpu").any()
+        for _ in range(100):  # on every thread
+            assert (torch.full((100_000,), 1e-30) * 1e-10).all()
 
 
 @pytest.mark.parametrize("backend", READY)

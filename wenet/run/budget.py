@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Budget:
         known = _read(folder.path)
         self.earlier: float = known.get("seconds", 0.0)
         self.plans: dict[str, Any] = known.get("plans", {})
+        self.until = math.inf  # an earlier end of the trainings at work, in seconds spent
 
     @property
     def spent(self) -> float:
@@ -56,14 +58,28 @@ class Budget:
         return self.left - self.afterwards
 
     @property
+    def last_moment(self) -> float:
+        """Seconds after which trainings have to end, as where the machine has become slower."""
+        return min(GRACE * self.total - self.afterwards, self.until)
+
+    @property
     def is_over(self) -> bool:
-        """Whether trainings have to end, as where the machine has become slower."""
-        return self.spent > GRACE * self.total - self.afterwards
+        """Whether trainings have to end."""
+        return self.spent > self.last_moment
 
     @property
     def is_late(self) -> bool:
         """Whether clearly more time has passed than was allowed."""
         return self.spent > LATE * self.total
+
+    @contextmanager
+    def ending(self, until: float) -> Iterator[None]:
+        """A context in which trainings end at so many seconds spent, if not before."""
+        self.until = until
+        try:
+            yield
+        finally:
+            self.until = math.inf
 
     def planned(self, name: str, plan: Callable[[], Any]) -> Any:
         """What was planned under a name, by `plan` if nothing was; JSON must be able to hold it."""

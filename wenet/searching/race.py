@@ -161,7 +161,6 @@ class Race(Strategy):
         self.entering = self.config.batch  # cells of the first generation
         self.rates: dict[str, list[float]] = {}  # of a cell's networks, by kind: the number of nodes, or of states
         self.course = Course([[] for _ in self.windows])
-        self.guess = 0.0  # seconds that a network takes for a window
         share = SHARE_BEFORE_FINALISTS if self.config.finalists > 1 else RACE_SHARE
         self.of_budget = share if self.config.contest else 0.95
         self.until = math.inf  # in the seconds of a budget
@@ -190,28 +189,34 @@ class Race(Strategy):
         if budget is None:
             return
         cells = self.pool[: self.config.batch]
-        self.windows[0] = budget.planned("windows_of_rates", lambda: self._windows_of_rates(budget, cells))
+        if tries_rates(self.config):
+            self.windows[0] = budget.planned("windows_of_rates", lambda: self._windows_of_rates(budget, cells))
         for kind in dict.fromkeys(map(kind_of, cells)):
             self.rates[kind] = self._choose_rates(kind, cells)
         self.until = budget.planned("race_until", lambda: round(budget.spent + self.of_budget * budget.left, 3))
-        count, first = budget.planned("race", lambda: self._sizes(budget, len(cells)))
+        count, first = budget.planned("race", lambda: self._sizes(budget, cells))
         self.pool = self.pool[:count] + self.pool[self.config.batch :]
         self.windows = [first * 2**rung for rung in range(self.config.rungs)]
         self.entering = count
 
     def _windows_of_rates(self, budget: Budget, cells: Sequence[Cell]) -> int:
-        """Windows with which trying rates takes a small part of the time, by a short measurement of one kind."""
-        config, task, data = self.config, self.session.task, self.session.data
-        cell = typical(kind_of(cells[0]), cells)[0]
-        shaped = config_for(cell, config, task, data)
-        seconds = seconds_per_network(shaped, cell, 1.0, task, data) / training_windows(self.session, 1.0)
-        self.guess = seconds
-        kinds = len(set(map(kind_of, cells)))
-        return max(FEWEST_WINDOWS, int(RATES_SHARE * budget.total / (kinds * TRIED * len(config.rate_grid) * seconds)))
+        """Windows with which trying rates takes a small part of the time."""
+        tried = TRIED * len(self.config.rate_grid)  # in a call
+        seconds = len(set(map(kind_of, cells))) * tried * self._probed_seconds(cells, tried)
+        return max(FEWEST_WINDOWS, int(RATES_SHARE * budget.total / seconds))
 
-    def _sizes(self, budget: Budget, most: int) -> tuple[int, int]:
+    def _probed_seconds(self, cells: Sequence[Cell], side_by_side: int) -> float:
+        """What a window takes for each of the networks in a call, by a short measurement of one kind."""
+        task, data = self.session.task, self.session.data
+        cell = typical(kind_of(cells[0]), cells)[0]
+        shaped = config_for(cell, self.config, task, data)
+        seconds = seconds_per_network(shaped, cell, 1.0, task, data, side_by_side=side_by_side)
+        return seconds / training_windows(self.session, 1.0)
+
+    def _sizes(self, budget: Budget, cells: Sequence[Cell]) -> tuple[int, int]:
         """The number of cells, and the windows of the first rung, that fit into the time."""
-        seconds = self._seconds_per_network_window() or self.guess
+        most, of_kind = len(cells), self.config.networks_per_cell * len(cells) // len(set(map(kind_of, cells)))
+        seconds = self._seconds_per_network_window() or self._probed_seconds(cells, of_kind)
         each = networks_of_entrant(self.config)
         windows = (self.until - budget.spent) / (seconds * each)  # of a single cell
         wanted = max(WANTED_WINDOWS, training_windows(self.session, 0.5))

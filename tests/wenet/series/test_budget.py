@@ -12,7 +12,7 @@ from wenet.cli.search import main as search_main
 from wenet.report import words
 from wenet.run import counted
 from wenet.run.budget import Budget
-from wenet.searching.contest import cut_short
+from wenet.searching.contest import cut_short, hold
 from wenet.searching.contest.length import seconds_of_a_window
 
 from ..helpers import fails
@@ -91,7 +91,7 @@ def test_too_short_a_time_is_told_before_work_begins(tmp_path, capsys, monkeypat
         assert search_main([str(tmp_path / "sums.npz"), *flags, "--quiet", "--out", str(tmp_path / out)]) == 0
         return capsys.readouterr().out
 
-    monkeypatch.setattr("wenet.run.budget.LATE", 0.5)  # a quick machine takes hardly longer
+    monkeypatch.setattr("wenet.run.budget.LATE", 0.0)  # a quick machine takes hardly longer
     text = said("short")
     assert "longer than --minutes allows" in text
     assert any("longer than --minutes allows" in each for each in words.caveats(wenet.load(tmp_path / "short").run))
@@ -108,6 +108,17 @@ def test_time_that_is_up_ends_trainings(tmp_path, monkeypatch):
     assert 0 < found.contest["fewest_windows"] <= found.contest["windows"]
     budget = json.loads((tmp_path / "run" / "budget.json").read_text())
     assert budget["seconds"] < 40
+
+
+def test_all_contestants_end_early_where_the_machine_is_slower(tmp_path, monkeypatch):
+    """Not the last of them alone, which would have hardly trained."""
+    measured = hold.seconds_of_trainings
+    monkeypatch.setattr(hold, "seconds_of_trainings", lambda *given: [each / 4 for each in measured(*given)])
+    found = wenet.search(sums(), task="classify", minutes=0.4, out=tmp_path / "run", **SETTINGS)
+    trained = [json.loads(path.read_text()) for path in tmp_path.glob("run/contest/training-*/result.json")]
+    windows = [result["network_windows"] // len(result["outcomes"]) for result in trained]
+    assert len(windows) > 2 and max(windows) < found.contest["windows"] and min(windows) > max(windows) / 4
+    assert found.contest["fewest_windows"] == min(windows) and f"trained on only {min(windows):,} of" in str(found)
 
 
 def test_a_contest_that_was_cut_short_says_so():

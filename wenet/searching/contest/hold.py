@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from wenet.files import written_whole
 from wenet.run import Session, counted
+from wenet.run.budget import Budget
 from wenet.searching.contest.contestants import Contestant, contestants_of
-from wenet.searching.contest.length import windows_of_trainings, windows_of_trials
+from wenet.searching.contest.length import (
+    ends_of_trainings,
+    seconds_of_trainings,
+    windows_of_trainings,
+    windows_of_trials,
+)
 from wenet.searching.contest.model import read_winner
 from wenet.searching.contest.table import table_of
 from wenet.searching.contest.trainings import Trained, by_contestant, named_by_rank, train_group
@@ -45,14 +51,19 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
     trials = [try_all(session, group, of_trials) for group in groups]
     tried = best_trials(session, groups, trials)
     going_on = places_to_train(contestants, tried, session.task.metric)
-    windows = windows_of_trainings(session, groups, trials, of_trials, going_on)
+    seconds = seconds_of_trainings(session, groups, trials, going_on)
+    windows = windows_of_trainings(session, seconds)
     session.console.say(_announced(session, contestants, going_on, windows))
     trained: list[Trained] = []
     trainings = []
-    for group in (part for group in groups if (part := group.only(going_on)) is not None):
+    for number, whole in enumerate(groups):
+        group = whole.only(going_on)
+        if group is None:
+            continue
         entrants = [contestants[place] for place in group.places]
         chosen = [tried[place] for place in group.places]
-        trainings.append(train_group(session, group, entrants, chosen, windows))
+        with _in_its_time(session.budget, seconds, number):
+            trainings.append(train_group(session, group, entrants, chosen, windows))
         trained += by_contestant(session, group, entrants, chosen, trainings[-1])
     trained = named_by_rank(trained, session.task.metric)
     result: dict[str, Any] = session.ranks.on_first(
@@ -68,6 +79,14 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
     best = _confirmed(session, best, trained, windows, sum(contestants[place].finalist for place in going_on))
     session.folder.write_json(RESULT, result)
     return best, result
+
+
+def _in_its_time(budget: Budget | None, seconds: Sequence[float], number: int) -> AbstractContextManager[None]:
+    """A context in which the trainings of a group end when its share of the time is up."""
+    if budget is None:
+        return nullcontext()
+    ends: list[float] = budget.planned("ends_of_trainings", lambda: ends_of_trainings(budget, seconds))
+    return budget.ending(ends[number])
 
 
 @contextmanager

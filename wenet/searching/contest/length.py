@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
 
 from wenet.files import WRITTEN_AGAIN, read_json
 from wenet.run import Session
+from wenet.run.budget import Budget
 from wenet.searching.contest.trials import grid_of
 from wenet.searching.settings import FULLY, SearchConfig
 from wenet.searching.shapes import Group, config_for
@@ -24,16 +26,20 @@ def windows_of_trials(session: Session[SearchConfig], groups: Sequence[Group]) -
     config, budget = session.config, session.budget
     if budget is None:
         return training_windows(session, config.contest_epochs)
-    trained = [read_json(path, WRITTEN_AGAIN, "outcomes") for path in session.folder.path.glob("rungs/*/result.json")]
-    of_call, of_network = seconds_of_a_window(
-        [len(result["outcomes"]) for result in trained],
-        [result["seconds"] * len(result["outcomes"]) / result["network_windows"] for result in trained],
-    )
+    of_call, of_network = _calls_of_the_search(session)
     networks = len(grid_of(config)) * sum(len(group.places) for group in groups)
     each = len(groups) * of_call + networks * of_network
     time_for_them = TRIALS_SHARE * budget.for_training
     planned: int = budget.planned("windows_of_trials", lambda: max(1, int(time_for_them / each)))
     return planned
+
+
+def _calls_of_the_search(session: Session[SearchConfig]) -> tuple[float, float]:
+    """What calls took in the search, as in `seconds_of_a_window`."""
+    trained = [read_json(path, WRITTEN_AGAIN, "outcomes") for path in session.folder.path.glob("rungs/*/result.json")]
+    sizes = [len(result["outcomes"]) for result in trained]
+    times = [size * result["seconds"] / result["network_windows"] for size, result in zip(sizes, trained, strict=True)]
+    return seconds_of_a_window(sizes, times)
 
 
 def seconds_of_a_window(networks: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
@@ -47,24 +53,42 @@ def seconds_of_a_window(networks: Sequence[int], seconds: Sequence[float]) -> tu
     return time_taken - slope * size, slope
 
 
-def windows_of_trainings(
+def seconds_of_trainings(
     session: Session[SearchConfig],
     groups: Sequence[Group],
     trials: Sequence[StandaloneResult],
-    of_trials: int,
     going_on: Sequence[int],
-) -> int:
-    """Windows of each training; within a budget as many as fit into the rest of it, by the time that trials took."""
-    config, budget = session.config, session.budget
+) -> list[float]:
+    """What a window of all trainings of each group takes, by the time that its trials took; 0 without a budget."""
+    if session.budget is None:
+        return [0.0] * len(groups)
+    of_call, of_network = _calls_of_the_search(session)
+    seconds = []
+    for group, trial in zip(groups, trials, strict=True):
+        before, after = len(trial.outcomes), session.config.contest_seeds * len(set(group.places) & set(going_on))
+        ratio = (of_call + of_network * after) / (of_call + of_network * before) if after else 0.0
+        seconds.append(ratio * trial.seconds / trial.windows)
+    return seconds
+
+
+def windows_of_trainings(session: Session[SearchConfig], seconds: Sequence[float]) -> int:
+    """Windows of each training; within a budget as many as fit into the rest of it."""
+    budget = session.budget
     if budget is None:
-        return training_windows(session, config.contest_epochs)
-    left = [len(set(group.places) & set(going_on)) for group in groups]
-    seconds = sum(
-        trial.seconds / of_trials * (count * config.contest_seeds) / (len(group.places) * len(grid_of(config)))
-        for group, trial, count in zip(groups, trials, left, strict=True)
-    )
-    planned: int = budget.planned("windows_of_contest", lambda: max(1, int(budget.for_training / seconds)))
+        return training_windows(session, session.config.contest_epochs)
+    planned: int = budget.planned("windows_of_contest", lambda: max(1, int(budget.for_training / sum(seconds))))
     return planned
+
+
+def ends_of_trainings(budget: Budget, seconds: Sequence[float]) -> list[float]:
+    """When the trainings of each group have to end, in seconds spent.
+
+    Each has its share of the time. So all end early on a machine that has become slower, where otherwise the first
+    would be trained to the end and the last not at all.
+    """
+    begun, time_left = budget.spent, budget.last_moment - budget.spent
+    passed = itertools.accumulate(seconds)
+    return [round(begun + time_left * each / sum(seconds), 3) for each in passed]
 
 
 def networks_in(config: SearchConfig) -> tuple[int, int]:
