@@ -27,11 +27,10 @@ from bench.series_sets import SETS, TUNED_ON
 from bench.sessions import session_in
 from wenet.run import Session, figure_and_spread, resolve_machine
 from wenet.run.session import taken
-from wenet.searching.audit import welch
 from wenet.searching.contest import CHECKS
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.searching.shapes import config_for
-from wenet.tasks import task_of
+from wenet.tasks import Metric, task_of
 from wenet.training import Plan, train_standalone
 
 COLUMNS = ("winner", "median cell", "gru", "lstm", "rnn", "tuned gru")
@@ -156,35 +155,48 @@ def summary(result: Mapping[str, Any]) -> str:
     return f"{', '.join(figures)}  {result['cell']}"
 
 
-def trainings(results: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """All trainings of a contestant in all searches."""
-    rows = [row for result in results for row in result["contest"]["contestants"] if row["name"] == name]
-    if name == "tuned gru":
-        rows = [result[name] for result in results]
-    return [value for row in rows for value in row["test"]]
+def mean_of(result: Mapping[str, Any], name: str) -> float:
+    """Of a contestant's trainings in one search, on the test part; NaN if it did not take part."""
+    rows = {row["name"]: row for row in result["contest"]["contestants"]}
+    row = result[name] if name == "tuned gru" else rows.get(name)
+    return math.nan if row is None else statistics.fmean(row["test"])
 
 
 def table(out: Path) -> str:
-    """As Markdown."""
-    lines = [f"| set | metric | searches | {' | '.join(COLUMNS)} | p, GRU | p, tuned GRU |", "|---|" + "---|" * 10]
+    """As Markdown: mean and standard deviation over searches, of which each is one value."""
+    lines = [f"| set | metric | searches | {' | '.join(COLUMNS)} | against GRU | against tuned GRU |"]
+    lines.append("|---|" + "---|" * (len(COLUMNS) + 4))
     for name in SETS:
         results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob(f"{name}-[0-9]*.json"))]
         if not results:
             continue
-        metric = results[0]["metric"]
-        cells = []
-        for column in COLUMNS:
-            own = trainings(results, column)
-            spread = statistics.stdev(own) if len(own) > 1 else None
-            cells.append(figure_and_spread(statistics.fmean(own), spread, metric["places"]) if own else "")
-        first = trainings(results, "winner")
-        against = [welch(first, trainings(results, name)) for name in ("gru", "tuned gru")]
-        written = ["" if p is None else f"{p:.2g}" for p in against]
+        metric = Metric(**results[0]["metric"])
+        found = {column: [mean_of(result, column) for result in results] for column in COLUMNS}
+        cells = [written(values, metric) for values in found.values()]
+        against = [compared(found["winner"], found[rival], metric) for rival in ("gru", "tuned gru")]
         mark = " (settings were chosen on it)" if name in TUNED_ON else ""
-        lines.append(
-            f"| {name}{mark} | {metric['name']} | {len(results)} | {' | '.join(cells)} | {' | '.join(written)} |"
-        )
+        lines.append(f"| {name}{mark} | {metric.name} | {len(results)} | {' | '.join([*cells, *against])} |")
     return "\n".join(lines)
+
+
+def written(values: Sequence[float], metric: Metric) -> str:
+    """Mean and standard deviation of those that there are."""
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return ""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return figure_and_spread(statistics.fmean(values), spread, metric.places)
+
+
+def compared(winners: Sequence[float], others: Sequence[float], metric: Metric) -> str:
+    """In how many searches the winner was better, and p of a paired t-test over searches, two-sided."""
+    from scipy import stats
+
+    better = sum(metric.order(one) < metric.order(other) for one, other in zip(winners, others, strict=True))
+    counted = f"{better} of {len(winners)}"
+    if len(winners) < 3:
+        return counted
+    return f"{counted}, p {stats.ttest_rel(winners, others).pvalue:.2g}"
 
 
 def _parser() -> argparse.ArgumentParser:
