@@ -31,7 +31,8 @@ from wenet.training import settings as training
 small = {{"hidden": 6, "data_batch": 4, "eval_batch": 4, "bptt": 8}}
 for preset in searching.PRESETS.values():
     preset.update(small, pool=4, batch=2, keep=1, epochs_per_round=0.1)
-searching.PRESETS["race"].update(batch=4, parameters=900, rungs=2, contest_epochs=0.1, contest_seeds=2)
+for preset in ("race", "words"):
+    searching.PRESETS[preset].update(batch=4, parameters=900, rungs=2, contest_epochs=0.1, contest_seeds=2)
 searching.PRESETS["numbers"].update(batch=4, parameters=900, rungs=2, contest_epochs=1.0, contest_seeds=2)
 whole = budget.Budget.__init__
 budget.Budget.__init__ = lambda self, folder, minutes, started: whole(self, folder, min(minutes, 0.1), started)

@@ -14,7 +14,16 @@ from wenet.nn import named_loss
 from wenet.report.run import read_run
 from wenet.results import SearchResult, TrainResult
 from wenet.run import TEXT_SETTINGS, Session, Surroundings, Work, default_preset
-from wenet.searching import OF_NUMBERS, PRESETS, SEARCH, begun_audit, hold_tournament, resolve_config, run_search
+from wenet.searching import (
+    OF_NUMBERS,
+    PRESETS,
+    SEARCH,
+    begun_audit,
+    hold_tournament,
+    resolve_config,
+    run_search,
+    usual_preset,
+)
 from wenet.searching.contest import FOLDER as CONTEST_FOLDER
 from wenet.training import LSTMS, SOFTMAXES, TRAIN, TRAIN_PRESETS, TRAINS_TEXT, resolve_train_config, run_training
 from wenet_kernels import WenetError
@@ -277,9 +286,8 @@ def _settings(
     if "task" not in given and "numbers" not in (preset, preset_in_file) and is_file_of_series(given.get("dataset")):
         mend = f"; say --task {', '.join(OF_NUMBERS)}" if work is SEARCH else f", and {TRAINS_TEXT}"
         raise WenetError(f"{given['dataset']} is a file of sequences{mend}")
-    of_numbers = work is SEARCH and given.get("task") in OF_NUMBERS
-    usual = "numbers" if of_numbers else default_preset(work.preset_without_gpu)
-    return preset or preset_in_file or usual, given
+    usual = default_preset(work.preset_without_gpu)
+    return preset or preset_in_file or (usual_preset(given, usual) if work is SEARCH else usual), given
 
 
 def _on_the_text_of_its_run(given: dict[str, Any], surroundings: Surroundings) -> tuple[dict[str, Any], Surroundings]:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 from wenet.parallel import joined
 from wenet.run import Config, Console, Group, Stopped, Surroundings, flag, read_config_file, value_type
-from wenet.searching import OF_NUMBERS
+from wenet.searching import usual_preset
 from wenet.tasks import TASKS
 from wenet_kernels import LostRanks, WenetError, did_you_mean
 
@@ -127,7 +127,7 @@ def _in_force(resolve: Callable[..., Config], default: str, given: Mapping[str, 
     """The settings of a command with these flags."""
     settings = {**(read_config_file(given["config"]) if "config" in given else {}), **given}
     known = {option.name for option in dataclasses.fields(resolve("paper"))}
-    preset = settings.pop("preset", None) or ("numbers" if settings.get("task") in OF_NUMBERS else default)
+    preset = settings.pop("preset", None) or usual_preset(settings, default)
     return resolve(preset, {name: value for name, value in settings.items() if name in known})
 
 

@@ -1,7 +1,7 @@
 """Searching: strategies, and measurements of their results."""
 
 from wenet.searching.audit import begun_audit, correlation_in_words, final_ranking, spread_in_words, usual_audit
-from wenet.searching.settings import OF_NUMBERS, PRESETS, SearchConfig, resolve_config
+from wenet.searching.settings import OF_NUMBERS, PRESETS, SearchConfig, resolve_config, usual_preset
 from wenet.searching.strategy import Best, Strategy, is_finished, read_best, strategy_of
 from wenet.searching.tournament import hold_tournament
 from wenet.searching.work import SEARCH, NextSteps, SearchOutcome, run_search
@@ -26,4 +26,5 @@ __all__ = [
     "spread_in_words",
     "strategy_of",
     "usual_audit",
+    "usual_preset",
 ]

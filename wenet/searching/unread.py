@@ -12,7 +12,7 @@ from wenet.searching.strategy import strategy_named
 from wenet.tasks import TASKS
 
 DECIDED = ("epochs_per_round", "contest_epochs")  # by --minutes
-OF_AUDITS = ("audit_epochs", "standalone_lr", "sampled_words")
+OF_AUDITS = ("audit_epochs", "standalone_lr")
 OF_CONTESTS = ("finalists", "contest_epochs", "contest_seeds", "weight_decays")
 
 
@@ -67,6 +67,8 @@ def _of_parts(config: SearchConfig) -> list[Unread]:
     found = []
     if not config.audit:
         found.append(Unread(OF_AUDITS, "is for --audit", later=True))
+    if not (config.audit or config.contest) and config.strategy == "wenet":
+        found.append(Unread(("sampled_words",), "is for --audit, --contest or --strategy race", later=True))
     if not config.contest:
         found.append(Unread(OF_CONTESTS, "is for --contest", later=True))
         if config.strategy != "race":

@@ -17,7 +17,7 @@ from wenet.searching.audit import describe_audit, run_audit, usual_audit
 from wenet.searching.contest import contest_withdrawn, describe_contest, estimate_contest, hold_contest
 from wenet.searching.estimate import estimate_search, estimate_search_memory
 from wenet.searching.least import least_seconds
-from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
+from wenet.searching.settings import PARAMETERS_OF_A_WORD, PRESETS, RACE, SearchConfig, resolve_config
 from wenet.searching.shapes import config_for
 from wenet.searching.strategy import Best, strategy_of
 from wenet.searching.unread import unread_by_search
@@ -125,10 +125,12 @@ class SearchWork(Work[SearchConfig]):
         return config
 
     def fitted(self, config: SearchConfig, given: Mapping[str, Any], data: Any) -> SearchConfig:
-        task = task_of(config)
-        if "data_batch" in given or task.reads != "numbers":
-            return config
-        return replace(config, data_batch=fitting_batch(len(data.train), config.data_batch))
+        if task_of(config).reads == "numbers":
+            rows = config.data_batch if "data_batch" in given else fitting_batch(len(data.train), config.data_batch)
+            return replace(config, data_batch=rows)
+        if config.level == "words" and config.parameters is not None and "parameters" not in given:
+            return replace(config, parameters=RACE["parameters"] + PARAMETERS_OF_A_WORD * len(data.vocabulary))
+        return config
 
     def unread(self, config: SearchConfig, cell: Cell | None) -> list[Unread]:
         return unread_by_search(config)
@@ -180,6 +182,9 @@ class SearchWork(Work[SearchConfig]):
                 check_read(given, self.unread(candidate, None))
             except WenetError:
                 continue  # the given settings only fit the preset of this run
+            if candidate.level != config.level:
+                continue
+            candidate = self.fitted(candidate, given, session.data)
             say(_preset_line(preset, candidate, session) + ("   <- this run" if chosen else ""))
         note = strategy_of(config).note
         if note:
