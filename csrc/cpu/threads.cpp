@@ -52,7 +52,7 @@ struct Region {
   void* context;
 
   void run(int rank, int threads) const {
-    const SubnormalsAsZero on_this_thread;
+    [[maybe_unused]] const SubnormalsAsZero on_this_thread;
     work(context, rank, threads);
   }
 };

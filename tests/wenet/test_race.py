@@ -346,3 +346,27 @@ def test_a_search_without_contest_has_no_model(text, tmp_path):
                          eval_batch=2, bptt=6, epochs_per_round=0.2, out=tmp_path / "run")  # fmt: skip
     with pytest.raises(WenetError, match="has no trained model; search with --contest"):
         assert found.model
+
+
+def test_a_race_by_words_has_parameters_for_each_word(text, tmp_path, capsys):
+    small = ["--pool", "2", "--batch", "2", "--keep", "1", "--rungs", "1", "--epochs-per-round", "0.1", "--no-contest"]
+    small += ["--data-batch", "4", "--eval-batch", "2", "--bptt", "6", "--rates", "0.01"]
+    assert search_main([str(text), "--level", "words", *small, "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "words     2 cells of 2-6 blocks" in said and "<- this run" in said
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    words = len(load_corpus(str(text)).vocabulary)
+    assert settings["preset"] == "words" and settings["parameters"] == 80_000 + 32 * words
+    own = ["--parameters", "900", "--out", str(tmp_path / "own")]
+    assert search_main([str(text), "--level", "words", *small, *own]) == 0
+    assert json.loads((tmp_path / "own" / "config.json").read_text())["settings"]["parameters"] == 900
+    capsys.readouterr()
+    assert search_main([str(text), *small, "--out", str(tmp_path / "race")]) == 0
+    assert "words     " not in capsys.readouterr().out  # nor any other preset that reads words
+
+
+def test_help_shows_the_preset_that_a_level_has(capsys):
+    for flags, preset in ((["--level", "words"], "words"), ([], "race"), (["--task", "classify"], "numbers")):
+        with pytest.raises(SystemExit):
+            search_main([*flags, "--help"])
+        assert f"those of --preset {preset};" in " ".join(capsys.readouterr().out.split())
