@@ -47,6 +47,14 @@ def networks(run):
     return [{network["genotype"] for network in json.loads(line)["networks"]} for line in lines]
 
 
+def test_a_registered_activation_is_for_dag_cells(text, tmp_path, sine, capsys):
+    with pytest.raises(WenetError, match="lack sine, registered in Python; say --space dag"):
+        search(str(text), level="words", preset="words", activations="sine,relu", out=tmp_path / "run")
+    search(str(text), **SMALL, activations="sine,relu", console=Console(), out=tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "quick     4 networks" in said and "words     " not in said  # which cannot run with it
+
+
 def test_random_cells_of_some_activations(capsys):
     cells = random_genotypes(24, 2, 1, ("relu", "tanh"))
     assert {name for cell in cells[:8] for name in cell.activations} == {"relu", "tanh"}

@@ -16,7 +16,7 @@ from wenet.run.settings import flag, option, overridden
 from wenet.searching.series_settings import SeriesConfig
 from wenet.tasks import TASKS
 from wenet.training.settings import inherited
-from wenet_kernels import ACTIVATIONS, MAX_NODES, WenetError, check_choice
+from wenet_kernels import ACTIVATIONS, MAX_NODES, WenetError, check_choice, registered_among
 
 # A setting that is asked for counts more than another that a preset has in its place.
 INSTEAD = {"hidden": "parameters", "weight_decay": "weight_decays"}
@@ -45,8 +45,8 @@ class SearchConfig(SeriesConfig):
     preset: str = inherited(
         "preset",
         "paper",
-        "paper, quick, race or words; by default paper with a GPU, and without one race, or words with --level words; "
-        "numbers for sequences",
+        "paper, quick, race or words; by default paper with a GPU, and without one race, or words for a text read by "
+        "words; numbers for sequences",
     )
     pool: int = option(10_000, "cells to search in total", Group.FIRST, metavar="T", at_least=1)
     batch: int = option(100, "new cells in each round", Group.FIRST, metavar="B", at_least=1)
@@ -216,6 +216,11 @@ class SearchConfig(SeriesConfig):
         self._check_ranges()
         self._check_grids()
         check_activations(self.activations.split(","))
+        if self.space == "both" and (own := registered_among(self.activations.split(","))):
+            raise WenetError(
+                f"--space both writes cells as programs, which lack {', '.join(own)}, registered in Python; "
+                "say --space dag"
+            )
         check_choice("--strategy", self.strategy, [name for name in STRATEGIES if name != "repeated"])
         if self.initial_cells is not None:
             # Store the cells in place of the file, which may be gone when the run is resumed.
