@@ -27,6 +27,13 @@ def test_a_random_search_costs_no_more_than_the_race(tmp_path):
     assert f"{searches.mean_of(result, 'random search'):.4f}" in searches.table(tmp_path / "out")
 
 
+def test_the_usual_rates_are_those_of_most_networks(tmp_path):
+    for number, rates in enumerate(([0.01, 0.02] * 3, [0.04, 0.02] * 2)):
+        (tmp_path / searches.FOLDER / f"1-1-{number}").mkdir(parents=True)
+        (tmp_path / searches.FOLDER / f"1-1-{number}" / "config.json").write_text(json.dumps({"rates": rates}))
+    assert searches.usual_rates(tmp_path, 2) == "0.02,0.01" and searches.usual_rates(tmp_path, 1) == "0.02"
+
+
 @pytest.mark.parametrize(("others", "expected"), [([1.5, 1.6, 1.7], "3 of 3, p 0.0"), ([1.1, 1.0, 1.2], "0 of 3")])
 def test_differences_are_those_of_searches(others, expected):
     assert expected in searches.written([1.2, 1.25, 1.3], others)

@@ -21,7 +21,7 @@ from wenet.report.run import Run, read_run
 from wenet.run import RunFolder, Work, resolve_machine, stored_config, stored_data
 from wenet.run.settings import AnyConfig
 from wenet.searching import SEARCH, NextSteps, SearchOutcome, final_ranking
-from wenet.searching.contest import contestant_name, read_winner, winners_model
+from wenet.searching.contest import published_name, read_winner, winners_model
 from wenet.tasks import Task, task_of
 from wenet.training import TRAIN, TrainOutcome, trained_model
 from wenet_kernels import WenetError
@@ -197,7 +197,7 @@ class SearchResult(Shown, SearchOutcome):
         test = f"test {self.metric.name}"
         return Table(
             {
-                "name": contestant_name(row),
+                "name": row["name"],
                 test: row["mean"],
                 "sd": row["sd"],
                 "p against the winner": row["p"],
@@ -207,6 +207,7 @@ class SearchResult(Shown, SearchOutcome):
                 "parameters": row["parameters"],
                 "µs a step": row["microseconds"],
                 "cell": row["genotype"],
+                "published": published_name(row),
             }
             for row in rows
         )

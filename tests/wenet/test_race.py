@@ -17,6 +17,7 @@ from wenet.cli.rank import main as rank_main
 from wenet.cli.search import main as search_main
 from wenet.data import load_corpus
 from wenet.programs import load_program
+from wenet.report.words import command
 from wenet.searching.audit import welch
 from wenet.searching.contest import verdict
 from wenet.searching.race import Runner, at_best_rate, is_worse
@@ -363,6 +364,55 @@ def test_a_race_by_words_has_parameters_for_each_word(text, tmp_path, capsys):
     capsys.readouterr()
     assert search_main([str(text), *small, "--out", str(tmp_path / "race")]) == 0
     assert "words     " not in capsys.readouterr().out  # nor any other preset that reads words
+
+
+def test_from_python_and_from_a_file_too(text, tmp_path):
+    small = {"pool": 2, "batch": 2, "keep": 1, "rungs": 1, "epochs_per_round": 0.1, "contest": False, "data_batch": 4}
+    small |= {"eval_batch": 2, "bptt": 6, "rates": "0.01", "parameters": 900}
+    found = wenet.search(str(text), level="words", out=tmp_path / "run", **small)
+    assert found.run.settings["preset"] == "words"
+    (tmp_path / "settings.toml").write_text('level = "words"\n')
+    flags = [
+        word
+        for name, value in small.items()
+        if name != "contest"
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    run = ["--config", str(tmp_path / "settings.toml"), "--no-contest", "--out", str(tmp_path / "file")]
+    assert search_main([str(text), *flags, *run]) == 0
+    assert wenet.load(tmp_path / "file").run.settings["preset"] == "words"
+    with pytest.raises(WenetError, match="--preset words does not fit --level characters; say --preset race"):
+        wenet.search(str(text), preset="words", level="characters", out=tmp_path / "none")
+
+
+def test_the_command_of_a_report_repeats_its_parameters(text, tmp_path):
+    flags = ["--pool", "2", "--batch", "2", "--rungs", "1", "--no-contest", "--parameters", "80000", "--preset", "race"]
+    small = [
+        "--level",
+        "words",
+        "--keep",
+        "1",
+        "--data-batch",
+        "4",
+        "--eval-batch",
+        "2",
+        "--bptt",
+        "6",
+        "--rates",
+        "0.01",
+    ]
+    more = ["--epochs-per-round", "0.1", "--out", str(tmp_path / "run")]
+    assert search_main([str(text), *flags, *small, *more]) == 0
+    assert "--parameters 80000" in " ".join(command(wenet.load(tmp_path / "run").run))
+
+
+def test_later_generations_have_rates_too(text, tmp_path):
+    flags = ["--pool", "6", "--batch", "3", "--rungs", "2", "--mutate", "--no-contest", "--out", str(tmp_path / "run")]
+    assert search_main([str(text), *RACE, *flags]) == 0
+    assert list(tmp_path.glob("run/rungs/2-1-*"))
+    for folder in tmp_path.glob("run/rungs/[12]-*"):
+        rates = json.loads((folder / "config.json").read_text())["rates"]
+        assert rates == [0.01, 0.03] * (len(rates) // 2)
 
 
 def test_help_shows_the_preset_that_a_level_has(capsys):

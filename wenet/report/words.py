@@ -105,7 +105,7 @@ def _search_caveats(run: Run) -> Iterator[str]:
     if run.contest is not None and (cut := cut_short(run.contest)):
         yield _as_sentence(cut)
     if run.overrun is not None:
-        yield f"The search took {duration(run.overrun)}, longer than --minutes allows: no shorter one fits these data."
+        yield f"The search took {duration(run.overrun)}, longer than --minutes allows."
     if not run.finished:
         yield f"The search has not ended; all of this is of the {run.strategy.stage}s so far."
     if winner is not None and winner.is_ranked_by_chance():
@@ -254,6 +254,8 @@ def command(run: Run) -> list[str]:
     settings, refused = run.settings, names_of(each for each in _unread(run) if not each.later)
     if run.kind == "search":
         usual = resolve_config(settings["preset"]).to_dict()
+        if settings["level"] == "words":
+            usual["parameters"] = None  # they follow from the vocabulary, unless they are given
     else:  # the preset depends on them
         given = {name: settings[name] for name in ("dataset", "cell", "softmax")}
         usual = {**resolve_train_config(settings["preset"], given).to_dict(), "cell": None, "softmax": "tied"}

@@ -94,9 +94,9 @@ class Budget:
 
 
 def overrun(folder: Path) -> float | None:
-    """Seconds that a run took, if they are clearly more than were allowed."""
+    """Seconds that a finished run took, if they are clearly more than were allowed."""
     known = _read(folder)
-    seconds: float = known.get("seconds", 0.0)
+    seconds: float = known.get("plans", {}).get("spent", 0.0)
     return seconds if seconds > LATE * 60 * known.get("minutes", math.inf) else None
 
 

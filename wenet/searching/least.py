@@ -8,7 +8,7 @@ from wenet.cells import Cell
 from wenet.run import Session
 from wenet.run.budget import LEAST_AFTERWARDS
 from wenet.searching.contest import networks_in
-from wenet.searching.race import FEWEST_CELLS, FEWEST_WINDOWS, TRIED, networks_of_entrant, typical
+from wenet.searching.race import FEWEST_CELLS, FEWEST_WINDOWS, TRIED, networks_of_entrant, tries_rates, typical
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import config_for
 from wenet.searching.space import draw_pool
@@ -49,5 +49,5 @@ def _seconds_per_window(session: Session[SearchConfig], cell: Cell) -> float:
 
 def _networks_of_race(config: SearchConfig, cells: int, kinds: int) -> float:
     """Networks, each counted as often as it trains for the windows of the first rung."""
-    tried = kinds * TRIED * len(config.rate_grid) if len(config.rate_grid) > 1 else 0
+    tried = kinds * TRIED * len(config.rate_grid) if tries_rates(config) else 0
     return tried + min(FEWEST_CELLS, cells) * networks_of_entrant(config)

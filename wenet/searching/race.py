@@ -111,14 +111,14 @@ class RaceBest(StandaloneBest):
         return (
             f"first of {counted(self.networks_searched, 'cell')} in a race: validation {metric.name} "
             f"{figure(self.value, metric.places, 'diverged')} after {counted(self.windows, 'window')}, at the best "
-            f"rate of its {counted(self.networks_per_cell, 'network')}"
+            f"of its rates ({counted(self.networks_per_cell, 'network')})"
         )
 
     def _place(self, metric: Metric) -> str:
         return (
             f"This one came first: after {counted(self.windows, 'window')} it had a validation {metric.name} of "
-            f"{figure(self.value, metric.places, 'no finite value')}, at the best rate of its "
-            f"{counted(self.networks_per_cell, 'network')}."
+            f"{figure(self.value, metric.places, 'no finite value')}, at the best of its rates "
+            f"({counted(self.networks_per_cell, 'network')})."
         )
 
     def reached(self) -> tuple[str, float | None]:
@@ -458,8 +458,9 @@ def at_best_rate(runner: Runner, rates: Sequence[float], losses: Tensor, outcome
     candidates = []
     for rate in dict.fromkeys(rates):
         own = [copy for copy, its in enumerate(rates) if its == rate]
-        diverged = any(outcomes[copy].diverged_at is not None for copy in own)
-        held_out = [math.inf] * len(losses) if diverged else losses[:, own].mean(1).tolist()
+        held_out = losses[:, own].mean(1).tolist()
+        if any(outcomes[copy].diverged_at is not None for copy in own) or not math.isfinite(sum(held_out)):
+            held_out = [math.inf] * len(losses)
         value = math.fsum(outcomes[copy].value for copy in own) / len(own)
         candidates.append(replace(runner, rate=rate, held_out=held_out, value=value))
     return min(candidates, key=lambda candidate: candidate.loss)

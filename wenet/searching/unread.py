@@ -67,8 +67,9 @@ def _of_parts(config: SearchConfig) -> list[Unread]:
     found = []
     if not config.audit:
         found.append(Unread(OF_AUDITS, "is for --audit", later=True))
-    if not (config.audit or config.contest) and config.strategy == "wenet":
-        found.append(Unread(("sampled_words",), "is for --audit, --contest or --strategy race", later=True))
+    if config.strategy == "wenet" and config.runs == 1 and not (config.audit or config.contest):
+        why = "is for standalone networks, as of --audit, --contest, --runs or --strategy race"
+        found.append(Unread(("sampled_words",), why, later=True))
     if not config.contest:
         found.append(Unread(OF_CONTESTS, "is for --contest", later=True))
         if config.strategy != "race":

@@ -12,6 +12,7 @@ from typing import Any
 from wenet.cells import Cell, draw_cell
 from wenet.parallel import Ranks
 from wenet.run import TEXT_SETTINGS, Session, Work, counted, duration, resolve_machine, size
+from wenet.run.budget import overrun
 from wenet.run.unread import Unread, check_read
 from wenet.searching.audit import describe_audit, run_audit, usual_audit
 from wenet.searching.contest import contest_withdrawn, describe_contest, estimate_contest, hold_contest
@@ -157,7 +158,7 @@ class SearchWork(Work[SearchConfig]):
         return 0 if dimensions >= 3 and name.startswith(("model.", "optimizer.")) else None
 
     def announce(self, session: Session[SearchConfig], given: Mapping[str, Any]) -> None:
-        """Print the estimated cost of each preset."""
+        """Print the estimated cost of each preset that reads these data as the run does."""
         config, say, ranks = session.config, session.console.say, session.ranks
         if not ranks.alone:
             divided = f"{config.runs} runs" if config.runs > 1 else f"the networks of a {strategy_of(config).stage}"
@@ -214,8 +215,7 @@ def run_search(session: Session[SearchConfig]) -> SearchOutcome:
     folder, watched = session.folder.path, session.ranks.alone and not session.console.silent and not session.budget
     steps = NextSteps.estimated(session, best.genotype) if watched else NextSteps.of_session(session)
     budget = session.budget
-    if budget is not None:
-        budget.keep()  # for the report
+    spent = None if budget is None else budget.planned("spent", lambda: round(budget.spent, 3))
     return SearchOutcome(
         config.dataset,
         best.genotype,
@@ -226,8 +226,8 @@ def run_search(session: Session[SearchConfig]) -> SearchOutcome:
         session.baseline,
         audit,
         contest,
-        spent=None if budget is None else budget.spent,
-        over=budget is not None and budget.is_late,
+        spent=spent,
+        over=overrun(folder) is not None,
     )
 
 
@@ -250,7 +250,7 @@ def describe_search(result: SearchOutcome) -> str:
             f"cell      {result.genotype}",
             f"cost      {_cost(result)}, peak memory {size(best.peak_memory_bytes)}",
             *(
-                ["caution   this is longer than --minutes allows: no shorter search fits these data"]
+                ["caution   this is longer than --minutes allows; the least on these data is told at the start"]
                 if result.over
                 else []
             ),

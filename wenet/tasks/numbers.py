@@ -33,6 +33,7 @@ class Numbers:
     unread: tuple[str, ...] = (
         *("level", "max_vocabulary", "bptt", "decoder_bias", "dropout_word", "dropout_embedding", "init_range"),
         *("activation_reg", "temporal_activation_reg", "windows", "carry_embedding", "window", "horizon", "sequence"),
+        "sampled_words",
     )
 
     def __init__(self, config: Any) -> None:

@@ -19,7 +19,8 @@ from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes
 from wenet.training.nt_asgd import build_model
 from wenet.training.settings import TrainConfig
 
-PROBE_STEPS = (2, 10)
+PROBE_STEPS = (2, 10)  # of one model, which may be large
+LONGEST_PROBE = 50  # steps of small models, whose windows cost most where they have outgrown the caches
 MOST_PROBED = 16
 PROBE_WEIGHTS = 1_500_000  # of the standalone models in a probe, which must be quick
 
@@ -83,7 +84,9 @@ def seconds_per_network(
         torch.manual_seed(config.seed)
         model = build_standalone(config, [cell] * probed, task, data).to(config.device)
         optimizer = torch.optim.Adam(model.parameters(), 1e-6, fused=True)
-        per_window, per_step = _step_costs(model, optimizer, config, task, data)
+        longest = max(2, min(LONGEST_PROBE, task.window_steps(data, config)))
+        lengths = (-(-longest // 5), longest)
+        per_window, per_step = _step_costs(model, optimizer, config, task, data, lengths)
     steps = _steps(config, task, data, "train")
     counted_steps = steps * (epochs if epochs_of_steps is None else epochs_of_steps)
     windows = epochs * steps / task.window_steps(data, config)
@@ -106,14 +109,19 @@ def _steps(config: Any, task: Task, data: Any, part: str) -> float:
 
 
 def _step_costs(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Any, task: Task, data: Any
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Any,
+    task: Task,
+    data: Any,
+    lengths: tuple[int, int] = PROBE_STEPS,
 ) -> tuple[float, float]:
     """Seconds of a training step per window and per time step, from windows of two lengths: one part of the cost grows
     with the window, another does not. Each is run twice: the first run also allocates memory."""
-    few, many = PROBE_STEPS
+    few, many = lengths
     short, long = (
         min(timed_step(model, optimizer, *task.probe(data, config.data_batch, steps)) for _ in range(2))
-        for steps in PROBE_STEPS
+        for steps in lengths
     )
     per_step = max(0.0, long - short) / (many - few)
     return max(0.0, short - few * per_step), per_step

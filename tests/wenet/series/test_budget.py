@@ -13,7 +13,7 @@ from wenet.report import words
 from wenet.run import counted
 from wenet.run.budget import Budget
 from wenet.searching.contest import cut_short, hold
-from wenet.searching.contest.length import seconds_of_a_window
+from wenet.searching.contest.length import end_of_trainings, seconds_of_a_window
 
 from ..helpers import fails
 from .test_searches import SHORT, sums
@@ -105,7 +105,7 @@ def test_time_that_is_up_ends_trainings(tmp_path, monkeypatch):
     monkeypatch.setattr("wenet.searching.contest.length.TRIALS_SHARE", 30.0)
     found = wenet.search(sums(), task="classify", minutes=0.15, out=tmp_path / "run", **SETTINGS)
     assert found.finished and all(row["test"] for row in found.contest["contestants"])
-    assert 0 < found.contest["fewest_windows"] <= found.contest["windows"]
+    assert 0 < found.contest["windows_trained"][0] <= found.contest["windows"]
     budget = json.loads((tmp_path / "run" / "budget.json").read_text())
     assert budget["seconds"] < 40
 
@@ -118,12 +118,22 @@ def test_all_contestants_end_early_where_the_machine_is_slower(tmp_path, monkeyp
     trained = [json.loads(path.read_text()) for path in tmp_path.glob("run/contest/training-*/result.json")]
     windows = [result["network_windows"] // len(result["outcomes"]) for result in trained]
     assert len(windows) > 2 and max(windows) < found.contest["windows"] and min(windows) > max(windows) / 4
-    assert found.contest["fewest_windows"] == min(windows) and f"trained on only {min(windows):,} of" in str(found)
+    assert found.contest["windows_trained"] == [min(windows), max(windows)]
+    assert f"trainings ended after {min(windows):,} to {max(windows):,} of" in str(found)
 
 
 def test_a_contest_that_was_cut_short_says_so():
-    assert cut_short({"windows": 40}) is None and cut_short({"windows": 40, "fewest_windows": 40}) is None
-    assert "only 7 of 40 windows" in cut_short({"windows": 40, "fewest_windows": 7})
+    assert cut_short({"windows": 40}) is None and cut_short({"windows": 40, "windows_trained": [40, 40]}) is None
+    assert "only 7 of 40 windows" in cut_short({"windows": 40, "windows_trained": [7, 40]})
+    assert "after 7 to 9 of 40 windows" in cut_short({"windows": 40, "windows_trained": [7, 9]})
+
+
+def test_time_that_is_left_is_for_those_who_need_it(tmp_path):
+    """Ten seconds more than two groups need go to the first; what is short is short for both."""
+    budget = Budget(Folder(tmp_path), 1, time.monotonic() - 20)  # the last moment is at 58 seconds
+    assert end_of_trainings(budget, [18, 10]) == pytest.approx(48, abs=0.5)
+    assert end_of_trainings(budget, [57, 19]) == pytest.approx(20 + 38 * 0.75, abs=0.5)
+    assert end_of_trainings(budget, [10]) == pytest.approx(58, abs=0.5)
 
 
 def test_budgets_that_cannot_be(capsys, tmp_path):

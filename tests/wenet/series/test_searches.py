@@ -16,7 +16,6 @@ from wenet.nn import LAYERS
 from wenet.report.run import read_run
 from wenet.report.words import command
 from wenet.searching import resolve_config
-from wenet.searching.contest import contestant_name
 from wenet_kernels import Program
 from wenet_kernels.programs import canonical
 
@@ -63,7 +62,7 @@ def test_a_class_for_each_sequence(classified):
     text = str(classified)
     assert "test accuracy of 2 trainings each" in text and "next      wenet-cell export" in text
     table = classified.contestants
-    assert [row["name"] for row in table] == [contestant_name(row) for row in classified.contest["contestants"]]
+    assert [row["name"] for row in table] == [row["name"] for row in classified.contest["contestants"]]
     assert (
         table.columns[:4] == ["name", "test accuracy", "sd", "p against the winner"]
         and "<td>lstm</td>" in classified._repr_html_()

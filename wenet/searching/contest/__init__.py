@@ -4,7 +4,7 @@ from wenet.searching.contest.hold import RESULT, contest_withdrawn, hold_contest
 from wenet.searching.contest.length import estimate_contest, networks_in
 from wenet.searching.contest.model import read_winner, winners_model
 from wenet.searching.contest.trials import CHECKS, FOLDER
-from wenet.searching.contest.verdict import contestant_name, cut_short, describe_contest, verdict
+from wenet.searching.contest.verdict import contestant_name, cut_short, describe_contest, published_name, verdict
 
 __all__ = [
     "CHECKS",
@@ -17,6 +17,7 @@ __all__ = [
     "estimate_contest",
     "hold_contest",
     "networks_in",
+    "published_name",
     "read_winner",
     "verdict",
     "winners_model",

@@ -12,7 +12,7 @@ from wenet.run import Session, counted
 from wenet.run.budget import Budget
 from wenet.searching.contest.contestants import Contestant, contestants_of
 from wenet.searching.contest.length import (
-    ends_of_trainings,
+    end_of_trainings,
     seconds_of_trainings,
     windows_of_trainings,
     windows_of_trials,
@@ -62,15 +62,15 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
             continue
         entrants = [contestants[place] for place in group.places]
         chosen = [tried[place] for place in group.places]
-        with _in_its_time(session.budget, seconds, number):
+        with _in_its_time(session.budget, [each * windows for each in seconds], number):
             trainings.append(train_group(session, group, entrants, chosen, windows))
         trained += by_contestant(session, group, entrants, chosen, trainings[-1])
-    trained = named_by_rank(trained, session.task.metric)
+    trained, trained_for = named_by_rank(trained, session.task.metric), [each.windows for each in trainings]
     result: dict[str, Any] = session.ranks.on_first(
         lambda: {
             **_settings(session, contestants[0]),
             "windows": windows,
-            "fewest_windows": min(each.windows for each in trainings),  # where the time was up
+            "windows_trained": [min(trained_for), max(trained_for)],  # fewer where the time was up
             **_cost(trials + trainings),
             "trials": _trial_rows(session, contestants, tried, going_on),
             "contestants": table_of(session, trained),
@@ -82,11 +82,11 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
 
 
 def _in_its_time(budget: Budget | None, seconds: Sequence[float], number: int) -> AbstractContextManager[None]:
-    """A context in which the trainings of a group end when its share of the time is up."""
+    """A context in which the trainings of a group end when its share of the time is up; those before it have ended."""
     if budget is None:
         return nullcontext()
-    ends: list[float] = budget.planned("ends_of_trainings", lambda: ends_of_trainings(budget, seconds))
-    return budget.ending(ends[number])
+    until: float = budget.planned(f"end_of_training_{number + 1}", lambda: end_of_trainings(budget, seconds[number:]))
+    return budget.ending(until)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -80,15 +79,18 @@ def windows_of_trainings(session: Session[SearchConfig], seconds: Sequence[float
     return planned
 
 
-def ends_of_trainings(budget: Budget, seconds: Sequence[float]) -> list[float]:
-    """When the trainings of each group have to end, in seconds spent.
+def end_of_trainings(budget: Budget, seconds: Sequence[float]) -> float:
+    """When the trainings of the first of these groups have to end, in seconds spent.
 
-    Each has its share of the time. So all end early on a machine that has become slower, where otherwise the first
-    would be trained to the end and the last not at all.
+    What the others need is kept for them, and what all need is shared out where it is more than the time left. So all
+    end early on a machine that has become slower, where otherwise the last would not train at all.
+
+    Args:
+        seconds: what the trainings of each group should take.
     """
-    begun, time_left = budget.spent, budget.last_moment - budget.spent
-    passed = itertools.accumulate(seconds)
-    return [round(begun + time_left * each / sum(seconds), 3) for each in passed]
+    time_left, own, others = budget.last_moment - budget.spent, seconds[0], sum(seconds[1:])
+    share = time_left - others if time_left > own + others else time_left * own / (own + others)
+    return round(budget.spent + share, 3)
 
 
 def networks_in(config: SearchConfig) -> tuple[int, int]:

@@ -35,12 +35,15 @@ def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
 
 def cut_short(result: Mapping[str, Any]) -> str | None:
     """A sentence on trainings that ended early; None if all were as long as planned."""
-    fewest: int = result.get("fewest_windows", result["windows"])  # earlier versions did not say
-    if fewest == result["windows"]:
+    windows = result["windows"]
+    fewest, most = result.get("windows_trained", [windows, windows])  # earlier versions did not say
+    if fewest == windows:
         return None
+    if most < windows:
+        return f"the time was up: trainings ended after {fewest:,} to {most:,} of {counted(windows, 'window')}"
     return (
-        f"the time was up: some contestants trained on only {fewest:,} of {counted(result['windows'], 'window')}, so "
-        "these figures do not compare them fairly"
+        f"the time was up: some contestants trained on only {fewest:,} of {counted(windows, 'window')}, so these "
+        "figures do not compare them fairly"
     )
 
 
@@ -51,8 +54,13 @@ def _decay_of(row: Mapping[str, Any]) -> str:
 
 def contestant_name(row: Mapping[str, Any]) -> str:
     """The name of a contestant, with that of the published cell that it is, if it is one."""
-    known = None if row["name"] in LAYERS else known_name(read_cell(row["genotype"]))
+    known = published_name(row)
     return row["name"] if known is None else f"{row['name']} ({known})"
+
+
+def published_name(row: Mapping[str, Any]) -> str | None:
+    """The name of the published cell that a contestant is, if it is one; layers of PyTorch are named as it is."""
+    return None if row["name"] in LAYERS else known_name(read_cell(row["genotype"]))
 
 
 def verdict(result: Mapping[str, Any], metric: Metric, layers: Sequence[str] = tuple(LAYERS)) -> str:
