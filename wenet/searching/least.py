@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
-from wenet.cells import Cell
 from wenet.run import Session
 from wenet.run.budget import LEAST_AFTERWARDS
 from wenet.searching.contest import networks_in
@@ -12,7 +9,7 @@ from wenet.searching.race import FEWEST_CELLS, FEWEST_WINDOWS, TRIED, networks_o
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import config_for
 from wenet.searching.space import draw_pool
-from wenet.training import build_standalone, kind_of, timed_step
+from wenet.training import kind_of, seconds_per_window
 
 CALL = 0.2  # seconds in which a training is set up and written down
 PROBED = 6  # networks whose training window is timed
@@ -25,7 +22,9 @@ def least_seconds(session: Session[SearchConfig]) -> float:
     config, task, data = session.config, session.task, session.data
     cells = draw_pool(config)[: config.batch]
     kinds = list(dict.fromkeys(map(kind_of, cells)))
-    of_window = _seconds_per_window(session, typical(kinds[0], cells)[0])
+    cell = typical(kinds[0], cells)[0]
+    shaped = config_for(cell, config, task, session.data)
+    of_window = seconds_per_window(shaped, [cell] * PROBED, task, session.data) / PROBED
     validation = OF_TRAINING * task.positions(data, "valid") / (task.window_steps(data, config) * config.data_batch)
     windows = _networks_of_race(config, len(cells), len(kinds)) * FEWEST_WINDOWS
     calls = len(kinds) * (1 + config.rungs)
@@ -34,17 +33,6 @@ def least_seconds(session: Session[SearchConfig]) -> float:
         windows += trials + trainings + (2 * trials + 3 * trainings) * validation
         calls += 2 * (len(kinds) + len(task.rivals))
     return windows * of_window + calls * CALL + LEAST_AFTERWARDS
-
-
-def _seconds_per_window(session: Session[SearchConfig], cell: Cell) -> float:
-    """Seconds that a network of a few takes for a training window of the usual length."""
-    config, task, data = config_for(cell, session.config, session.task, session.data), session.task, session.data
-    with torch.random.fork_rng():  # the probe must not change what the search draws
-        torch.manual_seed(config.seed)
-        model = build_standalone(config, [cell] * PROBED, task, data).to(config.device)
-        optimizer = torch.optim.Adam(model.parameters(), 1e-6, fused=True)
-        window = task.probe(data, config.data_batch, task.window_steps(data, config))
-        return min(timed_step(model, optimizer, *window) for _ in range(2)) / PROBED
 
 
 def _networks_of_race(config: SearchConfig, cells: int, kinds: int) -> float:

@@ -10,7 +10,14 @@ from wenet.training.architectures import (
     kind_of,
     parameter_count,
 )
-from wenet.training.estimate import Estimate, estimate_standalone, estimate_training, seconds_per_network, timed_step
+from wenet.training.estimate import (
+    Estimate,
+    estimate_standalone,
+    estimate_training,
+    seconds_per_network,
+    seconds_per_window,
+    timed_step,
+)
 from wenet.training.held_out import SETTINGS, evaluate
 from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes, standalone_memory
 from wenet.training.nt_asgd import build_cell, trained_model
@@ -67,6 +74,7 @@ __all__ = [
     "restore_training",
     "run_training",
     "seconds_per_network",
+    "seconds_per_window",
     "standalone_memory",
     "timed_step",
     "train_standalone",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from wenet.data.windows import LONGER_AT_MOST
 from wenet.nn import CHUNK, MIXTURE_ROWS
 from wenet.run.settings import DTYPES
 from wenet.tasks import Task
-from wenet.training.architectures import build_standalone
+from wenet.training.architectures import Architecture, build_standalone
 from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes
 from wenet.training.nt_asgd import build_model
 from wenet.training.settings import TrainConfig
@@ -91,6 +91,22 @@ def seconds_per_network(
     counted_steps = steps * (epochs if epochs_of_steps is None else epochs_of_steps)
     windows = epochs * steps / task.window_steps(data, config)
     return (windows * per_window + counted_steps * per_step) / probed
+
+
+def seconds_per_window(
+    config: Any, architectures: Sequence[Architecture], task: Task, data: Any, sizes: Sequence[int] = ()
+) -> float:
+    """Seconds that standalone networks take for a training window of the usual length, by a short measurement.
+
+    Args:
+        architectures, sizes: as in `build_standalone`.
+    """
+    with torch.random.fork_rng():  # the probe must not change what the training draws
+        torch.manual_seed(config.seed)
+        model = build_standalone(config, architectures, task, data, sizes=sizes).to(config.device)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-6, fused=True)
+        window = task.probe(data, config.data_batch, task.window_steps(data, config))
+        return min(timed_step(model, optimizer, *window) for _ in range(3))
 
 
 def _seconds_per_epoch(config: TrainConfig, cell: Cell | None, task: Task, data: Any) -> float:

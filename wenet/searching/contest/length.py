@@ -13,7 +13,7 @@ from wenet.searching.contest.trials import grid_of
 from wenet.searching.settings import FULLY, SearchConfig
 from wenet.searching.shapes import Group, config_for
 from wenet.searching.space import space_of
-from wenet.training import StandaloneResult, seconds_per_network, training_windows
+from wenet.training import StandaloneResult, seconds_per_network, seconds_per_window, training_windows
 
 OTHERS = 5  # contestants that are no finalists, at most
 TRIALS_SHARE = 0.5  # of the time for a contest, where that is limited
@@ -58,16 +58,23 @@ def seconds_of_trainings(
     trials: Sequence[StandaloneResult],
     going_on: Sequence[int],
 ) -> list[float]:
-    """What a window of all trainings of each group takes, by the time that its trials took; 0 without a budget."""
+    """What a window of all trainings of each group takes: the time that one of its trials took, checks included, by the
+    ratio that a short measurement of both gives. 0 without a budget, or where none of a group goes on."""
     if session.budget is None:
         return [0.0] * len(groups)
-    of_call, of_network = _calls_of_the_search(session)
+    grid, seeds = len(grid_of(session.config)), session.config.contest_seeds
     seconds = []
     for group, trial in zip(groups, trials, strict=True):
-        before, after = len(trial.outcomes), session.config.contest_seeds * len(set(group.places) & set(going_on))
-        ratio = (of_call + of_network * after) / (of_call + of_network * before) if after else 0.0
+        left = group.only(going_on)
+        ratio = 0.0 if left is None else _seconds_of(session, left, seeds) / _seconds_of(session, group, grid)
         seconds.append(ratio * trial.seconds / trial.windows)
     return seconds
+
+
+def _seconds_of(session: Session[SearchConfig], group: Group, copies: int) -> float:
+    """What a window takes of so many networks of each contestant in a group."""
+    architectures = [architecture for architecture in group.architectures for _ in range(copies)]
+    return seconds_per_window(group.config, architectures, session.task, session.data, group.hidden(copies))
 
 
 def windows_of_trainings(session: Session[SearchConfig], seconds: Sequence[float]) -> int:
