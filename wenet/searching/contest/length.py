@@ -63,12 +63,16 @@ def seconds_of_trainings(
     if session.budget is None:
         return [0.0] * len(groups)
     grid, seeds = len(grid_of(session.config)), session.config.contest_seeds
-    seconds = []
-    for group, trial in zip(groups, trials, strict=True):
+
+    def measured(group: Group, trial: StandaloneResult) -> float:
         left = group.only(going_on)
         ratio = 0.0 if left is None else _seconds_of(session, left, seeds) / _seconds_of(session, group, grid)
-        seconds.append(ratio * trial.seconds / trial.windows)
-    return seconds
+        return ratio * trial.seconds / trial.windows
+
+    planned: list[float] = session.budget.planned(
+        "seconds_of_trainings", lambda: [measured(*each) for each in zip(groups, trials, strict=True)]
+    )
+    return planned
 
 
 def _seconds_of(session: Session[SearchConfig], group: Group, copies: int) -> float:
