@@ -99,7 +99,7 @@ def _verdict(found: dict[str, Any]) -> str:
 
 def _search_caveats(run: Run) -> Iterator[str]:
     settings, winner = run.settings, run.winner
-    failure = winner and winner.failure_to_learn(run.metric, run.baseline)
+    failure = winner and winner.failure_to_learn(run.metric, run.baseline, settings.get("minutes") is not None)
     if failure:
         yield _as_sentence(failure)
     if run.contest is not None and (cut := cut_short(run.contest)):

@@ -67,11 +67,6 @@ class Budget:
         """Whether trainings have to end."""
         return self.spent > self.last_moment
 
-    @property
-    def is_late(self) -> bool:
-        """Whether clearly more time has passed than was allowed."""
-        return self.spent > LATE * self.total
-
     @contextmanager
     def ending(self, until: float) -> Iterator[None]:
         """A context in which trainings end at so many seconds spent, if not before."""

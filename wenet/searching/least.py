@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wenet.run import Session
 from wenet.run.budget import LEAST_AFTERWARDS
-from wenet.searching.contest import networks_in
+from wenet.searching.contest import estimate_measurements, networks_in
 from wenet.searching.race import FEWEST_CELLS, FEWEST_WINDOWS, TRIED, networks_of_entrant, tries_rates, typical
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import config_for
@@ -13,7 +13,6 @@ from wenet.training import kind_of, seconds_per_window
 
 CALL = 0.2  # seconds in which a training is set up and written down
 PROBED = 6  # networks whose training window is timed
-OF_TRAINING = 1 / 3  # the time of a window without gradients
 
 
 def least_seconds(session: Session[SearchConfig]) -> float:
@@ -24,15 +23,14 @@ def least_seconds(session: Session[SearchConfig]) -> float:
     kinds = list(dict.fromkeys(map(kind_of, cells)))
     cell = typical(kinds[0], cells)[0]
     shaped = config_for(cell, config, task, session.data)
-    of_window = seconds_per_window(shaped, [cell] * PROBED, task, session.data) / PROBED
-    validation = OF_TRAINING * task.positions(data, "valid") / (task.window_steps(data, config) * config.data_batch)
+    of_window = seconds_per_window(shaped, [cell] * PROBED, task, data) / PROBED
     windows = _networks_of_race(config, len(cells), len(kinds)) * FEWEST_WINDOWS
-    calls = len(kinds) * (1 + config.rungs)
+    calls, measured = len(kinds) * (1 + config.rungs), 0.0
     if config.contest:
-        trials, trainings = networks_in(config)
-        windows += trials + trainings + (2 * trials + 3 * trainings) * validation
+        windows += sum(networks_in(config))
+        measured = estimate_measurements(session)
         calls += 2 * (len(kinds) + len(task.rivals))
-    return windows * of_window + calls * CALL + LEAST_AFTERWARDS
+    return windows * of_window + measured + calls * CALL + LEAST_AFTERWARDS
 
 
 def _networks_of_race(config: SearchConfig, cells: int, kinds: int) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor
 from wenet.cells import Cell
 from wenet.run import Session, counted, duration, figure
 from wenet.run.budget import Budget
+from wenet.searching.contest import seconds_of_measurements
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import Group, by_shape, config_for
 from wenet.searching.space import draw_pool, identity, space_of
@@ -29,6 +30,7 @@ from wenet.training import (
     StandaloneResult,
     kind_of,
     networks_left,
+    seconds_per_measurement,
     seconds_per_network,
     train_standalone,
     training_windows,
@@ -193,7 +195,9 @@ class Race(Strategy):
             self.windows[0] = budget.planned("windows_of_rates", lambda: self._windows_of_rates(budget, cells))
         for kind in dict.fromkeys(map(kind_of, cells)):
             self.rates[kind] = self._choose_rates(kind, cells)
-        self.until = budget.planned("race_until", lambda: round(budget.spent + self.of_budget * budget.left, 3))
+        kept = seconds_of_measurements(self.session)  # of a contest, whatever it trains
+        end = round(budget.spent + self.of_budget * max(0.0, budget.left - kept), 3)
+        self.until = budget.planned("race_until", lambda: end)
         count, first = budget.planned("race", lambda: self._sizes(budget, cells))
         self.pool = self.pool[:count] + self.pool[self.config.batch :]
         self.windows = [first * 2**rung for rung in range(self.config.rungs)]
@@ -426,7 +430,9 @@ class Race(Strategy):
 
     @classmethod
     def merits(cls, record: Record, place: int, metric: Metric) -> dict[str, Any]:
-        return {**super().merits(record, place, metric), "validation loss": record["networks"][place]["held_out_loss"]}
+        network = record["networks"][place]
+        merits = super().merits(record, place, metric)
+        return {**merits, "validation loss": network["held_out_loss"], "rate": network.get("rate")}
 
     @classmethod
     def score(cls, record: Record, place: int) -> float:
@@ -483,8 +489,10 @@ def _seconds_of(cells: Sequence[Cell], config: SearchConfig, task: Task, data: A
         networks += math.ceil(len(cells) / 2**rung) * config.networks_per_cell * trained
     cell = typical(kind_of(cells[0]), cells)[0]
     shaped = config_for(cell, config, task, data)
-    validation = 1 + 1 / (3 * HELD_OUT_SHARE)
-    return validation * networks * seconds_per_network(shaped, cell, config.epochs_per_round, task, data)
+    training = seconds_per_network(shaped, cell, config.epochs_per_round, task, data)
+    whole = seconds_per_measurement(shaped, cell, task, data, "valid")
+    read = config.epochs_per_round * task.positions(data, "train") / HELD_OUT_SHARE
+    return networks * (training + whole * min(1.0, read / task.positions(data, "valid")))
 
 
 def is_worse(runner: Runner, other: Runner) -> bool:

@@ -89,15 +89,18 @@ class Best:
         """The last trained model in words, and its metric, None if not finite; or None if nothing was trained."""
         return None
 
-    def failure_to_learn(self, metric: Metric, baseline: Baseline | None) -> str | None:
-        """A warning if the last trained model does not beat the baseline, and so cannot distinguish cells."""
+    def failure_to_learn(self, metric: Metric, baseline: Baseline | None, in_minutes: bool) -> str | None:
+        """A warning if the last trained model does not beat the baseline, and so cannot distinguish cells.
+
+        Args:
+            in_minutes: whether `--minutes` decided how long it trained.
+        """
         reached = self.reached()
         failure = reached and failure_to_learn(*reached, metric, baseline)
         if not failure:
             return None
-        return (
-            f"{failure}. The ranking of the cells means nothing yet: raise {self.more_training} or change {self.rate}"
-        )
+        more = "--minutes" if in_minutes else self.more_training
+        return f"{failure}. The ranking of the cells means nothing yet: raise {more} or change {self.rate}"
 
     def is_ranked_by_chance(self) -> bool:
         """Whether nothing shows so far that the ranking is better than chance."""

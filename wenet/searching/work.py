@@ -282,7 +282,7 @@ def _with_time(command: str, seconds: float | None) -> str:
 
 
 def _how_good_the_ranking_is(result: SearchOutcome) -> list[str]:
-    failure = result.best.failure_to_learn(result.metric, result.baseline)
+    failure = result.best.failure_to_learn(result.metric, result.baseline, result.spent is not None)
     caution = [] if failure is None else [f"caution   {failure}"]
     if result.audit:
         return caution + describe_audit(result.audit, result.metric)

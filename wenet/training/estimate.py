@@ -59,27 +59,19 @@ def estimate_training_memory(config: TrainConfig, cell: Cell | None, task: Task,
 
 def estimate_standalone(config: Any, cell: Cell, networks: int, epochs: float, task: Task, data: Any) -> float:
     """Seconds for standalone training of many networks like a cell's and their validation, extrapolated from a few."""
-    validation = _steps(config, task, data, "valid") / 3 / _steps(config, task, data, "train")
-    return networks * seconds_per_network(config, cell, epochs, task, data, epochs + validation)
+    training = seconds_per_network(config, cell, epochs, task, data)
+    return networks * (training + seconds_per_measurement(config, cell, task, data, "valid"))
 
 
 def seconds_per_network(
-    config: Any,
-    cell: Cell,
-    epochs: float,
-    task: Task,
-    data: Any,
-    epochs_of_steps: float | None = None,
-    side_by_side: int = MOST_PROBED,
+    config: Any, cell: Cell, epochs: float, task: Task, data: Any, side_by_side: int = MOST_PROBED
 ) -> float:
-    """Seconds that one network among several of a cell takes for some passes over the training text.
+    """Seconds that one network among several of a cell trains for some passes over the training part.
 
     Args:
-        epochs_of_steps: passes that the part of the cost which grows with the time steps is counted for.
         side_by_side: networks in a call; where these are fewer than a probe holds, each takes longer.
     """
-    own = network_weights(config, cell) + task.outputs(data) * (config.hidden + 1)
-    probed = max(2, min(side_by_side, MOST_PROBED, PROBE_WEIGHTS // own))
+    probed = _networks_in_probe(config, cell, task, data, side_by_side)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build_standalone(config, [cell] * probed, task, data).to(config.device)
@@ -87,10 +79,25 @@ def seconds_per_network(
         longest = max(2, min(LONGEST_PROBE, task.window_steps(data, config)))
         lengths = (-(-longest // 5), longest)
         per_window, per_step = _step_costs(model, optimizer, config, task, data, lengths)
-    steps = _steps(config, task, data, "train")
-    counted_steps = steps * (epochs if epochs_of_steps is None else epochs_of_steps)
-    windows = epochs * steps / task.window_steps(data, config)
-    return (windows * per_window + counted_steps * per_step) / probed
+    steps = epochs * _steps(config, task, data, "train")
+    return (steps / task.window_steps(data, config) * per_window + steps * per_step) / probed
+
+
+def seconds_per_measurement(
+    config: Any, cell: Cell, task: Task, data: Any, part: str, side_by_side: int = MOST_PROBED
+) -> float:
+    """Seconds in which one network among several of a cell is measured on a part of the data.
+
+    Args:
+        side_by_side: as in `seconds_per_network`.
+    """
+    probed = _networks_in_probe(config, cell, task, data, side_by_side)
+    return seconds_of_measurement(config, [cell] * probed, task, data, part) / probed
+
+
+def _networks_in_probe(config: Any, cell: Cell, task: Task, data: Any, side_by_side: int) -> int:
+    own = network_weights(config, cell) + task.outputs(data) * (config.hidden + 1)
+    return max(2, min(side_by_side, MOST_PROBED, PROBE_WEIGHTS // own))
 
 
 def seconds_per_window(
@@ -107,6 +114,26 @@ def seconds_per_window(
         optimizer = torch.optim.Adam(model.parameters(), 1e-6, fused=True)
         window = task.probe(data, config.data_batch, task.window_steps(data, config))
         return min(timed_step(model, optimizer, *window) for _ in range(3))
+
+
+def seconds_of_measurement(
+    config: Any, architectures: Sequence[Architecture], task: Task, data: Any, part: str, sizes: Sequence[int] = ()
+) -> float:
+    """Seconds in which standalone networks are measured on a part of the data, by its first window.
+
+    Args:
+        architectures, sizes: as in `build_standalone`.
+    """
+    streams = task.streams(data, part, config.eval_batch).to(config.device)
+    with torch.random.fork_rng():
+        model = build_standalone(config, architectures, task, data, sizes=sizes).to(config.device)
+
+    def timed() -> float:
+        started = time.perf_counter()
+        task.measure(model, task.first(streams, 1, config.bptt), config.bptt, lambda: None)
+        return time.perf_counter() - started
+
+    return task.windows(streams, config.bptt) * min(timed() for _ in range(2))
 
 
 def _seconds_per_epoch(config: TrainConfig, cell: Cell | None, task: Task, data: Any) -> float:

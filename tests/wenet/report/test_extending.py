@@ -162,6 +162,9 @@ class Opaque(LanguageModelling):
     def positions(self, data, part) -> int:
         return {"train": 9000, "valid": 3000}[part]
 
+    def streams(self, data, part, rows):
+        return torch.zeros(3000 // rows, rows, dtype=torch.long)
+
     def model(self, layer, config, data):
         with torch.device("cpu"):
             return super().model(layer, config, words(data))

@@ -1,7 +1,9 @@
 """A time budget: what it plans, that it is kept, and that a stopped run goes on with what is left."""
 
+import itertools
 import json
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,12 @@ from wenet import WenetError
 from wenet.cli.search import main as search_main
 from wenet.report import words
 from wenet.run import counted
-from wenet.run.budget import Budget
+from wenet.run.budget import LATE, Budget
 from wenet.searching.contest import cut_short, hold
-from wenet.searching.contest.length import end_of_trainings, seconds_of_a_window
+from wenet.searching.contest.length import Times, end_of_trainings, seconds_of_a_window, windows_of_trainings
+from wenet.searching.settings import resolve_config
+from wenet.tasks import task_of
+from wenet.training import seconds_of_measurement
 
 from ..helpers import fails
 from .test_searches import SHORT, sums
@@ -36,7 +41,7 @@ def test_a_plan_is_made_once_and_time_adds_up(tmp_path):
     assert again.planned("windows", lambda: 8) == 7 and 30 <= again.spent < 35 and not again.is_over
     again.keep()
     late = Budget(Folder(tmp_path), 1, time.monotonic() - 40)
-    assert late.is_over and late.is_late
+    assert late.is_over and late.spent > LATE * late.total
 
 
 def test_trainings_end_in_time_for_what_follows(tmp_path):
@@ -44,7 +49,7 @@ def test_trainings_end_in_time_for_what_follows(tmp_path):
     for minutes, kept in ((1, 5.0), (60, 180.0)):
         end = 60 * minutes * 1.05 - kept
         before, behind = (Budget(Folder(tmp_path), minutes, time.monotonic() - end + more) for more in (5, -1))
-        assert not before.is_over and behind.is_over and not behind.is_late
+        assert not before.is_over and behind.is_over and behind.spent < LATE * behind.total
         assert abs(before.for_training - (before.left - kept)) < 0.1
 
 
@@ -112,8 +117,11 @@ def test_time_that_is_up_ends_trainings(tmp_path, monkeypatch):
 
 def test_all_contestants_end_early_where_the_machine_is_slower(tmp_path, monkeypatch):
     """Not the last of them alone, which would have hardly trained."""
-    measured = hold.seconds_of_trainings
-    monkeypatch.setattr(hold, "seconds_of_trainings", lambda *given: [each / 4 for each in measured(*given)])
+    measured = hold.times_of_trainings
+    monkeypatch.setattr("wenet.run.budget.GRACE", 1.0)  # which would be much of so short a time
+    monkeypatch.setattr(
+        hold, "times_of_trainings", lambda *given: [Times(*(part / 4 for part in each)) for each in measured(*given)]
+    )
     found = wenet.search(sums(), task="classify", minutes=0.4, out=tmp_path / "run", **SETTINGS)
     trained = [json.loads(path.read_text()) for path in tmp_path.glob("run/contest/training-*/result.json")]
     windows = [result["network_windows"] // len(result["outcomes"]) for result in trained]
@@ -131,9 +139,32 @@ def test_a_contest_that_was_cut_short_says_so():
 def test_time_that_is_left_is_for_those_who_need_it(tmp_path):
     """Ten seconds more than two groups need go to the first; what is short is short for both."""
     budget = Budget(Folder(tmp_path), 1, time.monotonic() - 20)  # the last moment is at 58 seconds
-    assert end_of_trainings(budget, [18, 10]) == pytest.approx(48, abs=0.5)
-    assert end_of_trainings(budget, [57, 19]) == pytest.approx(20 + 38 * 0.75, abs=0.5)
-    assert end_of_trainings(budget, [10]) == pytest.approx(58, abs=0.5)
+
+    def end(*needed: float, measurement: float = 0) -> float:
+        return end_of_trainings(budget, [Times(seconds / 10, measurement) for seconds in needed], 10)
+
+    assert end(18, 10) == pytest.approx(48, abs=0.5)
+    assert end(57, 19) == pytest.approx(20 + 38 * 0.75, abs=0.5)
+    assert end(10) == pytest.approx(58, abs=0.5)
+    assert end(18, 10, measurement=3) == pytest.approx(42, abs=0.5)  # six are kept for the measurements of both
+
+
+def test_time_to_measure_networks_is_kept(tmp_path):
+    """Which takes longer than to train them where the decoder is large and trains on a sample of the words."""
+    session = SimpleNamespace(budget=Budget(Folder(tmp_path), 1, time.monotonic() - 15))  # 40 seconds for trainings
+    assert windows_of_trainings(session, [Times(0.5, 12), Times(0.5, 8)]) == pytest.approx(20, abs=1)
+
+
+def test_a_measurement_is_timed_by_a_window_of_it(text, tmp_path, monkeypatch):
+    """Whatever words a training sums over, all of them are measured."""
+    given = {"dataset": str(text), "level": "words", "hidden": 8, "eval_batch": 4, "device": "cpu", "precision": "fp32"}
+    config = resolve_config("race", {**given, "parameters": None, "backend": "reference"})
+    data, task = task_of(config).load(config, None), task_of(config)
+    windows = task.windows(task.streams(data, "valid", 4), config.bptt)
+    moments = itertools.count()
+    monkeypatch.setattr("wenet.training.estimate.time.perf_counter", lambda: next(moments))
+    networks = wenet.random_genotypes(2, 1, seed=0)
+    assert windows > 1 and seconds_of_measurement(config, networks, task, data, "valid") == windows
 
 
 def test_budgets_that_cannot_be(capsys, tmp_path):

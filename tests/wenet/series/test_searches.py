@@ -83,7 +83,16 @@ def test_a_batch_that_is_not_given_fits(tmp_path, capsys):
 
 def test_the_table_names_what_cells_were_ranked_by(classified):
     table = classified.table
-    assert table.columns == ["rank", "rung", "windows", "validation accuracy", "validation loss", "kept", "cell"]
+    assert table.columns == [
+        "rank",
+        "rung",
+        "windows",
+        "validation accuracy",
+        "validation loss",
+        "rate",
+        "kept",
+        "cell",
+    ]
     records = [json.loads(line) for line in (classified.folder / "search.jsonl").read_text().splitlines()]
     first = records[-1]["networks"][0]
     best = [2, records[-1]["windows"], first["accuracy"], first["held_out_loss"]]

@@ -12,8 +12,9 @@ from wenet.run import Session, counted
 from wenet.run.budget import Budget
 from wenet.searching.contest.contestants import Contestant, contestants_of
 from wenet.searching.contest.length import (
+    Times,
     end_of_trainings,
-    seconds_of_trainings,
+    times_of_trainings,
     windows_of_trainings,
     windows_of_trials,
 )
@@ -51,8 +52,8 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
     trials = [try_all(session, group, of_trials) for group in groups]
     tried = best_trials(session, groups, trials)
     going_on = places_to_train(contestants, tried, session.task.metric)
-    seconds = seconds_of_trainings(session, groups, trials, going_on)
-    windows = windows_of_trainings(session, seconds)
+    times = times_of_trainings(session, groups, trials, going_on)
+    windows = windows_of_trainings(session, times)
     session.console.say(_announced(session, contestants, going_on, windows))
     trained: list[Trained] = []
     trainings = []
@@ -62,7 +63,7 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
             continue
         entrants = [contestants[place] for place in group.places]
         chosen = [tried[place] for place in group.places]
-        with _in_its_time(session.budget, [each * windows for each in seconds], number):
+        with _in_its_time(session.budget, times, windows, number):
             trainings.append(train_group(session, group, entrants, chosen, windows))
         trained += by_contestant(session, group, entrants, chosen, trainings[-1])
     trained, trained_for = named_by_rank(trained, session.task.metric), [each.windows for each in trainings]
@@ -81,11 +82,15 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
     return best, result
 
 
-def _in_its_time(budget: Budget | None, seconds: Sequence[float], number: int) -> AbstractContextManager[None]:
+def _in_its_time(
+    budget: Budget | None, times: Sequence[Times], windows: int, number: int
+) -> AbstractContextManager[None]:
     """A context in which the trainings of a group end when its share of the time is up; those before it have ended."""
     if budget is None:
         return nullcontext()
-    until: float = budget.planned(f"end_of_training_{number + 1}", lambda: end_of_trainings(budget, seconds[number:]))
+    until: float = budget.planned(
+        f"end_of_training_{number + 1}", lambda: end_of_trainings(budget, times[number:], windows)
+    )
     return budget.ending(until)
 
 

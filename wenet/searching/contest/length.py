@@ -5,18 +5,35 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from wenet.cells import Cell
 from wenet.files import WRITTEN_AGAIN, read_json
 from wenet.run import Session
 from wenet.run.budget import Budget
-from wenet.searching.contest.trials import grid_of
+from wenet.searching.contest.trials import checks_in, grid_of
 from wenet.searching.settings import FULLY, SearchConfig
 from wenet.searching.shapes import Group, config_for
 from wenet.searching.space import space_of
-from wenet.training import StandaloneResult, seconds_per_network, seconds_per_window, training_windows
+from wenet.tasks import Task
+from wenet.training import (
+    StandaloneResult,
+    seconds_of_measurement,
+    seconds_per_measurement,
+    seconds_per_network,
+    seconds_per_window,
+    training_windows,
+)
 
 OTHERS = 5  # contestants that are no finalists, at most
 TRIALS_SHARE = 0.5  # of the time for a contest, where that is limited
+
+
+class Times(NamedTuple):
+    """Seconds of all trainings of a group: in each window, and in which they are measured in the end."""
+
+    window: float
+    measurement: float
 
 
 def windows_of_trials(session: Session[SearchConfig], groups: Sequence[Group]) -> int:
@@ -28,7 +45,7 @@ def windows_of_trials(session: Session[SearchConfig], groups: Sequence[Group]) -
     of_call, of_network = _calls_of_the_search(session)
     networks = len(grid_of(config)) * sum(len(group.places) for group in groups)
     each = len(groups) * of_call + networks * of_network
-    time_for_them = TRIALS_SHARE * budget.for_training
+    time_for_them = TRIALS_SHARE * (budget.for_training - seconds_of_measurements(session))
     planned: int = budget.planned("windows_of_trials", lambda: max(1, int(time_for_them / each)))
     return planned
 
@@ -52,54 +69,70 @@ def seconds_of_a_window(networks: Sequence[int], seconds: Sequence[float]) -> tu
     return time_taken - slope * size, slope
 
 
-def seconds_of_trainings(
+def times_of_trainings(
     session: Session[SearchConfig],
     groups: Sequence[Group],
     trials: Sequence[StandaloneResult],
     going_on: Sequence[int],
-) -> list[float]:
-    """What a window of all trainings of each group takes: the time that one of its trials took, checks included, by the
-    ratio that a short measurement of both gives. 0 without a budget, or where none of a group goes on."""
+) -> list[Times]:
+    """What the trainings of each group take: in a window as long as one of its trials, checks included, by the ratio
+    that a short measurement of both gives. 0 without a budget, or where none of a group goes on."""
     if session.budget is None:
-        return [0.0] * len(groups)
+        return [Times(0.0, 0.0)] * len(groups)
     grid, seeds = len(grid_of(session.config)), session.config.contest_seeds
 
-    def measured(group: Group, trial: StandaloneResult) -> float:
+    def measured(group: Group, trial: StandaloneResult) -> Times:
         left = group.only(going_on)
-        ratio = 0.0 if left is None else _seconds_of(session, left, seeds) / _seconds_of(session, group, grid)
-        return ratio * trial.seconds / trial.windows
+        if left is None:
+            return Times(0.0, 0.0)
+        probed = _window_of(session, group, grid)
+        taken = (trial.seconds - _measurement_of(session, group, grid, "valid")) / trial.windows
+        ratio = _window_of(session, left, seeds) / probed
+        return Times(
+            ratio * max(taken, probed), sum(_measurement_of(session, left, seeds, part) for part in ("valid", "test"))
+        )
 
-    planned: list[float] = session.budget.planned(
-        "seconds_of_trainings", lambda: [measured(*each) for each in zip(groups, trials, strict=True)]
+    planned: list[tuple[float, float]] = session.budget.planned(
+        "times_of_trainings", lambda: [measured(*each) for each in zip(groups, trials, strict=True)]
     )
-    return planned
+    return [Times(*each) for each in planned]
 
 
-def _seconds_of(session: Session[SearchConfig], group: Group, copies: int) -> float:
+def _window_of(session: Session[SearchConfig], group: Group, copies: int) -> float:
     """What a window takes of so many networks of each contestant in a group."""
     architectures = [architecture for architecture in group.architectures for _ in range(copies)]
     return seconds_per_window(group.config, architectures, session.task, session.data, group.hidden(copies))
 
 
-def windows_of_trainings(session: Session[SearchConfig], seconds: Sequence[float]) -> int:
+def _measurement_of(session: Session[SearchConfig], group: Group, copies: int, part: str) -> float:
+    """In which so many networks of each contestant in a group are measured on a part of the data."""
+    architectures = [architecture for architecture in group.architectures for _ in range(copies)]
+    return seconds_of_measurement(group.config, architectures, session.task, session.data, part, group.hidden(copies))
+
+
+def windows_of_trainings(session: Session[SearchConfig], times: Sequence[Times]) -> int:
     """Windows of each training; within a budget as many as fit into the rest of it."""
     budget = session.budget
     if budget is None:
         return training_windows(session, session.config.contest_epochs)
-    planned: int = budget.planned("windows_of_contest", lambda: max(1, int(budget.for_training / sum(seconds))))
+    left = budget.for_training - sum(each.measurement for each in times)
+    of_window = sum(each.window for each in times)
+    planned: int = budget.planned("windows_of_contest", lambda: max(1, int(left / of_window)))
     return planned
 
 
-def end_of_trainings(budget: Budget, seconds: Sequence[float]) -> float:
+def end_of_trainings(budget: Budget, times: Sequence[Times], windows: int) -> float:
     """When the trainings of the first of these groups have to end, in seconds spent.
 
     What the others need is kept for them, and what all need is shared out where it is more than the time left. So all
     end early on a machine that has become slower, where otherwise the last would not train at all.
 
     Args:
-        seconds: what the trainings of each group should take.
+        times: of the trainings of each group.
+        windows: of each training.
     """
-    time_left, own, others = budget.last_moment - budget.spent, seconds[0], sum(seconds[1:])
+    time_left = budget.last_moment - budget.spent - sum(each.measurement for each in times)
+    own, others = windows * times[0].window, windows * sum(each.window for each in times[1:])
     share = time_left - others if time_left > own + others else time_left * own / (own + others)
     return round(budget.spent + share, 3)
 
@@ -114,11 +147,31 @@ def networks_in(config: SearchConfig) -> tuple[int, int]:
 
 def estimate_contest(session: Session[SearchConfig]) -> float:
     """Seconds of the contest, as if all contestants were like the largest cell of the search."""
-    config, task, data = session.config, session.task, session.data
+    sized, cell, side_by_side = _largest_contestant(session.config, session.task, session.data)
+    epochs = session.config.contest_epochs
+    training = seconds_per_network(sized, cell, epochs, session.task, session.data, side_by_side)
+    return sum(networks_in(session.config)) * training + estimate_measurements(session)
+
+
+def seconds_of_measurements(session: Session[SearchConfig]) -> float:
+    """Those of a contest that are not for training, where its time is limited, by the same estimate; else 0."""
+    if not session.config.contest or session.budget is None:
+        return 0.0
+    planned: float = session.budget.planned("seconds_of_measurements", lambda: estimate_measurements(session))
+    return planned
+
+
+def estimate_measurements(session: Session[SearchConfig]) -> float:
+    """Seconds in which all networks of a contest are measured, at the end of trials and trainings."""
+    task, data = session.task, session.data
+    sized, cell, side_by_side = _largest_contestant(session.config, task, data)
+    valid, test = (seconds_per_measurement(sized, cell, task, data, part, side_by_side) for part in ("valid", "test"))
+    tried, trained = networks_in(session.config)
+    in_training = 1 if checks_in(session) else 0  # the weights at its end may be the best
+    return (tried + trained) * (1 + in_training) * valid + trained * test
+
+
+def _largest_contestant(config: SearchConfig, task: Task, data: Any) -> tuple[SearchConfig, Cell, int]:
+    """The largest cell of the search, its settings, and how many networks of a contestant train side by side."""
     cell = space_of(config).largest(config)
-    sized = config_for(cell, config, task, data)
-    valid, test = (task.positions(data, part) / 3 / task.positions(data, "train") for part in ("valid", "test"))
-    tried, trained = networks_in(config)
-    passes = (tried + trained) * (config.contest_epochs + valid) + trained * test
-    side_by_side = max(config.contest_seeds, len(grid_of(config)))
-    return seconds_per_network(sized, cell, passes, task, data, side_by_side=side_by_side)
+    return config_for(cell, config, task, data), cell, max(config.contest_seeds, len(grid_of(config)))
