@@ -44,7 +44,8 @@ HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trai
 # Of a race that must fit into a time: the part of the rest before a contest, and before one with several finalists, the
 # part for trying rates, the share of cells that goes on at a rung, and by how much the last rung may take too long.
 RACE_SHARE, SHARE_BEFORE_FINALISTS, RATES_SHARE, LEFT, OVER = 0.4, 0.3, 0.05, 0.6, 1.15
-FEWEST_CELLS, FEWEST_WINDOWS, WANTED_WINDOWS = 6, 4, 30  # the last of a first rung
+FEWEST_CELLS, FEWEST_WINDOWS, WANTED_WINDOWS = 6, 4, 30  # the last two of a first rung
+WANTED_PASSES = 0.5  # over the data in a first rung, if the settings do not ask for fewer
 TRIED = 4  # cells of a kind on which rates are tried
 
 
@@ -157,6 +158,7 @@ class Race(Strategy):
         self.config, self.folder, self.metric = session.config, session.folder, session.task.metric
         first = training_windows(session, self.config.epochs_per_round)
         self.windows = [first * 2**rung for rung in range(self.config.rungs)]
+        self.windows_of_rates = self.windows[:2][-1]  # those of the second rung, as low rates need some
         self._steps = session.task.window_steps(session.data, self.config)
         self.pool = draw_pool(self.config)
         self.generator = random.Random(self.config.seed)
@@ -192,7 +194,9 @@ class Race(Strategy):
             return
         cells = self.pool[: self.config.batch]
         if tries_rates(self.config):
-            self.windows[0] = budget.planned("windows_of_rates", lambda: self._windows_of_rates(budget, cells))
+            self.windows_of_rates = budget.planned(
+                "windows_of_rates", lambda: self._fitting_windows_of_rates(budget, cells)
+            )
         for kind in dict.fromkeys(map(kind_of, cells)):
             self.rates[kind] = self._choose_rates(kind, cells)
         kept = seconds_of_measurements(self.session)  # of a contest, whatever it trains
@@ -203,7 +207,7 @@ class Race(Strategy):
         self.windows = [first * 2**rung for rung in range(self.config.rungs)]
         self.entering = count
 
-    def _windows_of_rates(self, budget: Budget, cells: Sequence[Cell]) -> int:
+    def _fitting_windows_of_rates(self, budget: Budget, cells: Sequence[Cell]) -> int:
         """Windows with which trying rates takes a small part of the time."""
         tried = TRIED * len(self.config.rate_grid)  # in a call
         seconds = len(set(map(kind_of, cells))) * tried * self._probed_seconds(cells, tried)
@@ -223,7 +227,7 @@ class Race(Strategy):
         seconds = self._seconds_per_network_window() or self._probed_seconds(cells, of_kind)
         each = networks_of_entrant(self.config)
         windows = (self.until - budget.spent) / (seconds * each)  # of a single cell
-        wanted = max(WANTED_WINDOWS, training_windows(self.session, 0.5))
+        wanted = max(WANTED_WINDOWS, training_windows(self.session, min(WANTED_PASSES, self.config.epochs_per_round)))
         count = max(min(FEWEST_CELLS, most), min(most, int(windows / wanted)))
         return count, max(FEWEST_WINDOWS, int(windows / count))
 
@@ -280,7 +284,7 @@ class Race(Strategy):
                 origins=[network for runner in runners for network in runner.networks],
                 average=True,
                 leave=True,
-                held_out=self._held_out_windows(rung),
+                held_out=self._held_out_windows(self.windows[rung]),
             )
             result = self._train(group, path, plan, self._label(generation, rung))
             left = networks_left(self.session, path, len(plan.architectures))
@@ -299,7 +303,7 @@ class Race(Strategy):
 
     def _choose_rates(self, kind: str, cells: Sequence[Cell]) -> list[float]:
         """The rates of a cell's networks: those at which some cells of its kind have the lowest mean losses after the
-        windows of the first rung. If a cell has more networks than there are rates, several have the same."""
+        windows of the second rung. If a cell has more networks than there are rates, several have the same."""
         rates, copies = self.config.rate_grid, self.config.networks_per_cell
         if not tries_rates(self.config):
             return [rates[copy % len(rates)] for copy in range(copies)]
@@ -307,12 +311,12 @@ class Race(Strategy):
         for group in by_shape(typical(kind, cells), self.config, self.session.task, self.session.data):
             plan = Plan(
                 [cell for _ in rates for cell in group.architectures],
-                self.windows[0],
+                self.windows_of_rates,
                 self.config.seed,
                 rates=[rate for rate in rates for _ in group.architectures],
                 hidden=group.hidden() * len(rates),
                 average=True,
-                held_out=self._held_out_windows(0),
+                held_out=self._held_out_windows(self.windows_of_rates),
             )
             result = self._train(group, self.folder.path / FOLDER / f"rates-{group.name}", plan, "rates")
             losses = torch.tensor(result.held_out, dtype=torch.float64).mean(0)  # [n]
@@ -320,12 +324,12 @@ class Race(Strategy):
             sums += losses.masked_fill(diverged, math.inf).view(len(rates), -1).sum(1)
         return [rates[place] for place in sums.argsort(stable=True)[:copies].tolist()]
 
-    def _held_out_windows(self, rung: int) -> int:
-        """The number of validation windows on which a rung is measured."""
+    def _held_out_windows(self, windows: int) -> int:
+        """The number of validation windows on which networks are measured after so many windows of training."""
         config, task = self.config, self.session.task
         streams = task.streams(self.session.data, "valid", config.eval_batch)
         whole = task.windows(streams, config.bptt)
-        trained = self.windows[rung] * config.data_batch
+        trained = windows * config.data_batch
         return max(2, min(whole, trained // (HELD_OUT_SHARE * config.eval_batch)))
 
     def _label(self, generation: int, rung: int) -> str:
@@ -483,9 +487,11 @@ def typical(kind: str, cells: Sequence[Cell]) -> list[Cell]:
 
 def _seconds_of(cells: Sequence[Cell], config: SearchConfig, task: Task, data: Any) -> float:
     """An estimate for the cells of one kind: rates first, then all rungs."""
-    networks = float(min(TRIED, len(cells)) * len(config.rate_grid) if tries_rates(config) else 0)
+    networks = 0.0  # each counted as often as it trains for the windows of the first rung
+    if tries_rates(config):
+        networks += min(TRIED, len(cells)) * len(config.rate_grid) * min(2, config.rungs)
     for rung in range(config.rungs):
-        trained = 1.0 if rung == 0 else 2.0 ** (rung - 1)  # of the windows of the first rung, by each network left
+        trained = 1.0 if rung == 0 else 2.0 ** (rung - 1)
         networks += math.ceil(len(cells) / 2**rung) * config.networks_per_cell * trained
     cell = typical(kind_of(cells[0]), cells)[0]
     shaped = config_for(cell, config, task, data)
