@@ -2,7 +2,8 @@
 
 `python -m bench.space` replays races and random search at equal cost on many pools drawn from the table in the
 repository, or from another that `bench.space_table` made. A strategy sees one training of each cell, and its choice is
-judged by the other.
+judged by the other. First all pools are of one size; then all races cost as much, so those of more rungs have larger
+pools.
 
 Example:
     >>> from bench.space import Table, race
@@ -70,6 +71,11 @@ class Table:
         )
         return cls(made_with, cells, values, curves)
 
+    def of_nodes(self, most: int) -> Table:
+        """The cells of at most so many nodes."""
+        own = [number for number, cell in enumerate(self.cells) if len(cell.split()) <= most]
+        return Table(self.settings, [self.cells[number] for number in own], self.values[own], self.curves[own])
+
     @property
     def truth(self) -> np.ndarray:
         """The mean of each cell's trainings."""
@@ -121,25 +127,36 @@ def regrets(table: Table, choose: Callable[[list[int], int], Choice], size: int)
 
     A training that diverged counts as the worst that did not.
     """
-    values = np.minimum(table.values, table.values[np.isfinite(table.values)].max())
     found, costs = [], []
     for cells, training in pools(table, size):
         choice = choose(cells, training)
-        unseen = values[:, 1 - training]
+        unseen = finite_values(table)[:, 1 - training]
         found.append(unseen[choice.cell] - unseen[cells].min())
         costs.append(choice.cost)
     return np.array(found), float(np.mean(costs))
+
+
+def finite_values(table: Table) -> np.ndarray:
+    """A training that diverged has the value of the worst that did not."""
+    return np.minimum(table.values, table.values[np.isfinite(table.values)].max())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", type=Path, nargs="?", default=TABLE, help="default: %(default)s")
     parser.add_argument("--pool", type=int, default=POOL, metavar="N", help="cells of each pool (default: %(default)s)")
+    parser.add_argument("--nodes", type=int, default=4, metavar="N", help="at equal cost (default: %(default)s)")
+    parser.add_argument("--cost", type=int, default=24, metavar="N", help="in trainings (default: %(default)s)")
     options = parser.parse_args()
     table = Table.load(options.table)
     print(f"{len(table.cells)} cells, two trainings agree with tau {table.ceiling():.2f}")
     print("one training's loss on the way against the other's end:", " ".join(f"{t:.2f}" for t in table.agreement()))
     print(replays(table, options.pool))
+    few = table.of_nodes(options.nodes)
+    print(
+        f"\n{len(few.cells)} cells of at most {counted(options.nodes, 'node')}, at the cost of {options.cost} trainings"
+    )
+    print(at_equal_cost(few, options.cost))
 
 
 def replays(table: Table, size: int) -> str:
@@ -155,6 +172,27 @@ def replays(table: Table, size: int) -> str:
         means = f"{cost:.1f} | {lost.mean():.4f} | {equal.mean():.4f}"
         lines.append(f"| race, {counted(rungs, 'rung')} | {means} | {low:.4f} to {high:.4f} |")
     return "\n".join(lines)
+
+
+def at_equal_cost(table: Table, cost: int) -> str:
+    """What races of several sizes find, and a random search among the same cells, as Markdown."""
+    lines = ["| strategy | pool | finds | better than random search by (95 %) |", "|---|---|---|---|"]
+    for rungs in range(1, 7):
+        size = round(cost * 2**rungs / (rungs + 1))
+        if size > len(table.cells):
+            break
+        raced = _found(table, partial(race, table, rungs=rungs), size)
+        drawn = _found(table, partial(random_search, table, cost=cost), size)
+        low, high = _interval((drawn - raced).reshape(POOLS, 2).mean(1))
+        spread = f"{raced.mean():.4f} ± {raced.std():.4f}"
+        lines.append(f"| race, {counted(rungs, 'rung')} | {size} | {spread} | {low:.4f} to {high:.4f} |")
+    return "\n".join(lines)
+
+
+def _found(table: Table, choose: Callable[[list[int], int], Choice], size: int) -> np.ndarray:
+    """The chosen cell of each pool by the training not seen."""
+    values = finite_values(table)
+    return np.array([values[choose(cells, training).cell, 1 - training] for cells, training in pools(table, size)])
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from bench.space import Choice, Table, main, race, random_search, regrets, replays
+from bench.space import Choice, Table, at_equal_cost, main, race, random_search, regrets, replays
 from bench.space_table import main as make
 from bench.space_table import pool
 from wenet.cells import load_genotype
@@ -55,6 +55,12 @@ def test_strategies_are_replayed(table):
     lost, cost = regrets(table, partial(race, table, rungs=2), 8)
     assert set(lost) == {1.0} and cost == 6.0
     assert "| race, 1 rung | 4.0 | 0.0000 | 0.0000 | 0.0000 to 0.0000 |" in replays(table, 4)
+    at_cost = at_equal_cost(table, 3)  # the best of eight leaves at the first rung, and three drawn have it at times
+    assert (
+        "| race, 1 rung | 3 |" in at_cost and "| race, 2 rungs | 4 |" in at_cost and "| race, 3 rungs | 6 |" in at_cost
+    )
+    assert "4 rungs" not in at_cost and "| 0.0000 to 0.0000 |" in at_cost
+    assert table.of_nodes(1).cells == [] and table.of_nodes(2).values.shape == (8, 2)
     assert table.ceiling() == pytest.approx(1.0) and table.agreement()[0] < table.agreement()[1] == pytest.approx(1.0)
 
 
