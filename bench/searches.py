@@ -13,21 +13,20 @@ import argparse
 import json
 import statistics
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
 
 import wenet
+from bench.paired import compared, written
 from bench.sessions import session_in
-from wenet.run import figure_and_spread, resolve_machine
+from wenet.run import resolve_machine
 from wenet.searching.contest import hold_contest
 from wenet.searching.race import FOLDER, Race
 from wenet.searching.settings import resolve_config
 from wenet.searching.strategy import RECORDS
-from wenet.tasks import task_of
+from wenet.tasks import CharacterModelling, task_of
 
 CONTESTANTS = ("winner", "random search", "lstm", "gru", "median cell")
 
@@ -107,25 +106,18 @@ def summary(result: dict[str, Any]) -> str:
 
 def table(out: Path) -> str:
     """As Markdown."""
+    metric = CharacterModelling.metric
     lines = [f"| text | searches | {' | '.join(CONTESTANTS)} |", "|---|---|" + "---|" * len(CONTESTANTS)]
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*-[0-9]*.json"))]
     for text in dict.fromkeys(result["text"] for result in results):
         own = [result for result in results if result["text"] == text]
         found = {name: [mean_of(result, name) for result in own] for name in CONTESTANTS}
-        cells = [written(found["winner"], None if name == "winner" else values) for name, values in found.items()]
+        cells = [
+            written(values, 4) + ("" if name == "winner" else f" ({compared(found['winner'], values, metric)})")
+            for name, values in found.items()
+        ]
         lines.append(f"| {text} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def written(winners: Sequence[float], others: Sequence[float] | None) -> str:
-    """Mean and standard deviation over searches; of others also p, and in how many searches the winner was better."""
-    values = winners if others is None else others
-    shown = figure_and_spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, 4)
-    if others is None:
-        return shown
-    better = sum(first < second for first, second in zip(winners, others, strict=True))
-    p = stats.ttest_rel(winners, others).pvalue if len(values) > 1 else float("nan")
-    return f"{shown} ({better} of {len(values)}, p {p:.2g})"
 
 
 def _parser() -> argparse.ArgumentParser:

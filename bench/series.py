@@ -15,7 +15,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from typing import Any
 import torch
 
 import wenet
+from bench.paired import compared, written
 from bench.series_sets import SETS, TUNED_ON
 from bench.sessions import session_in
-from wenet.run import Session, figure_and_spread, resolve_machine
+from wenet.run import Session, resolve_machine
 from wenet.run.session import taken
 from wenet.searching.contest import CHECKS
 from wenet.searching.settings import SearchConfig, resolve_config
@@ -172,31 +173,11 @@ def table(out: Path) -> str:
             continue
         metric = Metric(**results[0]["metric"])
         found = {column: [mean_of(result, column) for result in results] for column in COLUMNS}
-        cells = [written(values, metric) for values in found.values()]
+        cells = [written(values, metric.places) for values in found.values()]
         against = [compared(found["winner"], found[rival], metric) for rival in ("gru", "tuned gru")]
         mark = " (settings were chosen on it)" if name in TUNED_ON else ""
         lines.append(f"| {name}{mark} | {metric.name} | {len(results)} | {' | '.join([*cells, *against])} |")
     return "\n".join(lines)
-
-
-def written(values: Sequence[float], metric: Metric) -> str:
-    """Mean and standard deviation of those that there are."""
-    values = [value for value in values if not math.isnan(value)]
-    if not values:
-        return ""
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return figure_and_spread(statistics.fmean(values), spread, metric.places)
-
-
-def compared(winners: Sequence[float], others: Sequence[float], metric: Metric) -> str:
-    """In how many searches the winner was better, and p of a paired t-test over searches, two-sided."""
-    from scipy import stats
-
-    better = sum(metric.order(one) < metric.order(other) for one, other in zip(winners, others, strict=True))
-    counted = f"{better} of {len(winners)}"
-    if len(winners) < 3:
-        return counted
-    return f"{counted}, p {stats.ttest_rel(winners, others).pvalue:.2g}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from bench import searches
+from bench.paired import compared, written
+from wenet.tasks import CharacterModelling, Metric
 
 from .wenet.helpers import write_text
 
@@ -36,5 +38,7 @@ def test_the_usual_rates_are_those_of_most_networks(tmp_path):
 
 @pytest.mark.parametrize(("others", "expected"), [([1.5, 1.6, 1.7], "3 of 3, p 0.0"), ([1.1, 1.0, 1.2], "0 of 3")])
 def test_differences_are_those_of_searches(others, expected):
-    assert expected in searches.written([1.2, 1.25, 1.3], others)
-    assert searches.written([1.2, 1.25, 1.3], None) == "1.2500 ± 0.0500"
+    assert expected in compared([1.2, 1.25, 1.3], others, CharacterModelling.metric)
+    higher = Metric("accuracy", "accuracy", lower_is_better=False)
+    assert compared([0.9, 0.8], [0.7, 0.85], higher) == "1 of 2"  # too few for a test
+    assert written([1.2, 1.25, 1.3], 4) == "1.2500 ± 0.0500" and written([1.2], 2) == "1.20"

@@ -1,0 +1,38 @@
+"""What searches found, beside what others found in the same searches, in words."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from scipy import stats
+
+from wenet.run import figure_and_spread
+from wenet.tasks import Metric
+
+
+def written(values: Sequence[float], places: int) -> str:
+    """Mean and standard deviation over searches, of those that have a value.
+
+    Example:
+        >>> written([1.5, 1.7, float("nan")], 2)
+        '1.60 ± 0.14'
+    """
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return ""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return figure_and_spread(statistics.fmean(values), spread, places)
+
+
+def compared(winners: Sequence[float], others: Sequence[float], metric: Metric) -> str:
+    """In how many searches the winner was better, and p of a paired t-test over searches, two-sided.
+
+    Example:
+        >>> compared([1.0, 1.1, 1.2], [1.5, 1.2, 1.5], Metric("perplexity", "perplexity"))
+        '3 of 3, p 0.12'
+    """
+    better = sum(metric.order(one) < metric.order(other) for one, other in zip(winners, others, strict=True))
+    counted = f"{better} of {len(winners)}"
+    return counted if len(winners) < 3 else f"{counted}, p {stats.ttest_rel(winners, others).pvalue:.2g}"
