@@ -174,7 +174,8 @@ class SearchWork(Work[SearchConfig]):
             say(f"{config.preset:<9} at most {outline}; {duration(60 * config.minutes)} in all")
             least = least_seconds(session)
             if least > 60 * config.minutes:
-                say(f"caution   --minutes is too short: on these data the least search takes about {duration(least)}")
+                minutes = f"{max(0.1, least / 60):.1f}"  # a whole number might be the one that is too short
+                say(f"caution   --minutes is too short: on these data the least search takes about {minutes} min")
             return
         for preset in PRESETS:
             chosen = preset == config.preset
