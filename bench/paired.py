@@ -27,12 +27,14 @@ def written(values: Sequence[float], places: int) -> str:
 
 
 def compared(winners: Sequence[float], others: Sequence[float], metric: Metric) -> str:
-    """In how many searches the winner was better, and p of a paired t-test over searches, two-sided.
+    """In how many searches the winner was better, and p of a paired t-test over searches, two-sided. Searches without
+    the other count for nothing.
 
     Example:
         >>> compared([1.0, 1.1, 1.2], [1.5, 1.2, 1.5], Metric("perplexity", "perplexity"))
         '3 of 3, p 0.12'
     """
-    better = sum(metric.order(one) < metric.order(other) for one, other in zip(winners, others, strict=True))
-    counted = f"{better} of {len(winners)}"
-    return counted if len(winners) < 3 else f"{counted}, p {stats.ttest_rel(winners, others).pvalue:.2g}"
+    pairs = [(one, other) for one, other in zip(winners, others, strict=True) if not math.isnan(other)]
+    better = sum(metric.order(one) < metric.order(other) for one, other in pairs)
+    counted = f"{better} of {len(pairs)}"
+    return counted if len(pairs) < 3 else f"{counted}, p {stats.ttest_rel(*zip(*pairs, strict=True)).pvalue:.2g}"

@@ -127,10 +127,10 @@ def regrets(table: Table, choose: Callable[[list[int], int], Choice], size: int)
 
     A training that diverged counts as the worst that did not.
     """
-    found, costs = [], []
+    values, found, costs = finite_values(table), [], []
     for cells, training in pools(table, size):
         choice = choose(cells, training)
-        unseen = finite_values(table)[:, 1 - training]
+        unseen = values[:, 1 - training]
         found.append(unseen[choice.cell] - unseen[cells].min())
         costs.append(choice.cost)
     return np.array(found), float(np.mean(costs))
@@ -153,6 +153,8 @@ def main() -> None:
     print("one training's loss on the way against the other's end:", " ".join(f"{t:.2f}" for t in table.agreement()))
     print(replays(table, options.pool))
     few = table.of_nodes(options.nodes)
+    if options.cost > len(few.cells):
+        parser.error(f"--cost {options.cost} is more than the {len(few.cells)} cells of --nodes {options.nodes}")
     print(
         f"\n{len(few.cells)} cells of at most {counted(options.nodes, 'node')}, at the cost of {options.cost} trainings"
     )
@@ -175,24 +177,28 @@ def replays(table: Table, size: int) -> str:
 
 
 def at_equal_cost(table: Table, cost: int) -> str:
-    """What races of several sizes find, and a random search among the same cells, as Markdown."""
-    lines = ["| strategy | pool | finds | better than random search by (95 %) |", "|---|---|---|---|"]
+    """What races of several sizes find, as far as the table has so many cells, and by how much that is better than what
+    a random search among the same cells finds, as Markdown."""
+    lines = ["| strategy | pool | cost, trainings | finds | better than random search by (95 %) |"]
+    lines.append("|---|---|---|---|---|")
     for rungs in range(1, 7):
         size = round(cost * 2**rungs / (rungs + 1))
         if size > len(table.cells):
             break
-        raced = _found(table, partial(race, table, rungs=rungs), size)
-        drawn = _found(table, partial(random_search, table, cost=cost), size)
+        raced, spent = _found(table, partial(race, table, rungs=rungs), size)
+        drawn, _ = _found(table, partial(random_search, table, cost=cost), size)
         low, high = _interval((drawn - raced).reshape(POOLS, 2).mean(1))
         spread = f"{raced.mean():.4f} ± {raced.std():.4f}"
-        lines.append(f"| race, {counted(rungs, 'rung')} | {size} | {spread} | {low:.4f} to {high:.4f} |")
+        lines.append(f"| race, {counted(rungs, 'rung')} | {size} | {spent:.1f} | {spread} | {low:.4f} to {high:.4f} |")
     return "\n".join(lines)
 
 
-def _found(table: Table, choose: Callable[[list[int], int], Choice], size: int) -> np.ndarray:
-    """The chosen cell of each pool by the training not seen."""
+def _found(table: Table, choose: Callable[[list[int], int], Choice], size: int) -> tuple[np.ndarray, float]:
+    """The chosen cell of each pool by the training not seen, and the mean cost."""
     values = finite_values(table)
-    return np.array([values[choose(cells, training).cell, 1 - training] for cells, training in pools(table, size)])
+    choices = [(choose(cells, training), training) for cells, training in pools(table, size)]
+    found = np.array([values[choice.cell, 1 - training] for choice, training in choices])
+    return found, float(np.mean([choice.cost for choice, _ in choices]))
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:

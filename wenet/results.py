@@ -333,4 +333,5 @@ def load(folder: str | Path) -> SearchResult | TrainResult:
         run.baseline,
         run.audit,
         run.contest,
+        spent=run.spent,
     )

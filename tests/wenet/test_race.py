@@ -70,10 +70,25 @@ def test_each_network_of_a_cell_has_a_rate_and_the_better_counts(text, tmp_path,
     assert all(network["rate"] == better and network["held_out_loss"] for network in record["networks"])
 
 
-def test_rates_are_tried_where_a_cell_has_fewer_networks(text, tmp_path):
-    flags = ["--pool", "4", "--rungs", "1", "--networks-per-cell", "1", "--no-contest", "--out", str(tmp_path / "run")]
+@pytest.mark.parametrize("rungs", ["1", "2"])
+def test_rates_are_tried_where_a_cell_has_fewer_networks(text, tmp_path, rungs):
+    flags = [
+        "--pool",
+        "4",
+        "--rungs",
+        rungs,
+        "--networks-per-cell",
+        "1",
+        "--no-contest",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert search_main([str(text), *RACE, *flags]) == 0
-    assert list(tmp_path.glob("run/rungs/rates-*"))
+    tried, second = (
+        {json.loads(path.read_text())["windows"] for path in tmp_path.glob(f"run/rungs/{name}-*/config.json")}
+        for name in ("rates", f"1-{rungs}")
+    )
+    assert tried == second and len(tried) == 1  # for as long as the second rung lasts, where there is one
     for folder in tmp_path.glob("run/rungs/1-1-*"):
         assert len(set(json.loads((folder / "config.json").read_text())["rates"])) == 1
 

@@ -11,7 +11,7 @@ from typing import Any
 from wenet.cells import Cell, cell_from_dict
 from wenet.files import WRITTEN_AGAIN, read_json
 from wenet.run import NEW_RUN, stored_baseline
-from wenet.run.budget import overrun
+from wenet.run.budget import Spent, spent_in
 from wenet.run.upgrade import upgraded
 from wenet.searching import Best, SearchConfig, Strategy, is_finished, read_best, resolve_config, strategy_of
 from wenet.searching.audit import RESULT as AUDIT
@@ -87,9 +87,9 @@ class Run:
         return read_best(self.best, self.search_config, self.metric) if self.best else None
 
     @property
-    def overrun(self) -> float | None:
-        """Seconds that the run took, if they are clearly more than its `--minutes` allow."""
-        return overrun(self.path)
+    def spent(self) -> Spent | None:
+        """The time of a run with `--minutes`."""
+        return spent_in(self.path)
 
     @property
     def finished(self) -> bool:

@@ -99,13 +99,13 @@ def _verdict(found: dict[str, Any]) -> str:
 
 def _search_caveats(run: Run) -> Iterator[str]:
     settings, winner = run.settings, run.winner
-    failure = winner and winner.failure_to_learn(run.metric, run.baseline, settings.get("minutes") is not None)
+    failure = winner and winner.failure_to_learn(run.metric, run.baseline, run.spent is not None)
     if failure:
         yield _as_sentence(failure)
     if run.contest is not None and (cut := cut_short(run.contest)):
         yield _as_sentence(cut)
-    if run.overrun is not None:
-        yield f"The search took {duration(run.overrun)}, longer than --minutes allows."
+    if run.spent is not None and run.spent.seconds is not None and run.spent.is_late:
+        yield f"The search took {duration(run.spent.seconds)}, longer than --minutes allows."
     if not run.finished:
         yield f"The search has not ended; all of this is of the {run.strategy.stage}s so far."
     if winner is not None and winner.is_ranked_by_chance():

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,31 @@ class Budget:
         self.folder.write_json(FILE, {"minutes": self.total / 60, "seconds": round(self.spent, 3), "plans": self.plans})
 
 
-def overrun(folder: Path) -> float | None:
-    """Seconds that a finished run took, if they are clearly more than were allowed."""
+@dataclass(frozen=True)
+class Spent:
+    """The time of a run that had a budget.
+
+    Attributes:
+        minutes: of the budget.
+        seconds: that the run took; None before its end.
+    """
+
+    minutes: float
+    seconds: float | None
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it took clearly longer than was allowed."""
+        return self.seconds is not None and self.seconds > LATE * 60 * self.minutes
+
+
+def spent_in(folder: Path) -> Spent | None:
+    """The time of the run in a folder; None if it had no budget."""
     known = _read(folder)
-    seconds: float = known.get("plans", {}).get("spent", 0.0)
-    return seconds if seconds > LATE * 60 * known.get("minutes", math.inf) else None
+    return Spent(known["minutes"], known["plans"].get("spent")) if known else None
 
 
 def _read(folder: Path) -> dict[str, Any]:
     """What a run has written down; empty if it has no budget."""
-    path = folder / FILE
-    return read_json(path, "delete it, and --minutes counts from now on") if path.exists() else {}
+    path, mend = folder / FILE, "delete it, and --minutes counts from now on"
+    return read_json(path, mend, "minutes", "seconds", "plans") if path.exists() else {}

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from wenet.run import Session
 from wenet.run.budget import LEAST_AFTERWARDS
-from wenet.searching.contest import estimate_measurements, networks_in
-from wenet.searching.race import FEWEST_CELLS, FEWEST_WINDOWS, TRIED, networks_of_entrant, tries_rates, typical
+from wenet.searching.contest import kept_for_measuring, networks_in
+from wenet.searching.race import (
+    FEWEST_CELLS,
+    FEWEST_WINDOWS,
+    TRIED,
+    held_out_windows,
+    networks_of_entrant,
+    tries_rates,
+    typical,
+)
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import config_for
 from wenet.searching.space import draw_pool
-from wenet.training import kind_of, seconds_per_window
+from wenet.training import kind_of, seconds_of_measured, seconds_per_window
 
 CALL = 0.2  # seconds in which a training is set up and written down
 PROBED = 6  # networks whose training window is timed
@@ -22,15 +30,17 @@ def least_seconds(session: Session[SearchConfig]) -> float:
     cells = draw_pool(config)[: config.batch]
     kinds = list(dict.fromkeys(map(kind_of, cells)))
     cell = typical(kinds[0], cells)[0]
-    shaped = config_for(cell, config, task, session.data)
-    of_window = seconds_per_window(shaped, [cell] * PROBED, task, data) / PROBED
-    windows = _networks_of_race(config, len(cells), len(kinds)) * FEWEST_WINDOWS
-    calls, measured = len(kinds) * (1 + config.rungs), 0.0
+    shaped, probed = config_for(cell, config, task, data), [cell] * PROBED
+    of_window = seconds_per_window(shaped, probed, task, data) / PROBED
+    of_measured = seconds_of_measured(shaped, probed, task, data) / PROBED
+    networks = _networks_of_race(config, len(cells), len(kinds))
+    seconds = networks * FEWEST_WINDOWS * of_window
+    seconds += networks * held_out_windows(config, task, data, FEWEST_WINDOWS) * of_measured
+    calls = len(kinds) * (1 + config.rungs)
     if config.contest:
-        windows += sum(networks_in(config))
-        measured = estimate_measurements(session)
+        seconds += sum(networks_in(config)) * of_window + kept_for_measuring(session)
         calls += 2 * (len(kinds) + len(task.rivals))
-    return windows * of_window + measured + calls * CALL + LEAST_AFTERWARDS
+    return seconds + calls * CALL + LEAST_AFTERWARDS
 
 
 def _networks_of_race(config: SearchConfig, cells: int, kinds: int) -> float:

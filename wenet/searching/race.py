@@ -17,7 +17,7 @@ from torch import Tensor
 from wenet.cells import Cell
 from wenet.run import Session, counted, duration, figure
 from wenet.run.budget import Budget
-from wenet.searching.contest import seconds_of_measurements
+from wenet.searching.contest import kept_for_measuring
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import Group, by_shape, config_for
 from wenet.searching.space import draw_pool, identity, space_of
@@ -30,10 +30,11 @@ from wenet.training import (
     StandaloneResult,
     kind_of,
     networks_left,
-    seconds_per_measurement,
+    seconds_per_measured,
     seconds_per_network,
     train_standalone,
     training_windows,
+    windows_measured,
 )
 from wenet_kernels import Program, WenetError
 
@@ -199,9 +200,10 @@ class Race(Strategy):
             )
         for kind in dict.fromkeys(map(kind_of, cells)):
             self.rates[kind] = self._choose_rates(kind, cells)
-        kept = seconds_of_measurements(self.session)  # of a contest, whatever it trains
-        end = round(budget.spent + self.of_budget * max(0.0, budget.left - kept), 3)
-        self.until = budget.planned("race_until", lambda: end)
+        kept = kept_for_measuring(self.session)
+        self.until = budget.planned(
+            "race_until", lambda: round(budget.spent + self.of_budget * max(0.0, budget.left - kept), 3)
+        )
         count, first = budget.planned("race", lambda: self._sizes(budget, cells))
         self.pool = self.pool[:count] + self.pool[self.config.batch :]
         self.windows = [first * 2**rung for rung in range(self.config.rungs)]
@@ -303,7 +305,8 @@ class Race(Strategy):
 
     def _choose_rates(self, kind: str, cells: Sequence[Cell]) -> list[float]:
         """The rates of a cell's networks: those at which some cells of its kind have the lowest mean losses after the
-        windows of the second rung. If a cell has more networks than there are rates, several have the same."""
+        windows of the second rung, or fewer within a budget. If a cell has more networks than there are rates, several
+        have the same."""
         rates, copies = self.config.rate_grid, self.config.networks_per_cell
         if not tries_rates(self.config):
             return [rates[copy % len(rates)] for copy in range(copies)]
@@ -325,12 +328,7 @@ class Race(Strategy):
         return [rates[place] for place in sums.argsort(stable=True)[:copies].tolist()]
 
     def _held_out_windows(self, windows: int) -> int:
-        """The number of validation windows on which networks are measured after so many windows of training."""
-        config, task = self.config, self.session.task
-        streams = task.streams(self.session.data, "valid", config.eval_batch)
-        whole = task.windows(streams, config.bptt)
-        trained = windows * config.data_batch
-        return max(2, min(whole, trained // (HELD_OUT_SHARE * config.eval_batch)))
+        return held_out_windows(self.config, self.session.task, self.session.data, windows)
 
     def _label(self, generation: int, rung: int) -> str:
         which = f"generation {generation + 1}/{self.config.rounds}, " if self.config.rounds > 1 else ""
@@ -487,18 +485,27 @@ def typical(kind: str, cells: Sequence[Cell]) -> list[Cell]:
 
 def _seconds_of(cells: Sequence[Cell], config: SearchConfig, task: Task, data: Any) -> float:
     """An estimate for the cells of one kind: rates first, then all rungs."""
-    networks = 0.0  # each counted as often as it trains for the windows of the first rung
-    if tries_rates(config):
-        networks += min(TRIED, len(cells)) * len(config.rate_grid) * min(2, config.rungs)
-    for rung in range(config.rungs):
-        trained = 1.0 if rung == 0 else 2.0 ** (rung - 1)
-        networks += math.ceil(len(cells) / 2**rung) * config.networks_per_cell * trained
     cell = typical(kind_of(cells[0]), cells)[0]
     shaped = config_for(cell, config, task, data)
-    training = seconds_per_network(shaped, cell, config.epochs_per_round, task, data)
-    whole = seconds_per_measurement(shaped, cell, task, data, "valid")
-    read = config.epochs_per_round * task.positions(data, "train") / HELD_OUT_SHARE
-    return networks * (training + whole * min(1.0, read / task.positions(data, "valid")))
+    of_first = seconds_per_network(shaped, cell, config.epochs_per_round, task, data)
+    of_measured = seconds_per_measured(shaped, cell, task, data)
+    first = config.epochs_per_round * task.windows(task.streams(data, "train", config.data_batch), config.bptt)
+
+    def seconds(networks: int, trained: int, so_far: int) -> float:
+        """In windows of the first rung."""
+        measured = held_out_windows(config, task, data, round(first * so_far))
+        return networks * (trained * of_first + measured * of_measured)
+
+    tried = min(TRIED, len(cells)) * len(config.rate_grid) if tries_rates(config) else 0
+    rates = seconds(tried, min(2, config.rungs), min(2, config.rungs))
+    left = [math.ceil(len(cells) / 2**rung) * config.networks_per_cell for rung in range(config.rungs)]
+    return rates + sum(seconds(count, 2 ** max(0, rung - 1), 2**rung) for rung, count in enumerate(left))
+
+
+def held_out_windows(config: SearchConfig, task: Task, data: Any, windows: int) -> int:
+    """The number of validation windows on which networks are measured that were trained on so many windows."""
+    whole = windows_measured(config, task, data, "valid")
+    return max(2, min(whole, windows * config.data_batch // (HELD_OUT_SHARE * config.eval_batch)))
 
 
 def is_worse(runner: Runner, other: Runner) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ from typing import Any
 from wenet.cells import Cell, draw_cell
 from wenet.parallel import Ranks
 from wenet.run import TEXT_SETTINGS, Session, Work, counted, duration, resolve_machine, size
-from wenet.run.budget import overrun
+from wenet.run.budget import Spent, spent_in
 from wenet.run.unread import Unread, check_read
 from wenet.searching.audit import describe_audit, run_audit, usual_audit
 from wenet.searching.contest import contest_withdrawn, describe_contest, estimate_contest, hold_contest
@@ -90,8 +91,7 @@ class SearchOutcome:
         baseline: the value that a model must beat, if known.
         audit: the contents of `audit.json`, if there was an audit.
         contest: the contents of `contest.json`, if there was a contest.
-        spent: seconds of a run with `--minutes`, from its beginning.
-        over: whether these were clearly more than `--minutes` allows.
+        spent: the time of a run with `--minutes`, from its beginning.
     """
 
     dataset: str
@@ -103,8 +103,7 @@ class SearchOutcome:
     baseline: Baseline | None = None
     audit: dict[str, Any] | None = None
     contest: dict[str, Any] | None = None
-    spent: float | None = None
-    over: bool = False
+    spent: Spent | None = None
 
     def __str__(self) -> str:
         return describe_search(self)
@@ -174,7 +173,7 @@ class SearchWork(Work[SearchConfig]):
             say(f"{config.preset:<9} at most {outline}; {duration(60 * config.minutes)} in all")
             least = least_seconds(session)
             if least > 60 * config.minutes:
-                minutes = f"{max(0.1, least / 60):.1f}"  # a whole number might be the one that is too short
+                minutes = math.ceil(least / 6) / 10  # rounded down it might be the one that is too short
                 say(f"caution   --minutes is too short: on these data the least search takes about {minutes} min")
             return
         for preset in PRESETS:
@@ -215,8 +214,8 @@ def run_search(session: Session[SearchConfig]) -> SearchOutcome:
             best, contest = hold_contest(session, best)
     folder, watched = session.folder.path, session.ranks.alone and not session.console.silent and not session.budget
     steps = NextSteps.estimated(session, best.genotype) if watched else NextSteps.of_session(session)
-    budget = session.budget
-    spent = None if budget is None else budget.planned("spent", lambda: round(budget.spent, 3))
+    if (budget := session.budget) is not None:
+        budget.planned("spent", lambda: round(budget.spent, 3))
     return SearchOutcome(
         config.dataset,
         best.genotype,
@@ -227,8 +226,7 @@ def run_search(session: Session[SearchConfig]) -> SearchOutcome:
         session.baseline,
         audit,
         contest,
-        spent=spent,
-        over=overrun(folder) is not None,
+        spent=spent_in(folder),
     )
 
 
@@ -252,7 +250,7 @@ def describe_search(result: SearchOutcome) -> str:
             f"cost      {_cost(result)}, peak memory {size(best.peak_memory_bytes)}",
             *(
                 ["caution   this is longer than --minutes allows; the least on these data is told at the start"]
-                if result.over
+                if result.spent is not None and result.spent.is_late
                 else []
             ),
             *best.lines(result.metric),
@@ -270,8 +268,10 @@ def _cost(result: SearchOutcome) -> str:
     seconds = {"search": result.best.seconds}
     seconds |= {name: part["seconds"] for name, part in (("audit", result.audit), ("contest", result.contest)) if part}
     parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
-    whole = sum(seconds.values()) if result.spent is None else result.spent
-    return duration(whole) + (f" ({parts})" if len(seconds) > 1 else "")
+    in_budget = None if result.spent is None else result.spent.seconds
+    return duration(sum(seconds.values()) if in_budget is None else in_budget) + (
+        f" ({parts})" if len(seconds) > 1 else ""
+    )
 
 
 def _how_far(best: Best) -> list[str]:

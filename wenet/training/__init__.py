@@ -14,11 +14,12 @@ from wenet.training.estimate import (
     Estimate,
     estimate_standalone,
     estimate_training,
-    seconds_of_measurement,
-    seconds_per_measurement,
+    seconds_of_measured,
+    seconds_per_measured,
     seconds_per_network,
     seconds_per_window,
     timed_step,
+    windows_measured,
 )
 from wenet.training.held_out import SETTINGS, evaluate
 from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes, standalone_memory
@@ -75,8 +76,8 @@ __all__ = [
     "restore_random",
     "restore_training",
     "run_training",
-    "seconds_of_measurement",
-    "seconds_per_measurement",
+    "seconds_of_measured",
+    "seconds_per_measured",
     "seconds_per_network",
     "seconds_per_window",
     "standalone_memory",
@@ -85,4 +86,5 @@ __all__ = [
     "trained_model",
     "training_windows",
     "unread_by_training",
+    "windows_measured",
 ]

@@ -60,7 +60,8 @@ def estimate_training_memory(config: TrainConfig, cell: Cell | None, task: Task,
 def estimate_standalone(config: Any, cell: Cell, networks: int, epochs: float, task: Task, data: Any) -> float:
     """Seconds for standalone training of many networks like a cell's and their validation, extrapolated from a few."""
     training = seconds_per_network(config, cell, epochs, task, data)
-    return networks * (training + seconds_per_measurement(config, cell, task, data, "valid"))
+    measuring = windows_measured(config, task, data, "valid") * seconds_per_measured(config, cell, task, data)
+    return networks * (training + measuring)
 
 
 def seconds_per_network(
@@ -83,16 +84,19 @@ def seconds_per_network(
     return (steps / task.window_steps(data, config) * per_window + steps * per_step) / probed
 
 
-def seconds_per_measurement(
-    config: Any, cell: Cell, task: Task, data: Any, part: str, side_by_side: int = MOST_PROBED
-) -> float:
-    """Seconds in which one network among several of a cell is measured on a part of the data.
+def seconds_per_measured(config: Any, cell: Cell, task: Task, data: Any, side_by_side: int = MOST_PROBED) -> float:
+    """Seconds in which one network among several of a cell is measured on a window, as of validation.
 
     Args:
         side_by_side: as in `seconds_per_network`.
     """
     probed = _networks_in_probe(config, cell, task, data, side_by_side)
-    return seconds_of_measurement(config, [cell] * probed, task, data, part) / probed
+    return seconds_of_measured(config, [cell] * probed, task, data) / probed
+
+
+def windows_measured(config: Any, task: Task, data: Any, *parts: str) -> int:
+    """The windows in which these parts of the data are read where networks are measured."""
+    return sum(task.windows(task.streams(data, part, config.eval_batch), config.bptt) for part in parts)
 
 
 def _networks_in_probe(config: Any, cell: Cell, task: Task, data: Any, side_by_side: int) -> int:
@@ -116,24 +120,24 @@ def seconds_per_window(
         return min(timed_step(model, optimizer, *window) for _ in range(3))
 
 
-def seconds_of_measurement(
-    config: Any, architectures: Sequence[Architecture], task: Task, data: Any, part: str, sizes: Sequence[int] = ()
+def seconds_of_measured(
+    config: Any, architectures: Sequence[Architecture], task: Task, data: Any, sizes: Sequence[int] = ()
 ) -> float:
-    """Seconds in which standalone networks are measured on a part of the data, by its first window.
+    """Seconds in which standalone networks are measured on a window of validation, by a short measurement.
 
     Args:
         architectures, sizes: as in `build_standalone`.
     """
-    streams = task.streams(data, part, config.eval_batch).to(config.device)
+    window = task.first(task.streams(data, "valid", config.eval_batch).to(config.device), 1, config.bptt)
     with torch.random.fork_rng():
         model = build_standalone(config, architectures, task, data, sizes=sizes).to(config.device)
 
     def timed() -> float:
         started = time.perf_counter()
-        task.measure(model, task.first(streams, 1, config.bptt), config.bptt, lambda: None)
+        task.measure(model, window, config.bptt, lambda: None)
         return time.perf_counter() - started
 
-    return task.windows(streams, config.bptt) * min(timed() for _ in range(2))
+    return min(timed() for _ in range(2))
 
 
 def _seconds_per_epoch(config: TrainConfig, cell: Cell | None, task: Task, data: Any) -> float:

@@ -1,6 +1,5 @@
 """A time budget: what it plans, that it is kept, and that a stopped run goes on with what is left."""
 
-import itertools
 import json
 import time
 from types import SimpleNamespace
@@ -13,12 +12,12 @@ from wenet import WenetError
 from wenet.cli.search import main as search_main
 from wenet.report import words
 from wenet.run import counted
-from wenet.run.budget import LATE, Budget
+from wenet.run.budget import Budget, Spent
 from wenet.searching.contest import cut_short, hold
 from wenet.searching.contest.length import Times, end_of_trainings, seconds_of_a_window, windows_of_trainings
 from wenet.searching.settings import resolve_config
-from wenet.tasks import task_of
-from wenet.training import seconds_of_measurement
+from wenet.tasks import Baseline, LanguageModelling, task_of
+from wenet.training import seconds_of_measured, windows_measured
 
 from ..helpers import fails
 from .test_searches import SHORT, sums
@@ -41,7 +40,8 @@ def test_a_plan_is_made_once_and_time_adds_up(tmp_path):
     assert again.planned("windows", lambda: 8) == 7 and 30 <= again.spent < 35 and not again.is_over
     again.keep()
     late = Budget(Folder(tmp_path), 1, time.monotonic() - 40)
-    assert late.is_over and late.spent > LATE * late.total
+    assert late.is_over
+    assert not Spent(1, None).is_late and not Spent(1, 65).is_late and Spent(1, 67).is_late
 
 
 def test_trainings_end_in_time_for_what_follows(tmp_path):
@@ -49,7 +49,7 @@ def test_trainings_end_in_time_for_what_follows(tmp_path):
     for minutes, kept in ((1, 5.0), (60, 180.0)):
         end = 60 * minutes * 1.05 - kept
         before, behind = (Budget(Folder(tmp_path), minutes, time.monotonic() - end + more) for more in (5, -1))
-        assert not before.is_over and behind.is_over and behind.spent < LATE * behind.total
+        assert not before.is_over and behind.is_over
         assert abs(before.for_training - (before.left - kept)) < 0.1
 
 
@@ -59,6 +59,10 @@ def test_a_budget_is_kept(tmp_path):
     budget = json.loads((tmp_path / "run" / "budget.json").read_text())
     assert 0.3 * 24 < budget["seconds"] < 2 * 24
     assert found.contest["windows"] == budget["plans"]["windows_of_contest"]
+    assert budget["plans"]["kept_for_measuring"] > 0 and found.spent == Spent(0.4, budget["plans"]["spent"])
+    assert str(wenet.load(found.folder)) == str(found)
+    failure = found.best.failure_to_learn(found.metric, Baseline("guessing", 2.0), in_minutes=True)
+    assert failure is not None and "raise --minutes or" in failure
     assert found.finished and len(found.contest["contestants"]) >= 5
     chosen = dict(words.course_rows(found.run))  # in the report
     raced, windows = budget["plans"]["race"]
@@ -140,13 +144,13 @@ def test_time_that_is_left_is_for_those_who_need_it(tmp_path):
     """Ten seconds more than two groups need go to the first; what is short is short for both."""
     budget = Budget(Folder(tmp_path), 1, time.monotonic() - 20)  # the last moment is at 58 seconds
 
-    def end(*needed: float, measurement: float = 0) -> float:
-        return end_of_trainings(budget, [Times(seconds / 10, measurement) for seconds in needed], 10)
+    def end(*needed: float, measuring: float = 0) -> float:
+        return end_of_trainings(budget, [Times(seconds / 10, measuring) for seconds in needed], 10)
 
     assert end(18, 10) == pytest.approx(48, abs=0.5)
     assert end(57, 19) == pytest.approx(20 + 38 * 0.75, abs=0.5)
     assert end(10) == pytest.approx(58, abs=0.5)
-    assert end(18, 10, measurement=3) == pytest.approx(42, abs=0.5)  # six are kept for the measurements of both
+    assert end(18, 10, measuring=3) == pytest.approx(42, abs=0.5)  # six are kept for the measurements of both
 
 
 def test_time_to_measure_networks_is_kept(tmp_path):
@@ -155,16 +159,21 @@ def test_time_to_measure_networks_is_kept(tmp_path):
     assert windows_of_trainings(session, [Times(0.5, 12), Times(0.5, 8)]) == pytest.approx(20, abs=1)
 
 
-def test_a_measurement_is_timed_by_a_window_of_it(text, tmp_path, monkeypatch):
-    """Whatever words a training sums over, all of them are measured."""
+def test_measuring_is_timed_by_a_window(text, monkeypatch):
     given = {"dataset": str(text), "level": "words", "hidden": 8, "eval_batch": 4, "device": "cpu", "precision": "fp32"}
-    config = resolve_config("race", {**given, "parameters": None, "backend": "reference"})
+    config = resolve_config("race", {**given, "parameters": None, "backend": "reference", "sampled_words": 3})
     data, task = task_of(config).load(config, None), task_of(config)
-    windows = task.windows(task.streams(data, "valid", 4), config.bptt)
-    moments = itertools.count()
-    monkeypatch.setattr("wenet.training.estimate.time.perf_counter", lambda: next(moments))
-    networks = wenet.random_genotypes(2, 1, seed=0)
-    assert windows > 1 and seconds_of_measurement(config, networks, task, data, "valid") == windows
+    measured, given_streams = LanguageModelling.measure, []
+
+    def spied(self, model, streams, *others):
+        given_streams.append(streams.shape)
+        return measured(self, model, streams, *others)
+
+    monkeypatch.setattr(LanguageModelling, "measure", spied)
+    assert seconds_of_measured(config, wenet.random_genotypes(2, 1, seed=0), task, data) > 0
+    assert set(given_streams) == {(config.bptt + 1, 4)}
+    valid, test = (task.windows(task.streams(data, part, 4), config.bptt) for part in ("valid", "test"))
+    assert valid > 1 and windows_measured(config, task, data, "valid", "valid", "test") == 2 * valid + test
 
 
 def test_budgets_that_cannot_be(capsys, tmp_path):

@@ -1,7 +1,7 @@
 """The contest that ends a search: its winner against other cells and PyTorch's layers, on equal terms."""
 
 from wenet.searching.contest.hold import RESULT, contest_withdrawn, hold_contest
-from wenet.searching.contest.length import estimate_contest, estimate_measurements, networks_in, seconds_of_measurements
+from wenet.searching.contest.length import estimate_contest, kept_for_measuring, networks_in
 from wenet.searching.contest.model import read_winner, winners_model
 from wenet.searching.contest.trials import CHECKS, FOLDER
 from wenet.searching.contest.verdict import contestant_name, cut_short, describe_contest, published_name, verdict
@@ -15,12 +15,11 @@ __all__ = [
     "cut_short",
     "describe_contest",
     "estimate_contest",
-    "estimate_measurements",
     "hold_contest",
+    "kept_for_measuring",
     "networks_in",
     "published_name",
     "read_winner",
-    "seconds_of_measurements",
     "verdict",
     "winners_model",
 ]

@@ -18,11 +18,12 @@ from wenet.searching.space import space_of
 from wenet.tasks import Task
 from wenet.training import (
     StandaloneResult,
-    seconds_of_measurement,
-    seconds_per_measurement,
+    seconds_of_measured,
+    seconds_per_measured,
     seconds_per_network,
     seconds_per_window,
     training_windows,
+    windows_measured,
 )
 
 OTHERS = 5  # contestants that are no finalists, at most
@@ -30,10 +31,10 @@ TRIALS_SHARE = 0.5  # of the time for a contest, where that is limited
 
 
 class Times(NamedTuple):
-    """Seconds of all trainings of a group: in each window, and in which they are measured in the end."""
+    """Seconds that all trainings of a group take: for each window, and to be measured in the end."""
 
     window: float
-    measurement: float
+    measuring: float
 
 
 def windows_of_trials(session: Session[SearchConfig], groups: Sequence[Group]) -> int:
@@ -45,7 +46,7 @@ def windows_of_trials(session: Session[SearchConfig], groups: Sequence[Group]) -
     of_call, of_network = _calls_of_the_search(session)
     networks = len(grid_of(config)) * sum(len(group.places) for group in groups)
     each = len(groups) * of_call + networks * of_network
-    time_for_them = TRIALS_SHARE * (budget.for_training - seconds_of_measurements(session))
+    time_for_them = TRIALS_SHARE * (budget.for_training - kept_for_measuring(session))
     planned: int = budget.planned("windows_of_trials", lambda: max(1, int(time_for_them / each)))
     return planned
 
@@ -85,12 +86,9 @@ def times_of_trainings(
         left = group.only(going_on)
         if left is None:
             return Times(0.0, 0.0)
-        probed = _window_of(session, group, grid)
-        taken = (trial.seconds - _measurement_of(session, group, grid, "valid")) / trial.windows
-        ratio = _window_of(session, left, seeds) / probed
-        return Times(
-            ratio * max(taken, probed), sum(_measurement_of(session, left, seeds, part) for part in ("valid", "test"))
-        )
+        tried, trained = _probed(session, group, grid), _probed(session, left, seeds, "test")
+        taken = max(tried.window, (trial.seconds - tried.measuring) / trial.windows)
+        return Times(taken * trained.window / tried.window, trained.measuring)
 
     planned: list[tuple[float, float]] = session.budget.planned(
         "times_of_trainings", lambda: [measured(*each) for each in zip(groups, trials, strict=True)]
@@ -98,16 +96,24 @@ def times_of_trainings(
     return [Times(*each) for each in planned]
 
 
-def _window_of(session: Session[SearchConfig], group: Group, copies: int) -> float:
-    """What a window takes of so many networks of each contestant in a group."""
-    architectures = [architecture for architecture in group.architectures for _ in range(copies)]
-    return seconds_per_window(group.config, architectures, session.task, session.data, group.hidden(copies))
+def _probed(session: Session[SearchConfig], group: Group, copies: int, *more: str) -> Times:
+    """What so many networks of each contestant in a group take, by a short measurement.
+
+    Args:
+        more: parts of the data that they are measured on besides validation.
+    """
+    task, data, sizes = session.task, session.data, group.hidden(copies)
+    networks = [architecture for architecture in group.architectures for _ in range(copies)]
+    window = seconds_per_window(group.config, networks, task, data, sizes)
+    measured = seconds_of_measured(group.config, networks, task, data, sizes)
+    return Times(window, measured * _windows_measured(session, *more))
 
 
-def _measurement_of(session: Session[SearchConfig], group: Group, copies: int, part: str) -> float:
-    """In which so many networks of each contestant in a group are measured on a part of the data."""
-    architectures = [architecture for architecture in group.architectures for _ in range(copies)]
-    return seconds_of_measurement(group.config, architectures, session.task, session.data, part, group.hidden(copies))
+def _windows_measured(session: Session[SearchConfig], *more: str) -> int:
+    """On which a network is measured at the end of its training. Where checks seek the best weights on the way, it is
+    measured on validation twice."""
+    valid = ["valid"] * (2 if checks_in(session) else 1)
+    return windows_measured(session.config, session.task, session.data, *valid, *more)
 
 
 def windows_of_trainings(session: Session[SearchConfig], times: Sequence[Times]) -> int:
@@ -115,7 +121,7 @@ def windows_of_trainings(session: Session[SearchConfig], times: Sequence[Times])
     budget = session.budget
     if budget is None:
         return training_windows(session, session.config.contest_epochs)
-    left = budget.for_training - sum(each.measurement for each in times)
+    left = budget.for_training - sum(each.measuring for each in times)
     of_window = sum(each.window for each in times)
     planned: int = budget.planned("windows_of_contest", lambda: max(1, int(left / of_window)))
     return planned
@@ -131,7 +137,7 @@ def end_of_trainings(budget: Budget, times: Sequence[Times], windows: int) -> fl
         times: of the trainings of each group.
         windows: of each training.
     """
-    time_left = budget.last_moment - budget.spent - sum(each.measurement for each in times)
+    time_left = budget.last_moment - budget.spent - sum(each.measuring for each in times)
     own, others = windows * times[0].window, windows * sum(each.window for each in times[1:])
     share = time_left - others if time_left > own + others else time_left * own / (own + others)
     return round(budget.spent + share, 3)
@@ -150,25 +156,22 @@ def estimate_contest(session: Session[SearchConfig]) -> float:
     sized, cell, side_by_side = _largest_contestant(session.config, session.task, session.data)
     epochs = session.config.contest_epochs
     training = seconds_per_network(sized, cell, epochs, session.task, session.data, side_by_side)
-    return sum(networks_in(session.config)) * training + estimate_measurements(session)
+    return sum(networks_in(session.config)) * training + _estimate_measuring(session)
 
 
-def seconds_of_measurements(session: Session[SearchConfig]) -> float:
-    """Those of a contest that are not for training, where its time is limited, by the same estimate; else 0."""
+def kept_for_measuring(session: Session[SearchConfig]) -> float:
+    """Seconds of a contest in which networks are measured and not trained, if the time of the search is limited."""
     if not session.config.contest or session.budget is None:
         return 0.0
-    planned: float = session.budget.planned("seconds_of_measurements", lambda: estimate_measurements(session))
+    planned: float = session.budget.planned("kept_for_measuring", lambda: _estimate_measuring(session))
     return planned
 
 
-def estimate_measurements(session: Session[SearchConfig]) -> float:
-    """Seconds in which all networks of a contest are measured, at the end of trials and trainings."""
-    task, data = session.task, session.data
-    sized, cell, side_by_side = _largest_contestant(session.config, task, data)
-    valid, test = (seconds_per_measurement(sized, cell, task, data, part, side_by_side) for part in ("valid", "test"))
+def _estimate_measuring(session: Session[SearchConfig]) -> float:
+    sized, cell, side_by_side = _largest_contestant(session.config, session.task, session.data)
+    of_window = seconds_per_measured(sized, cell, session.task, session.data, side_by_side)
     tried, trained = networks_in(session.config)
-    in_training = 1 if checks_in(session) else 0  # the weights at its end may be the best
-    return (tried + trained) * (1 + in_training) * valid + trained * test
+    return of_window * (tried * _windows_measured(session) + trained * _windows_measured(session, "test"))
 
 
 def _largest_contestant(config: SearchConfig, task: Task, data: Any) -> tuple[SearchConfig, Cell, int]:
