@@ -127,13 +127,18 @@ def regrets(table: Table, choose: Callable[[list[int], int], Choice], size: int)
 
     A training that diverged counts as the worst that did not.
     """
-    values, found, costs = finite_values(table), [], []
-    for cells, training in pools(table, size):
-        choice = choose(cells, training)
-        unseen = values[:, 1 - training]
-        found.append(unseen[choice.cell] - unseen[cells].min())
-        costs.append(choice.cost)
-    return np.array(found), float(np.mean(costs))
+    found, cost = chosen(table, choose, size)
+    values = finite_values(table)
+    best = np.array([values[cells, 1 - training].min() for cells, training in pools(table, size)])
+    return found - best, cost
+
+
+def chosen(table: Table, choose: Callable[[list[int], int], Choice], size: int) -> tuple[np.ndarray, float]:
+    """The value of each pool's chosen cell in the training not seen, and the mean cost."""
+    values = finite_values(table)
+    choices = [(choose(cells, training), training) for cells, training in pools(table, size)]
+    found = np.array([values[choice.cell, 1 - training] for choice, training in choices])
+    return found, float(np.mean([choice.cost for choice, _ in choices]))
 
 
 def finite_values(table: Table) -> np.ndarray:
@@ -170,7 +175,7 @@ def replays(table: Table, size: int) -> str:
     for rungs in range(1, 6):
         lost, cost = regrets(table, partial(race, table, rungs=rungs), size)
         equal, _ = regrets(table, partial(random_search, table, cost=cost), size)
-        low, high = _interval((lost - equal).reshape(POOLS, 2).mean(1))
+        low, high = _interval(lost - equal)
         means = f"{cost:.1f} | {lost.mean():.4f} | {equal.mean():.4f}"
         lines.append(f"| race, {counted(rungs, 'rung')} | {means} | {low:.4f} to {high:.4f} |")
     return "\n".join(lines)
@@ -185,24 +190,17 @@ def at_equal_cost(table: Table, cost: int) -> str:
         size = round(cost * 2**rungs / (rungs + 1))
         if size > len(table.cells):
             break
-        raced, spent = _found(table, partial(race, table, rungs=rungs), size)
-        drawn, _ = _found(table, partial(random_search, table, cost=cost), size)
-        low, high = _interval((drawn - raced).reshape(POOLS, 2).mean(1))
+        raced, spent = chosen(table, partial(race, table, rungs=rungs), size)
+        drawn, _ = chosen(table, partial(random_search, table, cost=cost), size)
+        low, high = _interval(drawn - raced)
         spread = f"{raced.mean():.4f} ± {raced.std():.4f}"
         lines.append(f"| race, {counted(rungs, 'rung')} | {size} | {spent:.1f} | {spread} | {low:.4f} to {high:.4f} |")
     return "\n".join(lines)
 
 
-def _found(table: Table, choose: Callable[[list[int], int], Choice], size: int) -> tuple[np.ndarray, float]:
-    """The chosen cell of each pool by the training not seen, and the mean cost."""
-    values = finite_values(table)
-    choices = [(choose(cells, training), training) for cells, training in pools(table, size)]
-    found = np.array([values[choice.cell, 1 - training] for choice, training in choices])
-    return found, float(np.mean([choice.cost for choice, _ in choices]))
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Of the mean."""
+def _interval(differences: np.ndarray) -> tuple[float, float]:
+    """Of the mean over pools, each of which was replayed with either training."""
+    values = differences.reshape(POOLS, 2).mean(1)
     half = 1.96 * values.std(ddof=1) / len(values) ** 0.5
     return float(values.mean() - half), float(values.mean() + half)
 

@@ -72,17 +72,7 @@ def test_each_network_of_a_cell_has_a_rate_and_the_better_counts(text, tmp_path,
 
 @pytest.mark.parametrize("rungs", ["1", "2"])
 def test_rates_are_tried_where_a_cell_has_fewer_networks(text, tmp_path, rungs):
-    flags = [
-        "--pool",
-        "4",
-        "--rungs",
-        rungs,
-        "--networks-per-cell",
-        "1",
-        "--no-contest",
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    flags = f"--pool 4 --rungs {rungs} --networks-per-cell 1 --no-contest --out {tmp_path / 'run'}".split()
     assert search_main([str(text), *RACE, *flags]) == 0
     tried, second = (
         {json.loads(path.read_text())["windows"] for path in tmp_path.glob(f"run/rungs/{name}-*/config.json")}

@@ -268,10 +268,10 @@ def _cost(result: SearchOutcome) -> str:
     seconds = {"search": result.best.seconds}
     seconds |= {name: part["seconds"] for name, part in (("audit", result.audit), ("contest", result.contest)) if part}
     parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
-    in_budget = None if result.spent is None else result.spent.seconds
-    return duration(sum(seconds.values()) if in_budget is None else in_budget) + (
-        f" ({parts})" if len(seconds) > 1 else ""
-    )
+    whole = sum(seconds.values())
+    if result.spent is not None and result.spent.seconds is not None:
+        whole = result.spent.seconds
+    return duration(whole) + (f" ({parts})" if len(seconds) > 1 else "")
 
 
 def _how_far(best: Best) -> list[str]:

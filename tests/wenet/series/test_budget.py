@@ -40,7 +40,7 @@ def test_a_plan_is_made_once_and_time_adds_up(tmp_path):
     assert again.planned("windows", lambda: 8) == 7 and 30 <= again.spent < 35 and not again.is_over
     again.keep()
     late = Budget(Folder(tmp_path), 1, time.monotonic() - 40)
-    assert late.is_over
+    assert late.is_over and Spent(1, late.spent).is_late
     assert not Spent(1, None).is_late and not Spent(1, 65).is_late and Spent(1, 67).is_late
 
 
@@ -49,7 +49,7 @@ def test_trainings_end_in_time_for_what_follows(tmp_path):
     for minutes, kept in ((1, 5.0), (60, 180.0)):
         end = 60 * minutes * 1.05 - kept
         before, behind = (Budget(Folder(tmp_path), minutes, time.monotonic() - end + more) for more in (5, -1))
-        assert not before.is_over and behind.is_over
+        assert not before.is_over and behind.is_over and not Spent(minutes, behind.spent).is_late
         assert abs(before.for_training - (before.left - kept)) < 0.1
 
 
