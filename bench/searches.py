@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,7 @@ def mean_of(result: dict[str, Any], name: str) -> float:
     """Of a contestant's trainings in one search, on the test part."""
     contest = result["random search"] if name == "random search" else result["contest"]
     wanted = "winner" if name == "random search" else name
-    return statistics.fmean(next(row for row in contest["contestants"] if row["name"] == wanted)["test"])
+    return float(next(row for row in contest["contestants"] if row["name"] == wanted)["mean"])
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -117,12 +117,9 @@ def tune(given: Any, settings: Mapping[str, Any], folder: Path, minutes: float) 
         outcomes = [
             trained(session, best["windows"], best, f"final-{number}", number) for number in range(config.contest_seeds)
         ]
-    final = {
-        "test": [outcome.test for outcome in outcomes],
-        "kept": min(range(len(outcomes)), key=lambda number: outcomes[number].order(task.metric)),
-    }
+    test = [outcome.test for outcome in outcomes]
     seconds = round(time.monotonic() - started, 1)
-    return {**best, **final, "trials": len(trials), "hidden": config.hidden, "seconds": seconds}
+    return {**best, "test": test, "trials": len(trials), "hidden": config.hidden, "seconds": seconds}
 
 
 def trained(
@@ -144,23 +141,18 @@ def trained(
     return train_standalone(replace(session, config=own), path, plan, name).outcomes[0]
 
 
-def kept(row: Mapping[str, Any]) -> float:
-    """What the training reaches on the test part that was best in validation: the model that a user takes."""
-    return float(row["test"][row["kept"]])
-
-
 def summary(result: Mapping[str, Any]) -> str:
-    rows = {row["name"]: row for row in result["contest"]["contestants"]}
-    rows["tuned gru"] = result["tuned gru"]
-    figures = (f"{name} {statistics.fmean(row['test']):.4g} (kept {kept(row):.4g})" for name, row in rows.items())
+    names = [*(row["name"] for row in result["contest"]["contestants"]), "tuned gru"]
+    figures = (f"{name} {mean_of(result, name):.4g}" for name in names)
     return f"{', '.join(figures)}  {result['cell']}"
 
 
 def mean_of(result: Mapping[str, Any], name: str) -> float:
-    """Of a contestant's trainings in one search, on the test part; NaN if it did not take part."""
+    """Of a contestant's trainings in one search that did not diverge, on the test part; NaN if there are none."""
     rows = {row["name"]: row for row in result["contest"]["contestants"]}
-    row = result[name] if name == "tuned gru" else rows.get(name)
-    return math.nan if row is None else statistics.fmean(row["test"])
+    row = result[name] if name == "tuned gru" else rows.get(name, {"test": []})
+    reached = [value for value in row["test"] if value is not None]
+    return statistics.fmean(reached) if reached else math.nan
 
 
 def table(out: Path) -> str:

@@ -21,7 +21,7 @@ from wenet.report.run import Run, read_run
 from wenet.run import RunFolder, Work, resolve_machine, stored_config, stored_data
 from wenet.run.settings import AnyConfig
 from wenet.searching import SEARCH, NextSteps, SearchOutcome, final_ranking
-from wenet.searching.contest import published_name, read_winner, winners_model
+from wenet.searching.contest import diverged_in, published_name, read_winner, winners_model
 from wenet.tasks import Task, task_of
 from wenet.training import TRAIN, TrainOutcome, trained_model
 from wenet_kernels import WenetError
@@ -201,6 +201,7 @@ class SearchResult(Shown, SearchOutcome):
                 test: row["mean"],
                 "sd": row["sd"],
                 "p against the winner": row["p"],
+                "diverged": diverged_in(row),
                 "rate": row["rate"],
                 "weight_decay": row.get("weight_decay", 0.0),
                 "hidden": row["hidden"],

@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from wenet.cli.search import main as search_main
 from wenet.data import load_corpus
 from wenet.programs import load_program
 from wenet.report.words import command
+from wenet.report.write import write_report
 from wenet.searching.audit import welch
-from wenet.searching.contest import verdict
+from wenet.searching.contest import describe_contest, hold, reached, verdict
 from wenet.searching.race import Runner, at_best_rate, is_worse
 from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling, task_of
@@ -140,6 +142,35 @@ def test_a_contest_in_double_precision(text, tmp_path):
     model = wenet.load(tmp_path / "run").model
     scores, _ = model(torch.zeros(3, 1, dtype=torch.long))
     assert scores.dtype == torch.float64 and scores.std() > 0
+
+
+def test_trainings_of_a_contest_that_diverge_are_counted(text, tmp_path, monkeypatch):
+    """One of the GRU's three: its mean is of two, as is said wherever it stands, and its figures keep their places."""
+    real = hold.train_group
+
+    def diverging(session, group, entrants, *others):
+        result = real(session, group, entrants, *others)
+        if [each.name for each in entrants] == ["gru"]:
+            first = replace(result.outcomes[0], value=math.inf, valid_loss=None, test=math.inf, diverged_at=2)
+            return replace(result, outcomes=[first, *result.outcomes[1:]])
+        return result
+
+    monkeypatch.setattr(hold, "train_group", diverging)
+    flags = [*RACE, "--pool", "3", "--rungs", "1", "--contest-seeds", "3", "--out", str(tmp_path / "run")]
+    assert search_main([str(text), *flags]) == 0
+    found = wenet.load(tmp_path / "run")
+    row = next(row for row in found.contest["contestants"] if row["name"] == "gru")
+    assert row["test"][0] is None and row["valid"][0] is None and row["kept"] > 0
+    assert row["diverged"] == 1 and row["mean"] == pytest.approx(sum(row["test"][1:]) / 2) and row["p"] is not None
+    [line] = [line for line in describe_contest(found.contest, LanguageModelling.metric) if "  gru" in line]
+    assert "(1 of 3 diverged)" in line
+    write_report(tmp_path / "run")
+    assert "(1 of 3 diverged)" in (tmp_path / "run" / "report.html").read_text()
+    assert {row["name"]: row["diverged"] for row in found.contestants}["gru"] == 1
+    points = (tmp_path / "run" / "figures" / "contest.csv").read_text().splitlines()
+    assert sum(point.startswith("gru,") for point in points) == 2
+    earlier = {key: value for key, value in row.items() if key != "diverged"}
+    assert "(1 of 3 diverged)" in reached({**earlier, "test": row["test"][1:]}, LanguageModelling.metric)
 
 
 def test_the_report_shows_the_contest(raced):

@@ -13,10 +13,10 @@ from typing import Any
 from wenet.cells import PROGRAMS, PUBLISHED
 from wenet.data import KEPT
 from wenet.report.run import Run
-from wenet.run import Config, as_flag, counted, duration, figure, figure_and_spread, flag, size
+from wenet.run import Config, as_flag, counted, duration, figure, flag, size
 from wenet.run.unread import Unread, names_of
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
-from wenet.searching.contest import contestant_name, cut_short, verdict
+from wenet.searching.contest import contestant_name, cut_short, reached, verdict
 from wenet.searching.settings import INSTEAD
 from wenet.searching.unread import unread_by_search
 from wenet.tasks import Metric, failure_to_learn
@@ -316,7 +316,7 @@ def contest_table(contest: dict[str, Any], metric: Metric) -> tuple[Row, list[Ro
     rows: list[Row] = [
         (
             contestant_name(row),
-            figure_and_spread(row["mean"], row["sd"], metric.final_places, "diverged"),
+            reached(row, metric),
             UNKNOWN if row["p"] is None else f"{row['p']:.2g}",
             f"{row['rate']:g}",
             *((f"{row['weight_decay']:g}",) if decays else ()),

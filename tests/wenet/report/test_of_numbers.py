@@ -25,7 +25,7 @@ def test_it_speaks_of_numbers(tmp_path):
 
 def test_contestants_that_are_published_cells_have_their_names():
     """In the tables of the report as on a terminal."""
-    of_all = {"mean": 9.0, "sd": None, "rate": 0.01, "hidden": 4, "parameters": 300, "microseconds": 1.0}
+    of_all = {"mean": 9.0, "sd": None, "diverged": 0, "rate": 0.01, "hidden": 4, "parameters": 300, "microseconds": 1.0}
     rows = [
         {**of_all, "name": "winner", "genotype": str(load_program("lstm-program")), "p": None},
         {**of_all, "name": "gru", "genotype": "gru", "p": 0.5},

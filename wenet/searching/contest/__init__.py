@@ -4,7 +4,15 @@ from wenet.searching.contest.hold import RESULT, contest_withdrawn, hold_contest
 from wenet.searching.contest.length import estimate_contest, kept_for_measuring, networks_in
 from wenet.searching.contest.model import read_winner, winners_model
 from wenet.searching.contest.trials import CHECKS, FOLDER
-from wenet.searching.contest.verdict import contestant_name, cut_short, describe_contest, published_name, verdict
+from wenet.searching.contest.verdict import (
+    contestant_name,
+    cut_short,
+    describe_contest,
+    diverged_in,
+    published_name,
+    reached,
+    verdict,
+)
 
 __all__ = [
     "CHECKS",
@@ -14,11 +22,13 @@ __all__ = [
     "contestant_name",
     "cut_short",
     "describe_contest",
+    "diverged_in",
     "estimate_contest",
     "hold_contest",
     "kept_for_measuring",
     "networks_in",
     "published_name",
+    "reached",
     "read_winner",
     "verdict",
     "winners_model",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from wenet.nn import LAYERS
 from wenet.run import DTYPES, Session
-from wenet.searching.audit import welch
+from wenet.searching.audit import summary, welch
 from wenet.searching.contest.contestants import Contestant
 from wenet.searching.contest.model import save_winner
 from wenet.searching.contest.trainings import Trained
@@ -29,14 +28,20 @@ def table_of(session: Session[SearchConfig], trained: Sequence[Trained]) -> list
     save_winner(session, trained)
     microseconds = _microseconds_per_step(session, [each.entrant for each in trained])
     winner, *others = [_measured(session, *each) for each in zip(trained, microseconds, strict=True)]
-    rows = [{**winner, "p": None}, *({**row, "p": welch(winner["test"], row["test"])} for row in others)]
+    rows = [{**winner, "p": None}, *({**row, "p": _p(winner, row)} for row in others)]
     return sorted(rows, key=lambda row: math.inf if row["mean"] is None else metric.order(row["mean"]))
+
+
+def _p(winner: Mapping[str, Any], row: Mapping[str, Any]) -> float | None:
+    """Of the trainings that did not diverge."""
+    return welch(*([value for value in each["test"] if value is not None] for each in (winner, row)))
 
 
 def _measured(session: Session[SearchConfig], trained: Trained, microseconds: float) -> dict[str, Any]:
     """A contestant's row of the table."""
     entrant, outcomes = trained.entrant, trained.outcomes
-    test = [outcome.test for outcome in outcomes if outcome.test is not None and math.isfinite(outcome.test)]
+    test = [math.inf if outcome.test is None else outcome.test for outcome in outcomes]
+    of_test = summary(test)
     return {
         "name": entrant.name,
         "genotype": entrant.genotype,
@@ -45,10 +50,11 @@ def _measured(session: Session[SearchConfig], trained: Trained, microseconds: fl
         "rate": trained.trial.rate,
         "weight_decay": trained.trial.weight_decay,
         "valid": [outcome.value if math.isfinite(outcome.value) else None for outcome in outcomes],
-        "test": test,
+        "test": [value if math.isfinite(value) else None for value in test],
         "kept": trained.best(session.task.metric),
-        "mean": statistics.fmean(test) if test else None,
-        "sd": statistics.stdev(test) if len(test) > 1 else None,
+        "diverged": of_test["diverged"],
+        "mean": of_test["mean"],
+        "sd": of_test["sd"],
         "microseconds": round(microseconds, 2),
     }
 

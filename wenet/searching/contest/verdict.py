@@ -15,22 +15,34 @@ from wenet.training import LAYERS
 
 def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
     """Describe the contest: a line for each contestant, the best first, and a verdict on the winner."""
-    seeds, places = result["seeds"], metric.final_places
     lines = [
-        f"contest   test {metric.name} of {counted(seeds, 'training')} each, {result['parameters']:,} parameters, "
-        f"{counted(result['windows'], 'window')}:"
+        f"contest   test {metric.name} of {counted(result['seeds'], 'training')} each, "
+        f"{result['parameters']:,} parameters, {counted(result['windows'], 'window')}:"
     ]
     names = [contestant_name(row) for row in result["contestants"]]
     for row, name in zip(result["contestants"], names, strict=True):
         p = "" if row["p"] is None else f"p = {row['p']:.2g}"
-        reached = figure_and_spread(row["mean"], row["sd"], places, "diverged")
         lines.append(
-            f"          {reached}  {name:<{max(map(len, names))}}  {p:<11}  "
+            f"          {reached(row, metric)}  {name:<{max(map(len, names))}}  {p:<11}  "
             f"rate {row['rate']:g}, {_decay_of(row)}hidden {row['hidden']}, {row['parameters']:,} parameters, "
             f"{row['microseconds']:.3g} µs a step"
         )
     cut = cut_short(result)
     return [*lines, f"          {verdict(result, metric)}", *([] if cut is None else [f"caution   {cut}"])]
+
+
+def reached(row: Mapping[str, Any], metric: Metric) -> str:
+    """What a contestant reached on the test part, and how many of its trainings diverged, which do not count."""
+    diverged = diverged_in(row)
+    spread = figure_and_spread(row["mean"], row["sd"], metric.final_places, "diverged")
+    if row["mean"] is None or not diverged:
+        return spread
+    return f"{spread} ({diverged} of {len(row['valid'])} diverged)"
+
+
+def diverged_in(row: Mapping[str, Any]) -> int:
+    """The number of a contestant's trainings that diverged."""
+    return int(row["diverged"] if "diverged" in row else row["valid"].count(None))  # earlier versions did not say
 
 
 def cut_short(result: Mapping[str, Any]) -> str | None:
