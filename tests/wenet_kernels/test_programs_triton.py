@@ -9,6 +9,9 @@ import torch
 from bench.parity import relative_error
 from wenet.cells import load_program
 from wenet.nn import CellRNN, StandaloneCellRNN
+from wenet.run import resolve_machine
+from wenet.searching.settings import resolve_config
+from wenet.training.settings import resolve_train_config
 from wenet_kernels import Program, ProgramBatch, WenetError, backends, cell_rnn
 
 from . import program_cases
@@ -18,6 +21,7 @@ if backends()["triton"] != "ready":
     pytest.skip(f"Triton kernels: {backends()['triton']}", allow_module_level=True)
 
 from wenet_kernels.programs import ACTIVATIONS, resolve_backend
+from wenet_kernels.programs.backend import PREFERENCE, settled
 from wenet_kernels.programs.batch import CODES, FUNCTIONS
 from wenet_kernels.triton import program_launches, program_tables
 from wenet_kernels.triton.plan import Machine
@@ -160,6 +164,39 @@ def test_one_tile_has_all_rows_that_are_normalised(small_tiles):
     with pytest.raises(WenetError, match="batchnorm compares all rows, and its programs hold 32 of 33") as refusal:
         make_case(cells(["normalised"]), 2, program_launches.MOST_ROWS + 1, 3).run("triton")
     assert "\n" not in str(refusal.value)
+
+
+def test_auto_leaves_more_rows_to_the_reference(monkeypatch):
+    """As on a GPU, where Triton comes first: whoever does not ask for it is not refused either."""
+    monkeypatch.setitem(PREFERENCE, DEVICE, ("triton", "reference"))
+    most = program_launches.MOST_ROWS
+    for name, rows, chosen in [("normalised", most, "triton"), ("normalised", most + 1, "reference")]:
+        case = make_case(cells([name]), 2, rows, 3)
+        assert settled("auto", case.pre, "full", case.batch.text)[0] == chosen
+        for ours, theirs in zip(results(case, "auto"), results(case, chosen), strict=True):
+            assert torch.equal(ours, theirs)
+    case = make_case(cells(["gru"]), 2, most + 1, 3)
+    assert settled("auto", case.pre, "full", case.batch.text)[0] == "triton"
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [({"data_batch": 33}, "reference"), ({"data_batch": 32}, "triton"), ({"data_batch": 33, "norm": "none"}, "triton")],
+)
+def test_a_run_names_the_backend_that_its_batches_allow(settings, chosen, monkeypatch):
+    monkeypatch.setitem(PREFERENCE, DEVICE, ("triton", "reference"))
+    of_all = {"space": "gated", "states": "1", "norm": "batch", "device": DEVICE, "eval_batch": 64}
+    assert resolve_machine(resolve_config("quick", {**of_all, **settings})).backend == chosen
+    if chosen == "reference":
+        with pytest.raises(WenetError, match="hold 32 of 33"):
+            resolve_machine(resolve_config("quick", {**of_all, **settings, "backend": "triton"}))
+
+
+def test_a_cell_that_normalises_is_measured_by_the_largest_batch(monkeypatch):
+    monkeypatch.setitem(PREFERENCE, DEVICE, ("triton", "reference"))
+    config = resolve_train_config("quick", {"device": DEVICE, "data_batch": 20, "eval_batch": 20, "test_batch": 40})
+    for name, chosen in [("normalised", "reference"), ("gru", "triton")]:
+        assert resolve_machine(config, cells([name])[0]).backend == chosen
 
 
 def test_repeats_bitwise_and_writes_every_element(monkeypatch):

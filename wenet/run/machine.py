@@ -28,16 +28,18 @@ def resolve_machine(config: AnyConfig, cell: Cell | None = None) -> AnyConfig:
     """
     device = _device(config.device)
     if isinstance(cell, Program) or (cell is None and config.has_programs):
-        return _resolved_for_programs(config, device)
+        return _resolved_for_programs(config, cell, device)
     activations = config.activation_names if cell is None else cell.activations
     precision = config.precision if config.precision != "auto" else best_precision(config.backend, device, activations)
     backend = resolve_backend(config.backend, device, DTYPES[precision], precision, activations)
     return replace(config, device=str(device), backend=backend, precision=precision)
 
 
-def _resolved_for_programs(config: AnyConfig, device: torch.device) -> AnyConfig:
+def _resolved_for_programs(config: AnyConfig, cell: Program | None, device: torch.device) -> AnyConfig:
     precision = "fp32" if config.precision == "auto" else config.precision
-    backend = programs.resolve_backend(config.backend, device, DTYPES[precision], precision)
+    of_cell = config.most_rows if cell is not None and cell.normalises else 0
+    compared_rows = config.compared_rows if cell is None else of_cell
+    backend = programs.resolve_backend(config.backend, device, DTYPES[precision], precision, compared_rows)
     return replace(config, device=str(device), backend=backend, precision=precision)
 
 

@@ -97,6 +97,16 @@ class Config:
         """Whether the cells that these settings lead to are programs."""
         return False
 
+    @property
+    def compared_rows(self) -> int:
+        """Rows of a data batch over which these settings normalise cells; 0 if they do not."""
+        return 0
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows of a data batch."""
+        return 1
+
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 

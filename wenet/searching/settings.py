@@ -225,7 +225,7 @@ class SearchConfig(SeriesConfig):
         if self.initial_cells is not None:
             # Store the cells in place of the file, which may be gone when the run is resumed.
             object.__setattr__(self, "initial_cells", "; ".join(map(str, self._checked_cells(self.initial_cells))))
-        normalised = self.norm == "batch" and self.strategy == "wenet"  # no other strategy normalises
+        normalised = self.compared_rows > 0
         if normalised and self.data_batch < 2:
             raise WenetError("--data-batch must be at least 2 with --norm batch, which compares the rows of a batch")
         if normalised and self.form == "plain" and self.space != "gated":
@@ -306,6 +306,10 @@ class SearchConfig(SeriesConfig):
     @property
     def has_programs(self) -> bool:
         return self.space in ("gated", "both")
+
+    @property
+    def compared_rows(self) -> int:
+        return self.data_batch if self.norm == "batch" and self.strategy == "wenet" else 0  # no other one normalises
 
     @property
     def most_nodes(self) -> int:

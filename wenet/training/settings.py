@@ -69,6 +69,10 @@ class LearningConfig(Config):
         1, "seed of everything random: cells, initial weights, window lengths, dropout", Group.FIRST, at_least=0
     )
 
+    @property
+    def most_rows(self) -> int:
+        return max(self.data_batch, self.eval_batch)
+
 
 def inherited(name: str, default: Any, text: str | None = None) -> Any:
     """Redefine a setting of `LearningConfig` with another default or help text."""
@@ -146,6 +150,10 @@ class TrainConfig(LearningConfig):
         super().__post_init__()
         if TASKS[self.task].reads != "text":
             raise WenetError(f"--task {self.task}: {TRAINS_TEXT}")
+
+    @property
+    def most_rows(self) -> int:
+        return max(self.data_batch, self.eval_batch, self.test_batch)
 
 
 TRAIN_PRESETS: dict[str, dict[str, Any]] = {

@@ -12,6 +12,7 @@ from torch import Tensor
 from wenet_kernels.backend import first_possible, of_products
 from wenet_kernels.errors import WenetError, check_choice
 from wenet_kernels.programs import cpu, reference, triton
+from wenet_kernels.programs.batch import ProgramBatch
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
 from wenet_kernels.reference import refusal
 from wenet_kernels.registration import vjp
@@ -20,8 +21,8 @@ from wenet_kernels.registration import vjp
 class Backend(Protocol):
     """The interface of a backend."""
 
-    # Why it cannot run on this device, or has no such products; empty if it can.
-    def obstacle(self, kind: str, dtype: torch.dtype, precision: str) -> str: ...
+    # Why it cannot run on this device, has no such products, or cannot compare so many rows; empty if it can.
+    def obstacle(self, kind: str, dtype: torch.dtype, precision: str, compared_rows: int) -> str: ...
     def kept_shape(self, r: ProgramRun) -> tuple[int, ...]: ...  # of `ProgramEvaluation.kept`
     def forward(self, r: ProgramRun, keep: bool) -> ProgramEvaluation: ...
     def backward(
@@ -32,7 +33,7 @@ class Backend(Protocol):
 class Reference:
     """PyTorch's own operators, differentiated by autograd."""
 
-    def obstacle(self, kind: str, dtype: torch.dtype, precision: str) -> str:
+    def obstacle(self, kind: str, dtype: torch.dtype, precision: str, compared_rows: int) -> str:
         return refusal(dtype, precision)
 
     def kept_shape(self, r: ProgramRun) -> tuple[int, ...]:
@@ -54,8 +55,13 @@ BACKENDS: dict[str, Backend] = {"reference": Reference(), "cpu": cpu, "triton": 
 PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}  # by device, best first
 
 
-def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype, precision: str = "full") -> str:
+def resolve_backend(
+    backend: str, device: torch.device, dtype: torch.dtype, precision: str = "full", compared_rows: int = 0
+) -> str:
     """The name of the backend that runs programs on a device; "auto" as in `wenet_kernels.resolve_backend`.
+
+    Args:
+        compared_rows: rows of the data batch, if the programs normalise over them; else 0.
 
     Raises:
         WenetError: the named backend is unknown or cannot run, with the reason; nothing replaces it. Or none has
@@ -66,16 +72,20 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype, prec
     check_choice("backend", name, ["auto", *BACKENDS])
     reasons = {}
     for candidate in PREFERENCE.get(device.type, ("reference",)) if name == "auto" else (name,):
-        reasons[candidate] = BACKENDS[candidate].obstacle(device.type, dtype, precision)
+        reasons[candidate] = BACKENDS[candidate].obstacle(device.type, dtype, precision, compared_rows)
         if not reasons[candidate]:
             return candidate
     raise WenetError("; ".join(f"backend {each!r} cannot run: {reason}" for each, reason in reasons.items()))
 
 
-def settled(backend: str, operand: Tensor, precision: str) -> tuple[str, str]:
-    """The backend and precision of a call with such an operand."""
+def settled(backend: str, operand: Tensor, precision: str, programs: str) -> tuple[str, str]:
+    """The backend and precision of a call with such an operand, `[..., M, columns]`."""
     device, dtype = operand.device, operand.dtype
-    return first_possible(precision, dtype, lambda choice: resolve_backend(backend, device, dtype, choice))
+    several = operand.dim() > 1 and ProgramBatch(programs).normalises  # shapes are checked later
+    compared_rows = operand.shape[-2] if several else 0
+    return first_possible(
+        precision, dtype, lambda choice: resolve_backend(backend, device, dtype, choice, compared_rows)
+    )
 
 
 def pulled_back(operands: Sequence[object], grad_output: Tensor, grad_apart: Tensor | None) -> ProgramGradients:

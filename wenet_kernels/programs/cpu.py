@@ -21,7 +21,7 @@ else:
     from wenet_kernels.native import native as _native
 
 
-def obstacle(kind: str, dtype: torch.dtype, precision: str) -> str:
+def obstacle(kind: str, dtype: torch.dtype, precision: str, compared_rows: int) -> str:
     """The reason why it cannot run on this kind of device, or has no such products; empty if it can."""
     status = cpu.status()
     if status != "ready":

@@ -51,7 +51,7 @@ def projected_cell_rnn(
         return cell_rnn(
             pre, states, weight, vectors, None, programs, mask_h=mask_h, precision=precision, backend=backend
         )
-    backend, precision = settled(backend, x, precision)
+    backend, precision = settled(backend, x, precision, programs.text)
     if recorded(operands):
         output, apart = _ProjectedCellRNN.apply(*operands, programs.text, precision, backend)
     else:

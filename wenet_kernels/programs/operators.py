@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wenet_kernels.autocast import without_autocast
 from wenet_kernels.programs import batching, reference
-from wenet_kernels.programs.backend import BACKENDS, pulled_back, resolve_backend, settled
+from wenet_kernels.programs.backend import BACKENDS, pulled_back, settled
 from wenet_kernels.programs.batch import ProgramBatch
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
 from wenet_kernels.programs.run_checks import check_evaluation, check_finite, check_run
@@ -39,9 +39,9 @@ class CellRNN(Operator):
 
     @staticmethod
     def for_derivatives(*arguments: Any) -> tuple[Any, ...]:
-        *operands, precision, _, backend = arguments
-        backend, precision = settled(backend, operands[0], precision)
-        return *operands, precision, torch.is_grad_enabled(), backend
+        *operands, programs, precision, _, backend = arguments
+        backend, precision = settled(backend, operands[0], precision, programs)
+        return *operands, programs, precision, torch.is_grad_enabled(), backend
 
     @staticmethod
     def compute(*arguments: Any) -> ProgramEvaluation:
@@ -86,8 +86,8 @@ class CellRNNBackward(Operator):
     @staticmethod
     def compute(grad_output: Tensor, grad_apart: Tensor | None, *arguments: Any) -> ProgramGradients:
         evaluation, r, backend = _split(arguments)
-        resolve_backend(backend, r.pre.device, r.pre.dtype, r.precision)
         check_run(r)
+        settled(backend, r.pre, r.precision, r.programs)
         check_evaluation(r, evaluation, _shapes(r, True, backend), grad_output, grad_apart)
         if r.states.numel() == 0:
             return ProgramGradients(*(gradient.zero_() for gradient in _empty_gradients(r)))
@@ -108,7 +108,7 @@ def _settled(*arguments: Any) -> tuple[ProgramRun, bool, str]:
     *operands, keep, backend = arguments
     r = ProgramRun(*operands)
     check_run(r)
-    backend, precision = settled(backend, r.pre, r.precision)
+    backend, precision = settled(backend, r.pre, r.precision, r.programs)
     return r if precision == r.precision else replace(r, precision=precision), keep, backend
 
 

@@ -12,8 +12,9 @@ from wenet_kernels import triton
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
 
 
-def obstacle(kind: str, dtype: torch.dtype, precision: str) -> str:
-    """The reason why it cannot run on this kind of device, or has no such products; empty if it can."""
+def obstacle(kind: str, dtype: torch.dtype, precision: str, compared_rows: int) -> str:
+    """The reason why it cannot run on this kind of device, has no such products, or cannot compare so many rows of the
+    data batch; empty if it can."""
     status = triton.status()
     if status != "ready":
         return status
@@ -21,7 +22,18 @@ def obstacle(kind: str, dtype: torch.dtype, precision: str) -> str:
         return f"it does not run on {kind}"
     if dtype == torch.float32 and precision != "full":
         return f"it has no products of {precision} for cells that are programs"
+    if compared_rows and (most := _most_rows()) < compared_rows:
+        return (
+            f"batchnorm compares all rows, and its programs hold {most} of {compared_rows}; use smaller batches, or "
+            "backend 'reference'"
+        )
     return triton.refusal(dtype, precision)
+
+
+def _most_rows() -> int:
+    from wenet_kernels.triton.program_launches import MOST_ROWS
+
+    return MOST_ROWS
 
 
 def kept_shape(r: ProgramRun) -> tuple[int, ...]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wenet_kernels.errors import WenetError
 from wenet_kernels.programs.batch import ProgramBatch
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
 from wenet_kernels.triton import programs
@@ -62,11 +61,6 @@ class ProgramLaunches:
         self.machine = machine or Machine.of(self.device)
         self.weighted, self.masked = r.mix is not None, r.mask_h is not None
         self.steps, self.of_input, self.rows, self.hidden = r.pre.shape
-        if self.batch.normalises and self.rows > MOST_ROWS:
-            raise WenetError(
-                f"backend 'triton' cannot run: batchnorm compares all rows, and its programs hold {MOST_ROWS} of "
-                f"{self.rows}; use smaller batches, or backend='reference'"
-            )
         self.lowered = lower(r.programs, self.weighted, keep)
         self.tables = tables_of(r.programs, self.weighted, keep, self.device)
         self.chains = r.states.shape[1:-2]  # (n,), or () for the states of the mixture
