@@ -61,7 +61,7 @@ void run(Recurrence r, std::optional<py::function> between_steps, Pass pass) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.attr("INTERFACE") = 10;  // as in wenet_kernels/native.py
+  m.attr("SOURCES") = WENET_SOURCES;  // of CMakeLists.txt
   m.def("instruction_sets", &instruction_sets,
         "Instruction sets that this processor can run, from the plainest to the widest.");
   m.def("kernel_sets", &kernel_sets, "Those of them that the kernels were built for.");

@@ -1,6 +1,7 @@
 """The package as it is installed: with and without a compiler, and what importing it does."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from wenet_kernels.native import sources_digest
 
 from .bare_checkout import bare_environment
 
@@ -68,6 +71,20 @@ def test_a_native_module_of_other_sources_is_not_called():
     )
     done = run(sys.executable, "-c", program)
     assert done.stdout.count("built from other sources than these; run pip install again") == 2
+
+
+def test_any_change_to_the_sources_tells(tmp_path):
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    shutil.copy(ROOT / "CMakeLists.txt", tmp_path)
+    digests = {sources_digest(ROOT), sources_digest(tmp_path)}
+    assert len(digests) == 1 and None not in digests
+    for name in ("CMakeLists.txt", "csrc/cpu/threads.cpp"):
+        with (tmp_path / name).open("a") as file:
+            file.write("\n")
+        digests.add(sources_digest(tmp_path))
+    assert len(digests) == 3
+    shutil.rmtree(tmp_path / "csrc")
+    assert sources_digest(tmp_path) is None
 
 
 def test_nothing_names_the_machine_it_was_made_on():

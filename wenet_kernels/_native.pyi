@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from typing_extensions import Buffer
 
-INTERFACE: int
+SOURCES: str
 
 def instruction_sets() -> list[str]: ...
 def kernel_sets() -> list[str]: ...

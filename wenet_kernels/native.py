@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-INTERFACE = 10  # as in csrc/module.cpp; increase both whenever the way Python calls the module changes
 
 if TYPE_CHECKING:
     from wenet_kernels import _native
@@ -14,7 +14,19 @@ else:
     except ImportError:
         _native = None
 
-IS_STALE = _native is not None and getattr(_native, "INTERFACE", 1) != INTERFACE
+
+def sources_digest(checkout: Path) -> str | None:
+    """That of the sources of the module, as CMakeLists.txt takes it; None where they are not, as in an installation."""
+    if not (checkout / "csrc" / "module.cpp").exists():
+        return None
+    sources = [path for path in (checkout / "csrc").rglob("*") if path.suffix in (".cpp", ".h")]
+    paths = [checkout / "CMakeLists.txt", *sorted(sources, key=Path.as_posix)]
+    digests = (sha256(path.read_bytes()).hexdigest() for path in paths)
+    return sha256("".join(digests).encode()).hexdigest()
+
+
+_wanted = sources_digest(Path(__file__).parents[1]) if _native is not None else None
+IS_STALE = _wanted is not None and getattr(_native, "SOURCES", "") != _wanted
 native = None if IS_STALE else _native
 
 
