@@ -22,9 +22,13 @@ from wenet.report.words import command
 from wenet.report.write import write_report
 from wenet.searching.audit import welch
 from wenet.searching.contest import describe_contest, hold, reached, verdict
-from wenet.searching.race import Runner, at_best_rate, is_worse
+from wenet.searching.contest.contestants import Contestant
+from wenet.searching.contest.trainings import Trained, named_by_rank
+from wenet.searching.paired import are_larger
+from wenet.searching.race import Runner, at_best_rate
 from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling, task_of
+from wenet.tasks.measures import METRICS
 from wenet.training import Outcome, hidden_for, parameter_count
 
 from .helpers import TINY, fails, results, without
@@ -142,6 +146,38 @@ def test_a_contest_in_double_precision(text, tmp_path):
     model = wenet.load(tmp_path / "run").model
     scores, _ = model(torch.zeros(3, 1, dtype=torch.long))
     assert scores.dtype == torch.float64 and scores.std() > 0
+
+
+LOSSES = [0.1 * number for number in range(12)]
+LOWER = [loss - 0.02 - 0.001 * number for number, loss in enumerate(LOSSES)]
+MIXED = [loss + 0.3 * (-1) ** number - 0.02 for number, loss in enumerate(LOSSES)]
+
+
+@pytest.mark.parametrize(
+    ("of_cell", "losses", "of_rival", "rivals", "wins"),
+    [
+        ([0.9, 1.0], LOWER, [0.8, 0.9], LOSSES, "cell"),
+        ([0.9, 1.0], MIXED, [0.8, 0.9], LOSSES, "gru"),  # may be chance
+        ([0.9, 1.0], LOWER, [1.0, 0.9], LOSSES, "gru"),  # what counts is the metric
+        ([0.7, 0.8], LOSSES, [0.8, 0.9], LOWER, "gru"),
+        ([0.7, 0.8], LOSSES, [0.9, -math.inf], [math.inf] * 12, "cell"),
+        ([0.7, 0.8], LOSSES, None, [], "cell"),
+    ],
+)
+def test_a_cell_wins_where_it_is_shown_to_beat_the_rivals_that_raced(of_cell, losses, of_rival, rivals, wins):
+    def trained(name, values, held_out, rival):
+        cell = load_program("gru") if rival else load_program("mgu")
+        loss = sum(held_out) / len(held_out)
+        outcomes = [Outcome(cell, value, None, None, value, loss) for value in values]
+        return Trained(Contestant(name, cell, resolve_config("race"), True, rival), None, outcomes, [], held_out)
+
+    finalists = [trained("finalist 1", of_cell, losses, False)]
+    if of_rival is not None:
+        finalists.append(trained("gru", of_rival, rivals, True))
+    winner, *others = named_by_rank(finalists, METRICS["accuracy"])
+    assert winner.entrant.name == "winner" and winner.entrant.rival == (wins == "gru")
+    names = [each.entrant.name for each in others]
+    assert names == (["runner-up", "gru"] if wins == "gru" else ["gru"] if of_rival else [])
 
 
 def test_trainings_of_a_contest_that_diverge_are_counted(text, tmp_path, monkeypatch):
@@ -312,16 +348,13 @@ def test_a_hidden_size_asked_for_counts_more_than_the_presets_parameters():
 
 
 def test_a_test_tells_worse_from_equal():
-    def runner(losses):
-        return Runner(random_genotypes(1, 2, 0)[0], [], 0.01, losses, 0.0, 0)
-
     torch.manual_seed(0)
     base = torch.randn(40)
     noise = 0.1 * torch.randn(40)
-    assert is_worse(runner((base + 0.2 + noise).tolist()), runner(base.tolist()))
-    assert not is_worse(runner((base + noise - noise.mean()).tolist()), runner(base.tolist()))
-    assert not is_worse(runner(base.tolist()), runner((base + 0.2).tolist()))
-    assert is_worse(runner([math.inf] * 40), runner(base.tolist()))
+    assert are_larger((base + 0.2 + noise).tolist(), base.tolist())
+    assert not are_larger((base + noise - noise.mean()).tolist(), base.tolist())
+    assert not are_larger(base.tolist(), (base + 0.2).tolist())
+    assert are_larger([math.inf] * 40, base.tolist()) and not are_larger(base.tolist(), [math.inf] * 40)
 
 
 def test_trainings_that_end_alike_show_nothing():

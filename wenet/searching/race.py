@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import statistics
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from wenet.cells import Cell
 from wenet.run import Session, counted, duration, figure
 from wenet.run.budget import Budget
 from wenet.searching.contest import kept_for_measuring
+from wenet.searching.paired import are_larger
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import Group, by_shape, config_for
 from wenet.searching.space import draw_pool, identity, space_of
@@ -39,7 +39,6 @@ from wenet.training import (
 from wenet_kernels import Program, WenetError
 
 FOLDER = "rungs"
-SIGNIFICANCE = 0.05  # p below which a cell counts as worse than the last of the better half
 LARGEST_SHARE = 0.75  # of the cells of a rung that may go on
 HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trained on
 # Of a race that must fit into a time: the part of the rest before a contest, and before one with several finalists, the
@@ -341,7 +340,9 @@ class Race(Strategy):
         ranked = sorted(self.course.finished[rung], key=lambda runner: runner.loss)
         better = -(-len(ranked) // 2)
         last, most = ranked[better - 1], max(better, int(LARGEST_SHARE * len(ranked)))
-        allowed = ranked[:better] + [runner for runner in ranked[better:most] if not is_worse(runner, last)]
+        allowed = ranked[:better] + [
+            runner for runner in ranked[better:most] if not are_larger(runner.held_out, last.held_out)
+        ]
         going = [runner for runner in allowed if (rung, runner.genotype) not in self.course.gone_on]
         self.course.gone_on |= {(rung, runner.genotype) for runner in going}
         return [runner for runner in going if math.isfinite(runner.loss)]
@@ -506,15 +507,3 @@ def held_out_windows(config: SearchConfig, task: Task, data: Any, windows: int) 
     """The number of validation windows on which networks are measured that were trained on so many windows."""
     whole = windows_measured(config, task, data, "valid")
     return max(2, min(whole, windows * config.data_batch // (HELD_OUT_SHARE * config.eval_batch)))
-
-
-def is_worse(runner: Runner, other: Runner) -> bool:
-    """Whether one loss is larger than the other by a paired t-test over windows."""
-    from scipy import stats  # takes a second to import
-
-    if not (math.isfinite(runner.loss) and math.isfinite(other.loss)):
-        return not math.isfinite(runner.loss)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of cells that are nearly alike
-        p = stats.ttest_rel(runner.held_out, other.held_out, alternative="greater").pvalue
-    return bool(p < SIGNIFICANCE)

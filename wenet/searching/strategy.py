@@ -69,8 +69,14 @@ class Best:
     def _from_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
         return values
 
-    def after_final(self, cell: Cell, values: Sequence[float], windows: int, finalists: int) -> Self:
-        """What is known once a contest has chosen a cell among several, by metrics on the validation part."""
+    def after_final(
+        self, cell: Cell, values: Sequence[float], windows: int, finalists: int, preferred: bool = False
+    ) -> Self:
+        """What is known once a contest has chosen a cell among several, by metrics on the validation part.
+
+        Args:
+            preferred: whether it is a rival that others may be better than, which was not shown.
+        """
         return replace(self, genotype=cell)
 
     def how_it_won(self, metric: Metric) -> str:
@@ -114,17 +120,20 @@ class StandaloneBest(Best):
     Attributes:
         value: its metric on the validation part; None if training diverged.
         windows: number of windows of that training.
-        finalists: of so many it was the best in the contest, whose value and windows these are; 0 if the strategy alone
-            chose it.
+        finalists: of so many it won the contest, whose value and windows these are; 0 if the strategy alone chose it.
+        preferred: whether others of them had better figures, but were not shown to be better.
     """
 
     value: float | None
     windows: int
     finalists: int = field(default=0, kw_only=True)
+    preferred: bool = field(default=False, kw_only=True)
 
-    def after_final(self, cell: Cell, values: Sequence[float], windows: int, finalists: int) -> Self:
+    def after_final(
+        self, cell: Cell, values: Sequence[float], windows: int, finalists: int, preferred: bool = False
+    ) -> Self:
         value = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else None
-        return replace(self, genotype=cell, value=value, windows=windows, finalists=finalists)
+        return replace(self, genotype=cell, value=value, windows=windows, finalists=finalists, preferred=preferred)
 
     @classmethod
     def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
@@ -141,8 +150,9 @@ class StandaloneBest(Best):
     def how_it_won(self, metric: Metric) -> str:
         if not self.finalists:
             return self._how_it_came_first(metric)
+        won = "not shown to be worse than any" if self.preferred else "best"
         return (
-            f"best of {self.finalists} finalists from {self._field()}: mean validation {metric.name} "
+            f"{won} of {self.finalists} finalists from {self._field()}: mean validation {metric.name} "
             f"{figure(self.value, metric.places, 'diverged')} after {counted(self.windows, 'window')}"
         )
 
@@ -151,10 +161,16 @@ class StandaloneBest(Best):
             yield f"{self._course()} {self._place(metric)}"
             return
         yield (
-            f"{self._course()} Then {self.finalists} finalists trained from new weights. This one is the best of them: "
+            f"{self._course()} Then {self.finalists} finalists trained from new weights. {self._merit()}: "
             f"after {counted(self.windows, 'window')} it has a mean validation {metric.name} of "
             f"{figure(self.value, metric.places, 'no finite value')}."
         )
+
+    def _merit(self) -> str:
+        """What put the winner before the other finalists."""
+        if self.preferred:
+            return "This published cell wins, because none of them is shown to be better"
+        return "This one is the best of them"
 
     def _field(self) -> str:
         """What finalists came from, behind "finalists from"."""

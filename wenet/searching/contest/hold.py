@@ -39,7 +39,8 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
     Each is tried at every rate of the settings' grid, with every weight decay, for as many windows as it trains (within
     a budget, for as many as half of its time allows) with a seed that is not used again, and trains as was best; of the
     finalists only rivals and the `FULLY` whose trials were the best. The finalist whose trainings are the best on the
-    validation part is the winner. The test part decides nothing.
+    validation part is the winner; if rivals are among the finalists, the best of these, unless another is shown to beat
+    it. The test part decides nothing.
 
     Raises:
         WenetError: as in `train_standalone`; also if a contest with other settings was begun in this folder.
@@ -144,7 +145,8 @@ def _confirmed(
         return best
     winner, metric = trained[0], session.task.metric
     values = [outcome.value for outcome in winner.outcomes]
-    best = best.after_final(winner.outcomes[0].cell, values, windows, finalists)
+    beaten = any(each.entrant.finalist and each.order(metric) < winner.order(metric) for each in trained)
+    best = best.after_final(winner.outcomes[0].cell, values, windows, finalists, preferred=beaten)
     session.folder.write_json("best.json", best.to_dict(metric))
     return best
 
