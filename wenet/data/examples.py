@@ -492,7 +492,7 @@ def _scaling(series: Series, in_train: Array, how: Preparation) -> Scaling:
     if not np.isfinite(scale).all():
         where = series.feature(int((~np.isfinite(scale)).argmax()))
         raise WenetError(f"{series.name}: {where} has values too large for a standard deviation; divide them first")
-    constant = scale <= 1e-12 * np.maximum(1, np.abs(shift))  # but for rounding
+    constant = scale <= 1e-12 * np.abs(shift)  # but for rounding
     if constant.any() and (how.constant == "error" or constant.all()):
         mend = "leave it out, or say --constant keep" if not constant.all() else "there is nothing to learn from"
         where = series.feature(int(constant.argmax()))

@@ -72,6 +72,14 @@ def test_only_the_training_part_decides_the_scale():
     assert inputs[..., :2].mean((0, 1)).abs().max() < 1e-5 and (inputs[..., 2] == 1).all()
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_units_do_not_matter(unit):
+    x, y = drawn()
+    in_units, usual = prepared((x * unit, y)), prepared((x, y))
+    torch.testing.assert_close(in_units.train.steps, usual.train.steps, rtol=1e-5, atol=1e-6)
+    assert usual.train.steps.std() > 0.5
+
+
 def test_a_batch_is_zero_behind_the_end_of_each_sequence():
     sequences = [np.full((length, 1), float(length) + np.arange(length)[:, None]) for length in (2, 4, 3) * 8]
     data = prepared((sequences, ["a", "b", "b"] * 8))
