@@ -116,7 +116,7 @@ def _table(path: Path, reading: Reading) -> Series:
     rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter=_delimiter(path)))
     rows = [row for row in rows if any(cell.strip() for cell in row)]
     if len(rows) < 2:
-        raise WenetError(f"{path} has {len(rows)} rows; a table of sequences has more")
+        raise WenetError(f"{path} has {len(rows)} row{'s' * (len(rows) != 1)}; a table of sequences has more")
     named = not any(_is_number(cell) for cell in rows[0])
     names = [cell.strip() for cell in rows[0]] if named else [str(number + 1) for number in range(len(rows[0]))]
     rows = rows[1:] if named else rows
