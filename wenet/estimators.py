@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wenet.api import search
+from wenet.data import is_missing
 from wenet.nn import SequenceModel
 from wenet.results import SearchResult
 from wenet_kernels import WenetError
@@ -140,6 +141,8 @@ def _numbers(y: Any) -> Array:
 def _labels(y: Any) -> Array:
     """Labels `[N]`, also from a column of them, which would be compared with all of `[N]`."""
     labels = np.asarray(_there(y))
+    if labels.dtype.kind in "fOM" and any(map(is_missing, labels.ravel().tolist())):
+        raise WenetError("a label is missing; leave its sequence out")
     return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
@@ -179,7 +182,10 @@ class SequenceClassifier(_Estimator):
             WenetError: as in `wenet.search`.
         """
         labels = _labels(y)
-        classes, numbers = np.unique(labels, return_inverse=True)
+        try:
+            classes, numbers = np.unique(labels, return_inverse=True)
+        except TypeError:
+            raise WenetError("labels are of several types, such as text and numbers; give all as text") from None
         if len(classes) == 1:
             raise WenetError(f"all labels are {labels.tolist()[0]!r}; a classification needs two classes at least")
         self._count = len(labels)
@@ -315,7 +321,7 @@ class Forecaster(_Estimator):
         """One minus the mean absolute error over that of repeating the last value, for the end of each series."""
         model = self._fitted()
         of_one = not isinstance(x, list | tuple) and np.ndim(x) < 3  # an array, a tensor or a table
-        many = [x] if of_one else list(x)
+        many = [x] if of_one or (len(x) and np.ndim(x[0]) == 0) else list(x)
         ours, naive = 0.0, 0.0
         for series in (np.asarray(one, dtype=np.float64).reshape(len(one), -1) for one in many):
             known, ahead = series[: -self.horizon], series[-self.horizon :]

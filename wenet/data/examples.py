@@ -14,6 +14,8 @@ from wenet.data.series import Array, Series
 from wenet.data.sources import SPLITS
 from wenet_kernels import WenetError
 
+ROUNDING = 1e-12  # a spread that is no more than this share of the mean counts as none
+MOST_CLASS = 2**53  # whole numbers up to it are exact as floating-point numbers
 DRIFT = 0.1  # of the validation part's values outside the range of training, from which on a feature counts as drifting
 SPREAD_WINDOWS = 2000  # at most, from which the spread of a drifting feature within a window follows
 NOTHING = -100  # in place of a class behind the end of a sequence, as `torch.nn.CrossEntropyLoss` has it
@@ -271,10 +273,18 @@ def _with_fitting_targets(series: Series, how: Preparation) -> Series:
     if not how.classes and targets.dtype.kind == "U":
         mend = "leave out --loss" if how.kind == "label" else "say --task classify"
         raise WenetError(f"{series.name}: the targets are text such as {str(targets.flat[0])!r}, no numbers; {mend}")
-    if not how.classes or targets.dtype.kind == "U":
+    if not how.classes:
         return series
-    if targets.ndim > 1:
+    if targets.ndim > 1 and targets.shape[1] != 1:
         raise WenetError(f"{series.name}: one label for each is wanted, but targets have {targets.shape[1]} columns")
+    series = replace(series, targets=targets.reshape(-1))
+    targets = targets.reshape(-1)
+    if targets.dtype.kind == "U":
+        return series
+    if np.abs(targets).max() > MOST_CLASS:
+        raise WenetError(
+            f"{series.name}: a target such as {targets[np.abs(targets).argmax()]:g} is no class; say {other}"
+        )
     fraction = targets != targets.round()
     if fraction.any():
         raise WenetError(f"{series.name}: a target such as {targets[fraction][0]} is no class; say {other}")
@@ -291,9 +301,16 @@ def _prepared_targets(
         _check_classes(series, [str(label) for label in labels], numbers, parts, every_step)
         return torch.from_numpy(numbers.astype(np.int64)), tuple(labels.tolist()), scaling
     rows = series.targets.reshape(len(series.targets), -1).astype(np.float64)  # [N, K]
-    shift, scale = rows[of_train].mean(0), rows[of_train].std(0)
-    if (scale == 0).any():
-        raise WenetError(f"{series.name}: target {int((scale == 0).argmax()) + 1} is constant in the training part")
+    with np.errstate(over="ignore", invalid="ignore"):
+        shift, scale = rows[of_train].mean(0), rows[of_train].std(0)
+    if not np.isfinite(scale).all():
+        number = int((~np.isfinite(scale)).argmax()) + 1
+        raise WenetError(
+            f"{series.name}: target {number} has values too large for a standard deviation; divide them first"
+        )
+    constant = scale <= ROUNDING * np.abs(shift)
+    if constant.any():
+        raise WenetError(f"{series.name}: target {int(constant.argmax()) + 1} is constant in the training part")
     scaling = replace(scaling, target_shift=torch.from_numpy(shift), target_scale=torch.from_numpy(scale))
     return torch.from_numpy((rows - shift) / scale).float(), (), scaling
 
@@ -353,6 +370,8 @@ def _forecasts(series: Series, how: Preparation) -> SeriesData:
     A sequence is divided in time. What a window of validation or test is to predict lies wholly in its part; what it
     sees may begin before. Features that drift are read relative to the first step of a window.
     """
+    if how.window + how.horizon > series.lengths.max():
+        raise _no_window(series, how, SPLITS[0])
     columns = _forecast_columns(series, how)
     ends = _ends_in_time(series, how)  # [N, 3]
     in_train = np.concatenate([np.arange(length) < end for length, end in zip(series.lengths, ends[:, 0], strict=True)])
@@ -368,10 +387,7 @@ def _forecasts(series: Series, how: Preparation) -> SeriesData:
         targets = ((picked[ahead] - shift.numpy()) / scale.numpy()).reshape(len(starts), how.horizon * len(columns))
         known = ~np.isnan(targets).any(1)
         if not known.any():
-            raise WenetError(
-                f"{series.name}: no window of {how.window} + {how.horizon} steps in the {_WORDS[word]} part; lower "
-                "--window or --horizon, or bring longer series"
-            )
+            raise _no_window(series, how, word)
         own = Examples(
             whole,
             torch.from_numpy(starts[known]),
@@ -416,6 +432,13 @@ def _for_drift(scaling: Scaling, series: Series, ends: Array, how: Preparation) 
     scale = scaling.scale.clone()
     scale[list(relative)] = torch.from_numpy(np.where(spread > 0, spread, scale[list(relative)].numpy()))
     return replace(scaling, scale=scale, relative=relative)
+
+
+def _no_window(series: Series, how: Preparation, part: str) -> WenetError:
+    return WenetError(
+        f"{series.name}: no window of {how.window} + {how.horizon} steps in the {_WORDS[part]} part; lower --window or "
+        "--horizon, or bring longer series"
+    )
 
 
 def _steps_between(series: Series, low: Array, high: Array) -> Array:
@@ -492,7 +515,7 @@ def _scaling(series: Series, in_train: Array, how: Preparation) -> Scaling:
     if not np.isfinite(scale).all():
         where = series.feature(int((~np.isfinite(scale)).argmax()))
         raise WenetError(f"{series.name}: {where} has values too large for a standard deviation; divide them first")
-    constant = scale <= 1e-12 * np.abs(shift)  # but for rounding
+    constant = scale <= ROUNDING * np.abs(shift)
     if constant.any() and (how.constant == "error" or constant.all()):
         mend = "leave it out, or say --constant keep" if not constant.all() else "there is nothing to learn from"
         where = series.feature(int(constant.argmax()))

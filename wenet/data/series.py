@@ -6,6 +6,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +284,11 @@ def _one_for_each(given: Any, lengths: Array, name: str) -> Any:
 
 def _checked_targets(array: Array, name: str) -> Array:
     """Numbers as float64 or int64, labels as text."""
+    if array.dtype == object and array.size and all(map(_is_number, array.ravel().tolist())):
+        array = array.astype(np.float64)
     if array.dtype.kind in "fiub":
+        if array.dtype.kind != "f" and array.size and int(array.max()) > np.iinfo(np.int64).max:
+            raise WenetError(f"{name}: a target of {int(array.max())} is too large for a whole number")
         array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
         bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
         if bad.any():
@@ -290,9 +296,18 @@ def _checked_targets(array: Array, name: str) -> Array:
         return array
     if array.dtype.kind == "c":
         raise WenetError(f"{name}: targets are complex numbers; give their parts as columns")
-    if any(one is None or one != one for one in array.ravel().tolist()):
+    if any(is_missing(one) for one in array.ravel().tolist()):
         raise WenetError(f"{name}: a label is missing; leave its sequence out")
     return array.astype(str)
+
+
+def _is_number(one: Any) -> bool:
+    return isinstance(one, Real | Decimal) and not isinstance(one, bool)
+
+
+def is_missing(label: Any) -> bool:
+    """Whether a label is None, or not equal to itself, as NaN and pandas' NA."""
+    return label is None or type(label).__name__ in ("NAType", "NaTType") or bool(label != label)
 
 
 def _is_list(given: Any) -> bool:

@@ -113,7 +113,10 @@ def _table(path: Path, reading: Reading) -> Series:
     A first row without numbers names the columns. The target is in the column of that name or number; if none is
     named in the first, as in the UCR archive, in a table without names, and else in the last.
     """
-    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter=_delimiter(path)))
+    try:
+        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter=_delimiter(path)))
+    except csv.Error as error:
+        raise WenetError(f"{path} is no table: {error}; is a quotation mark left open?") from None
     rows = [row for row in rows if any(cell.strip() for cell in row)]
     if len(rows) < 2:
         raise WenetError(f"{path} has {len(rows)} row{'s' * (len(rows) != 1)}; a table of sequences has more")

@@ -21,6 +21,8 @@ from wenet_kernels import WenetError, check_choice
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
+MOST = 2**31 - 1  # of a setting that is a whole number
+
 TEXT_SETTINGS = ("task", "dataset", "level", "max_vocabulary")  # the text of a run, and how it is read
 
 
@@ -185,6 +187,8 @@ def _check(option: dataclasses.Field[Any], value: Any) -> None:
         check_choice(name, value, limits["choices"])
     if isinstance(value, float) and not math.isfinite(value):
         raise WenetError(f"{name} must be finite, not {value}")
+    if isinstance(value, int) and value > MOST:
+        raise WenetError(f"{name} must be at most {MOST}, not {value}")
     if "at_least" in limits and value < limits["at_least"]:
         raise WenetError(f"{name} must be at least {limits['at_least']}, not {value}")
     if "above" in limits and value <= limits["above"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from wenet.data import SeriesData
 from wenet.tasks.task import Metric
+from wenet_kernels import WenetError
 
 METRICS = {
     "accuracy": Metric("accuracy", "accuracy", lower_is_better=False, places=3),
@@ -89,6 +89,7 @@ def measure_of(kind: str, data: SeriesData) -> Measure:
         return Classified(kind, len(data.classes))
     unit = data.scaling.target_scale
     if kind == "mase":
-        changes = data.naive.where(data.naive > 0, math.nan).repeat(data.horizon)
-        unit = unit / changes
+        if not (data.naive > 0).all():
+            raise WenetError("--metric mase divides by a series' mean change, and one never changes; say --metric rmse")
+        unit = unit / data.naive.repeat(data.horizon)
     return Errors(kind, unit)

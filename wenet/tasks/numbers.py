@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -98,7 +99,7 @@ class Numbers:
             targets = data.train.targets
             outputs[targets.bincount(minlength=data.outputs).argmax()] = 1
         found = self._constant(data, outputs)
-        return Baseline("the most frequent class" if self.of_classes() else "the training mean", found)
+        return _baseline("the most frequent class" if self.of_classes() else "the training mean", found)
 
     def _constant(self, data: SeriesData, outputs: Tensor) -> float:
         """The metric on the validation part of a prediction that is always the same, `[K]`, standardised."""
@@ -108,7 +109,7 @@ class Numbers:
             inputs, targets = part.batch(number)
             there = _there(inputs, self.every_step)
             measure.add(outputs.expand(1, *there.shape, data.outputs), targets, there)
-        return round(float(measure.value()), 6)
+        return float(measure.value())
 
     def streams(self, data: SeriesData, part: str, rows: int) -> Batches:
         """A part in batches of `rows` sequences, in training in an order drawn from the seed.
@@ -207,6 +208,11 @@ def fitting_batch(sequences: int, usual: int) -> int:
     return usual if sequences >= usual else max(1, sequences // BATCHES)
 
 
+def _baseline(name: str, value: float) -> Baseline | None:
+    """None where the metric has no value, as MASE of a series that never varies."""
+    return Baseline(name, float(f"{value:.7g}")) if math.isfinite(value) else None
+
+
 def _there(inputs: Tensor, every_step: bool) -> Tensor:
     """Where there is a target: at each step of a sequence, or in each row."""
     return inputs[..., -1] if every_step else torch.ones_like(inputs[0, :, -1])
@@ -245,7 +251,7 @@ class Forecasting(Numbers):
     def repeats(self, data: SeriesData) -> tuple[int, ...]:
         return data.columns
 
-    def baseline(self, data: SeriesData) -> Baseline:
+    def baseline(self, data: SeriesData) -> Baseline | None:
         """The metric of repeating the last values seen, on the validation part."""
         measure = measure_of(self.measured_by, data)
         part = Batches(data, data.valid, BASELINE_ROWS)
@@ -253,7 +259,7 @@ class Forecasting(Numbers):
             inputs, targets = part.batch(number)
             last = inputs[-1][:, list(data.columns)].repeat(1, data.horizon)
             measure.add(last.unsqueeze(0), targets, _there(inputs, False))
-        return Baseline("repeating the last value", round(float(measure.value()), 6))
+        return _baseline("repeating the last value", float(measure.value()))
 
 
 class Labelling(Numbers):

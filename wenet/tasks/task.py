@@ -42,6 +42,11 @@ class Metric:
         """The value for a model that diverged."""
         return math.inf if self.lower_is_better else -math.inf
 
+    def in_words(self, value: float) -> str:
+        """A value with the usual places, or where these would show little of it with three digits."""
+        usual = value == 0 or 10.0 ** (2 - self.places) <= abs(value) < 1e9
+        return f"{value:.{self.places}f}" if usual else f"{value:.3g}"
+
     def order(self, value: float) -> float:
         """A number to sort by: the lower, the better the value."""
         return value if self.lower_is_better else -value
@@ -68,10 +73,10 @@ def failure_to_learn(what: str, value: float | None, metric: Metric, baseline: B
     """
     if baseline is None or metric.beats(value, baseline.value):
         return None
-    reached = "not finite" if value is None else f"{value:.{metric.places}f}"
+    reached = "not finite" if value is None else metric.in_words(value)
     return (
         f"{what} has not learned: its validation {metric.name} is {reached}, where {baseline.name} alone would give "
-        f"{baseline.value:.{metric.places}f}"
+        f"{metric.in_words(baseline.value)}"
     )
 
 

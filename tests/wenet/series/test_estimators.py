@@ -1,5 +1,7 @@
 """The estimators alone, and where scikit-learn is installed within its tools."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -48,9 +50,17 @@ def test_a_regressor():
     assert model.score(fresh, wanted) == pytest.approx(expected) and expected > 0.3
 
 
+class Steady(Forecaster):
+    """It repeats the last value."""
+
+    def _fitted(self):
+        return SimpleNamespace(repeats=[0], predict=lambda known: known[-1:].repeat(self.horizon, 0))
+
+
 def test_a_forecaster(tmp_path):
     model = Forecaster(12, 3, **SHORT, options=OPTIONS, folder=str(tmp_path / "run")).fit(waves())
     assert model.predict(waves()).shape == (3, 2) and model.score(waves()) > 0
+    assert Steady(12, 3).score(waves()[:, 0].tolist()) == Steady(12, 3).score(waves()[:, :1]) == 0
     assert model.score(torch.from_numpy(waves())) == model.score(waves()) == model.score(waves()[np.newaxis])
     assert (tmp_path / "run" / "contest.json").exists() and model.found_.finished
 
@@ -59,6 +69,8 @@ def test_what_cannot_be_fitted_is_said_in_words():
     x, y = sums(60)
     for model, target, message in (
         (SequenceClassifier(), None, "there is no y"),
+        (SequenceClassifier(), np.where(np.arange(60) == 3, np.nan, np.arange(60) % 2), "a label is missing"),
+        (SequenceClassifier(), np.array([1, "a"] * 30, dtype=object), "labels are of several types"),
         (SequenceRegressor(), None, "there is no y"),
         (SequenceRegressor(), y, "SequenceClassifier takes labels"),
         (SequenceClassifier(options={"task": "regress"}), y, "options cannot name 'task'"),

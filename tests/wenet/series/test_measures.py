@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from wenet.tasks.measures import measure_of
+from wenet import WenetError
+from wenet.tasks.measures import METRICS, measure_of
+from wenet.tasks.task import Baseline, failure_to_learn
 
 
 def gathered(kind, data, outputs, targets, there=None):
@@ -15,6 +17,17 @@ def gathered(kind, data, outputs, targets, there=None):
     for part in (slice(0, 5), slice(5, None)):
         measure.add(outputs[:, part], targets[part], there[part])
     return measure.value()
+
+
+def test_mase_of_a_series_that_never_changes_is_refused():
+    with pytest.raises(WenetError, match="--metric mase divides by a series' mean change, and one never changes"):
+        measure_of("mase", of_numbers(1.0, 1.0, naive=(0.5, 0.0)))
+
+
+@pytest.mark.parametrize(("value", "words"), [(0.25, "0.2500"), (6.4e-9, "6.4e-09"), (0.0, "0.0000"), (4e20, "4e+20")])
+def test_a_failure_to_learn_shows_small_and_large_figures(value, words):
+    said = failure_to_learn("the model", value, METRICS["rmse"], Baseline("the training mean", value / 2))
+    assert f"validation RMSE is {words}, where the training mean alone" in said
 
 
 def of_numbers(*scale, naive=(), horizon=1):

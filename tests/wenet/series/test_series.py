@@ -190,6 +190,9 @@ def _changed(x, y, **places):
         (lambda x, y: (x, np.linspace(0, 1, 40)), "a target such as 0.025"),
         (lambda x, y: (x, np.where(np.arange(40) == 3, np.nan, 1.0)), "target 4 is missing or not finite"),
         (lambda x, y: (x, [None, *y[1:]]), "a label is missing; leave its sequence out"),
+        (lambda x, y: (x, np.stack([y, y], 1)), "one label for each is wanted, but targets have 2 columns"),
+        (lambda x, y: (x, np.array([2**64 - 1, 3] * 20, np.uint64)), "is too large for a whole number"),
+        (lambda x, y: (x, np.array([1e300, 3] * 20)), "a target such as 1e+300 is no class; say --task regress"),
         (lambda x, y: (x + 1j, y), "x is no array of numbers"),
         (lambda x, y: (1e300 * x, y), "feature 1 has values too large for a standard deviation"),
         (
@@ -209,8 +212,31 @@ def test_what_does_not_fit_is_refused(given, message):
 
 
 @pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (np.full(40, 0.1), "target 1 is constant in the training part"),  # but for rounding
+        (np.linspace(1, 2, 40) * 1e200, "target 1 has values too large for a standard deviation"),
+    ],
+)
+def test_numbers_that_cannot_be_predicted_are_refused(targets, message):
+    with pytest.raises(WenetError, match=message):
+        prepared((drawn()[0], targets), "regress")
+
+
+def test_targets_of_other_forms_are_equal():
+    """A column of labels; numbers in an array of objects, as a table of pandas gives them."""
+    x, y = drawn()
+    assert torch.equal(prepared((x, y[:, None])).train.targets, prepared((x, y)).train.targets)
+    classes, numbers = (y == "high").astype(int), x[:, 0, 0]
+    assert prepared((x, classes.astype(object))).classes == prepared((x, classes)).classes == (0, 1)
+    own, usual = prepared((x, numbers.astype(object)), "regress"), prepared((x, numbers), "regress")
+    assert torch.equal(own.train.targets, usual.train.targets) and usual.train.targets.std() > 0.5
+
+
+@pytest.mark.parametrize(
     ("given", "how", "message"),
     [
+        (np.arange(90.0), {"window": 8, "horizon": 2**31 - 1}, "no window of 8 + 2147483647 steps in the training"),
         (np.arange(12.0), {"window": 8, "horizon": 3}, "no window of 8 + 3 steps in the training part"),
         (np.ones(90), {"window": 8, "horizon": 3}, "feature 1 is constant"),
         (np.arange(90.0), {"window": 8, "horizon": 3, "target": "2"}, "has no column '2'; --target must be among 1"),
@@ -346,7 +372,8 @@ def test_arrays_in_files(tmp_path):
     [
         ("text.csv", "a,b,kind\n1,two,up\n3,4,down\n", "line 2, column 'b': 'two' is no number"),
         ("semicolons.csv", "a;b;kind\n1;2;up\n3;4;down\n", "is divided by ';'; write it with ','"),
-        ("empty.csv", "a,b,kind\n", "has 1 rows; a table of sequences has more"),
+        ("open.csv", 'a,b\n"' + "1,2\n" * 40_000, "is no table: field larger than field limit"),
+        ("empty.csv", "a,b,kind\n", "has 1 row; a table of sequences has more"),
         ("label.csv", "a,b,kind\n1,2,\n3,4,down\n", "line 2: column 'kind' is empty"),
         ("wide.csv", "a,b,kind\n1,2,3,4\n3,4,5\n", "line 2: 4 columns, where the first line has 3"),
         ("uneven.ts", "@data\n1,2:3:a\n", "line 2: features of different length"),
