@@ -334,6 +334,8 @@ def test_a_contest_is_added_to_a_finished_search(text, tmp_path, stop_at, monkey
     assert search_main([str(text), *small, "--out", str(run)]) == 0
     stop_at(10)
     assert search_main(["--resume", str(run), "--contest"]) == 128 + signal.SIGTERM
+    with pytest.raises(WenetError, match="has not ended; continue with wenet-search --resume"):
+        _ = wenet.load(run).model
     monkeypatch.undo()
     assert search_main(["--resume", str(run)]) == 0
     rows = {row["name"]: row for row in json.loads((run / "contest.json").read_text())["contestants"]}

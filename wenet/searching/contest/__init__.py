@@ -1,8 +1,8 @@
 """The contest that ends a search: its winner against other cells and PyTorch's layers, on equal terms."""
 
-from wenet.searching.contest.hold import RESULT, contest_withdrawn, hold_contest
+from wenet.searching.contest.hold import contest_withdrawn, hold_contest
 from wenet.searching.contest.length import estimate_contest, kept_for_measuring, networks_in
-from wenet.searching.contest.model import read_winner, winners_model
+from wenet.searching.contest.model import RESULT, read_winner, winners_model
 from wenet.searching.contest.trials import CHECKS, FOLDER
 from wenet.searching.contest.verdict import (
     contestant_name,

@@ -18,7 +18,7 @@ from wenet.searching.contest.length import (
     windows_of_trainings,
     windows_of_trials,
 )
-from wenet.searching.contest.model import read_winner
+from wenet.searching.contest.model import RESULT, read_winner
 from wenet.searching.contest.table import table_of
 from wenet.searching.contest.trainings import Trained, by_contestant, named_by_rank, train_group
 from wenet.searching.contest.trials import FOLDER, Trial, best_trials, places_to_train, try_all
@@ -27,8 +27,6 @@ from wenet.searching.shapes import grouped
 from wenet.searching.strategy import Best
 from wenet.training import StandaloneResult, parameter_count
 from wenet_kernels import WenetError
-
-RESULT = "contest.json"
 
 
 def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict[str, Any]]:

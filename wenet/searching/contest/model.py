@@ -25,6 +25,7 @@ from wenet.tasks import Task
 from wenet.training import READING, Origin, build_cell
 from wenet_kernels import Program, WenetError
 
+RESULT = "contest.json"
 MODEL = "winner.safetensors"
 HEAD = "head_weight"  # of models of sequences, `[n, H, K]`
 ROW = "rnn.weights"  # where `StandaloneCellRNN` has the parameters of networks
@@ -78,6 +79,8 @@ def read_winner(folder: Path) -> dict[str, Tensor]:
     path = folder / MODEL
     if not path.exists() and not (folder / CONTEST).exists():
         raise WenetError(f"{folder} has no trained model; search with --contest, or train the cell")
+    if not (folder / RESULT).exists():
+        raise WenetError(f"the contest of {folder} has not ended; continue with wenet-search --resume {folder}")
     if not path.exists():
         raise WenetError(f"{path} is gone; delete {_held_again(folder)}")
     return read_tensors(path, f"delete it and {_held_again(folder)}")[0]
