@@ -368,7 +368,8 @@ def _forecasts(series: Series, how: Preparation) -> SeriesData:
     """All windows of the sequences, each with the steps that follow it.
 
     A sequence is divided in time. What a window of validation or test is to predict lies wholly in its part; what it
-    sees may begin before. Features that drift are read relative to the first step of a window.
+    sees may begin before. Features that drift are read relative to the first step of a window. Where a value from which
+    a forecast counts is missing, there is no window.
     """
     if how.window + how.horizon > series.lengths.max():
         raise _no_window(series, how, SPLITS[0])
@@ -385,7 +386,7 @@ def _forecasts(series: Series, how: Preparation) -> SeriesData:
         starts = _window_starts(series, ends, part, how)
         ahead = starts[:, None] + how.window + np.arange(how.horizon)  # [N, h]
         targets = ((picked[ahead] - shift.numpy()) / scale.numpy()).reshape(len(starts), how.horizon * len(columns))
-        known = ~np.isnan(targets).any(1)
+        known = ~np.isnan(targets).any(1) & _counted_from(series.values, starts, how.window, columns, scaling.relative)
         if not known.any():
             raise _no_window(series, how, word)
         own = Examples(
@@ -432,6 +433,13 @@ def _for_drift(scaling: Scaling, series: Series, ends: Array, how: Preparation) 
     scale = scaling.scale.clone()
     scale[list(relative)] = torch.from_numpy(np.where(spread > 0, spread, scale[list(relative)].numpy()))
     return replace(scaling, scale=scale, relative=relative)
+
+
+def _counted_from(values: Array, starts: Array, window: int, columns: Sequence[int], relative: Sequence[int]) -> Array:
+    """Whether the values are known from which a forecast counts, `[N]`: what it predicts in the last step of a window,
+    and features that drift in the first."""
+    last, first = values[starts + window - 1][:, list(columns)], values[starts][:, list(relative)]
+    return ~(np.isnan(last).any(1) | np.isnan(first).any(1))
 
 
 def _no_window(series: Series, how: Preparation, part: str) -> WenetError:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from wenet.data import first_values, inputs_of, series_of
+from wenet.data import Series, first_values, inputs_of, series_of
 from wenet.nn.checks import check_no_end, check_probability
 from wenet.nn.dropout import locked_dropout
 from wenet.nn.losses import LOSSES, batch_losses, is_loss, row_losses
@@ -251,7 +251,9 @@ class SequenceModel(_Readout):
             step = int(np.isinf(series.values).any(1).argmax())
             raise WenetError(f"x, {series.place(step)}: a value is infinite; give finite ones")
         values = np.split(series.values, series.starts[1:])
-        values = [each[-self.window :] for each in values] if self.window else values
+        if self.window:
+            self._check_counted_from(series)
+            values = [each[-self.window :] for each in values]
         self.eval()
         found = []
         for first in range(0, len(values), PREDICTED_ROWS):
@@ -262,6 +264,17 @@ class SequenceModel(_Readout):
             each_step = self.readout == "steps"
             found += [row[:length] if each_step else row for row, length in zip(outputs, lengths.tolist(), strict=True)]
         return found
+
+    def _check_counted_from(self, series: Series) -> None:
+        """Refuse series in which a value is missing from which the forecast counts."""
+        ends = series.starts + series.lengths
+        first = np.maximum(series.starts, ends - self.window)
+        for what, steps, features in (("last", ends - 1, self.repeats), ("first", first, self.relative)):
+            missing = np.isnan(series.values[steps][:, list(features)])
+            if missing.any():
+                sequence, place = (int(each) for each in np.argwhere(missing)[0])
+                where = f"x, {series.place(int(steps[sequence]))}: {series.feature(features[place])}"
+                raise WenetError(f"{where} is missing, the {what} value that the forecast counts from; fill it in")
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Predictions from whole sequences.

@@ -304,6 +304,23 @@ def test_trainings_end_with_their_best_weights(tmp_path):
     assert isinstance(found.model, torch.nn.Module)
 
 
+def test_a_forecast_refuses_gaps_where_it_counts_from(tmp_path):
+    gaps = waves()
+    gaps[50:350:7] = np.nan
+    settings = {**SHORT, "window": 12, "horizon": 2, "missing": "mask", "pool": 2, "batch": 2, "rungs": 1}
+    found = wenet.search(gaps, task="forecast", out=tmp_path / "run", **settings)
+    known = waves()
+    inside = known.copy()
+    inside[-3] = np.nan
+    assert np.abs(found.predict(inside) - found.predict(known)).max() < 2.0
+    for step, which in ((-1, "last"), (-12, "first")):
+        cut = known.copy()
+        cut[step, 0] = np.nan
+        where = rf"x, sequence 1, step {400 + step + 1}: feature 1 is missing, the {which} value that the forecast"
+        with pytest.raises(WenetError, match=where):
+            found.predict(cut)
+
+
 def test_the_best_finalist_wins(classified, tmp_path):
     """The first of the race need not be. LSTM and GRU are finalists that train in full, beside the three best of the
     others, and take part once."""

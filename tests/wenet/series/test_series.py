@@ -255,6 +255,23 @@ def test_tensors_of_any_type_are_read(kind):
     assert torch.equal(prepared((tensor, y)).train.steps, prepared((x, y)).train.steps)
 
 
+def test_windows_begin_and_end_with_what_a_forecast_counts_from():
+    """A gap elsewhere is marked. The first value of a window counts only where it drifts."""
+    series = np.stack([np.arange(300.0) / 10, np.sin(np.arange(300) / 5)], 1)
+    gaps = series.copy()
+    gaps[[40, 41, 90], 0] = np.nan
+    gaps[60, 1] = np.nan
+    how = {"window": 8, "horizon": 2, "target": "1", "missing": "mask"}
+    data, whole = prepared(gaps, "forecast", **how), prepared(series, "forecast", **how)
+    assert whole.scaling.relative == data.scaling.relative == (0,)
+    left_out = set(whole.train.starts.tolist()) - set(data.train.starts.tolist())
+    first, last = {40, 41, 90}, {33, 34, 83}
+    ahead = {gap - 8 - step for gap in first for step in (0, 1)}
+    assert left_out == first | last | ahead and 60 in data.train.starts.tolist()
+    inputs, _ = data.train.batch(torch.nonzero(data.train.starts == 38).flatten())
+    assert inputs[2:4, 0, 2].tolist() == [1, 1]  # both are marked
+
+
 def test_a_forecast_has_no_targets():
     with pytest.raises(WenetError, match="a forecast takes sequences alone, x and not"):
         prepared(drawn(), "forecast", window=3, horizon=1)
