@@ -110,8 +110,9 @@ def _table(path: Path, reading: Reading) -> Series:
     """A row for a sequence and a column with its target; or a row for a step and a column for a feature, where there is
     no target or one for each step.
 
-    A first row without numbers names the columns. The target is in the column of that name or number; if none is
-    named in the first, as in the UCR archive, in a table without names, and else in the last.
+    A first row without numbers names the columns, and so may one whose numbers count from 0, as pandas writes it. A
+    first column without a name that numbers the rows is left out. The target is in the column of that name or number;
+    if none is named in the first, as in the UCR archive, in a table without names, and else in the last.
     """
     try:
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter=_delimiter(path)))
@@ -120,7 +121,9 @@ def _table(path: Path, reading: Reading) -> Series:
     rows = [row for row in rows if any(cell.strip() for cell in row)]
     if len(rows) < 2:
         raise WenetError(f"{path} has {len(rows)} row{'s' * (len(rows) != 1)}; a table of sequences has more")
-    named = not any(_is_number(cell) for cell in rows[0])
+    numbered = not rows[0][0].strip() and _are_counted([row[0] for row in rows[1:]])
+    rows = [row[1:] for row in rows] if numbered else rows
+    named = _are_names(*rows, numbered=numbered)
     names = [cell.strip() for cell in rows[0]] if named else [str(number + 1) for number in range(len(rows[0]))]
     rows = rows[1:] if named else rows
     if len(names) == 1 and ";" in names[0]:
@@ -251,6 +254,21 @@ def _cell(row: list[str], column: int) -> str:
 
 def _is_missing(cell: str) -> bool:
     return cell.strip().lower() in MISSING
+
+
+def _are_names(first: list[str], *others: list[str], numbered: bool) -> bool:
+    """Whether a first row has no numbers; or numbers that count from 0, and either the rows are `numbered` too, or it
+    has a text that is in no other row."""
+    numbers = [cell for cell in first if _is_number(cell)]
+    if not numbers or (numbered and _are_counted(numbers)):
+        return True
+    texts = {cell for cell in first if not _is_number(cell)} - {cell for row in others for cell in row}
+    return len(numbers) > 1 and bool(texts) and _are_counted(numbers)
+
+
+def _are_counted(cells: list[str]) -> bool:
+    """Whether these are the numbers from 0 on."""
+    return [cell.strip() for cell in cells] == [str(number) for number in range(len(cells))]
 
 
 def _is_number(cell: str) -> bool:

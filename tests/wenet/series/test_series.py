@@ -247,6 +247,23 @@ def test_forecasts_that_cannot_be(given, how, message):
         prepared(given, "forecast", **how)
 
 
+@pytest.mark.parametrize("text", ["0,1,kind\n3,4,up\n5,6,down\n", ",0,1,kind\n0,3,4,up\n1,5,6,down\n"])
+def test_tables_as_pandas_writes_them(text, tmp_path):
+    """Columns that are numbered, and rows."""
+    series = read_series(write(tmp_path / "t.csv", text), Reading(True))
+    assert series.values[:, 0].tolist() == [3, 4, 5, 6] and series.targets.tolist() == ["up", "down"]
+
+
+def test_numbered_rows_are_no_feature(tmp_path):
+    for text in (",0\n0,5\n1,6\n2,8\n", ",load\n0,5\n1,6\n2,8\n"):
+        assert read_series(write(tmp_path / "t.csv", text), Reading(False)).values.tolist() == [[5], [6], [8]]
+    for text, first in (("0,1\n5,6\n8,9\n", [0, 1]), ("0,up\n3,down\n4,down\n", [0])):  # which are numbers
+        series = read_series(
+            write(tmp_path / "t.csv", text), Reading("up" in text, target="2" if "up" in text else None)
+        )
+        assert series.values[: len(first)].ravel()[: len(first)].tolist() == first
+
+
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.int8, "sparse"])
 def test_tensors_of_any_type_are_read(kind):
     x, y = (4 * drawn(40)[0]).round(), drawn(40)[1]
