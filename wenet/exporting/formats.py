@@ -28,6 +28,7 @@ from wenet.training import TRAIN, trained_model
 from wenet_kernels import FORMS, WenetError, check_choice
 from wenet_kernels.programs import STATES
 
+MOST_LOST = 1e-4  # of a standard deviation, by the rounding of an input
 SUFFIXES = {"module": ".py", "onnx": ".onnx", "torch-export": ".pt2"}  # by format
 
 
@@ -193,9 +194,17 @@ def _export_sequence_model(model: SequenceModel, format: str, path: Path) -> lis
             tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.numel()}
             write_tensors(files[1], tensors, description)
         else:
-            x = torch.zeros(2, 3, model.features_in, dtype=model.head_bias.dtype)
+            x = torch.zeros(2, 3, model.features_in, dtype=_type_of_inputs(model))
             _save_program(model, {"x": x}, {"x": {0: Dim("batch"), 1: Dim("time")}}, format, path, description)
     return files
+
+
+def _type_of_inputs(model: SequenceModel) -> torch.dtype:
+    """That of the weights, or double precision where values lie so far from zero that it would round off a part of what
+    tells them apart."""
+    shift, scale = model.get_buffer("shift"), model.get_buffer("scale")
+    lost = torch.finfo(model.head_bias.dtype).eps * float((shift / scale).abs().max())
+    return torch.float64 if lost > MOST_LOST else model.head_bias.dtype
 
 
 def _layer_code(layer: DagRNN | CellRNN) -> str:

@@ -92,6 +92,24 @@ def test_onnx(runs, name, tmp_path):
             torch.testing.assert_close(torch.from_numpy(output), found.model(part), rtol=1e-4, atol=1e-4)
 
 
+def test_onnx_of_values_far_from_zero(tmp_path):
+    """Single precision would round off a fifth of what tells times of today in seconds apart here."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    x, y = sums()
+    x = x * 300 + 1.7e9
+    found = wenet.search((x, y), task="classify", out=tmp_path / "run", **{**QUICK, "contest_epochs": 16.0})
+    [path] = wenet.export(found.folder, "onnx", tmp_path / "taken.onnx")
+    session = onnxruntime.InferenceSession(str(path))
+    assert session.get_inputs()[0].type == "tensor(double)"
+    [output] = session.run(None, {"x": x[:20]})
+    assert (np.array(found.model.classes)[output.argmax(1)] == found.predict(x[:20])).all()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.from_numpy(output), found.model(torch.from_numpy(x[:20])), rtol=1e-3, atol=1e-3
+        )
+
+
 def test_from_the_command(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = str(runs["classes"][0].folder)
