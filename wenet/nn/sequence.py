@@ -220,8 +220,8 @@ class SequenceModel(_Readout):
             `[h, C]`. With a prediction at each step `[N, T]` or `[N, T, K]`, a list where lengths differ.
 
         Raises:
-            WenetError: x has another number of features, infinite values, or missing values that were not there in
-                training.
+            WenetError: x has another number of features; values are infinite, or so large that no prediction is finite,
+                or missing as none was in training, or where a forecast counts from them.
         """
         found = self._outputs(x, layout)
         if not self.classes:
@@ -260,7 +260,13 @@ class SequenceModel(_Readout):
             some = [torch.from_numpy(each) for each in values[first : first + PREDICTED_ROWS]]
             lengths = torch.tensor([len(each) for each in some])
             device = self.head_bias.device
-            outputs = self(pad_sequence(some, batch_first=True).to(device), lengths.to(device)).cpu().numpy()
+            padded = pad_sequence(some, batch_first=True).to(device)
+            outputs = self(padded, lengths.to(device)).cpu().numpy()
+            finite = self.standardised(padded).isfinite().flatten(1).all(1).cpu().numpy()
+            finite &= np.isfinite(outputs.reshape(len(outputs), -1)).all(1)
+            if not finite.all():
+                number = first + int(finite.argmin()) + 1
+                raise WenetError(f"x, sequence {number}: values are too far from those of training for a prediction")
             each_step = self.readout == "steps"
             found += [row[:length] if each_step else row for row, length in zip(outputs, lengths.tolist(), strict=True)]
         return found

@@ -304,6 +304,13 @@ def test_trainings_end_with_their_best_weights(tmp_path):
     assert isinstance(found.model, torch.nn.Module)
 
 
+def test_values_beyond_any_prediction_are_refused(classified):
+    x, _ = sums(4)
+    x[2, 3, 0] = 1e39
+    with pytest.raises(WenetError, match="x, sequence 3: values are too far from those of training"):
+        classified.predict(x)
+
+
 def test_a_forecast_refuses_gaps_where_it_counts_from(tmp_path):
     gaps = waves()
     gaps[50:350:7] = np.nan
