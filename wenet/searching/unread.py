@@ -35,7 +35,7 @@ def _of_data(config: SearchConfig) -> list[Unread]:
     """Settings of sequences that come otherwise than these."""
     if TASKS[config.task].reads != "numbers":
         return []
-    ending, found = Path(config.dataset).suffix, []
+    ending, found = Path(config.dataset).suffix.lower(), []
     if ending not in TABLES:
         names = ("sequence",) if config.task == "forecast" else ("sequence", "target")
         found.append(Unread(names, f"is for tables, {' and '.join(TABLES)}; leave it out"))

@@ -254,6 +254,12 @@ def test_tables_as_pandas_writes_them(text, tmp_path):
     assert series.values[:, 0].tolist() == [3, 4, 5, 6] and series.targets.tolist() == ["up", "down"]
 
 
+def test_endings_in_capitals(tmp_path):
+    for ending, between in ((".CSV", ","), (".TSV", "\t")):
+        text = "a,kind\n3,up\n5,down\n".replace(",", between)
+        assert read_series(write(tmp_path / f"T{ending}", text), Reading(True)).values.tolist() == [[3], [5]]
+
+
 def test_numbered_rows_are_no_feature(tmp_path):
     for text in (",0\n0,5\n1,6\n2,8\n", ",load\n0,5\n1,6\n2,8\n"):
         assert read_series(write(tmp_path / "t.csv", text), Reading(False)).values.tolist() == [[5], [6], [8]]
