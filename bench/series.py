@@ -28,7 +28,7 @@ from bench.series_sets import SETS, TUNED_ON
 from bench.sessions import session_in
 from wenet.run import Session, resolve_machine
 from wenet.run.session import taken
-from wenet.searching.contest import CHECKS
+from wenet.searching.contest import CHECKS, not_diverged
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.searching.shapes import config_for
 from wenet.tasks import Metric, task_of
@@ -151,7 +151,7 @@ def mean_of(result: Mapping[str, Any], name: str) -> float:
     """Of a contestant's trainings in one search that did not diverge, on the test part; NaN if there are none."""
     rows = {row["name"]: row for row in result["contest"]["contestants"]}
     row = result[name] if name == "tuned gru" else rows.get(name, {"test": []})
-    reached = [value for value in row["test"] if value is not None]
+    reached = not_diverged(row)
     return statistics.fmean(reached) if reached else math.nan
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -277,8 +277,8 @@ def _with_fitting_targets(series: Series, how: Preparation) -> Series:
         return series
     if targets.ndim > 1 and targets.shape[1] != 1:
         raise WenetError(f"{series.name}: one label for each is wanted, but targets have {targets.shape[1]} columns")
-    series = replace(series, targets=targets.reshape(-1))
     targets = targets.reshape(-1)
+    series = replace(series, targets=targets)
     if targets.dtype.kind == "U":
         return series
     if np.abs(targets).max() > MOST_CLASS:
@@ -303,16 +303,19 @@ def _prepared_targets(
     rows = series.targets.reshape(len(series.targets), -1).astype(np.float64)  # [N, K]
     with np.errstate(over="ignore", invalid="ignore"):
         shift, scale = rows[of_train].mean(0), rows[of_train].std(0)
-    if not np.isfinite(scale).all():
-        number = int((~np.isfinite(scale)).argmax()) + 1
-        raise WenetError(
-            f"{series.name}: target {number} has values too large for a standard deviation; divide them first"
-        )
+    _refuse_too_large(scale, lambda place: f"{series.name}: target {place + 1}")
     constant = scale <= ROUNDING * np.abs(shift)
     if constant.any():
         raise WenetError(f"{series.name}: target {int(constant.argmax()) + 1} is constant in the training part")
     scaling = replace(scaling, target_shift=torch.from_numpy(shift), target_scale=torch.from_numpy(scale))
     return torch.from_numpy((rows - shift) / scale).float(), (), scaling
+
+
+def _refuse_too_large(scale: Array, in_words: Callable[[int], str]) -> None:
+    """Refuse features or targets whose standard deviation overflows, `in_words` by their place."""
+    if not np.isfinite(scale).all():
+        where = in_words(int((~np.isfinite(scale)).argmax()))
+        raise WenetError(f"{where} has values too large for a standard deviation; divide them first")
 
 
 def _check_classes(series: Series, labels: list[str], numbers: Array, parts: Array, every_step: bool) -> None:
@@ -520,9 +523,7 @@ def _scaling(series: Series, in_train: Array, how: Preparation) -> Scaling:
         raise WenetError(f"{series.name}: {where} is missing in the whole training part; leave it out")
     with np.errstate(over="ignore", invalid="ignore"):
         shift, scale = np.nanmean(own, 0), np.nanstd(own, 0)
-    if not np.isfinite(scale).all():
-        where = series.feature(int((~np.isfinite(scale)).argmax()))
-        raise WenetError(f"{series.name}: {where} has values too large for a standard deviation; divide them first")
+    _refuse_too_large(scale, lambda place: f"{series.name}: {series.feature(place)}")
     constant = scale <= ROUNDING * np.abs(shift)
     if constant.any() and (how.constant == "error" or constant.all()):
         mend = "leave it out, or say --constant keep" if not constant.all() else "there is nothing to learn from"

@@ -46,11 +46,11 @@ def read_series(path: Path, reading: Reading) -> Series:
     """
     if path.name == KEPT:
         return load_series(path)
-    if path.suffix.lower() not in READERS:
+    if ending_of(path) not in READERS:
         raise WenetError(f"no sequences {str(path)!r}: name a file that ends in {', '.join(READERS)}")
     if not os.path.isfile(path):  # `Path.is_file` raises an error for a name that is too long
         raise WenetError(f"no file {path}; name one that is there")
-    read = READERS[path.suffix.lower()]
+    read = READERS[ending_of(path)]
     if path.stem.endswith("_TRAIN"):
         test = path.with_name(path.name.replace("_TRAIN", "_TEST"))
         if test.is_file():
@@ -96,7 +96,7 @@ def _npz(path: Path, reading: Reading) -> Series:
 def _loaded(path: Path) -> Any:
     try:
         loaded = np.load(path, allow_pickle=False)
-        return dict(loaded) if path.suffix.lower() == ".npz" else loaded
+        return dict(loaded) if ending_of(path) == ".npz" else loaded
     except (ValueError, EOFError, KeyError) as error:
         reason = "it is not a NumPy file, or holds pickled objects" if "pickle" in str(error).lower() else str(error)
         raise WenetError(
@@ -138,7 +138,7 @@ def _table(path: Path, reading: Reading) -> Series:
 
 
 def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
+    return "\t" if ending_of(path) == ".tsv" else ","
 
 
 def _row_a_step(path: Path, names: list[str], rows: list[list[str]], named: bool, reading: Reading) -> Series:
@@ -335,4 +335,9 @@ ARRAYS, TABLES = (".npy", ".npz"), (".csv", ".tsv")
 
 def is_file_of_series(dataset: str | None) -> bool:
     """Whether a dataset is named like a file of sequences."""
-    return dataset is not None and Path(dataset).suffix.lower() in READERS
+    return dataset is not None and ending_of(dataset) in READERS
+
+
+def ending_of(file: str | Path) -> str:
+    """The ending of a file's name, which may be in capitals, as `READERS` has it."""
+    return Path(file).suffix.lower()

@@ -262,14 +262,23 @@ class SequenceModel(_Readout):
             device = self.head_bias.device
             padded = pad_sequence(some, batch_first=True).to(device)
             outputs = self(padded, lengths.to(device)).cpu().numpy()
-            finite = self.standardised(padded).isfinite().flatten(1).all(1).cpu().numpy()
-            finite &= np.isfinite(outputs.reshape(len(outputs), -1)).all(1)
-            if not finite.all():
-                number = first + int(finite.argmin()) + 1
-                raise WenetError(f"x, sequence {number}: values are too far from those of training for a prediction")
+            self._check_near(padded, outputs, first)
             each_step = self.readout == "steps"
             found += [row[:length] if each_step else row for row, length in zip(outputs, lengths.tolist(), strict=True)]
         return found
+
+    def _check_near(self, x: Tensor, outputs: NDArray[Any], before: int) -> None:
+        """Refuse values that are not finite once they are standardised, or of which no prediction is finite.
+
+        Args:
+            x: `[M, T, F]`.
+            before: sequences before these, which are counted on in the message.
+        """
+        finite = self.standardised(x).isfinite().flatten(1).all(1).cpu().numpy()
+        finite &= np.isfinite(outputs.reshape(len(outputs), -1)).all(1)
+        if not finite.all():
+            number = before + int(finite.argmin()) + 1
+            raise WenetError(f"x, sequence {number}: values are too far from those of training for a prediction")
 
     def _check_counted_from(self, series: Series) -> None:
         """Refuse series in which a value is missing from which the forecast counts."""

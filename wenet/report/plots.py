@@ -24,7 +24,7 @@ from wenet.report.figures import (
 )
 from wenet.report.run import Run
 from wenet.run import counted
-from wenet.searching.contest import contestant_name
+from wenet.searching.contest import contestant_name, not_diverged
 from wenet.tasks import Baseline, Metric
 
 Record = dict[str, Any]
@@ -236,11 +236,6 @@ def audit_picture(audit: Record, metric: Metric) -> Picture:
     return Picture("audit", "Score of the search and standalone training", description, drawing, table)
 
 
-def _not_diverged(row: Record) -> list[float]:
-    """What the trainings of a contestant reached on the test part."""
-    return [value for value in row["test"] if value is not None]
-
-
 def contest_picture(contest: Record, metric: Metric) -> Picture:
     """Every training of the contest, and the mean of each contestant, the best at the top."""
     rows = contest["contestants"]
@@ -249,7 +244,7 @@ def contest_picture(contest: Record, metric: Metric) -> Picture:
         axes = drawing.add_subplot()
         for height, row in enumerate(reversed(rows)):
             colour = ORANGE if row["name"] == "winner" else BLUE
-            test = _not_diverged(row)
+            test = not_diverged(row)
             axes.plot(test, [height] * len(test), "o", color=colour, markersize=5, alpha=0.6)
             if row["mean"] is not None:
                 axes.plot([row["mean"]], [height], "|", color=colour, markersize=16, markeredgewidth=2)
@@ -257,7 +252,7 @@ def contest_picture(contest: Record, metric: Metric) -> Picture:
         axes.set(xlabel=f"test {metric.name}")
         axes.margins(y=0.12)
     table: Table = [["contestant", "genotype", f"test {metric.name}"]]
-    table += [[contestant_name(row), row["genotype"], value] for row in rows for value in _not_diverged(row)]
+    table += [[contestant_name(row), row["genotype"], value] for row in rows for value in not_diverged(row)]
     chosen = "rate and weight decay" if len(contest.get("weight_decays", [])) > 1 else "rate"
     better = "left" if metric.lower_is_better else "right"
     description = (

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from wenet.data import ARRAYS, READERS, TABLES
+from wenet.data import ARRAYS, READERS, TABLES, ending_of
 from wenet.run.unread import Unread, of_choice
 from wenet.searching.settings import STRATEGIES, SearchConfig
 from wenet.searching.space import SPACES
@@ -35,7 +33,7 @@ def _of_data(config: SearchConfig) -> list[Unread]:
     """Settings of sequences that come otherwise than these."""
     if TASKS[config.task].reads != "numbers":
         return []
-    ending, found = Path(config.dataset).suffix.lower(), []
+    ending, found = ending_of(config.dataset), []
     if ending not in TABLES:
         names = ("sequence",) if config.task == "forecast" else ("sequence", "target")
         found.append(Unread(names, f"is for tables, {' and '.join(TABLES)}; leave it out"))

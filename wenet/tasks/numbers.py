@@ -209,7 +209,7 @@ def fitting_batch(sequences: int, usual: int) -> int:
 
 
 def _baseline(name: str, value: float) -> Baseline | None:
-    """None where the metric has no value, as MASE of a series that never varies."""
+    """None where the metric is beyond all numbers."""
     return Baseline(name, float(f"{value:.7g}")) if math.isfinite(value) else None
 
 

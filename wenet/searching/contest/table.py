@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from wenet.searching.audit import summary, welch
 from wenet.searching.contest.contestants import Contestant
 from wenet.searching.contest.model import save_winner
 from wenet.searching.contest.trainings import Trained
+from wenet.searching.contest.verdict import not_diverged
 from wenet.searching.settings import SearchConfig
 from wenet.training import build_standalone, parameter_count
 
@@ -28,13 +29,8 @@ def table_of(session: Session[SearchConfig], trained: Sequence[Trained]) -> list
     save_winner(session, trained)
     microseconds = _microseconds_per_step(session, [each.entrant for each in trained])
     winner, *others = [_measured(session, *each) for each in zip(trained, microseconds, strict=True)]
-    rows = [{**winner, "p": None}, *({**row, "p": _p(winner, row)} for row in others)]
+    rows = [{**winner, "p": None}, *({**row, "p": welch(not_diverged(winner), not_diverged(row))} for row in others)]
     return sorted(rows, key=lambda row: math.inf if row["mean"] is None else metric.order(row["mean"]))
-
-
-def _p(winner: Mapping[str, Any], row: Mapping[str, Any]) -> float | None:
-    """Of the trainings that did not diverge."""
-    return welch(*([value for value in each["test"] if value is not None] for each in (winner, row)))
 
 
 def _measured(session: Session[SearchConfig], trained: Trained, microseconds: float) -> dict[str, Any]:

@@ -65,7 +65,6 @@ def train_group(
 ) -> StandaloneResult:
     """Run all trainings of all contestants in a group, at once."""
     seeds, has_finalists = session.config.contest_seeds, any(entrant.finalist for entrant in entrants)
-    whole = windows_measured(session.config, session.task, session.data, "valid")
     plan = Plan(
         [architecture for architecture in group.architectures for _ in range(seeds)],
         windows,
@@ -75,7 +74,7 @@ def train_group(
         leave=has_finalists,
         test=True,
         hidden=group.hidden(seeds),
-        held_out=whole if has_finalists else None,
+        held_out=windows_measured(session.config, session.task, session.data, "valid") if has_finalists else None,
         checks=checks_in(session),
         weight_decays=where_several(session.config, [trial.weight_decay for trial in chosen for _ in range(seeds)]),
     )

@@ -40,6 +40,11 @@ def reached(row: Mapping[str, Any], metric: Metric) -> str:
     return f"{spread} ({diverged} of {len(row['valid'])} diverged)"
 
 
+def not_diverged(row: Mapping[str, Any]) -> list[float]:
+    """What a contestant's trainings reached on the test part, but for those that diverged."""
+    return [value for value in row["test"] if value is not None]
+
+
 def diverged_in(row: Mapping[str, Any]) -> int:
     """The number of a contestant's trainings that diverged."""
     return int(row["diverged"] if "diverged" in row else row["valid"].count(None))  # earlier versions did not say
