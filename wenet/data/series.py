@@ -137,7 +137,7 @@ def series_of(
     if not targeted:
         if isinstance(given, tuple) and len(given) == 2 and given[1] is None:
             given = given[0]
-        if isinstance(given, tuple) and len(given) == 2 and np.ndim(given[0]) == 3:
+        if _is_pair(given):
             raise WenetError(f"{name}: a forecast takes sequences alone, x and not (x, y)")
         return _untargeted(given, layout, name)
     if not isinstance(given, tuple | list) or len(given) != 2:
@@ -172,6 +172,8 @@ def joined_parts(parts: Mapping[str, Series], name: str) -> Series:
         sizes = ", ".join(f"{part} {each.features}" for part, each in parts.items())
         raise WenetError(f"{name}: the parts differ in their number of features ({sizes}) or in their targets")
     first = named[0][1]
+    for part, each in parts.items():
+        check_columns(each.columns, first.columns, f"{name}, {part}", SPLITS[named[0][0]])
     return replace(
         first,
         name=name,
@@ -210,6 +212,19 @@ def _of_dataset(given: Any) -> tuple[list[Any], list[Any]]:
         raise WenetError("a data set must have a length, and give pairs (x, y)") from None
 
 
+def _is_pair(given: Any) -> bool:
+    """Whether these are sequences and their targets, and not two sequences."""
+    if not isinstance(given, tuple) or len(given) != 2:
+        return False
+    first, second = map(_dimensions, given)
+    return first == 3 or first != second
+
+
+def _dimensions(given: Any) -> int:
+    """1 for a list of numbers, 2 for a list of sequences of different length."""
+    return int(np.ndim(given)) if hasattr(given, "shape") else 1 + any(np.ndim(one) for one in given)
+
+
 def _untargeted(given: Any, layout: str, name: str) -> Series:
     """Sequences to continue: one of them as `[T]` or `[T, F]`, several as `[N, T, F]` or as a list."""
     columns = _column_names(given)
@@ -219,8 +234,8 @@ def _untargeted(given: Any, layout: str, name: str) -> Series:
             given = array[None, :, None] if array.ndim == 1 else array[None]
     elif all(np.isscalar(each) for each in given):
         given = _numbers(given, name)[None, :, None]
-    values, lengths, _ = _sequences(given, layout, name)
-    return Series(name, values, lengths, columns=columns)
+    values, lengths, of_each = _sequences(given, layout, name)
+    return Series(name, values, lengths, columns=columns or of_each)
 
 
 def _sequences(given: Any, layout: str, name: str) -> tuple[Array, Array, tuple[str, ...]]:
@@ -238,11 +253,13 @@ def _sequences(given: Any, layout: str, name: str) -> tuple[Array, Array, tuple[
         raise WenetError(f"{name}: there are no sequences")
     each = [_sequence(one, layout, f"{name}, sequence {number}") for number, one in enumerate(given, start=1)]
     features = each[0].shape[1]
-    for number, one in enumerate(each, start=1):
+    columns = _column_names(given[0])
+    for number, (one, frame) in enumerate(zip(each, given, strict=True), start=1):
         if one.shape[1] != features:
             found = f"sequence {number} has {one.shape[1]} features, sequence 1 has {features}"
             raise WenetError(f"{name}: {found}; all must have the same, in the layout {layout}")
-    return np.concatenate(each), np.array([len(one) for one in each], np.int64), _column_names(given[0])
+        check_columns(_column_names(frame), columns, f"{name}, sequence {number}", "sequence 1")
+    return np.concatenate(each), np.array([len(one) for one in each], np.int64), columns
 
 
 def _sequence(given: Any, layout: str, name: str) -> Array:
@@ -321,6 +338,17 @@ def _column_names(given: Any) -> tuple[str, ...]:
     """Names of a data frame's columns."""
     columns = getattr(given, "columns", None)
     return () if columns is None else tuple(map(str, columns))
+
+
+def check_columns(found: tuple[str, ...], wanted: tuple[str, ...], name: str, where: str) -> None:
+    """Refuse features whose names, if they have any, are others or in another order than `where`.
+
+    Raises:
+        WenetError: a name differs.
+    """
+    for number, (one, other) in enumerate(zip(found, wanted, strict=False), start=1):
+        if one != other:
+            raise WenetError(f"{name}: column {number} is {one!r}, and {other!r} in {where}; put columns in that order")
 
 
 def _plain(given: Any) -> Array:

@@ -8,13 +8,15 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from wenet.data.series import KEPT, Array, Series, joined_parts, load_series, series_of
 from wenet_kernels import WenetError
 
+DIVIDERS = {"\t": "tabs", ";": "';'", "|": "'|'", ",": "','", " ": "spaces"}  # of tables that others write
+SEEN_ROWS = 20  # of a table, from which its divider is told
 MISSING = ("", "?", "nan", "na", "null", "none")  # in lower case, how tables write a value that is missing
 
 
@@ -114,34 +116,54 @@ def _table(path: Path, reading: Reading) -> Series:
     first column without a name that numbers the rows is left out. The target is in the column of that name or number;
     if none is named in the first, as in the UCR archive, in a table without names, and else in the last.
     """
-    try:
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter=_delimiter(path)))
-    except csv.Error as error:
-        raise WenetError(f"{path} is no table: {error}; is a quotation mark left open?") from None
-    rows = [row for row in rows if any(cell.strip() for cell in row)]
-    if len(rows) < 2:
-        raise WenetError(f"{path} has {len(rows)} row{'s' * (len(rows) != 1)}; a table of sequences has more")
-    numbered = not rows[0][0].strip() and _are_counted([row[0] for row in rows[1:]])
-    rows = [row[1:] for row in rows] if numbered else rows
-    named = _are_names(*rows, numbered=numbered)
-    names = [cell.strip() for cell in rows[0]] if named else [str(number + 1) for number in range(len(rows[0]))]
+    rows = _rows(path)
+    first = rows[0].cells
+    numbered = not first[0].strip() and _are_counted([row.cells[0] for row in rows[1:]])
+    rows = [Row(row.line, row.cells[1:]) for row in rows] if numbered else rows
+    first = rows[0].cells
+    named = _are_names(*(row.cells for row in rows), numbered=numbered)
+    names = [cell.strip() for cell in first] if named else [str(number + 1) for number in range(len(first))]
     rows = rows[1:] if named else rows
-    if len(names) == 1 and ";" in names[0]:
-        raise WenetError(f"{path} is divided by ';'; write it with ',' between columns, and '.' in numbers")
-    for number, row in enumerate(rows, start=1 + named):
-        if len(row) > len(names):
-            raise WenetError(f"{path} line {number}: {len(row)} columns, where the first line has {len(names)}")
+    for row in rows:
+        if len(row.cells) > len(names):
+            raise WenetError(f"{path} line {row.line}: {len(row.cells)} columns, where the first line has {len(names)}")
     if reading.every_step or not reading.targeted:
         return _row_a_step(path, names, rows, named, reading)
     usual = names[-1] if named else names[0]
-    return _row_a_sequence(path, names, rows, reading.target or usual, 1 + named)
+    return _row_a_sequence(path, names, rows, reading.target or usual)
 
 
-def _delimiter(path: Path) -> str:
-    return "\t" if ending_of(path) == ".tsv" else ","
+class Row(NamedTuple):
+    """A row of a table, and the line of the file that it ends in, counted from 1."""
+
+    line: int
+    cells: list[str]
+
+    def cell(self, column: int) -> str:
+        """Empty where the row is too short."""
+        return self.cells[column].strip() if column < len(self.cells) else ""
 
 
-def _row_a_step(path: Path, names: list[str], rows: list[list[str]], named: bool, reading: Reading) -> Series:
+def _rows(path: Path) -> list[Row]:
+    """All rows of a table that are not empty, two at least."""
+    divided = "\t" if ending_of(path) == ".tsv" else ","
+    reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter=divided)
+    try:
+        rows = [Row(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except csv.Error as error:
+        raise WenetError(f"{path} is no table: {error}; is a quotation mark left open?") from None
+    if len(rows) < 2:
+        raise WenetError(f"{path} has {len(rows)} row{'s' * (len(rows) != 1)}; a table of sequences has more")
+    for other, word in DIVIDERS.items():
+        if other != divided and all(len(row.cells) == 1 and other in row.cells[0].strip() for row in rows[:SEEN_ROWS]):
+            between = DIVIDERS[divided]
+            raise WenetError(
+                f"{path} is divided by {word}; write it with {between} between columns, and '.' in numbers"
+            )
+    return rows
+
+
+def _row_a_step(path: Path, names: list[str], rows: list[Row], named: bool, reading: Reading) -> Series:
     """Sequences of many features, one after the other or in turns, and a column that tells them apart; by default one
     sequence. The steps of each are in the order of the rows."""
     if reading.every_step and reading.sequence is None:
@@ -153,17 +175,18 @@ def _row_a_step(path: Path, names: list[str], rows: list[list[str]], named: bool
     if set(sequence) & set(labels):
         raise WenetError(f"{path}: column {reading.sequence!r} cannot be both --sequence and --target; name another")
     kept = [place for place in range(len(names)) if place not in (*sequence, *labels)]
-    if named and len(kept) > 1 and _is_time(_cell(row, kept[0]) for row in rows):
+    if named and len(kept) > 1 and _is_time(row.cell(kept[0]) for row in rows):
         _check_time(path, rows, names, kept.pop(0), reading)
     if not kept:
         raise WenetError(f"{path} has no column of a feature beside {', '.join(names[place] for place in labels)}")
-    of_rows = [_cell(row, sequence[0]) if sequence else "" for row in rows]
+    of_rows = [row.cell(sequence[0]) if sequence else "" for row in rows]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(of_rows))}
-    lines = sorted(enumerate(rows, start=1 + named), key=lambda line: numbers[of_rows[line[0] - 1 - named]])
+    order = np.argsort([numbers[name] for name in of_rows], kind="stable")
+    rows = [rows[place] for place in order]
     mend = "" if sequence else "; if this column tells sequences apart, name it with --sequence"
-    values = np.array([[_value(path, row, column, names, line, mend) for column in kept] for line, row in lines])
+    values = np.array([[_value(path, row, column, names, mend) for column in kept] for row in rows])
     lengths = np.bincount([numbers[name] for name in of_rows])
-    targets = _step_targets(path, names, lines, labels) if labels else None
+    targets = _step_targets(path, names, rows, labels) if labels else None
     return Series(path.stem, values, lengths, targets, columns=tuple(names[column] for column in kept))
 
 
@@ -172,9 +195,9 @@ def _is_time(cells: Iterator[str]) -> bool:
     return not any(_is_number(cell) or _is_missing(cell) for cell in cells)
 
 
-def _check_time(path: Path, rows: list[list[str]], names: list[str], column: int, reading: Reading) -> None:
+def _check_time(path: Path, rows: list[Row], names: list[str], column: int, reading: Reading) -> None:
     """Refuse a first column that more likely tells sequences apart: else they would be read as one."""
-    if reading.sequence is None and len({_cell(row, column) for row in rows}) < len(rows):
+    if reading.sequence is None and len({row.cell(column) for row in rows}) < len(rows):
         raise WenetError(
             f"{path}: texts in column {names[column]!r} repeat; if they tell sequences apart, name it with --sequence, "
             "else leave it out"
@@ -195,13 +218,15 @@ def _label_columns(path: Path, names: list[str], reading: Reading) -> list[int]:
     return [_column(path, names, name, "--target") for name in wanted]
 
 
-def _step_targets(path: Path, names: list[str], lines: list[tuple[int, list[str]]], columns: list[int]) -> Array:
-    """Targets of all steps, `[steps of all]` or of several columns `[steps of all, K]`, from rows with their lines."""
-    cells = [[_cell(row, column) for column in columns] for _, row in lines]
-    for (line, _), row in zip(lines, cells, strict=True):
-        for column, cell in zip(columns, row, strict=True):
-            if _is_missing(cell):
-                raise WenetError(f"{path} line {line}: column {names[column]!r} is empty; each step needs its target")
+def _step_targets(path: Path, names: list[str], rows: list[Row], columns: list[int]) -> Array:
+    """Targets of all steps, `[steps of all]` or of several columns `[steps of all, K]`."""
+    for row in rows:
+        for column in columns:
+            if _is_missing(row.cell(column)):
+                raise WenetError(
+                    f"{path} line {row.line}: column {names[column]!r} is empty; each step needs its target"
+                )
+    cells = [[row.cell(column) for column in columns] for row in rows]
     return _targets_of([row[0] for row in cells] if len(columns) == 1 else cells)
 
 
@@ -211,21 +236,22 @@ def _targets_of(cells: Any) -> Array:
     return _as_whole(array.astype(np.float64)) if all(map(_is_number, array.ravel().tolist())) else array
 
 
-def _row_a_sequence(path: Path, names: list[str], rows: list[list[str]], target: str, first: int) -> Series:
+def _row_a_sequence(path: Path, names: list[str], rows: list[Row], target: str) -> Series:
     """Sequences of one feature; cells that are missing at the end of a row are behind the sequence's end."""
     place = _column(path, names, target, "--target")
     sequences, labels = [], []
-    for number, row in enumerate(rows, start=first):
-        if place >= len(row):
-            raise WenetError(f"{path} line {number} has no column {target!r}; it needs {place + 1}, not {len(row)}")
-        label = row[place].strip()
+    for row in rows:
+        line, cells = row
+        if place >= len(cells):
+            raise WenetError(f"{path} line {line} has no column {target!r}; it needs {place + 1}, not {len(cells)}")
+        label = cells[place].strip()
         if _is_missing(label):
-            raise WenetError(f"{path} line {number}: column {target!r} is empty; each sequence needs its target")
+            raise WenetError(f"{path} line {line}: column {target!r} is empty; each sequence needs its target")
         labels.append(label)
-        columns = [column for column in range(len(row)) if column != place]
-        while columns and _is_missing(row[columns[-1]]):
+        columns = [column for column in range(len(cells)) if column != place]
+        while columns and _is_missing(cells[columns[-1]]):
             columns.pop()
-        sequences.append(np.array([_value(path, row, column, names, number) for column in columns]))
+        sequences.append(np.array([_value(path, row, column, names) for column in columns]))
     return series_of((sequences, _targets_of(labels)), True, name=path.stem)
 
 
@@ -236,20 +262,15 @@ def _as_whole(targets: Array) -> Array:
     return targets
 
 
-def _value(path: Path, row: list[str], column: int, names: list[str], line: int, mend: str = "") -> float:
+def _value(path: Path, row: Row, column: int, names: list[str], mend: str = "") -> float:
     """The number in a cell; `mend` ends the error if there is something else."""
-    cell = _cell(row, column)
+    cell = row.cell(column)
     if _is_missing(cell):
         return float("nan")
     try:
         return float(cell)
     except ValueError:
-        raise WenetError(f"{path} line {line}, column {names[column]!r}: {cell!r} is no number{mend}") from None
-
-
-def _cell(row: list[str], column: int) -> str:
-    """Empty where a row is too short."""
-    return row[column].strip() if column < len(row) else ""
+        raise WenetError(f"{path} line {row.line}, column {names[column]!r}: {cell!r} is no number{mend}") from None
 
 
 def _is_missing(cell: str) -> bool:

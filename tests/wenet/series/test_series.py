@@ -295,9 +295,34 @@ def test_windows_begin_and_end_with_what_a_forecast_counts_from():
     assert inputs[2:4, 0, 2].tolist() == [1, 1]  # both are marked
 
 
+class Frame:
+    """A data frame, of which only the columns' names and the array are read."""
+
+    def __init__(self, values, columns):
+        self.values, self.columns, self.shape = values, columns, values.shape
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.values, dtype)
+
+
+def test_columns_of_other_names_or_order_are_refused():
+    frame, turned = Frame(np.eye(9, 2), ["a", "b"]), Frame(np.eye(9, 2), ["b", "a"])
+    assert series_of([frame, frame], False).columns == ("a", "b")
+    message = "arrays, sequence 2: column 1 is 'b', and 'a' in sequence 1; put columns in that order"
+    with pytest.raises(WenetError, match=message):
+        series_of([frame, turned], False)
+    with pytest.raises(WenetError, match="arrays, test: column 1 is 'b', and 'a' in train"):
+        series_of({"train": frame, "test": turned}, False)
+    plain = series_of([frame, np.eye(9, 2)], False)
+    assert (plain.columns, plain.lengths.tolist()) == (("a", "b"), [9, 9])
+
+
 def test_a_forecast_has_no_targets():
     with pytest.raises(WenetError, match="a forecast takes sequences alone, x and not"):
         prepared(drawn(), "forecast", window=3, horizon=1)
+    with pytest.raises(WenetError, match="a forecast takes sequences alone, x and not"):
+        prepared((np.zeros((30, 1)), np.zeros(30)), "forecast", window=3, horizon=1)
+    assert len(series_of((np.zeros(30), np.zeros(20)), False).lengths) == 2
 
 
 def test_given_parts_stay_as_they_are():
@@ -411,7 +436,10 @@ def test_arrays_in_files(tmp_path):
     ("name", "text", "message"),
     [
         ("text.csv", "a,b,kind\n1,two,up\n3,4,down\n", "line 2, column 'b': 'two' is no number"),
-        ("semicolons.csv", "a;b;kind\n1;2;up\n3;4;down\n", "is divided by ';'; write it with ','"),
+        ("semicolons.csv", "a;b;kind\n1;2;up\n3;4;down\n", "is divided by ';'; write it with ',' between columns"),
+        ("tabs.csv", "a\tb\tkind\n1\t2\tup\n3\t4\tdown\n", "is divided by tabs; write it with ','"),
+        ("commas.tsv", "a,b,kind\n1,2,up\n3,4,down\n", "is divided by ','; write it with tabs"),
+        ("gaps.csv", "a,b,kind\n\n1,2,up\n\n3,four,down\n", "line 5, column 'b': 'four' is no number"),
         ("open.csv", 'a,b\n"' + "1,2\n" * 40_000, "is no table: field larger than field limit"),
         ("empty.csv", "a,b,kind\n", "has 1 row; a table of sequences has more"),
         ("label.csv", "a,b,kind\n1,2,\n3,4,down\n", "line 2: column 'kind' is empty"),
