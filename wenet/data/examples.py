@@ -61,7 +61,7 @@ class Examples:
         places = (starts + time).where(there, 0)
         inputs = self.steps[places] * there.unsqueeze(-1)
         if self.relative:
-            first = first_values(inputs, self.relative)  # [M, I]
+            first = first_values(inputs[0], self.relative)  # [M, I]
             return inputs - first, self.targets[rows] - first[:, list(self.of_targets)]
         if not self.every_step:
             return inputs, self.targets[rows]
@@ -71,11 +71,11 @@ class Examples:
         return inputs, targets * there.unsqueeze(-1)
 
 
-def first_values(inputs: Tensor, features: Sequence[int]) -> Tensor:
-    """Values of some features at the first step of `[T, M, I]`, and 0 for the others, `[M, I]`."""
-    chosen = torch.zeros(inputs.shape[-1], dtype=inputs.dtype, device=inputs.device)
-    chosen[list(features)] = 1
-    return inputs[0] * chosen
+def first_values(step: Tensor, features: Sequence[int]) -> Tensor:
+    """The first step `[M, I]` of some features, and 0 for the others."""
+    chosen = torch.zeros(step.shape[-1], dtype=torch.bool, device=step.device)
+    chosen[list(features)] = True
+    return step.where(chosen, 0)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from string import Template
@@ -66,10 +67,10 @@ REFUSED = """\
                 raise ValueError("batchnorm compares the rows of a batch, so all sequences of one must be equally long")
 """
 RELATIVE = Template("""\
-        drifting = torch.zeros_like(inputs[0, 0])  # [I]
-        drifting[$features] = 1
-        first = inputs[0] * drifting  # [M, I]
-        inputs = inputs - first
+        first = torch.zeros_like(inputs[0])  # [M, I]
+        first[:, $features] = $values
+        first = first.masked_fill(first.isnan().any(1, keepdim=True), float("nan"))
+        inputs = inputs - first.nan_to_num()
 """)
 READ = {"last": "output.gather(0, last.expand(1, -1, output.shape[2]))[0]", "steps": "output"}
 READ["mean"] = "(output * there.unsqueeze(-1)).sum(0) / there.sum(0).unsqueeze(-1)"
@@ -114,7 +115,9 @@ def sequence_source(model: SequenceModel) -> str:
     outputs = model.head_weight.shape[1]
     returns = f"scores of the classes `[M, {outputs}]`" if model.classes else f"numbers `[M, {outputs}]`"
     returns = f"a forecast `[M, {model.horizon}, {outputs // model.horizon}]`" if model.horizon else returns
-    added = f" + {of_last}[:, {list(model.repeats)}].repeat(1, {model.horizon})" if model.repeats else ""
+    added = f" + {_counted_from(model, of_last, model.repeats)}.repeat(1, {model.horizon})" if model.repeats else ""
+    drift = {"features": list(model.relative), "values": _counted_from(model, "inputs[0]", model.relative)}
+    first = f" + first[:, {list(model.repeats)}].repeat(1, {model.horizon})" if model.relative else ""
     written = SOURCE.substitute(
         features=model.features_in,
         inputs=layer.input_size,
@@ -125,9 +128,18 @@ def sequence_source(model: SequenceModel) -> str:
         returns=returns if model.readout != "steps" else returns.replace("[M", "[M, T"),
         read=READ[model.readout],
         refused=REFUSED if isinstance(cell, Program) and cell.normalises else "",
-        relative=RELATIVE.substitute(features=list(model.relative)) if model.relative else "",
-        added=added + (added.replace(of_last, "first") if model.relative else ""),
+        relative=RELATIVE.substitute(drift) if model.relative else "",
+        added=added + first,
         result=f"({in_units}){shape}" if shape else in_units,
         parts=marked if model.marked else "[scaled]",
     )
     return layer_source("Cell", cell, layer.form, IMPORTS) + written + READ_SAFETENSORS
+
+
+def _counted_from(model: SequenceModel, step: str, features: Sequence[int]) -> str:
+    """Features of a step, in Python, from which a forecast counts: NaN, and so the forecast, where they are missing."""
+    values = f"{step}[:, {list(features)}]"
+    if not model.marked:
+        return values
+    marks = f"{step}[:, {[model.features_in + each for each in features]}]"
+    return f"{values}.masked_fill({marks} > 0, float('nan'))"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from wenet.data import Series, first_values, inputs_of, series_of
+from wenet.data import Series, check_columns, first_values, inputs_of, series_of
 from wenet.nn.checks import check_no_end, check_probability
 from wenet.nn.dropout import locked_dropout
 from wenet.nn.losses import LOSSES, batch_losses, is_loss, row_losses
@@ -53,7 +53,11 @@ class _Readout(nn.Module):
         if not self.repeats:
             return 0.0
         last = (there.sum(0).long() - 1).view(1, -1, 1).expand(1, -1, inputs.shape[2])
-        return inputs.gather(0, last)[0][:, list(self.repeats)].repeat(1, self.horizon)
+        return self.known(inputs.gather(0, last)[0])[:, list(self.repeats)].repeat(1, self.horizon)
+
+    def known(self, step: Tensor) -> Tensor:
+        """What a forecast counts from in a step `[M, I]`; examples of training have no missing value there."""
+        return step
 
 
 class StandaloneSequenceModels(_Readout):
@@ -162,6 +166,7 @@ class SequenceModel(_Readout):
         window: steps of a history that a forecast sees.
         flat: whether `predict` gives a single number for each sequence, and not a row of them.
         relative: the features of which a forecast reads the differences from the first step.
+        columns: names of the features, where they had any in training.
 
     Parameters: head_weight `[H, K]`, head_bias `[K]`; those of `rnn`. The scaling is in buffers.
 
@@ -192,8 +197,10 @@ class SequenceModel(_Readout):
         window: int = 0,
         flat: bool = False,
         relative: Sequence[int] = (),
+        columns: Sequence[str] = (),
     ) -> None:
         super().__init__(readout, repeats, horizon)
+        self.columns = tuple(columns)
         self.rnn, self.marked, self.classes = rnn, marked, tuple(classes)
         self.window, self.flat, self.relative = window, flat, tuple(relative)
         hidden: Any = rnn.hidden_size
@@ -220,8 +227,8 @@ class SequenceModel(_Readout):
             `[h, C]`. With a prediction at each step `[N, T]` or `[N, T, K]`, a list where lengths differ.
 
         Raises:
-            WenetError: x has another number of features; values are infinite, or so large that no prediction is finite,
-                or missing as none was in training, or where a forecast counts from them.
+            WenetError: x has another number of features, or columns of other names; values are infinite, or so large
+                that no prediction is finite, or missing as none was in training, or where a forecast counts from them.
         """
         found = self._outputs(x, layout)
         if not self.classes:
@@ -244,6 +251,7 @@ class SequenceModel(_Readout):
         series = series_of(x, False, layout, "x") if self.horizon else inputs_of(x, layout)
         if series.features != self.features_in:
             raise WenetError(f"x needs as many features as in training, {self.features_in}, not {series.features}")
+        check_columns(series.columns, self.columns, "x", "training")
         if not self.marked and np.isnan(series.values).any():
             step = int(np.isnan(series.values).any(1).argmax())
             raise WenetError(f"x, {series.place(step)}: a value is missing, as none was in training; fill it in")
@@ -307,8 +315,8 @@ class SequenceModel(_Readout):
         """
         self._check(x, 3, "[M, T, F]", lengths)
         inputs = self.standardised(x).transpose(0, 1)  # [T, M, I]
-        first = first_values(inputs, self.relative)
-        inputs = inputs - first if self.relative else inputs
+        first = self._first(inputs[0])
+        inputs = inputs - first.nan_to_num() if self.relative else inputs
         there = torch.ones_like(inputs[..., -1])  # [T, M]
         if lengths is not None:
             within = torch.arange(x.shape[1], device=x.device).unsqueeze(1) < lengths
@@ -328,17 +336,31 @@ class SequenceModel(_Readout):
         """
         self._check(x, 2, "[M, F]")
         inputs = self.standardised(x).unsqueeze(0)  # [1, M, I]
-        carried, total, count, first = (None, 0.0, 0, first_values(inputs, self.relative)) if state is None else state
-        inputs = inputs - first if self.relative else inputs
+        if state is None:
+            state = None, 0.0, 0, self._first(inputs[0])
+        carried, total, count, first = state
+        inputs = inputs - first.nan_to_num() if self.relative else inputs
         output, carried = self.rnn(inputs, carried)
         total, count = total + output[0], count + 1
         features = total / count if self.readout == "mean" else output[0]
         outputs = features @ self.head_weight + self.head_bias + self.added(inputs, inputs[..., -1])
         return self._in_units(outputs + self._first_of_targets(first)), (carried, total, count, first)
 
+    def known(self, step: Tensor) -> Tensor:
+        """A step `[M, I]` with NaN where a value is missing, in place of the 0 that the layer reads: a forecast that
+        counts from it is NaN too."""
+        if not self.marked:
+            return step
+        values, missing, ones = step.split([self.features_in, self.features_in, 1], -1)
+        return torch.cat([values.masked_fill(missing > 0, torch.nan), missing, ones], -1)
+
     def _check(self, x: Tensor, dimensions: int, named: str, lengths: Tensor | None = None) -> None:
+        if not isinstance(x, Tensor):
+            raise WenetError(f"x must be a tensor {named}, not {type(x).__name__}; `predict` takes arrays and lists")
         if x.dim() != dimensions or x.shape[-1] != self.features_in:
             raise WenetError(f"x must have shape {named} with F = {self.features_in}, not {list(x.shape)}")
+        if dimensions == 3 and x.shape[1] == 0:
+            raise WenetError(f"x has no steps: its shape is {list(x.shape)}")
         if lengths is None or torch.compiler.is_compiling():  # which reads no values
             return
         rows, steps = x.shape[:2]
@@ -346,6 +368,11 @@ class SequenceModel(_Readout):
             raise WenetError(f"lengths must be a tensor of shape [{rows}]")
         if rows and not (lengths.min() >= 1 and lengths.max() <= steps):
             raise WenetError(f"lengths must be from 1 to {steps}, the steps of x")
+
+    def _first(self, step: Tensor) -> Tensor:
+        """Of the first step `[M, I]` what others are relative to, all of it NaN where a part is missing."""
+        first = first_values(self.known(step), self.relative)
+        return first.masked_fill(first.isnan().any(-1, keepdim=True), torch.nan)
 
     def _first_of_targets(self, first: Tensor) -> Tensor | float:
         """What is added to relative predictions, `[M, K]`, of the first values `[M, I]`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -171,7 +172,8 @@ class Numbers:
         numbers = (scaling.shift, scaling.scale, scaling.target_shift, scaling.target_scale)
         shape = (self.readout(), self.repeats(data), data.horizon)
         targets = (data.classes, data.window, data.flat)
-        return SequenceModel(layer, data.outputs, numbers, scaling.marked, *shape, *targets, relative=scaling.relative)
+        model = partial(SequenceModel, relative=scaling.relative, columns=data.raw.columns)
+        return model(layer, data.outputs, numbers, scaling.marked, *shape, *targets)
 
     def repeats(self, data: SeriesData) -> tuple[int, ...]:
         """The inputs whose last values a prediction counts from."""

@@ -135,6 +135,8 @@ def test_predictions_are_labels():
     x[1][2, 0] = np.nan
     with pytest.raises(WenetError, match="x, sequence 2, step 3: a value is missing"):
         single.predict(x)
+    with pytest.raises(WenetError, match="x must be a tensor .*, not ndarray; `predict` takes arrays"):
+        single(x[0])
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,7 @@ def test_predictions_are_labels():
     [
         ((2, 5, FEATURES + 1), None, "x must have shape \\[M, T, F\\] with F = 3"),
         ((5, FEATURES), None, "x must have shape"),
+        ((2, 0, FEATURES), None, "x has no steps"),
         ((2, 5, FEATURES), torch.tensor([5, 9]), "lengths must be from 1 to 5"),
         ((2, 5, FEATURES), torch.tensor([0, 5]), "lengths must be from 1 to 5"),
         ((2, 5, FEATURES), torch.tensor([5]), "a tensor of shape \\[2\\]"),

@@ -78,6 +78,29 @@ def test_a_cell_that_compares_rows_refuses_sequences_that_end_early(tmp_path):
             alone(x, ending)
 
 
+def test_a_forecast_from_a_missing_value_is_nan(tmp_path):
+    """Not the 0 that the layer reads in its place: a model cannot refuse values as `predict` does once it is traced."""
+    scaling = tuple(torch.tensor(each).double() for each in ([5.0, 2.0, 1.0], [3.0, 1.0, 2.0], [5.0, 1.0], [3.0, 2.0]))
+    model = SequenceModel(CellRNN(7, 5, "gru"), 4, (*scaling[:2], *(each.repeat(2) for each in scaling[2:])), marked=True,
+                          repeats=(0, 2), horizon=2, relative=(0,))  # fmt: skip
+    (tmp_path / "taken.py").write_text(sequence_source(model), encoding="utf-8")
+    save_file(model.state_dict(), tmp_path / "taken.safetensors")
+    x = torch.randn(5, 6, 3)
+    x[1, 5, 2] = x[2, 3, 2] = x[3, 0, 0] = x[4, 5, 0] = torch.nan  # the last, amid, the first of what drifts, the last
+    unknown = torch.zeros(5, 2, 2, dtype=torch.bool)
+    unknown[1, :, 1] = unknown[3] = unknown[4, :, 0] = True
+    program = torch.export.export(model, (x,)).module()
+    with torch.no_grad():
+        found = model(x)
+        assert torch.equal(found.isnan(), unknown)
+        for other in (loaded(tmp_path / "taken.py", tmp_path / "taken.safetensors"), program):
+            torch.testing.assert_close(other(x), found, rtol=1e-5, atol=1e-5, equal_nan=True)
+        state = None
+        for step in x.unbind(1):
+            streamed, state = model.step(step, state)
+        torch.testing.assert_close(streamed, found, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
 @pytest.mark.parametrize("name", ["classes", "forecast"])
 def test_onnx(runs, name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
