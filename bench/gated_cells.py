@@ -22,13 +22,14 @@ from scipy import stats
 from bench.series_sets import WAVES
 from bench.sessions import pool_parser, session_in
 from wenet.cells.gated import random_mixed_programs
-from wenet.run import Session, figure_and_spread, resolve_machine
+from wenet.run import Session, resolve_machine
 from wenet.run.session import taken
 from wenet.searching.audit import welch
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.searching.shapes import Group, by_shape
 from wenet.tasks import Metric, task_of
 from wenet.training import Plan, train_standalone
+from wenet.words import figure_and_spread
 
 RIVALS = ("lstm", "gru")
 RATES = "0.01,0.02,0.04"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from scipy import stats
 
-from wenet.run import figure_and_spread
 from wenet.tasks import Metric
+from wenet.words import figure_and_spread
 
 
 def written(values: Sequence[float], places: int) -> str:

@@ -32,7 +32,7 @@ from wenet.data import LEVELS
 from wenet.report.cells import save_picture
 from wenet.report.figures import BLUE, Picture, new_drawing, styled
 from wenet.run import Session
-from wenet.run.console import Console, duration
+from wenet.run.console import Console
 from wenet.run.machine import resolve_machine
 from wenet.run.settings import flag
 from wenet.searching.audit import RESAMPLES, final_ranking, summary, training_windows
@@ -45,6 +45,7 @@ from wenet.training.standalone import RECORDS as TRAINING_RECORDS
 from wenet.training.standalone import RESULT as TRAINING_RESULT
 from wenet.training.standalone import Plan, StandaloneResult, train_standalone
 from wenet.version import VERSION
+from wenet.words import duration
 from wenet_kernels import ACTIVATIONS
 
 FIGURE, FIGURES = "figures/search-quality.svg", "figures/search-quality.json"  # beside the document

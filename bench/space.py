@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from wenet.run import counted
+from wenet.words import counted
 
 TABLE = Path(__file__).parent / "tables" / "ptb-characters.jsonl.xz"
 POOLS = 500

@@ -13,6 +13,7 @@ ROOT = Path(wenet.__file__).parent
 FLOORS = (
     "version",
     "files",
+    "words",
     "cells",
     "parallel",
     "data",

@@ -8,10 +8,10 @@ import torch
 from wenet import search
 from wenet.cli.search import main as search_main
 from wenet.data import Corpus
-from wenet.run.console import counted, share
 from wenet.searching.audit import correlation_in_words, describe_audit, spread_in_words
 from wenet.searching.mixture import MixtureBest
 from wenet.tasks import Baseline, LanguageModelling, Metric, failure_to_learn
+from wenet.words import counted, share
 
 from .helpers import TINY, write_text
 

@@ -14,7 +14,7 @@ from wenet.report import words
 from wenet.report.figures import PALETTE, Picture, dark_theme
 from wenet.report.plots import shown_rounds
 from wenet.report.run import Run
-from wenet.run import counted
+from wenet.words import counted
 
 FIGURES = "figures"  # the folder of figures beside the page
 MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png", "csv": "text/csv"}

@@ -23,9 +23,9 @@ from wenet.report.figures import (
     styled,
 )
 from wenet.report.run import Run
-from wenet.run import counted
 from wenet.searching.contest import contestant_name, not_diverged
 from wenet.tasks import Baseline, Metric
+from wenet.words import counted, figure
 
 Record = dict[str, Any]
 Table = list[list[Any]]
@@ -324,7 +324,7 @@ def _mark_baseline(axes: Axes, baseline: Baseline, values: Sequence[float], metr
         _plain_ticks(axes)
     axes.margins(y=0.2)
     axes.annotate(
-        f"{baseline.name} {baseline.value:.{metric.places - 1}f}",
+        f"{baseline.name} {figure(baseline.value, metric.places - 1)}",
         (1, baseline.value),
         (-2, 2),
         ("axes fraction", "data"),
@@ -339,7 +339,7 @@ def _without_a_model(run: Run) -> str:
     if run.baseline is None:
         return ""
     name, value = run.baseline
-    return f" {name[0].upper()}{name[1:]} alone give {value:.{run.metric.places}f}."
+    return f" {name[0].upper()}{name[1:]} alone give {figure(value, run.metric.places)}."
 
 
 def _from_to(which: str, metric: Metric, points: Sequence[tuple[int, float]], unit: str) -> str:
@@ -349,12 +349,12 @@ def _from_to(which: str, metric: Metric, points: Sequence[tuple[int, float]], un
         return f"{what} was not measured."
     (first, begin), (last, end) = points[0], points[-1]
     if len(points) == 1:
-        return f"{what} is {end:.{places}f} after {unit} {last}."
+        return f"{what} is {figure(end, places)} after {unit} {last}."
     best = min(points, key=lambda point: metric.order(point[1]))
     extreme = "lowest" if metric.lower_is_better else "highest"
     return (
-        f"{what} is {begin:.{places}f} after {unit} {first} and {end:.{places}f} after {unit} {last}; it is {extreme}, "
-        f"{best[1]:.{places}f}, after {unit} {best[0]}."
+        f"{what} is {figure(begin, places)} after {unit} {first} and {figure(end, places)} after {unit} {last}; it is "
+        f"{extreme}, {figure(best[1], places)}, after {unit} {best[0]}."
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from wenet.cells import PROGRAMS, PUBLISHED
 from wenet.data import KEPT
 from wenet.report.run import Run
-from wenet.run import Config, as_flag, counted, duration, figure, flag, size
+from wenet.run import Config, as_flag, flag
 from wenet.run.unread import Unread, names_of
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
 from wenet.searching.contest import contestant_name, cut_short, reached, verdict
@@ -21,6 +21,7 @@ from wenet.searching.settings import INSTEAD
 from wenet.searching.unread import unread_by_search
 from wenet.tasks import Metric, failure_to_learn
 from wenet.training import TrainConfig, resolve_train_config, unread_by_training
+from wenet.words import counted, duration, figure, size
 
 Row = tuple[str, ...]
 UNKNOWN = "-"  # in a table

@@ -1,6 +1,6 @@
 """The parts of every run: settings, machine, folder, console, checkpoints, and requests to stop."""
 
-from wenet.run.console import Console, counted, duration, figure, figure_and_spread, share, size
+from wenet.run.console import Console
 from wenet.run.folder import NEW_RUN, RunFolder, read_tensors, write_tensors
 from wenet.run.interrupt import Interrupt, Stopped, wait_until
 from wenet.run.machine import default_preset, peak_memory, pytorch_products_in, resolve_machine
@@ -32,11 +32,7 @@ __all__ = [
     "Work",
     "as_flag",
     "as_path",
-    "counted",
     "default_preset",
-    "duration",
-    "figure",
-    "figure_and_spread",
     "flag",
     "peak_memory",
     "pytorch_products_in",
@@ -44,8 +40,6 @@ __all__ = [
     "read_tensors",
     "resolve_machine",
     "run_settings",
-    "share",
-    "size",
     "stored_baseline",
     "stored_config",
     "stored_data",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 
 from tqdm import tqdm
+
+from wenet.words import duration
 
 PLAIN_LINE_SECONDS = 30.0
 
@@ -56,55 +57,3 @@ class Console:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def duration(seconds: float) -> str:
-    """Format seconds in words, to two figures."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 36 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.0f} days"
-
-
-def size(count: float) -> str:
-    """Format bytes in words."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
-
-
-def figure(value: float | None, places: int = 2, missing: str = "unknown") -> str:
-    """Format a number of a result, a small one with three digits; `missing` stands in if there is none.
-
-    >>> figure(0.98765, 3), figure(0.0012345, 3)
-    ('0.988', '0.00123')
-    """
-    return missing if value is None else f"{value:.{_places(value, places)}f}"
-
-
-def figure_and_spread(mean: float | None, sd: float | None, places: int, missing: str = "unknown") -> str:
-    """Mean and standard deviation, if there are several values."""
-    if mean is None or sd is None:
-        return figure(mean, places, missing)
-    return f"{figure(mean, places)} ± {sd:.{_places(mean, places)}f}"
-
-
-def _places(value: float, places: int) -> int:
-    small = math.isfinite(value) and 0 < abs(value) < 10.0 ** (2 - places)
-    return 2 - math.floor(math.log10(abs(value))) if small else places
-
-
-def counted(count: float, noun: str) -> str:
-    """A number with its noun, such as "1 window", "2,000 windows" or "0.4 epochs"."""
-    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
-    return f"{number} {noun if count == 1 else plural(noun)}"
-
-
-def plural(noun: str) -> str:
-    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
-
-
-def share(part: float) -> str:
-    """Format a share, to be followed by "of": "none", "all" or "25%"."""
-    return "none" if part == 0 else "all" if part == 1 else f"{part:.0%}"

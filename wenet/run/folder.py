@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wenet.files import PARTIAL, WRITTEN_AGAIN, read_json, read_records, written_whole
-from wenet.run.console import counted
 from wenet.run.upgrade import upgraded
+from wenet.words import counted
 from wenet_kernels import WenetError
 
 KEPT_CHECKPOINTS = 2

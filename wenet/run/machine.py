@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 
 from wenet.cells import Cell
-from wenet.run.console import counted, size
 from wenet.run.settings import DTYPES, AnyConfig, Config
+from wenet.words import counted, size
 from wenet_kernels import Program, WenetError, programs, resolve_backend
 
 

@@ -17,7 +17,7 @@ from wenet.data import KEPT
 from wenet.files import read_json
 from wenet.parallel import ALONE, Ranks, check_own_device
 from wenet.run.budget import Budget
-from wenet.run.console import Console, counted, size
+from wenet.run.console import Console
 from wenet.run.curves import require_tensorboard
 from wenet.run.folder import NEW_RUN, RunFolder
 from wenet.run.interrupt import Interrupt, Stopped
@@ -28,6 +28,7 @@ from wenet.run.unread import Unread, check_read
 from wenet.run.upgrade import upgraded
 from wenet.tasks import Baseline, Task, task_of
 from wenet.version import VERSION
+from wenet.words import counted, size
 from wenet_kernels import WenetError, backends, native_status
 
 FORMAT = 1  # version of run folders

@@ -14,12 +14,13 @@ from typing import Any
 
 from wenet.cells import Cell, read_cell
 from wenet.files import read_json
-from wenet.run import Session, counted, share
+from wenet.run import Session
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import train_cells
 from wenet.searching.strategy import RECORDS, Record, Strategy, strategy_of
 from wenet.tasks import Metric
 from wenet.training.standalone import Outcome, training_windows
+from wenet.words import counted, figure_and_spread, share
 
 FOLDER, RESULT, BEGUN = "audit", "audit.json", "audit-begun.json"
 CONFIDENCE, RESAMPLES = 0.95, 2000
@@ -271,6 +272,5 @@ def spread_in_words(found: dict[str, Any], places: int) -> str:
     cells = counted(found["cells"], "cell")
     if found["mean"] is None:
         return f"none that did not diverge ({cells})"
-    spread = "" if found["sd"] is None else f" ± {found['sd']:.{places}f}"
     diverged = f", {found['diverged']} diverged" if found["diverged"] else ""
-    return f"{found['mean']:.{places}f}{spread} ({cells}{diverged})"
+    return f"{figure_and_spread(found['mean'], found['sd'], places)} ({cells}{diverged})"

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from wenet.cells import Cell, read_cell
-from wenet.run import Session, counted, duration, figure
+from wenet.run import Session
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import by_shape, train_cells
 from wenet.searching.space import draw_pool
 from wenet.searching.strategy import OF_MIXTURES, OF_RACES, RECORDS, Record, StandaloneBest, Strategy
 from wenet.tasks import Metric, task_of
 from wenet.training import Outcome, StandaloneResult, training_windows
+from wenet.words import counted, duration, figure
 from wenet_kernels import WenetError
 
 FOLDER = "rungs"

@@ -14,12 +14,13 @@ from wenet.cells import Cell, Genotype, read_cell
 from wenet.data import LONGER_AT_MOST, mean_window, window_length
 from wenet.nn import DividedDagRNN, LanguageModel, Mixing, WeightedCellRNN, WeightedDagRNN
 from wenet.parallel import ALONE, Ranks, clip_gradients
-from wenet.run import DTYPES, Session, counted, duration, figure, peak_memory
+from wenet.run import DTYPES, Session, peak_memory
 from wenet.searching.settings import SearchConfig
 from wenet.searching.space import draw_pool, space_of
 from wenet.searching.strategy import OF_RACES, RECORDS, Best, Record, Strategy
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import ModelTrainer, Progress, network_weights, recurrence_bytes, restore_random, restore_training
+from wenet.words import counted, duration, figure
 from wenet_kernels import Program, WenetError
 
 CURVE_POINTS = 20  # points of the training loss in a round's record
@@ -133,7 +134,7 @@ class MixtureBest(Best):
         yield f"Of {cells} this one {how}. {self._how_long_kept_in_a_sentence()}"
         reached = f"has no finite validation {metric.name}"
         if self.mixture_value is not None:
-            reached = f"reaches a validation {metric.name} of {self.mixture_value:.{metric.places}f}"
+            reached = f"reaches a validation {metric.name} of {figure(self.mixture_value, metric.places)}"
         yield f"The mixture of the last round {reached}. That is of all its networks together, not of the cell."
 
     def _how_long_kept_in_a_sentence(self) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wenet.cells import Cell
-from wenet.run import Session, counted, duration, figure
+from wenet.run import Session
 from wenet.run.budget import Budget
 from wenet.searching.contest import kept_for_measuring
 from wenet.searching.paired import are_larger
@@ -36,6 +36,7 @@ from wenet.training import (
     training_windows,
     windows_measured,
 )
+from wenet.words import counted, duration, figure
 from wenet_kernels import Program, WenetError
 
 FOLDER = "rungs"

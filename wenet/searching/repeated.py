@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from wenet.cells import cell_from_dict
 from wenet.files import WRITTEN_AGAIN, read_json
-from wenet.run import counted, duration, figure, share, wait_until
+from wenet.run import wait_until
 from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.audit import run_audit
 from wenet.searching.settings import SearchConfig
@@ -18,6 +18,7 @@ from wenet.searching.shapes import largest_memory, train_cells
 from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy, is_finished, read_best, strategy_of
 from wenet.tasks import Metric
 from wenet.training import training_windows
+from wenet.words import counted, duration, figure, share
 
 
 @dataclass(frozen=True)

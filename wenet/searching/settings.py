@@ -11,11 +11,12 @@ from typing import Any
 from wenet.cells import Genotype, check_activations, load_genotypes
 from wenet.cells.gated import MAX_BLOCKS, MIN_BLOCKS
 from wenet.data import WINDOWS
-from wenet.run import Group, counted
+from wenet.run import Group
 from wenet.run.settings import flag, option, overridden
 from wenet.searching.series_settings import SeriesConfig
 from wenet.tasks import TASKS
 from wenet.training.settings import inherited
+from wenet.words import counted
 from wenet_kernels import ACTIVATIONS, MAX_NODES, WenetError, check_choice, registered_among
 
 # A setting that is asked for counts more than another that a preset has in its place.

@@ -10,9 +10,10 @@ from importlib import import_module
 from typing import Any, ClassVar, Self
 
 from wenet.cells import Cell, cell_from_dict, cell_to_dict
-from wenet.run import Session, counted, figure
+from wenet.run import Session
 from wenet.searching.settings import STRATEGIES, SearchConfig
 from wenet.tasks import Baseline, Metric, Task, failure_to_learn
+from wenet.words import counted, figure
 
 RECORDS = "search.jsonl"
 # Settings that only some strategies read.

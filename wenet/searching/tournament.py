@@ -15,9 +15,6 @@ from wenet.run import (
     RunFolder,
     Session,
     Surroundings,
-    counted,
-    duration,
-    figure_and_spread,
     pytorch_products_in,
     run_settings,
     stored_config,
@@ -29,6 +26,7 @@ from wenet.searching.shapes import Group, by_shape, session_for
 from wenet.searching.work import SEARCH
 from wenet.tasks import Metric, task_of
 from wenet.training import LAYERS, Architecture, Plan, parameter_count, train_standalone, training_windows
+from wenet.words import counted, duration, figure_and_spread
 from wenet_kernels import WenetError
 
 RESULT = "ranking.json"

@@ -12,7 +12,7 @@ from typing import Any
 
 from wenet.cells import Cell, draw_cell
 from wenet.parallel import Ranks
-from wenet.run import TEXT_SETTINGS, Session, Work, counted, duration, resolve_machine, size
+from wenet.run import TEXT_SETTINGS, Session, Work, resolve_machine
 from wenet.run.budget import Spent, spent_in
 from wenet.run.unread import Unread, check_read
 from wenet.searching.audit import describe_audit, run_audit, usual_audit
@@ -25,6 +25,7 @@ from wenet.searching.strategy import Best, strategy_of
 from wenet.searching.unread import unread_by_search
 from wenet.tasks import Baseline, Metric, fitting_batch, task_of
 from wenet.training import estimate_standalone, estimate_training, resolve_train_config
+from wenet.words import counted, duration, size
 from wenet_kernels import WenetError
 
 FOLLOWING_PRESET = "quick"  # preset of the training proposed after a search

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from torch import Tensor
 
+from wenet.words import figure
+
 # Settings that only sequences of numbers have.
 OF_NUMBERS_ALONE = (
     *("target", "sequence", "window", "horizon", "layout", "missing", "constant", "split", "loss", "metric", "readout"),
@@ -42,11 +44,6 @@ class Metric:
         """The value for a model that diverged."""
         return math.inf if self.lower_is_better else -math.inf
 
-    def in_words(self, value: float) -> str:
-        """A value with the usual places, or where these would show little of it with three digits."""
-        usual = value == 0 or 10.0 ** (2 - self.places) <= abs(value) < 1e9
-        return f"{value:.{self.places}f}" if usual else f"{value:.3g}"
-
     def order(self, value: float) -> float:
         """A number to sort by: the lower, the better the value."""
         return value if self.lower_is_better else -value
@@ -73,10 +70,10 @@ def failure_to_learn(what: str, value: float | None, metric: Metric, baseline: B
     """
     if baseline is None or metric.beats(value, baseline.value):
         return None
-    reached = "not finite" if value is None else metric.in_words(value)
+    reached = figure(value, metric.places, missing="not finite")
     return (
         f"{what} has not learned: its validation {metric.name} is {reached}, where {baseline.name} alone would give "
-        f"{metric.in_words(baseline.value)}"
+        f"{figure(baseline.value, metric.places)}"
     )
 
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from wenet.data import UNKNOWN, batchify, encode_held_out, units_of
 from wenet.nn import LanguageModel
-from wenet.run import Console, RunFolder, as_path, counted, duration, resolve_machine, stored_config, stored_data
+from wenet.run import Console, RunFolder, as_path, resolve_machine, stored_config, stored_data
 from wenet.tasks import Metric, task_of
 from wenet.training.adaptive import Cache, Dynamic, cache_cross_entropy, dynamic_cross_entropy, statistics_stream
 from wenet.training.nt_asgd import trained_model
 from wenet.training.settings import TrainConfig
 from wenet.training.work import TRAIN
+from wenet.words import counted, duration
 from wenet_kernels import LostRanks, WenetError
 
 RECORDS = "eval.jsonl"

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 from wenet.cells import Cell, Genotype, cell_to_dict
 from wenet.data import window_length
 from wenet.nn import CellRNN, DagRNN, LanguageModel, StackedLSTM, draw_rows
-from wenet.run import DTYPES, Session, duration, peak_memory
+from wenet.run import DTYPES, Session, peak_memory
 from wenet.tasks import Task
 from wenet.training.settings import TrainConfig
 from wenet.training.trainer import (
@@ -24,6 +24,7 @@ from wenet.training.trainer import (
     restore_training,
     training_tensors,
 )
+from wenet.words import duration
 
 RECORDS = "train.jsonl"
 

@@ -16,11 +16,12 @@ from torch.nn.utils.rnn import pad_sequence
 from wenet.cells import Cell
 from wenet.files import WRITTEN_AGAIN, read_json
 from wenet.parallel import Ranks
-from wenet.run import RunFolder, Session, counted, peak_memory, wait_until
+from wenet.run import RunFolder, Session, peak_memory, wait_until
 from wenet.run.upgrade import without_the_whole
 from wenet.tasks import Measurement, Metric
 from wenet.training.architectures import Architecture, build_standalone, read_architecture
 from wenet.training.trainer import Progress, Trainer, random_tensors, restore_random, restore_training
+from wenet.words import counted
 from wenet_kernels import WenetError
 
 RECORDS, RESULT = "train.jsonl", "result.json"

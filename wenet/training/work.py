@@ -9,12 +9,13 @@ from typing import Any, Self
 
 from wenet.cells import Cell, Genotype, cell_from_dict, cell_to_dict, load_cell
 from wenet.parallel import Ranks
-from wenet.run import Session, Work, counted, duration, figure, size
+from wenet.run import Session, Work
 from wenet.run.unread import Unread, of_choice
 from wenet.tasks import Baseline, Metric, failure_to_learn, task_of
 from wenet.training.estimate import estimate_training, estimate_training_memory
 from wenet.training.nt_asgd import EvaluationTraining
 from wenet.training.settings import LSTMS, TrainConfig, resolve_train_config
+from wenet.words import counted, duration, figure, size
 from wenet_kernels import WenetError
 
 

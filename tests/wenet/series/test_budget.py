@@ -11,13 +11,13 @@ import wenet
 from wenet import WenetError
 from wenet.cli.search import main as search_main
 from wenet.report import words
-from wenet.run import counted
 from wenet.run.budget import Budget, Spent
 from wenet.searching.contest import cut_short, hold
 from wenet.searching.contest.length import Times, end_of_trainings, seconds_of_a_window, windows_of_trainings
 from wenet.searching.settings import resolve_config
 from wenet.tasks import Baseline, LanguageModelling, task_of
 from wenet.training import seconds_of_measured, windows_measured
+from wenet.words import counted
 
 from ..helpers import fails
 from .test_searches import SHORT, sums

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wenet.files import written_whole
-from wenet.run import Session, counted
+from wenet.run import Session
 from wenet.run.budget import Budget
 from wenet.searching.contest.contestants import Contestant, contestants_of
 from wenet.searching.contest.length import (
@@ -26,6 +26,7 @@ from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import grouped
 from wenet.searching.strategy import Best
 from wenet.training import StandaloneResult, parameter_count
+from wenet.words import counted
 from wenet_kernels import WenetError
 
 

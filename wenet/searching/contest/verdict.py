@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wenet.cells import read_cell
-from wenet.run import counted, figure_and_spread
 from wenet.searching.contest.contestants import WINNER
 from wenet.searching.space import known_name
 from wenet.tasks import Metric
 from wenet.training import LAYERS
+from wenet.words import counted, figure_and_spread
 
 
 def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:

@@ -1,0 +1,61 @@
+"""Numbers in words: figures, counts, durations and sizes, as lines and pages have them."""
+
+from __future__ import annotations
+
+import math
+
+LEAST, MOST = 1e-6, 1e9  # of a figure without an exponent
+
+
+def duration(seconds: float) -> str:
+    """Format seconds in words, to two figures."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 36 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"
+
+
+def size(count: float) -> str:
+    """Format bytes in words."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+
+
+def figure(value: float | None, places: int = 2, missing: str = "unknown") -> str:
+    """Format a number of a result, a small one with three digits; `missing` stands in if there is none.
+
+    >>> figure(0.98765, 3), figure(0.0012345, 3), figure(1.2345e-12, 3)
+    ('0.988', '0.00123', '1.23e-12')
+    """
+    return missing if value is None else f"{value:{_form(value, places)}}"
+
+
+def figure_and_spread(mean: float | None, sd: float | None, places: int, missing: str = "unknown") -> str:
+    """Mean and standard deviation, if there are several values."""
+    if mean is None or sd is None:
+        return figure(mean, places, missing)
+    return f"{figure(mean, places)} ± {sd:{_form(mean, places)}}"
+
+
+def _form(value: float, places: int) -> str:
+    """How to format numbers of the size of `value`."""
+    if not math.isfinite(value) or value == 0 or 10.0 ** (2 - places) <= abs(value) < MOST:
+        return f".{places}f"
+    return f".{2 - math.floor(math.log10(abs(value)))}f" if LEAST <= abs(value) < MOST else ".2e"
+
+
+def counted(count: float, noun: str) -> str:
+    """A number with its noun, such as "1 window", "2,000 windows" or "0.4 epochs"."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {noun if count == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
+def share(part: float) -> str:
+    """Format a share, to be followed by "of": "none", "all" or "25%"."""
+    return "none" if part == 0 else "all" if part == 1 else f"{part:.0%}"
