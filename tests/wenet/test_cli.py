@@ -52,6 +52,7 @@ def test_config_file_and_flags(text, tmp_path, capsys):
         (["no-such-text"], "no-such-text"),
         (["--preset", "slow"], "unknown preset 'slow'"),
         (["--pool", "0"], "--pool must be at least 1"),
+        (["--pool", "99999999"], "--pool must be at most 100000, not 99999999"),
         (["--seed", "99999999999999999999"], "--seed must be at most 2147483647, not 99999999999999999999"),
         (["--pool", "many"], "--pool"),
         (["--lr", "nan"], "--lr must be finite"),

@@ -43,7 +43,7 @@ class Group(StrEnum):
 
 
 def option(default: Any, text: str, group: Group, **limits: Any) -> Any:
-    """A setting with its help text; `limits` may hold metavar, choices, at_least, above and below."""
+    """A setting with its help text; `limits` may hold metavar, choices, at_least, at_most, above and below."""
     return field(default=default, metadata={"help": text, "group": group, **limits})
 
 
@@ -187,8 +187,8 @@ def _check(option: dataclasses.Field[Any], value: Any) -> None:
         check_choice(name, value, limits["choices"])
     if isinstance(value, float) and not math.isfinite(value):
         raise WenetError(f"{name} must be finite, not {value}")
-    if isinstance(value, int) and value > MOST:
-        raise WenetError(f"{name} must be at most {MOST}, not {value}")
+    if isinstance(value, int) and value > limits.get("at_most", MOST):
+        raise WenetError(f"{name} must be at most {limits.get('at_most', MOST)}, not {value}")
     if "at_least" in limits and value < limits["at_least"]:
         raise WenetError(f"{name} must be at least {limits['at_least']}, not {value}")
     if "above" in limits and value <= limits["above"]:

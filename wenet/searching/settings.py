@@ -49,7 +49,7 @@ class SearchConfig(SeriesConfig):
         "paper, quick, race or words; by default paper with a GPU, and without one race, or words for a text read by "
         "words; numbers for sequences",
     )
-    pool: int = option(10_000, "cells to search in total", Group.FIRST, metavar="T", at_least=1)
+    pool: int = option(10_000, "cells to search in total", Group.FIRST, metavar="T", at_least=1, at_most=100_000)
     batch: int = option(100, "new cells in each round", Group.FIRST, metavar="B", at_least=1)
     keep: int = option(20, "cells kept from each round for the next", Group.MIXTURE, metavar="K", at_least=1)
     epochs_per_round: float = option(

@@ -81,8 +81,9 @@ def test_a_cell_that_compares_rows_refuses_sequences_that_end_early(tmp_path):
 def test_a_forecast_from_a_missing_value_is_nan(tmp_path):
     """Not the 0 that the layer reads in its place: a model cannot refuse values as `predict` does once it is traced."""
     scaling = tuple(torch.tensor(each).double() for each in ([5.0, 2.0, 1.0], [3.0, 1.0, 2.0], [5.0, 1.0], [3.0, 2.0]))
-    model = SequenceModel(CellRNN(7, 5, "gru"), 4, (*scaling[:2], *(each.repeat(2) for each in scaling[2:])), marked=True,
-                          repeats=(0, 2), horizon=2, relative=(0,))  # fmt: skip
+    of_targets = [each.repeat(2) for each in scaling[2:]]  # of two steps
+    forecast = {"repeats": (0, 2), "horizon": 2, "relative": (0,)}
+    model = SequenceModel(CellRNN(7, 5, "gru"), 4, (*scaling[:2], *of_targets), marked=True, **forecast)
     (tmp_path / "taken.py").write_text(sequence_source(model), encoding="utf-8")
     save_file(model.state_dict(), tmp_path / "taken.safetensors")
     x = torch.randn(5, 6, 3)
