@@ -384,29 +384,16 @@ def _forecasts(series: Series, how: Preparation) -> SeriesData:
     picked = series.values[:, columns]
     shift, scale = scaling.shift[list(columns)], scaling.scale[list(columns)]
     scaling = replace(scaling, target_shift=shift.repeat(how.horizon), target_scale=scale.repeat(how.horizon))
-    parts = []
-    for part, word in enumerate(SPLITS):
-        starts = _window_starts(series, ends, part, how)
-        ahead = starts[:, None] + how.window + np.arange(how.horizon)  # [N, h]
-        targets = ((picked[ahead] - shift.numpy()) / scale.numpy()).reshape(len(starts), how.horizon * len(columns))
-        known = ~np.isnan(targets).any(1) & _counted_from(series.values, starts, how.window, columns, scaling.relative)
-        if not known.any():
-            raise _no_window(series, how, word)
-        own = Examples(
-            whole,
-            torch.from_numpy(starts[known]),
-            torch.full((int(known.sum()),), how.window),
-            torch.from_numpy(targets[known]).float(),
-            relative=scaling.relative,
-            of_targets=columns * how.horizon,
-        )
-        parts.append(_some(own, np.arange(len(own)), how.seed, part))
+    ahead = (picked - shift.numpy()) / scale.numpy()  # [steps of all, C]
+    train, valid, test = (
+        _windows(series, how, whole, ahead, columns, scaling.relative, ends, part) for part in range(len(SPLITS))
+    )
     changes = np.abs(np.diff(picked, axis=0))[(in_train[1:] & in_train[:-1]) & ~_begins(series)[1:]]
     return SeriesData(
         series.name,
-        train=parts[0],
-        valid=parts[1],
-        test=parts[2],
+        train=train,
+        valid=valid,
+        test=test,
         scaling=scaling,
         classes=(),
         columns=columns,
@@ -417,6 +404,41 @@ def _forecasts(series: Series, how: Preparation) -> SeriesData:
         fingerprint=_fingerprint(series, how),
         raw=series,
     )
+
+
+def _windows(
+    series: Series,
+    how: Preparation,
+    whole: Tensor,
+    ahead: Array,
+    columns: tuple[int, ...],
+    relative: tuple[int, ...],
+    ends: Array,
+    part: int,
+) -> Examples:
+    """All windows of a part from whose known values a forecast counts.
+
+    Args:
+        whole: all steps as a model reads them, `[steps of all, I]`.
+        ahead: of all steps what is predicted, standardised, `[steps of all, C]`.
+        columns, relative: as in `SeriesData` and `Scaling`.
+        ends: as `_ends_in_time` gives them.
+    """
+    starts = _window_starts(series, ends, part, how)
+    steps = starts[:, None] + how.window + np.arange(how.horizon)  # [N, h]
+    targets = ahead[steps].reshape(len(starts), how.horizon * len(columns))
+    known = ~np.isnan(targets).any(1) & _counted_from(series.values, starts, how.window, columns, relative)
+    if not known.any():
+        raise _no_window(series, how, SPLITS[part])
+    own = Examples(
+        whole,
+        torch.from_numpy(starts[known]),
+        torch.full((int(known.sum()),), how.window),
+        torch.from_numpy(targets[known]).float(),
+        relative=relative,
+        of_targets=columns * how.horizon,
+    )
+    return _some(own, np.arange(len(own)), how.seed, part)
 
 
 def _for_drift(scaling: Scaling, series: Series, ends: Array, how: Preparation) -> Scaling:

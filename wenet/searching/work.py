@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,14 +169,12 @@ class SearchWork(Work[SearchConfig]):
         if "data_batch" not in given and config.data_batch < usual:
             batch = counted(config.data_batch, "sequence")
             say(f"batch     {batch}, as the training part has fewer than the usual {usual}")
-        if config.minutes is not None:
-            outline = strategy_of(config).outline(config)
-            say(f"{config.preset:<9} at most {outline}; {duration(60 * config.minutes)} in all")
-            least = least_seconds(session)
-            if least > 60 * config.minutes:
-                minutes = math.ceil(least / 6) / 10  # rounded down it might be the one that is too short
-                say(f"caution   --minutes is too short: on these data the least search takes about {minutes} min")
-            return
+        for line in _within(session) if config.minutes is not None else self._costs(session, given):
+            say(line)
+
+    def _costs(self, session: Session[SearchConfig], given: Mapping[str, Any]) -> Iterator[str]:
+        """What each preset that fits would cost, and what else this run has."""
+        config = session.config
         for preset in PRESETS:
             chosen = preset == config.preset
             try:
@@ -187,18 +185,18 @@ class SearchWork(Work[SearchConfig]):
             if candidate.level != config.level:
                 continue
             candidate = self.fitted(candidate, given, session.data)
-            say(_preset_line(preset, candidate, session) + ("   <- this run" if chosen else ""))
+            yield _preset_line(preset, candidate, session) + ("   <- this run" if chosen else "")
         note = strategy_of(config).note
         if note:
-            say(f"strategy  {note}")
+            yield f"strategy  {note}"
         if config.runs > 1:
-            say(f"runs      {config.runs}, each of them as above")
+            yield f"runs      {config.runs}, each of them as above"
         if config.audit:
             epochs = counted(config.audit_epochs, "epoch")
-            say(f"audit     {counted(config.audit, 'cell')} standalone for {epochs}, on top of that time")
+            yield f"audit     {counted(config.audit, 'cell')} standalone for {epochs}, on top of that time"
         if config.contest:
             seconds = duration(estimate_contest(session))
-            say(f"contest   of the winner with PyTorch's layers and other cells: about {seconds} on top of that time")
+            yield f"contest   of the winner with PyTorch's layers and other cells: about {seconds} on top of that time"
 
 
 SEARCH = SearchWork()
@@ -229,6 +227,18 @@ def run_search(session: Session[SearchConfig]) -> SearchOutcome:
         contest,
         spent=spent_in(folder),
     )
+
+
+def _within(session: Session[SearchConfig]) -> Iterator[str]:
+    """What a search within a given time comes to at most, and whether that time is enough for any."""
+    config = session.config
+    assert config.minutes is not None
+    outline = strategy_of(config).outline(config)
+    yield f"{config.preset:<9} at most {outline}; {duration(60 * config.minutes)} in all"
+    least = least_seconds(session)
+    if least > 60 * config.minutes:
+        minutes = math.ceil(least / 6) / 10  # rounded down it might be the one that is too short
+        yield f"caution   --minutes is too short: on these data the least search takes about {minutes} min"
 
 
 def _preset_line(preset: str, config: SearchConfig, session: Session[SearchConfig]) -> str:
