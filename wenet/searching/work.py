@@ -278,10 +278,11 @@ def _cost(result: SearchOutcome) -> str:
     """The time of the whole, within a budget from its beginning on, and of its parts where it has several."""
     seconds = {"search": result.best.seconds}
     seconds |= {name: part["seconds"] for name, part in (("audit", result.audit), ("contest", result.contest)) if part}
-    parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
     whole = sum(seconds.values())
     if result.spent is not None and result.spent.seconds is not None:
+        seconds["measuring and writing"] = max(0.0, result.spent.seconds - whole)
         whole = result.spent.seconds
+    parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
     return duration(whole) + (f" ({parts})" if len(seconds) > 1 else "")
 
 

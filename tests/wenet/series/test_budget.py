@@ -1,6 +1,7 @@
 """A time budget: what it plans, that it is kept, and that a stopped run goes on with what is left."""
 
 import json
+import re
 import time
 from types import SimpleNamespace
 
@@ -61,6 +62,7 @@ def test_a_budget_is_kept(tmp_path):
     assert found.contest["windows"] == budget["plans"]["windows_of_contest"]
     assert budget["plans"]["kept_for_measuring"] > 0 and found.spent == Spent(0.4, budget["plans"]["spent"])
     assert str(wenet.load(found.folder)) == str(found)
+    assert re.search(r"cost +\d+ s \(search \d+ s, contest \d+ s, measuring and writing \d+ s\)", str(found))
     failure = found.best.failure_to_learn(found.metric, Baseline("guessing", 2.0), in_minutes=True)
     assert failure is not None and "raise --minutes or" in failure
     assert found.finished and len(found.contest["contestants"]) >= 5
