@@ -27,14 +27,19 @@ def written(values: Sequence[float], places: int) -> str:
 
 
 def compared(winners: Sequence[float], others: Sequence[float], metric: Metric) -> str:
-    """In how many searches the winner was better, and p of a paired t-test over searches, two-sided. Searches without
-    the other count for nothing.
+    """In how many searches the winner was better, in how many it was equal (the winner may be the other itself), and p
+    of a paired t-test over searches, two-sided. Searches without the other count for nothing.
 
     Example:
         >>> compared([1.0, 1.1, 1.2], [1.5, 1.2, 1.5], Metric("perplexity", "perplexity"))
         '3 of 3, p 0.12'
+        >>> compared([1.0, 1.1, 1.2], [1.0, 1.2, 1.5], Metric("perplexity", "perplexity"))
+        '2 of 3 (1 equal), p 0.27'
     """
     pairs = [(one, other) for one, other in zip(winners, others, strict=True) if not math.isnan(other)]
     better = sum(metric.order(one) < metric.order(other) for one, other in pairs)
-    counted = f"{better} of {len(pairs)}"
-    return counted if len(pairs) < 3 else f"{counted}, p {stats.ttest_rel(*zip(*pairs, strict=True)).pvalue:.2g}"
+    equal = sum(one == other for one, other in pairs)
+    counted = f"{better} of {len(pairs)}" + (f" ({equal} equal)" if equal else "")
+    if len(pairs) < 3 or equal == len(pairs):
+        return counted
+    return f"{counted}, p {stats.ttest_rel(*zip(*pairs, strict=True)).pvalue:.2g}"
