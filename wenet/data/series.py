@@ -222,7 +222,8 @@ def _is_pair(given: Any) -> bool:
 
 def _dimensions(given: Any) -> int:
     """1 for a list of numbers, 2 for a list of sequences of different length."""
-    return int(np.ndim(given)) if hasattr(given, "shape") else 1 + any(np.ndim(one) for one in given)
+    is_list = isinstance(given, list | tuple)
+    return 1 + any(np.ndim(one) for one in given) if is_list else int(np.ndim(given))
 
 
 def _untargeted(given: Any, layout: str, name: str) -> Series:
@@ -346,9 +347,16 @@ def check_columns(found: tuple[str, ...], wanted: tuple[str, ...], name: str, wh
     Raises:
         WenetError: a name differs.
     """
+    if _are_numbers(found) or _are_numbers(wanted):
+        return
     for number, (one, other) in enumerate(zip(found, wanted, strict=False), start=1):
         if one != other:
             raise WenetError(f"{name}: column {number} is {one!r}, and {other!r} in {where}; put columns in that order")
+
+
+def _are_numbers(names: tuple[str, ...]) -> bool:
+    """Whether columns are numbered, from 0 as in a data frame without names or from 1 as in a table without."""
+    return any(names == tuple(str(first + place) for place in range(len(names))) for first in (0, 1))
 
 
 def _plain(given: Any) -> Array:

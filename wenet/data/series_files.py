@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from wenet.data.series import KEPT, Array, Series, joined_parts, load_series, se
 from wenet_kernels import WenetError
 
 DIVIDERS = {"\t": "tabs", ";": "';'", "|": "'|'", ",": "','", " ": "spaces"}  # of tables that others write
+BESIDE_NUMBERS = ",'%$€£¥"  # what stands in numbers as people write them
 SEEN_ROWS = 20  # of a table, from which its divider is told
 MISSING = ("", "?", "nan", "na", "null", "none")  # in lower case, how tables write a value that is missing
 
@@ -127,6 +129,9 @@ def _table(path: Path, reading: Reading) -> Series:
     for row in rows:
         if len(row.cells) > len(names):
             raise WenetError(f"{path} line {row.line}: {len(row.cells)} columns, where the first line has {len(names)}")
+    if len(names) > 1 and not names[-1] and all(_is_missing(row.cell(len(names) - 1)) for row in rows):
+        names.pop()  # nothing but a comma at the end of each line
+        rows = [Row(row.line, row.cells[: len(names)]) for row in rows]
     if reading.every_step or not reading.targeted:
         return _row_a_step(path, names, rows, named, reading)
     usual = names[-1] if named else names[0]
@@ -196,7 +201,12 @@ def _is_time(cells: Iterator[str]) -> bool:
 
 
 def _check_time(path: Path, rows: list[Row], names: list[str], column: int, reading: Reading) -> None:
-    """Refuse a first column that more likely tells sequences apart: else they would be read as one."""
+    """Refuse a first column that more likely tells sequences apart, which would be read as one, or has numbers."""
+    for row in rows:
+        cell = row.cell(column)
+        if _is_number(re.sub(f"[{BESIDE_NUMBERS}]", "", cell)):
+            where = f"{path} line {row.line}, column {names[column]!r}"
+            raise WenetError(f"{where}: {cell!r} is no number; write digits and '.' alone")
     if reading.sequence is None and len({row.cell(column) for row in rows}) < len(rows):
         raise WenetError(
             f"{path}: texts in column {names[column]!r} repeat; if they tell sequences apart, name it with --sequence, "

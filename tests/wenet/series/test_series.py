@@ -254,6 +254,19 @@ def test_tables_as_pandas_writes_them(text, tmp_path):
     assert series.values[:, 0].tolist() == [3, 4, 5, 6] and series.targets.tolist() == ["up", "down"]
 
 
+def test_a_first_column_of_numbers_with_commas_is_no_time(tmp_path):
+    path = write(tmp_path / "thousands.csv", 'a,b\n"1,000",2\n"2,000",3\n')
+    with pytest.raises(WenetError, match="line 2, column 'a': '1,000' is no number; write digits and '.' alone"):
+        read_series(path, Reading(targeted=False))
+
+
+def test_a_comma_at_the_end_of_each_line_is_no_column(tmp_path):
+    found = read_series(write(tmp_path / "steps.csv", "a,b,\n1,2,\n3,4,\n"), Reading(targeted=False))
+    assert (found.columns, found.values.tolist()) == (("a", "b"), [[1, 2], [3, 4]])
+    found = read_series(write(tmp_path / "rows.csv", "a,b,kind,\n1,2,up,\n3,4,down,\n"), Reading(targeted=True))
+    assert found.targets.tolist() == ["up", "down"] and found.lengths.tolist() == [2, 2]
+
+
 def test_endings_in_capitals(tmp_path):
     for ending, between in ((".CSV", ","), (".TSV", "\t")):
         text = "a,kind\n3,up\n5,down\n".replace(",", between)
@@ -315,6 +328,7 @@ def test_columns_of_other_names_or_order_are_refused():
         series_of({"train": frame, "test": turned}, False)
     plain = series_of([frame, np.eye(9, 2)], False)
     assert (plain.columns, plain.lengths.tolist()) == (("a", "b"), [9, 9])
+    assert len(series_of([frame, Frame(np.eye(9, 2), [0, 1])], False).lengths) == 2  # without names
 
 
 def test_a_forecast_has_no_targets():
@@ -323,6 +337,7 @@ def test_a_forecast_has_no_targets():
     with pytest.raises(WenetError, match="a forecast takes sequences alone, x and not"):
         prepared((np.zeros((30, 1)), np.zeros(30)), "forecast", window=3, horizon=1)
     assert len(series_of((np.zeros(30), np.zeros(20)), False).lengths) == 2
+    assert series_of((1.0, 2.0), False).lengths.tolist() == [2]
 
 
 def test_given_parts_stay_as_they_are():
