@@ -303,11 +303,12 @@ def build_model(config: TrainConfig, genotype: Cell | None, task: Task, data: An
 
 def build_cell(config: Any, cell: Cell, embedding: int) -> DagRNN | CellRNN:
     """Build a layer of a cell with the sizes and dropouts of the settings, of a training or a search."""
+    of_weights = config.precision in ("fp32", "fp64")  # a trained model can then be converted, as by `double`
     options = {
         "dropout_x": config.dropout_x,
         "dropout_h": config.dropout_h,
         "backend": config.backend,
-        "precision": config.precision,
+        "precision": "full" if of_weights else config.precision,
     }
     if not isinstance(cell, Genotype):
         return CellRNN(embedding, config.hidden, cell, **options)

@@ -116,6 +116,12 @@ def test_the_model_gives_the_figure_of_the_contest(classified):
     assert any(reached == pytest.approx(value) for value in winner["test"])
 
 
+def test_the_model_can_be_converted(classified):
+    x = torch.randn(4, 7, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(classified.model.double()(x), classified.model(x).double(), rtol=1e-4, atol=1e-5)
+
+
 def test_a_moved_run_has_its_data(classified, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(classified.folder, moved)
