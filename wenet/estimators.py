@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wenet.api import search
-from wenet.data import is_missing
+from wenet.data import check_columns, is_missing, series_of
 from wenet.nn import SequenceModel
 from wenet.results import SearchResult
 from wenet_kernels import WenetError
@@ -81,6 +81,8 @@ class _Estimator:
         return {}
 
     def _search(self, data: Any) -> None:
+        if not isinstance(self.options, dict | None):
+            raise WenetError(f"options must be a dictionary of settings, not {type(self.options).__name__}")
         for name in ("task", "out"):
             if name in (self.options or {}):
                 raise WenetError(
@@ -112,7 +114,12 @@ class _Estimator:
             self.found_ = found
 
     def _predicted(self, x: Any) -> Any:
-        return self._fitted().predict(x)
+        return self._fitted().predict(x, self._layout)
+
+    @property
+    def _layout(self) -> str:
+        """Of sequences, here as in the search."""
+        return str((self.options or {}).get("layout", "ntf"))
 
     def _fitted(self) -> SequenceModel:
         if not hasattr(self, "model_"):
@@ -126,9 +133,16 @@ def _fitting_batch(count: int) -> int:
 
 
 def _there(y: Any) -> Any:
-    if y is None:
+    if y is None or np.ndim(y) == 0:
         raise WenetError("there is no y; give a target for each sequence")
     return y
+
+
+def _as_many(found: Array, wanted: Array) -> Array:
+    """Predictions, of which there must be as many as targets."""
+    if len(found) != len(wanted):
+        raise WenetError(f"{len(found):,} sequences but {len(wanted):,} targets; there must be one for each")
+    return found
 
 
 def _numbers(y: Any) -> Array:
@@ -203,12 +217,13 @@ class SequenceClassifier(_Estimator):
 
     def predict_proba(self, x: Any) -> Array:
         """Probabilities `[N, K]`, in the order of `classes_`."""
-        found: Array = self._fitted().predict_proba(x)
+        found: Array = self._fitted().predict_proba(x, self._layout)
         return found
 
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of right labels."""
-        return float(np.average(self.predict(x) == _labels(y), weights=sample_weight))
+        labels = _labels(y)
+        return float(np.average(_as_many(self.predict(x), labels) == labels, weights=sample_weight))
 
 
 class SequenceRegressor(_Estimator):
@@ -255,7 +270,7 @@ class SequenceRegressor(_Estimator):
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
         """The coefficient of determination R², the mean over targets."""
         wanted = _numbers(y).reshape(len(y), -1)
-        found = self.predict(x).reshape(len(y), -1)
+        found = _as_many(self.predict(x), wanted).reshape(len(y), -1)
         weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight)
         mean = np.average(wanted, axis=0, weights=weights)
         left = np.average((wanted - found) ** 2, axis=0, weights=weights)
@@ -318,14 +333,15 @@ class Forecaster(_Estimator):
         return np.asarray(self._predicted(x))
 
     def score(self, x: Any, y: Any = None) -> float:
-        """One minus the mean absolute error over that of repeating the last value, for the end of each series."""
+        """One minus the mean absolute error over that of repeating the last value, for the end of each series, as far
+        as it is known."""
         model = self._fitted()
-        of_one = not isinstance(x, list | tuple) and np.ndim(x) < 3  # an array, a tensor or a table
-        many = [x] if of_one or (len(x) and np.ndim(x[0]) == 0) else list(x)
+        given = series_of(x, False, self._layout, "x")
+        check_columns(given.columns, model.columns, "x", "training")
         ours, naive = 0.0, 0.0
-        for series in (np.asarray(one, dtype=np.float64).reshape(len(one), -1) for one in many):
+        for series in np.split(given.values, given.starts[1:]):
             known, ahead = series[: -self.horizon], series[-self.horizon :]
             columns = list(model.repeats)
-            ours += float(np.abs(model.predict(known) - ahead[:, columns]).sum())
-            naive += float(np.abs(known[-1, columns] - ahead[:, columns]).sum())
+            ours += float(np.nansum(np.abs(model.predict(known) - ahead[:, columns])))
+            naive += float(np.nansum(np.abs(known[-1, columns] - ahead[:, columns])))
         return 1 - ours / naive if naive else 0.0

@@ -468,9 +468,10 @@ def _counted_from(values: Array, starts: Array, window: int, columns: Sequence[i
 
 
 def _no_window(series: Series, how: Preparation, part: str) -> WenetError:
+    some = " without missing values where a forecast counts from" if np.isnan(series.values).any() else ""
     return WenetError(
-        f"{series.name}: no window of {how.window} + {how.horizon} steps in the {_WORDS[part]} part; lower --window or "
-        "--horizon, or bring longer series"
+        f"{series.name}: no window of {how.window} + {how.horizon} steps{some} in the {_WORDS[part]} part; lower "
+        "--window or --horizon, or bring longer series"
     )
 
 

@@ -172,11 +172,13 @@ def joined_parts(parts: Mapping[str, Series], name: str) -> Series:
         sizes = ", ".join(f"{part} {each.features}" for part, each in parts.items())
         raise WenetError(f"{name}: the parts differ in their number of features ({sizes}) or in their targets")
     first = named[0][1]
+    columns = next((each.columns for each in parts.values() if each.columns), ())
     for part, each in parts.items():
-        check_columns(each.columns, first.columns, f"{name}, {part}", SPLITS[named[0][0]])
+        check_columns(each.columns, columns, f"{name}, {part}", "the first part that has names")
     return replace(
         first,
         name=name,
+        columns=columns,
         values=np.concatenate([each.values for _, each in named]),
         lengths=np.concatenate([each.lengths for _, each in named]),
         targets=None if first.targets is None else np.concatenate([each.targets for _, each in named]),
@@ -186,7 +188,8 @@ def joined_parts(parts: Mapping[str, Series], name: str) -> Series:
 
 def _of_parts(given: Mapping[str, Any], targeted: bool, layout: str, name: str, every_step: bool) -> Series:
     if not {"train", "test"} <= set(given) <= set(SPLITS):
-        raise WenetError(f"{name}: parts are named train, test and perhaps valid, not {', '.join(map(str, given))}")
+        found = ", ".join(map(str, given)) or "nothing"
+        raise WenetError(f"{name}: parts are named train, test and perhaps valid; here are {found}")
     return joined_parts(
         {
             part: series_of(given[part], targeted, layout, f"{name}, {part}", every_step)
@@ -223,12 +226,12 @@ def _is_pair(given: Any) -> bool:
 def _dimensions(given: Any) -> int:
     """1 for a list of numbers, 2 for a list of sequences of different length."""
     is_list = isinstance(given, list | tuple)
-    return 1 + any(np.ndim(one) for one in given) if is_list else int(np.ndim(given))
+    return 1 + any(isinstance(one, list | tuple) or np.ndim(one) > 0 for one in given) if is_list else np.ndim(given)
 
 
 def _untargeted(given: Any, layout: str, name: str) -> Series:
     """Sequences to continue: one of them as `[T]` or `[T, F]`, several as `[N, T, F]` or as a list."""
-    columns = _column_names(given)
+    columns = () if layout == "nft" else _column_names(given)
     if not _is_list(given):
         array = _numbers(given, name)
         if array.ndim in (1, 2):
@@ -254,12 +257,13 @@ def _sequences(given: Any, layout: str, name: str) -> tuple[Array, Array, tuple[
         raise WenetError(f"{name}: there are no sequences")
     each = [_sequence(one, layout, f"{name}, sequence {number}") for number, one in enumerate(given, start=1)]
     features = each[0].shape[1]
-    columns = _column_names(given[0])
-    for number, (one, frame) in enumerate(zip(each, given, strict=True), start=1):
+    names = [() if layout == "nft" else _column_names(frame) for frame in given]
+    columns = next(filter(None, names), ())
+    for number, (one, own) in enumerate(zip(each, names, strict=True), start=1):
         if one.shape[1] != features:
             found = f"sequence {number} has {one.shape[1]} features, sequence 1 has {features}"
             raise WenetError(f"{name}: {found}; all must have the same, in the layout {layout}")
-        check_columns(_column_names(frame), columns, f"{name}, sequence {number}", "sequence 1")
+        check_columns(own, columns, f"{name}, sequence {number}", "the first that has names")
     return np.concatenate(each), np.array([len(one) for one in each], np.int64), columns
 
 
@@ -288,6 +292,8 @@ def _step_targets(given: Any, lengths: Array, name: str) -> Array:
         if one.ndim not in (1, 2) or len(one) != length:
             shape = list(one.shape)
             raise WenetError(f"{name}, sequence {number}: {length} steps, but targets of the shape {shape}")
+    if len({one.shape[1:] for one in each}) > 1:
+        raise WenetError(f"{name}: targets of some sequences have other columns than those of others")
     return _checked_targets(np.concatenate(each), name)
 
 
@@ -328,6 +334,11 @@ def is_missing(label: Any) -> bool:
     return label is None or type(label).__name__ in ("NAType", "NaTType") or bool(label != label)
 
 
+def _are_missing(array: Array) -> Array:
+    """Where an array of objects has None, or NA of pandas."""
+    return np.array([is_missing(one) for one in array.ravel().tolist()], bool).reshape(array.shape)
+
+
 def _is_list(given: Any) -> bool:
     """Whether sequences come one by one: a list, or an array of arrays."""
     if isinstance(given, np.ndarray):
@@ -338,7 +349,7 @@ def _is_list(given: Any) -> bool:
 def _column_names(given: Any) -> tuple[str, ...]:
     """Names of a data frame's columns."""
     columns = getattr(given, "columns", None)
-    return () if columns is None else tuple(map(str, columns))
+    return () if columns is None else tuple(str(column).strip() for column in columns)
 
 
 def check_columns(found: tuple[str, ...], wanted: tuple[str, ...], name: str, where: str) -> None:
@@ -384,6 +395,8 @@ def _numbers(given: Any, name: str) -> Array:
         array = _plain(given)
         if array.dtype.kind in "USmMc":
             raise ValueError
+        if array.dtype == object:  # as of a data frame with columns that may miss values
+            array = np.where(_are_missing(array), np.nan, array)
         array = array.astype(np.float64)
     except (TypeError, ValueError):
         raise WenetError(f"{name}: {_not_a_number(given)}; there must be numbers of one shape") from None

@@ -19,7 +19,7 @@ from wenet_kernels import WenetError
 DIVIDERS = {"\t": "tabs", ";": "';'", "|": "'|'", ",": "','", " ": "spaces"}  # of tables that others write
 BESIDE_NUMBERS = ",'%$€£¥"  # what stands in numbers as people write them
 SEEN_ROWS = 20  # of a table, from which its divider is told
-MISSING = ("", "?", "nan", "na", "null", "none")  # in lower case, how tables write a value that is missing
+MISSING = ("", "?", "nan", "na", "n/a", "null", "none")  # in lower case, how tables write a value that is missing
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _table(path: Path, reading: Reading) -> Series:
     """
     rows = _rows(path)
     first = rows[0].cells
-    numbered = not first[0].strip() and _are_counted([row.cells[0] for row in rows[1:]])
+    numbered = not first[0].strip() and _are_row_numbers([row.cells[0] for row in rows[1:]], first[1:])
     rows = [Row(row.line, row.cells[1:]) for row in rows] if numbered else rows
     first = rows[0].cells
     named = _are_names(*(row.cells for row in rows), numbered=numbered)
@@ -150,22 +150,35 @@ class Row(NamedTuple):
 
 
 def _rows(path: Path) -> list[Row]:
-    """All rows of a table that are not empty, two at least."""
+    """All rows of a table but blank lines, two at least."""
     divided = "\t" if ending_of(path) == ".tsv" else ","
     reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter=divided)
     try:
-        rows = [Row(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+        rows = [Row(reader.line_num, cells) for cells in reader if not _is_blank(cells)]
     except csv.Error as error:
         raise WenetError(f"{path} is no table: {error}; is a quotation mark left open?") from None
     if len(rows) < 2:
         raise WenetError(f"{path} has {len(rows)} row{'s' * (len(rows) != 1)}; a table of sequences has more")
+    _check_divider(path, rows[:SEEN_ROWS], divided)
+    return rows
+
+
+def _check_divider(path: Path, rows: list[Row], divided: str) -> None:
+    """Refuse a table that another character divides; commas and spaces may also stand within cells."""
+    alone = all(len(row.cells) == 1 for row in rows)
     for other, word in DIVIDERS.items():
-        if other != divided and all(len(row.cells) == 1 and other in row.cells[0].strip() for row in rows[:SEEN_ROWS]):
+        if other == divided or (other in ", " and not alone):
+            continue
+        if all(other in divided.join(row.cells).strip() for row in rows):
             between = DIVIDERS[divided]
             raise WenetError(
                 f"{path} is divided by {word}; write it with {between} between columns, and '.' in numbers"
             )
-    return rows
+
+
+def _is_blank(cells: list[str]) -> bool:
+    """Whether a line has nothing, not even an empty text in quotation marks, as a table of one column has for a gap."""
+    return not cells or (len(cells) == 1 and cells[0].isspace())
 
 
 def _row_a_step(path: Path, names: list[str], rows: list[Row], named: bool, reading: Reading) -> Series:
@@ -185,6 +198,11 @@ def _row_a_step(path: Path, names: list[str], rows: list[Row], named: bool, read
     if not kept:
         raise WenetError(f"{path} has no column of a feature beside {', '.join(names[place] for place in labels)}")
     of_rows = [row.cell(sequence[0]) if sequence else "" for row in rows]
+    for row, name in zip(rows, of_rows, strict=True):
+        if sequence and _is_missing(name):
+            raise WenetError(
+                f"{path} line {row.line}: column {reading.sequence!r} is empty; each step needs its sequence"
+            )
     numbers = {name: number for number, name in enumerate(dict.fromkeys(of_rows))}
     order = np.argsort([numbers[name] for name in of_rows], kind="stable")
     rows = [rows[place] for place in order]
@@ -204,7 +222,7 @@ def _check_time(path: Path, rows: list[Row], names: list[str], column: int, read
     """Refuse a first column that more likely tells sequences apart, which would be read as one, or has numbers."""
     for row in rows:
         cell = row.cell(column)
-        if _is_number(re.sub(f"[{BESIDE_NUMBERS}]", "", cell)):
+        if _is_as_people_write(cell):
             where = f"{path} line {row.line}, column {names[column]!r}"
             raise WenetError(f"{where}: {cell!r} is no number; write digits and '.' alone")
     if reading.sequence is None and len({row.cell(column) for row in rows}) < len(rows):
@@ -280,6 +298,7 @@ def _value(path: Path, row: Row, column: int, names: list[str], mend: str = "") 
     try:
         return float(cell)
     except ValueError:
+        mend = "; write digits and '.' alone" if _is_as_people_write(cell) else mend
         raise WenetError(f"{path} line {row.line}, column {names[column]!r}: {cell!r} is no number{mend}") from None
 
 
@@ -297,9 +316,21 @@ def _are_names(first: list[str], *others: list[str], numbered: bool) -> bool:
     return len(numbers) > 1 and bool(texts) and _are_counted(numbers)
 
 
+def _are_row_numbers(cells: list[str], names: list[str]) -> bool:
+    """Whether a column without a name numbers the rows: from 0; or beside named columns by any whole numbers, each
+    once, as of some rows of a larger table."""
+    whole = all(cell.strip().isdigit() for cell in cells) and len(set(cells)) == len(cells)
+    return _are_counted(cells) or (whole and bool(names) and not any(map(_is_number, names)))
+
+
 def _are_counted(cells: list[str]) -> bool:
     """Whether these are the numbers from 0 on."""
     return [cell.strip() for cell in cells] == [str(number) for number in range(len(cells))]
+
+
+def _is_as_people_write(cell: str) -> bool:
+    """Whether a text is a number but for commas, currencies and the like."""
+    return not _is_number(cell) and _is_number(re.sub(f"[{BESIDE_NUMBERS}]", "", cell))
 
 
 def _is_number(cell: str) -> bool:

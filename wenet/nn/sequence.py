@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from wenet.data import Series, check_columns, first_values, inputs_of, series_of
+from wenet.data import LAYOUTS, Series, check_columns, first_values, inputs_of, series_of
 from wenet.nn.checks import check_no_end, check_probability
 from wenet.nn.dropout import locked_dropout
 from wenet.nn.losses import LOSSES, batch_losses, is_loss, row_losses
@@ -241,13 +241,20 @@ class SequenceModel(_Readout):
         return np.stack(found) if len({each.shape for each in found}) == 1 else found
 
     def predict_proba(self, x: Any, layout: str = "ntf") -> Any:
-        """Probabilities of the classes, `[N, K]`, in the order of `classes`; x as in `predict`."""
+        """Probabilities of the classes, `[N, K]`, in the order of `classes`; x as in `predict`.
+
+        Raises:
+            WenetError: as in `predict`; or the model predicts numbers.
+        """
+        if not self.classes:
+            raise WenetError("this model predicts numbers, and so has no probabilities; call predict")
         scores = [torch.softmax(torch.from_numpy(each), -1).numpy() for each in self._outputs(x, layout)]
         return np.stack(scores) if len({each.shape for each in scores}) == 1 else scores
 
     @torch.no_grad()
     def _outputs(self, x: Any, layout: str) -> list[NDArray[Any]]:
         """What the model gives for each sequence."""
+        check_choice("layout", layout, LAYOUTS)
         series = series_of(x, False, layout, "x") if self.horizon else inputs_of(x, layout)
         if series.features != self.features_in:
             raise WenetError(f"x needs as many features as in training, {self.features_in}, not {series.features}")
@@ -339,6 +346,8 @@ class SequenceModel(_Readout):
         if state is None:
             state = None, 0.0, 0, self._first(inputs[0])
         carried, total, count, first = state
+        if len(first) != len(x):
+            raise WenetError(f"x has {len(x)} rows and the state {len(first)}; they go on together")
         inputs = inputs - first.nan_to_num() if self.relative else inputs
         output, carried = self.rnn(inputs, carried)
         total, count = total + output[0], count + 1

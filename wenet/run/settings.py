@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from wenet.data import LEVELS
@@ -83,6 +84,8 @@ class Config:
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
+            if isinstance(value := getattr(self, setting.name), np.generic):
+                object.__setattr__(self, setting.name, value.item())  # as of a grid of settings
             _check(setting, getattr(self, setting.name))
         check_choice("--task", self.task, TASKS)
 

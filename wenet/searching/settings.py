@@ -144,7 +144,11 @@ class SearchConfig(SeriesConfig):
         Group.MIXTURE,
     )
     rungs: int = option(
-        4, "rungs of a race; at each one networks have trained twice as long as at the last", Group.RACE, at_least=1
+        4,
+        "rungs of a race; at each one networks have trained twice as long as at the last",
+        Group.RACE,
+        at_least=1,
+        at_most=20,
     )
     networks_per_cell: int = option(
         2,

@@ -33,6 +33,8 @@ def test_a_classifier():
     assert list(model.classes_) == ["down", "up"] and model.score(*sums(300, seed=2)) > 0.75
     few, column = x[:30], y[:30, np.newaxis]
     assert model.score(few, column) == model.score(few, y[:30])
+    with pytest.raises(WenetError, match="30 sequences but 7 targets; there must be one for each"):
+        model.score(few, y[:7])
     again = SequenceClassifier(**SHORT, options=OPTIONS).fit(x, y[:, np.newaxis])
     assert (again.predict(few) == model.predict(few)).all()
     with pytest.raises(WenetError, match="all labels are 'up'; a classification needs two classes"):
@@ -48,13 +50,19 @@ def test_a_regressor():
     wanted, found = fresh[:, :, 0].sum(1), model.predict(fresh)
     expected = 1 - ((wanted - found) ** 2).mean() / wanted.var()
     assert model.score(fresh, wanted) == pytest.approx(expected) and expected > 0.3
+    with pytest.raises(WenetError, match="300 sequences but 30 targets"):
+        model.score(fresh, wanted[:30])
+    with pytest.raises(WenetError, match="this model predicts numbers, and so has no probabilities"):
+        model.model_.predict_proba(fresh)
+    turned = SequenceRegressor(**SHORT, options={**OPTIONS, "layout": "nft"}).fit(x.swapaxes(1, 2), x[:, :, 0].sum(1))
+    assert (turned.predict(fresh.swapaxes(1, 2)) == found).all()
 
 
 class Steady(Forecaster):
     """It repeats the last value."""
 
     def _fitted(self):
-        return SimpleNamespace(repeats=[0], predict=lambda known: known[-1:].repeat(self.horizon, 0))
+        return SimpleNamespace(repeats=[0], columns=("a",), predict=lambda known: known[-1:].repeat(self.horizon, 0))
 
 
 def test_a_forecaster(tmp_path):
@@ -63,12 +71,17 @@ def test_a_forecaster(tmp_path):
     assert Steady(12, 3).score(waves()[:, 0].tolist()) == Steady(12, 3).score(waves()[:, :1]) == 0
     assert model.score(torch.from_numpy(waves())) == model.score(waves()) == model.score(waves()[np.newaxis])
     assert (tmp_path / "run" / "contest.json").exists() and model.found_.finished
+    gap = waves()
+    gap[-1, 1] = np.nan
+    assert np.isfinite(model.score(gap))
 
 
 def test_what_cannot_be_fitted_is_said_in_words():
     x, y = sums(60)
     for model, target, message in (
         (SequenceClassifier(), None, "there is no y"),
+        (SequenceClassifier(), 3, "there is no y"),
+        (SequenceClassifier(options=["a"]), y, "options must be a dictionary of settings, not list"),
         (SequenceClassifier(), np.where(np.arange(60) == 3, np.nan, np.arange(60) % 2), "a label is missing"),
         (SequenceClassifier(), np.array([1, "a"] * 30, dtype=object), "labels are of several types"),
         (SequenceRegressor(), None, "there is no y"),
@@ -95,5 +108,5 @@ def test_within_scikit_learn():
     assert scores.shape == (2,) and np.isfinite(scores).all() and not hasattr(model, "model_")
     piped = make_pipeline(StandardScaler(), clone(model)).fit(x[:, :, 0], y)
     assert piped.predict(x[:, :, 0]).shape == (120,)
-    search = GridSearchCV(model, {"parameters": [250, 300]}, cv=2, refit=False).fit(x, y)
+    search = GridSearchCV(model, {"parameters": np.array([250, 300])}, cv=2, refit=False).fit(x, y)
     assert set(search.cv_results_["param_parameters"]) == {250, 300}

@@ -24,7 +24,9 @@ def test_mase_of_a_series_that_never_changes_is_refused():
         measure_of("mase", of_numbers(1.0, 1.0, naive=(0.5, 0.0)))
 
 
-@pytest.mark.parametrize(("value", "words"), [(0.25, "0.2500"), (6.4e-9, "6.40e-09"), (0.0, "0.0000"), (4e20, "4.00e+20")])
+@pytest.mark.parametrize(
+    ("value", "words"), [(0.25, "0.2500"), (6.4e-9, "6.40e-09"), (0.0, "0.0000"), (4e20, "4.00e+20")]
+)
 def test_a_failure_to_learn_shows_small_and_large_figures(value, words):
     said = failure_to_learn("the model", value, METRICS["rmse"], Baseline("the training mean", value / 2))
     assert f"validation RMSE is {words}, where the training mean alone" in said

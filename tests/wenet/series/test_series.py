@@ -260,6 +260,24 @@ def test_a_first_column_of_numbers_with_commas_is_no_time(tmp_path):
         read_series(path, Reading(targeted=False))
 
 
+@pytest.mark.parametrize("text", ['a\n1\n""\n3\n', "a,b\n1,2\n,\n3,4\n", "a,b\n1,2\n\nnan,\n3,4\n"])
+def test_a_row_of_gaps_is_a_step(text, tmp_path):
+    """As pandas writes gaps; only blank lines are none."""
+    found = read_series(write(tmp_path / "gap.csv", text), Reading(targeted=False))
+    assert found.lengths.tolist() == [3] and np.isnan(found.values[1]).all()
+
+
+def test_rows_of_a_larger_table_keep_their_numbers_apart(tmp_path):
+    text = ",x1,x2,kind\n43,1,2,up\n7,3,4,down\n"
+    found = read_series(write(tmp_path / "some.csv", text), Reading(targeted=True))
+    assert found.values.ravel().tolist() == [1, 2, 3, 4] and found.targets.tolist() == ["up", "down"]
+
+
+def test_numbers_with_gaps_of_pandas():
+    found = series_of(np.array([[1, None], [2.5, 3]], object), False)
+    np.testing.assert_array_equal(found.values, [[1, np.nan], [2.5, 3]])
+
+
 def test_a_comma_at_the_end_of_each_line_is_no_column(tmp_path):
     found = read_series(write(tmp_path / "steps.csv", "a,b,\n1,2,\n3,4,\n"), Reading(targeted=False))
     assert (found.columns, found.values.tolist()) == (("a", "b"), [[1, 2], [3, 4]])
@@ -321,11 +339,13 @@ class Frame:
 def test_columns_of_other_names_or_order_are_refused():
     frame, turned = Frame(np.eye(9, 2), ["a", "b"]), Frame(np.eye(9, 2), ["b", "a"])
     assert series_of([frame, frame], False).columns == ("a", "b")
-    message = "arrays, sequence 2: column 1 is 'b', and 'a' in sequence 1; put columns in that order"
+    message = "arrays, sequence 2: column 1 is 'b', and 'a' in the first that has names; put columns in that order"
     with pytest.raises(WenetError, match=message):
         series_of([frame, turned], False)
-    with pytest.raises(WenetError, match="arrays, test: column 1 is 'b', and 'a' in train"):
+    with pytest.raises(WenetError, match="arrays, test: column 1 is 'b', and 'a' in the first part that has names"):
         series_of({"train": frame, "test": turned}, False)
+    with pytest.raises(WenetError, match="sequence 3: column 1 is 'b', and 'a' in the first that has names"):
+        series_of([np.eye(9, 2), frame, turned], False)
     plain = series_of([frame, np.eye(9, 2)], False)
     assert (plain.columns, plain.lengths.tolist()) == (("a", "b"), [9, 9])
     assert len(series_of([frame, Frame(np.eye(9, 2), [0, 1])], False).lengths) == 2  # without names
@@ -420,6 +440,11 @@ def test_a_table_with_a_row_for_each_step_has_targets_and_sequences(tmp_path):
         ({"sequence": "who", "target": "who"}, LABELLED, "column 'who' cannot be both --sequence and --target"),
         ({"sequence": "k"}, "a,b,c,d,e,f,g,h,i\n1\n2\n", "--sequence must be one of a, b, c, d, e, f, g, ... i"),
         ({"sequence": "who"}, "who,a,b\n1,2,up\n1,2,\n", "line 3: column 'b' is empty; each step needs its target"),
+        (
+            {"sequence": "who"},
+            "who,a,b\n1,2,up\n,2,up\n",
+            "line 3: column 'who' is empty; each step needs its sequence",
+        ),
         ({"sequence": "who"}, "who,a,b\n1,x,up\n1,2,up\n", "line 2, column 'a': 'x' is no number"),
         ({"sequence": "who"}, "who,b\n1,up\n1,down\n", "has no column of a feature beside"),
     ],
@@ -452,6 +477,7 @@ def test_arrays_in_files(tmp_path):
     [
         ("text.csv", "a,b,kind\n1,two,up\n3,4,down\n", "line 2, column 'b': 'two' is no number"),
         ("semicolons.csv", "a;b;kind\n1;2;up\n3;4;down\n", "is divided by ';'; write it with ',' between columns"),
+        ("europe.csv", "a;b;kind\n1,5;2,5;up\n3;4;down\n", "is divided by ';'; write it with ','"),
         ("tabs.csv", "a\tb\tkind\n1\t2\tup\n3\t4\tdown\n", "is divided by tabs; write it with ','"),
         ("commas.tsv", "a,b,kind\n1,2,up\n3,4,down\n", "is divided by ','; write it with tabs"),
         ("gaps.csv", "a,b,kind\n\n1,2,up\n\n3,four,down\n", "line 5, column 'b': 'four' is no number"),
