@@ -489,6 +489,8 @@ def _forecast_columns(series: Series, how: Preparation) -> tuple[int, ...]:
     for name in wanted:
         if name not in names:
             raise WenetError(f"{series.name} has no column {name!r}; --target must be among {', '.join(names[:8])}")
+        if names.count(name) > 1 or wanted.count(name) > 1:
+            raise WenetError(f"{series.name}: --target {how.target} names a column twice, {name!r}")
     return tuple(names.index(name) for name in wanted)
 
 

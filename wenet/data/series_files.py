@@ -114,8 +114,8 @@ def _table(path: Path, reading: Reading) -> Series:
     """A row for a sequence and a column with its target; or a row for a step and a column for a feature, where there is
     no target or one for each step.
 
-    A first row without numbers names the columns, and so may one whose numbers count from 0, as pandas writes it. A
-    first column without a name that numbers the rows is left out. The target is in the column of that name or number;
+    A first row without numbers names the columns, and so may one whose numbers count on, as pandas writes it. A first
+    column without a name that numbers the rows is left out. The target is in the column of that name or number;
     if none is named in the first, as in the UCR archive, in a table without names, and else in the last.
     """
     rows = _rows(path)
@@ -307,13 +307,13 @@ def _is_missing(cell: str) -> bool:
 
 
 def _are_names(first: list[str], *others: list[str], numbered: bool) -> bool:
-    """Whether a first row has no numbers; or numbers that count from 0, and either the rows are `numbered` too, or it
-    has a text that is in no other row."""
+    """Whether a first row has no numbers; or numbers that count from 0, and the rows are `numbered` too; or that count
+    from 0 or 1, and it has a text that is in no other row."""
     numbers = [cell for cell in first if _is_number(cell)]
     if not numbers or (numbered and _are_counted(numbers)):
         return True
     texts = {cell for cell in first if not _is_number(cell)} - {cell for row in others for cell in row}
-    return len(numbers) > 1 and bool(texts) and _are_counted(numbers)
+    return len(numbers) > 1 and bool(texts) and (_are_counted(numbers) or _are_counted(numbers, first=1))
 
 
 def _are_row_numbers(cells: list[str], names: list[str]) -> bool:
@@ -323,9 +323,9 @@ def _are_row_numbers(cells: list[str], names: list[str]) -> bool:
     return _are_counted(cells) or (whole and bool(names) and not any(map(_is_number, names)))
 
 
-def _are_counted(cells: list[str]) -> bool:
-    """Whether these are the numbers from 0 on."""
-    return [cell.strip() for cell in cells] == [str(number) for number in range(len(cells))]
+def _are_counted(cells: list[str], first: int = 0) -> bool:
+    """Whether these are the numbers from the first on."""
+    return [cell.strip() for cell in cells] == [str(first + place) for place in range(len(cells))]
 
 
 def _is_as_people_write(cell: str) -> bool:

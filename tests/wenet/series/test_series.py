@@ -273,6 +273,12 @@ def test_rows_of_a_larger_table_keep_their_numbers_apart(tmp_path):
     assert found.values.ravel().tolist() == [1, 2, 3, 4] and found.targets.tolist() == ["up", "down"]
 
 
+def test_columns_may_be_counted_from_one(tmp_path):
+    path = write(tmp_path / "counted.csv", "label,1,2\nup,5,6\ndown,7,8\n")
+    found = read_series(path, Reading(targeted=True, target="label"))
+    assert found.values.ravel().tolist() == [5, 6, 7, 8] and found.targets.tolist() == ["up", "down"]
+
+
 def test_numbers_with_gaps_of_pandas():
     found = series_of(np.array([[1, None], [2.5, 3]], object), False)
     np.testing.assert_array_equal(found.values, [[1, np.nan], [2.5, 3]])
