@@ -199,7 +199,7 @@ def _row_a_step(path: Path, names: list[str], rows: list[Row], named: bool, read
         raise WenetError(f"{path} has no column of a feature beside {', '.join(names[place] for place in labels)}")
     of_rows = [row.cell(sequence[0]) if sequence else "" for row in rows]
     for row, name in zip(rows, of_rows, strict=True):
-        if sequence and _is_missing(name):
+        if sequence and not name:
             raise WenetError(
                 f"{path} line {row.line}: column {reading.sequence!r} is empty; each step needs its sequence"
             )

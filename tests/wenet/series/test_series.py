@@ -273,6 +273,11 @@ def test_rows_of_a_larger_table_keep_their_numbers_apart(tmp_path):
     assert found.values.ravel().tolist() == [1, 2, 3, 4] and found.targets.tolist() == ["up", "down"]
 
 
+def test_any_text_may_name_a_sequence(tmp_path):
+    path = write(tmp_path / "countries.csv", "who,a\nNA,1\nDE,2\nNA,3\n")
+    assert read_series(path, Reading(targeted=False, sequence="who")).lengths.tolist() == [2, 1]
+
+
 def test_columns_may_be_counted_from_one(tmp_path):
     path = write(tmp_path / "counted.csv", "label,1,2\nup,5,6\ndown,7,8\n")
     found = read_series(path, Reading(targeted=True, target="label"))
