@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wenet.api import search
-from wenet.data import check_columns, is_missing, series_of
+from wenet.data import check_columns, check_counts, is_missing, series_of
 from wenet.nn import SequenceModel
 from wenet.results import SearchResult
 from wenet_kernels import WenetError
@@ -138,13 +138,6 @@ def _there(y: Any) -> Any:
     return y
 
 
-def _as_many(found: Array, wanted: Array) -> Array:
-    """Predictions, of which there must be as many as targets."""
-    if len(found) != len(wanted):
-        raise WenetError(f"{len(found):,} sequences but {len(wanted):,} targets; there must be one for each")
-    return found
-
-
 def _numbers(y: Any) -> Array:
     try:
         return np.asarray(_there(y), dtype=np.float64)
@@ -222,8 +215,9 @@ class SequenceClassifier(_Estimator):
 
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of right labels."""
-        labels = _labels(y)
-        return float(np.average(_as_many(self.predict(x), labels) == labels, weights=sample_weight))
+        found, labels = self.predict(x), _labels(y)
+        check_counts(len(found), len(labels), "x")
+        return float(np.average(found == labels, weights=sample_weight))
 
 
 class SequenceRegressor(_Estimator):
@@ -269,8 +263,9 @@ class SequenceRegressor(_Estimator):
 
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
         """The coefficient of determination R², the mean over targets."""
-        wanted = _numbers(y).reshape(len(y), -1)
-        found = _as_many(self.predict(x), wanted).reshape(len(y), -1)
+        wanted, found = _numbers(y).reshape(len(y), -1), self.predict(x)
+        check_counts(len(found), len(wanted), "x")
+        found = found.reshape(len(y), -1)
         weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight)
         mean = np.average(wanted, axis=0, weights=weights)
         left = np.average((wanted - found) ** 2, axis=0, weights=weights)

@@ -231,7 +231,7 @@ def _dimensions(given: Any) -> int:
 
 def _untargeted(given: Any, layout: str, name: str) -> Series:
     """Sequences to continue: one of them as `[T]` or `[T, F]`, several as `[N, T, F]` or as a list."""
-    columns = () if layout == "nft" else _column_names(given)
+    columns = _feature_names(given, layout)
     if not _is_list(given):
         array = _numbers(given, name)
         if array.ndim in (1, 2):
@@ -257,7 +257,7 @@ def _sequences(given: Any, layout: str, name: str) -> tuple[Array, Array, tuple[
         raise WenetError(f"{name}: there are no sequences")
     each = [_sequence(one, layout, f"{name}, sequence {number}") for number, one in enumerate(given, start=1)]
     features = each[0].shape[1]
-    names = [() if layout == "nft" else _column_names(frame) for frame in given]
+    names = [_feature_names(frame, layout) for frame in given]
     columns = next(filter(None, names), ())
     for number, (one, own) in enumerate(zip(each, names, strict=True), start=1):
         if one.shape[1] != features:
@@ -301,9 +301,18 @@ def _one_for_each(given: Any, lengths: Array, name: str) -> Any:
     if not _is_list(given) and np.ndim(given) == 0:
         what = given.item() if isinstance(given, np.ndarray) else given
         raise WenetError(f"{name}: there are no targets, only {what!r}")
-    if len(given) != len(lengths):
-        raise WenetError(f"{name}: {len(lengths):,} sequences but {len(given):,} targets; there must be one for each")
+    check_counts(len(lengths), len(given), name)
     return given
+
+
+def check_counts(sequences: int, targets: int, name: str) -> None:
+    """Refuse another number of targets than of sequences.
+
+    Raises:
+        WenetError: the numbers differ.
+    """
+    if targets != sequences:
+        raise WenetError(f"{name}: {sequences:,} sequences but {targets:,} targets; there must be one for each")
 
 
 def _checked_targets(array: Array, name: str) -> Array:
@@ -352,22 +361,27 @@ def _column_names(given: Any) -> tuple[str, ...]:
     return () if columns is None else tuple(str(column).strip() for column in columns)
 
 
+def _feature_names(given: Any, layout: str) -> tuple[str, ...]:
+    """Names of the features: a data frame's columns, but where these are steps."""
+    return () if layout == "nft" else _column_names(given)
+
+
 def check_columns(found: tuple[str, ...], wanted: tuple[str, ...], name: str, where: str) -> None:
     """Refuse features whose names, if they have any, are others or in another order than `where`.
 
     Raises:
         WenetError: a name differs.
     """
-    if _are_numbers(found) or _are_numbers(wanted):
-        return
+    if any(are_counted(names, first) for names in (found, wanted) for first in (0, 1)):
+        return  # as in a data frame, or a table, without names
     for number, (one, other) in enumerate(zip(found, wanted, strict=False), start=1):
         if one != other:
             raise WenetError(f"{name}: column {number} is {one!r}, and {other!r} in {where}; put columns in that order")
 
 
-def _are_numbers(names: tuple[str, ...]) -> bool:
-    """Whether columns are numbered, from 0 as in a data frame without names or from 1 as in a table without."""
-    return any(names == tuple(str(first + place) for place in range(len(names))) for first in (0, 1))
+def are_counted(names: Sequence[str], first: int = 0) -> bool:
+    """Whether these are the numbers from the first on."""
+    return [name.strip() for name in names] == [str(first + place) for place in range(len(names))]
 
 
 def _plain(given: Any) -> Array:

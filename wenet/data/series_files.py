@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wenet.data.series import KEPT, Array, Series, joined_parts, load_series, series_of
+from wenet.data.series import KEPT, Array, Series, are_counted, joined_parts, load_series, series_of
 from wenet_kernels import WenetError
 
 DIVIDERS = {"\t": "tabs", ";": "';'", "|": "'|'", ",": "','", " ": "spaces"}  # of tables that others write
@@ -200,9 +200,7 @@ def _row_a_step(path: Path, names: list[str], rows: list[Row], named: bool, read
     of_rows = [row.cell(sequence[0]) if sequence else "" for row in rows]
     for row, name in zip(rows, of_rows, strict=True):
         if sequence and not name:
-            raise WenetError(
-                f"{path} line {row.line}: column {reading.sequence!r} is empty; each step needs its sequence"
-            )
+            raise _empty(path, row, names[sequence[0]], "each step needs its sequence")
     numbers = {name: number for number, name in enumerate(dict.fromkeys(of_rows))}
     order = np.argsort([numbers[name] for name in of_rows], kind="stable")
     rows = [rows[place] for place in order]
@@ -221,10 +219,8 @@ def _is_time(cells: Iterator[str]) -> bool:
 def _check_time(path: Path, rows: list[Row], names: list[str], column: int, reading: Reading) -> None:
     """Refuse a first column that more likely tells sequences apart, which would be read as one, or has numbers."""
     for row in rows:
-        cell = row.cell(column)
-        if _is_as_people_write(cell):
-            where = f"{path} line {row.line}, column {names[column]!r}"
-            raise WenetError(f"{where}: {cell!r} is no number; write digits and '.' alone")
+        if _is_as_people_write(row.cell(column)):
+            raise _no_number(path, row, column, names)
     if reading.sequence is None and len({row.cell(column) for row in rows}) < len(rows):
         raise WenetError(
             f"{path}: texts in column {names[column]!r} repeat; if they tell sequences apart, name it with --sequence, "
@@ -251,9 +247,7 @@ def _step_targets(path: Path, names: list[str], rows: list[Row], columns: list[i
     for row in rows:
         for column in columns:
             if _is_missing(row.cell(column)):
-                raise WenetError(
-                    f"{path} line {row.line}: column {names[column]!r} is empty; each step needs its target"
-                )
+                raise _empty(path, row, names[column], "each step needs its target")
     cells = [[row.cell(column) for column in columns] for row in rows]
     return _targets_of([row[0] for row in cells] if len(columns) == 1 else cells)
 
@@ -274,7 +268,7 @@ def _row_a_sequence(path: Path, names: list[str], rows: list[Row], target: str) 
             raise WenetError(f"{path} line {line} has no column {target!r}; it needs {place + 1}, not {len(cells)}")
         label = cells[place].strip()
         if _is_missing(label):
-            raise WenetError(f"{path} line {line}: column {target!r} is empty; each sequence needs its target")
+            raise _empty(path, row, target, "each sequence needs its target")
         labels.append(label)
         columns = [column for column in range(len(cells)) if column != place]
         while columns and _is_missing(cells[columns[-1]]):
@@ -298,8 +292,17 @@ def _value(path: Path, row: Row, column: int, names: list[str], mend: str = "") 
     try:
         return float(cell)
     except ValueError:
-        mend = "; write digits and '.' alone" if _is_as_people_write(cell) else mend
-        raise WenetError(f"{path} line {row.line}, column {names[column]!r}: {cell!r} is no number{mend}") from None
+        raise _no_number(path, row, column, names, mend) from None
+
+
+def _no_number(path: Path, row: Row, column: int, names: list[str], mend: str = "") -> WenetError:
+    cell = row.cell(column)
+    mend = "; write digits and '.' alone" if _is_as_people_write(cell) else mend
+    return WenetError(f"{path} line {row.line}, column {names[column]!r}: {cell!r} is no number{mend}")
+
+
+def _empty(path: Path, row: Row, name: str, needs: str) -> WenetError:
+    return WenetError(f"{path} line {row.line}: column {name!r} is empty; {needs}")
 
 
 def _is_missing(cell: str) -> bool:
@@ -310,22 +313,17 @@ def _are_names(first: list[str], *others: list[str], numbered: bool) -> bool:
     """Whether a first row has no numbers; or numbers that count from 0, and the rows are `numbered` too; or that count
     from 0 or 1, and it has a text that is in no other row."""
     numbers = [cell for cell in first if _is_number(cell)]
-    if not numbers or (numbered and _are_counted(numbers)):
+    if not numbers or (numbered and are_counted(numbers)):
         return True
     texts = {cell for cell in first if not _is_number(cell)} - {cell for row in others for cell in row}
-    return len(numbers) > 1 and bool(texts) and (_are_counted(numbers) or _are_counted(numbers, first=1))
+    return len(numbers) > 1 and bool(texts) and (are_counted(numbers) or are_counted(numbers, first=1))
 
 
 def _are_row_numbers(cells: list[str], names: list[str]) -> bool:
     """Whether a column without a name numbers the rows: from 0; or beside named columns by any whole numbers, each
     once, as of some rows of a larger table."""
     whole = all(cell.strip().isdigit() for cell in cells) and len(set(cells)) == len(cells)
-    return _are_counted(cells) or (whole and bool(names) and not any(map(_is_number, names)))
-
-
-def _are_counted(cells: list[str], first: int = 0) -> bool:
-    """Whether these are the numbers from the first on."""
-    return [cell.strip() for cell in cells] == [str(first + place) for place in range(len(cells))]
+    return are_counted(cells) or (whole and bool(names) and not any(map(_is_number, names)))
 
 
 def _is_as_people_write(cell: str) -> bool:

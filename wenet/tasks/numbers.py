@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -170,10 +169,20 @@ class Numbers:
         """A single model, which reads numbers in their own units."""
         scaling = data.scaling
         numbers = (scaling.shift, scaling.scale, scaling.target_shift, scaling.target_scale)
-        shape = (self.readout(), self.repeats(data), data.horizon)
-        targets = (data.classes, data.window, data.flat)
-        model = partial(SequenceModel, relative=scaling.relative, columns=data.raw.columns)
-        return model(layer, data.outputs, numbers, scaling.marked, *shape, *targets)
+        return SequenceModel(
+            layer,
+            data.outputs,
+            numbers,
+            scaling.marked,
+            self.readout(),
+            self.repeats(data),
+            data.horizon,
+            data.classes,
+            data.window,
+            data.flat,
+            scaling.relative,
+            data.raw.columns,
+        )
 
     def repeats(self, data: SeriesData) -> tuple[int, ...]:
         """The inputs whose last values a prediction counts from."""
