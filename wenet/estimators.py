@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wenet.api import search
-from wenet.data import check_columns, check_counts, is_missing, series_of
+from wenet.data import MOST_CLASS, check_columns, check_counts, is_missing, series_of
 from wenet.nn import SequenceModel
 from wenet.results import SearchResult
 from wenet_kernels import WenetError
@@ -153,6 +153,17 @@ def _labels(y: Any) -> Array:
     return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
+def _kept(labels: Array, numbers: Array) -> Array:
+    """Labels as a search reads them and its messages name them, in the order of `numbers`, else these.
+
+    Only text and whole numbers that a double holds stay in their order there.
+    """
+    if all(isinstance(label, str) for label in labels.ravel().tolist()):
+        return labels.astype(str)
+    small = labels.dtype.kind in "iu" and np.abs(labels.astype(np.float64)).max() < MOST_CLASS
+    return labels if small else numbers.astype(np.int64)
+
+
 class SequenceClassifier(_Estimator):
     """Searches a cell that classifies sequences, and predicts with its trained model.
 
@@ -196,7 +207,7 @@ class SequenceClassifier(_Estimator):
         if len(classes) == 1:
             raise WenetError(f"all labels are {labels.tolist()[0]!r}; a classification needs two classes at least")
         self._count = len(labels)
-        self._search((x, numbers.astype(np.int64)))
+        self._search((x, _kept(labels, numbers)))
         self.classes_ = classes  # once there is a model for them: a fit that fails leaves the one before
         return self
 
@@ -205,7 +216,7 @@ class SequenceClassifier(_Estimator):
 
     def predict(self, x: Any) -> Array:
         """Labels `[N]`."""
-        found = self._predicted(x)
+        found = np.searchsorted(np.array(self._fitted().classes), self._predicted(x))
         return self.classes_[found]
 
     def predict_proba(self, x: Any) -> Array:

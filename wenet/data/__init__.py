@@ -1,19 +1,32 @@
 """Texts as streams of word or character indices that are read in windows, and sequences of numbers in batches."""
 
 from wenet.data.corpus import Corpus, batchify, encode_held_out, load_corpus
-from wenet.data.examples import Batches, Examples, Preparation, Scaling, SeriesData, first_values, prepare
 from wenet.data.series import (
+    ARRAYS,
     KEPT,
     LAYOUTS,
+    MOST_CLASS,
+    READERS,
+    TABLES,
+    Batches,
+    Examples,
+    Preparation,
+    Reading,
+    Scaling,
     Series,
+    SeriesData,
     check_columns,
     check_counts,
+    ending_of,
+    first_values,
     inputs_of,
+    is_file_of_series,
     is_missing,
     load_series,
+    prepare,
+    read_series,
     series_of,
 )
-from wenet.data.series_files import ARRAYS, READERS, TABLES, Reading, ending_of, is_file_of_series, read_series
 from wenet.data.units import LEVELS, UNKNOWN, units_of
 from wenet.data.windows import LONGER_AT_MOST, WINDOWS, mean_window, window, window_at, window_length, windows_per_pass
 
@@ -23,6 +36,7 @@ __all__ = [
     "LAYOUTS",
     "LEVELS",
     "LONGER_AT_MOST",
+    "MOST_CLASS",
     "READERS",
     "TABLES",
     "UNKNOWN",

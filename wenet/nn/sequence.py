@@ -366,6 +366,8 @@ class SequenceModel(_Readout):
     def _check(self, x: Tensor, dimensions: int, named: str, lengths: Tensor | None = None) -> None:
         if not isinstance(x, Tensor):
             raise WenetError(f"x must be a tensor {named}, not {type(x).__name__}; `predict` takes arrays and lists")
+        if x.is_complex():
+            raise WenetError(f"x must be real numbers, not {x.dtype}; give real and imaginary parts as features")
         if x.dim() != dimensions or x.shape[-1] != self.features_in:
             raise WenetError(f"x must have shape {named} with F = {self.features_in}, not {list(x.shape)}")
         if dimensions == 3 and x.shape[1] == 0:

@@ -43,6 +43,29 @@ def test_a_classifier():
     assert (model.classes_[shares.argmax(1)] == model.predict(x)).all()
 
 
+@pytest.mark.parametrize("classes", [(7, -3), (0.5, 10.5), (b"b", b"a"), (2**60, 2**60 + 1)])
+def test_labels_of_any_kind(classes):
+    """What is predicted has their type, and is right more often than the other class would be."""
+    x, y = sums()
+    labels = np.array(classes)[(y == "up").astype(int)]
+    model = SequenceClassifier(**SHORT, options=OPTIONS).fit(x, labels)
+    found = model.predict(x)
+    assert found.dtype == labels.dtype and set(found.tolist()) == set(classes)
+    assert (found == labels).mean() == model.score(x, labels) > 0.75
+    assert model.classes_.tolist() == sorted(classes)
+
+
+@pytest.mark.parametrize("label", ["rare", 7, 0.5])
+def test_a_label_that_is_too_rare_is_named(label):
+    x, y = sums(60)
+    y = (y == "up").astype(object) if isinstance(label, float) else np.where(y == "up", 3, 4).astype(object)
+    y[0] = label
+    y = y.astype(str) if isinstance(label, str) else y.astype(type(label))
+    message = f"too few sequences with the label '{label}', 1" if not isinstance(label, float) else "too few sequences"
+    with pytest.raises(WenetError, match=message):
+        SequenceClassifier(**SHORT, options=OPTIONS).fit(x, y)
+
+
 def test_a_regressor():
     x, _ = sums()
     model = SequenceRegressor(**SHORT, options=OPTIONS).fit(x, x[:, :, 0].sum(1))

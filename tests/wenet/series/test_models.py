@@ -135,6 +135,8 @@ def test_predictions_are_labels():
     x[1][2, 0] = np.nan
     with pytest.raises(WenetError, match="x, sequence 2, step 3: a value is missing"):
         single.predict(x)
+    with pytest.raises(WenetError, match="x must be real numbers, not torch.complex128"):
+        single(torch.zeros(3, 9, 2, dtype=torch.complex128))
     with pytest.raises(WenetError, match="x must be a tensor .*, not ndarray; `predict` takes arrays"):
         single(x[0])
 

@@ -240,11 +240,23 @@ def test_targets_of_other_forms_are_equal():
         (np.arange(12.0), {"window": 8, "horizon": 3}, "no window of 8 + 3 steps in the training part"),
         (np.ones(90), {"window": 8, "horizon": 3}, "feature 1 is constant"),
         (np.arange(90.0), {"window": 8, "horizon": 3, "target": "2"}, "has no column '2'; --target must be among 1"),
+        (np.arange(90.0), {"window": 8, "horizon": 3, "target": "1, 1"}, "--target 1, 1 names a column twice"),
     ],
 )
 def test_forecasts_that_cannot_be(given, how, message):
     with pytest.raises(WenetError, match=message.replace("+", r"\+")):
         prepared(given, "forecast", **how)
+
+
+def test_columns_whose_names_have_commas(tmp_path):
+    """Alone as they are, and among others in quotes."""
+    text = 'who,"speed, km/h",b,"up, or down"\n1,2,3,up\n1,4,5,down\n2,6,7,up\n'
+    path = write(tmp_path / "commas.csv", text)
+    series = read_series(path, Reading(True, True, target="up, or down", sequence="who"))
+    assert series.targets.tolist() == ["up", "down", "up"] and series.columns == ("speed, km/h", "b")
+    numbers = write(tmp_path / "numbers.csv", 'who,"speed, km/h",b,c\n1,2,3,0\n1,4,5,0\n2,6,7,0\n')
+    series = read_series(numbers, Reading(True, True, target='"speed, km/h", b', sequence="who"))
+    assert series.targets.tolist() == [[2, 3], [4, 5], [6, 7]]
 
 
 @pytest.mark.parametrize("text", ["0,1,kind\n3,4,up\n5,6,down\n", ",0,1,kind\n0,3,4,up\n1,5,6,down\n"])
@@ -371,6 +383,45 @@ def test_a_forecast_has_no_targets():
     assert series_of((1.0, 2.0), False).lengths.tolist() == [2]
 
 
+class Numbered(torch.utils.data.Dataset):
+    def __init__(self, *items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, number):
+        return self.items[number]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter([np.zeros(3)])
+
+
+def test_data_sets_of_sequences_alone():
+    x = drawn()[0]
+    wanted = series_of(x, False).fingerprint()
+    for form in (Numbered(*x), torch.utils.data.TensorDataset(torch.from_numpy(x))):
+        assert series_of(form, False).fingerprint() == wanted
+    assert series_of(Numbered([1.0, 2.0], [3.0, 4.0, 5.0]), False).lengths.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("given", "targeted", "message"),
+    [
+        (Stream(), True, "must have a length and give its sequences by number; put them in a list"),
+        (torch.utils.data.DataLoader(Stream()), True, "must have a length and give its sequences by number"),
+        (Numbered({"x": 1}), True, r"must give pairs \(x, y\)"),
+        (Numbered(np.zeros(3), np.zeros(3)), True, r"must give pairs \(x, y\)"),
+        (Numbered((np.zeros(3), 1)), False, "a data set of sequences alone"),
+    ],
+)
+def test_data_sets_that_cannot_be_read(given, targeted, message):
+    with pytest.raises(WenetError, match=message):
+        series_of(given, targeted)
+
+
 def test_given_parts_stay_as_they_are():
     x, y = drawn(50)
     data = prepared({"train": (x[:30], y[:30]), "test": (x[30:], y[30:])})
@@ -446,10 +497,10 @@ def test_a_table_with_a_row_for_each_step_has_targets_and_sequences(tmp_path):
     ("settings", "text", "message"),
     [
         ({}, LABELLED, "needs several sequences; name the column that tells them apart with --sequence"),
-        ({"sequence": "whom"}, LABELLED, "has no column 'whom'; --sequence must be one of who, time, speed"),
-        ({"sequence": "who", "target": "does"}, LABELLED, "has no column 'does'; --target must be one of who"),
+        ({"sequence": "whom"}, LABELLED, "has no column 'whom'; --sequence must be among who, time, speed"),
+        ({"sequence": "who", "target": "does"}, LABELLED, "has no column 'does'; --target must be among who"),
         ({"sequence": "who", "target": "who"}, LABELLED, "column 'who' cannot be both --sequence and --target"),
-        ({"sequence": "k"}, "a,b,c,d,e,f,g,h,i\n1\n2\n", "--sequence must be one of a, b, c, d, e, f, g, ... i"),
+        ({"sequence": "k"}, "a,b,c,d,e,f,g,h,i\n1\n2\n", "--sequence must be among a, b, c, d, e, f, g, ... i"),
         ({"sequence": "who"}, "who,a,b\n1,2,up\n1,2,\n", "line 3: column 'b' is empty; each step needs its target"),
         (
             {"sequence": "who"},
@@ -457,6 +508,8 @@ def test_a_table_with_a_row_for_each_step_has_targets_and_sequences(tmp_path):
             "line 3: column 'who' is empty; each step needs its sequence",
         ),
         ({"sequence": "who"}, "who,a,b\n1,x,up\n1,2,up\n", "line 2, column 'a': 'x' is no number"),
+        ({"sequence": "who"}, "who,b,who,y\n1,2,1,up\n1,3,1,up\n", "several columns have that name; rename one"),
+        ({"sequence": "who", "target": "b,b"}, "who,a,b\n1,2,up\n1,2,up\n", "--target b,b names a column twice"),
         ({"sequence": "who"}, "who,b\n1,up\n1,down\n", "has no column of a feature beside"),
     ],
 )

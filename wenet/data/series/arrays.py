@@ -1,114 +1,20 @@
-"""Sequences of numbers with their targets: what arrays, data sets and files become, and how a run keeps them."""
+"""Sequences of numbers from arrays, tensors, data frames and data sets."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from decimal import Decimal
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from wenet.data.series.series import Array, Series, check_columns, joined_parts
 from wenet.data.sources import SPLITS
-from wenet.files import written_whole
 from wenet_kernels import WenetError
 
-Array = NDArray[Any]
 LAYOUTS = ("ntf", "nft")  # of an array of sequences: time before features, or behind them as aeon has it
-KEPT = "data.safetensors"  # in a run's folder, where its data came as arrays
-
-
-@dataclass(frozen=True)
-class Series:
-    """Sequences of different length, one after the other.
-
-    Attributes:
-        values: `[steps of all, F]` float64, NaN where a value is missing.
-        lengths: steps of each sequence, `[N]`.
-        targets: `[N]` or `[N, K]` for a target each, `[steps of all]` or `[steps of all, K]` for one a step; text or
-            numbers. None where the sequences themselves are to be continued.
-        parts: of each sequence its place in `SPLITS`, `[N]`; None where the parts are still to be drawn.
-        columns: names of the features, where they have any.
-    """
-
-    name: str
-    values: Array
-    lengths: Array
-    targets: Array | None = None
-    parts: Array | None = None
-    columns: tuple[str, ...] = ()
-
-    @property
-    def features(self) -> int:
-        return int(self.values.shape[1])
-
-    @property
-    def starts(self) -> Array:
-        """The first step of each sequence among those of all, `[N]`."""
-        return np.cumsum(self.lengths) - self.lengths
-
-    def feature(self, place: int) -> str:
-        """A feature in words, for messages."""
-        return f"feature {self.columns[place]!r}" if self.columns else f"feature {place + 1}"
-
-    def place(self, step: int) -> str:
-        """The sequence and its step of a step among those of all, counted from 1 as in a table."""
-        number = int(np.searchsorted(np.cumsum(self.lengths), step, side="right"))
-        return f"sequence {number + 1}, step {step - int(self.starts[number]) + 1}"
-
-    def fingerprint(self) -> str:
-        """sha256 of all numbers and labels."""
-        digest = hashlib.sha256()
-        for array in (self.values, self.lengths, self.targets, self.parts):
-            if array is not None:
-                text = array.dtype.kind in "UO"
-                digest.update(json.dumps(array.tolist()).encode() if text else np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
-
-    def save(self, path: Path) -> None:
-        """Write a file that `load_series` reads."""
-        arrays = {"values": self.values, "lengths": self.lengths, "parts": self.parts}
-        texts: dict[str, str] = {"name": self.name, "columns": json.dumps(self.columns)}
-        if self.targets is not None and self.targets.dtype.kind == "U":
-            texts["targets"] = json.dumps(self.targets.tolist())
-        else:
-            arrays["targets"] = self.targets
-        kept = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
-        try:
-            with written_whole(path) as partial:
-                partial.touch()
-                mode = partial.stat().st_mode  # by the umask; the library itself lets only the owner read it
-                save_file(kept, partial, texts)
-                partial.chmod(mode)
-        except (OSError, SafetensorError) as error:
-            raise WenetError(f"cannot write {path}: {error}; make room for the arrays of this run") from None
-
-
-def load_series(path: Path) -> Series:
-    """Read what `Series.save` wrote.
-
-    Raises:
-        WenetError: the file is gone or damaged.
-    """
-    try:
-        with safe_open(path, "np") as file:
-            texts = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        targets = arrays.get("targets")
-        if "targets" in texts:
-            targets = np.array(json.loads(texts["targets"]))
-        columns = tuple(json.loads(texts["columns"]))
-        return Series(texts["name"], arrays["values"], arrays["lengths"], targets, arrays.get("parts"), columns)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise WenetError(f"{path} cannot be read ({error}); begin a new run with the arrays") from None
 
 
 def series_of(
@@ -133,7 +39,7 @@ def series_of(
     if isinstance(given, Mapping):
         return _of_parts(given, targeted, layout, name, every_step)
     if _is_dataset(given):
-        given = _of_dataset(given)
+        given = _of_dataset(given, targeted)
     if not targeted:
         if isinstance(given, tuple) and len(given) == 2 and given[1] is None:
             given = given[0]
@@ -157,35 +63,6 @@ def inputs_of(given: Any, layout: str = "ntf", name: str = "x") -> Series:
     return Series(name, values, lengths, columns=columns)
 
 
-def joined_parts(parts: Mapping[str, Series], name: str) -> Series:
-    """One `Series` from the parts of a given split.
-
-    Raises:
-        WenetError: parts differ in their features or in the shape of their targets.
-    """
-    named = [(SPLITS.index(part), series) for part, series in parts.items()]
-    shapes = {
-        (each.features, None if each.targets is None else (each.targets.shape[1:], each.targets.dtype.kind in "UO"))
-        for _, each in named
-    }
-    if len(shapes) > 1:
-        sizes = ", ".join(f"{part} {each.features}" for part, each in parts.items())
-        raise WenetError(f"{name}: the parts differ in their number of features ({sizes}) or in their targets")
-    first = named[0][1]
-    columns = next((each.columns for each in parts.values() if each.columns), ())
-    for part, each in parts.items():
-        check_columns(each.columns, columns, f"{name}, {part}", "the first part that has names")
-    return replace(
-        first,
-        name=name,
-        columns=columns,
-        values=np.concatenate([each.values for _, each in named]),
-        lengths=np.concatenate([each.lengths for _, each in named]),
-        targets=None if first.targets is None else np.concatenate([each.targets for _, each in named]),
-        parts=np.concatenate([np.full(len(each.lengths), place, np.int64) for place, each in named]),
-    )
-
-
 def _of_parts(given: Mapping[str, Any], targeted: bool, layout: str, name: str, every_step: bool) -> Series:
     if not {"train", "test"} <= set(given) <= set(SPLITS):
         found = ", ".join(map(str, given)) or "nothing"
@@ -205,14 +82,22 @@ def _is_dataset(given: Any) -> bool:
     return isinstance(dataset, torch.utils.data.Dataset)
 
 
-def _of_dataset(given: Any) -> tuple[list[Any], list[Any]]:
-    """The pairs of a data set; a loader's batches and order do not matter, as ours are drawn from the seed."""
+def _of_dataset(given: Any, targeted: bool) -> Any:
+    """The pairs of a data set, or its sequences where these have no targets.
+
+    A loader's batches and order do not matter, as ours are drawn from the seed.
+    """
     dataset = getattr(given, "dataset", given)
-    try:
-        pairs = [dataset[number] for number in range(len(dataset))]
-        return [x for x, _ in pairs], [y for _, y in pairs]
-    except (TypeError, ValueError):
-        raise WenetError("a data set must have a length, and give pairs (x, y)") from None
+    if not hasattr(dataset, "__len__") or isinstance(dataset, torch.utils.data.IterableDataset):
+        raise WenetError("a data set must have a length and give its sequences by number; put them in a list")
+    items = [dataset[number] for number in range(len(dataset))]
+    if targeted:
+        if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
+            raise WenetError("a data set must give pairs (x, y)")
+        return [x for x, _ in items], [y for _, y in items]
+    if any(isinstance(item, tuple) and len(item) > 1 for item in items):
+        raise WenetError("a forecast takes a data set of sequences alone, x and not (x, y)")
+    return [item[0] if isinstance(item, tuple) else item for item in items]  # a TensorDataset gives (x,)
 
 
 def _is_pair(given: Any) -> bool:
@@ -364,24 +249,6 @@ def _column_names(given: Any) -> tuple[str, ...]:
 def _feature_names(given: Any, layout: str) -> tuple[str, ...]:
     """Names of the features: a data frame's columns, but where these are steps."""
     return () if layout == "nft" else _column_names(given)
-
-
-def check_columns(found: tuple[str, ...], wanted: tuple[str, ...], name: str, where: str) -> None:
-    """Refuse features whose names, if they have any, are others or in another order than `where`.
-
-    Raises:
-        WenetError: a name differs.
-    """
-    if any(are_counted(names, first) for names in (found, wanted) for first in (0, 1)):
-        return  # as in a data frame, or a table, without names
-    for number, (one, other) in enumerate(zip(found, wanted, strict=False), start=1):
-        if one != other:
-            raise WenetError(f"{name}: column {number} is {one!r}, and {other!r} in {where}; put columns in that order")
-
-
-def are_counted(names: Sequence[str], first: int = 0) -> bool:
-    """Whether these are the numbers from the first on."""
-    return [name.strip() for name in names] == [str(first + place) for place in range(len(names))]
 
 
 def _plain(given: Any) -> Array:

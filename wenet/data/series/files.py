@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wenet.data.series import KEPT, Array, Series, are_counted, joined_parts, load_series, series_of
+from wenet.data.series.arrays import series_of
+from wenet.data.series.series import (
+    KEPT,
+    Array,
+    Series,
+    are_counted,
+    joined_parts,
+    load_series,
+    place_of,
+    target_places,
+)
 from wenet_kernels import WenetError
 
 DIVIDERS = {"\t": "tabs", ";": "';'", "|": "'|'", ",": "','", " ": "spaces"}  # of tables that others write
@@ -188,7 +198,7 @@ def _row_a_step(path: Path, names: list[str], rows: list[Row], named: bool, read
         raise WenetError(
             f"{path}: a target a step needs several sequences; name the column that tells them apart with --sequence"
         )
-    sequence = [] if reading.sequence is None else [_column(path, names, reading.sequence, "--sequence")]
+    sequence = [] if reading.sequence is None else [place_of(reading.sequence, names, str(path), "--sequence")]
     labels = _label_columns(path, names, reading) if reading.every_step else []
     if set(sequence) & set(labels):
         raise WenetError(f"{path}: column {reading.sequence!r} cannot be both --sequence and --target; name another")
@@ -228,18 +238,9 @@ def _check_time(path: Path, rows: list[Row], names: list[str], column: int, read
         )
 
 
-def _column(path: Path, names: list[str], name: str, setting: str) -> int:
-    """The place of a column."""
-    if name not in names:
-        some = names if len(names) <= 8 else [*names[:7], f"... {names[-1]}"]
-        raise WenetError(f"{path} has no column {name!r}; {setting} must be one of {', '.join(some)}")
-    return names.index(name)
-
-
 def _label_columns(path: Path, names: list[str], reading: Reading) -> list[int]:
     """Columns of the targets of each step: those named, or the last."""
-    wanted = [names[-1]] if reading.target is None else [name.strip() for name in reading.target.split(",")]
-    return [_column(path, names, name, "--target") for name in wanted]
+    return [len(names) - 1] if reading.target is None else target_places(reading.target, names, str(path))
 
 
 def _step_targets(path: Path, names: list[str], rows: list[Row], columns: list[int]) -> Array:
@@ -260,7 +261,7 @@ def _targets_of(cells: Any) -> Array:
 
 def _row_a_sequence(path: Path, names: list[str], rows: list[Row], target: str) -> Series:
     """Sequences of one feature; cells that are missing at the end of a row are behind the sequence's end."""
-    place = _column(path, names, target, "--target")
+    place = place_of(target, names, str(path), "--target")
     sequences, labels = [], []
     for row in rows:
         line, cells = row
