@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wenet.api import search
-from wenet.data import MOST_CLASS, check_columns, check_counts, is_missing, series_of
+from wenet.data import MOST_CLASS, check_columns, check_counts, column_names, is_missing, series_of
 from wenet.nn import SequenceModel
 from wenet.results import SearchResult
 from wenet_kernels import WenetError
@@ -80,7 +80,8 @@ class _Estimator:
         """Settings of a search."""
         return {}
 
-    def _search(self, data: Any) -> None:
+    def _search(self, x: Any, y: Array | None = None) -> None:
+        data = x if y is None else (x, y)
         if not isinstance(self.options, dict | None):
             raise WenetError(f"options must be a dictionary of settings, not {type(self.options).__name__}")
         for name in ("task", "out"):
@@ -101,9 +102,10 @@ class _Estimator:
         }
         if self.folder is not None:
             self._take(search(data, task=self.task, out=self.folder, **settings), keep=True)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            self._take(search(data, task=self.task, out=Path(folder) / "run", **settings), keep=False)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                self._take(search(data, task=self.task, out=Path(folder) / "run", **settings), keep=False)
+        self._columns = column_names(x)
 
     def _take(self, found: SearchResult, keep: bool) -> None:
         model = found.model
@@ -114,7 +116,14 @@ class _Estimator:
             self.found_ = found
 
     def _predicted(self, x: Any) -> Any:
-        return self._fitted().predict(x, self._layout)
+        return self._fitted_to(x).predict(x, self._layout)
+
+    def _fitted_to(self, x: Any) -> SequenceModel:
+        """The model, unless x is a data frame with the columns of `fit` in another order; steps may have new names."""
+        model, found = self._fitted(), column_names(x)
+        if sorted(found) == sorted(self._columns):
+            check_columns(found, self._columns, "x", "fit")
+        return model
 
     @property
     def _layout(self) -> str:
@@ -207,7 +216,7 @@ class SequenceClassifier(_Estimator):
         if len(classes) == 1:
             raise WenetError(f"all labels are {labels.tolist()[0]!r}; a classification needs two classes at least")
         self._count = len(labels)
-        self._search((x, _kept(labels, numbers)))
+        self._search(x, _kept(labels, numbers))
         self.classes_ = classes  # once there is a model for them: a fit that fails leaves the one before
         return self
 
@@ -221,7 +230,7 @@ class SequenceClassifier(_Estimator):
 
     def predict_proba(self, x: Any) -> Array:
         """Probabilities `[N, K]`, in the order of `classes_`."""
-        found: Array = self._fitted().predict_proba(x, self._layout)
+        found: Array = self._fitted_to(x).predict_proba(x, self._layout)
         return found
 
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
@@ -262,7 +271,7 @@ class SequenceRegressor(_Estimator):
         """
         targets = _numbers(y)
         self._count = len(targets)
-        self._search((x, targets))
+        self._search(x, targets)
         return self
 
     def _settings(self) -> dict[str, Any]:

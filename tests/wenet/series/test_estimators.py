@@ -10,6 +10,7 @@ from wenet import WenetError
 from wenet.estimators import Forecaster, SequenceClassifier, SequenceRegressor
 
 from .test_searches import sums, waves
+from .test_series import Frame
 
 SHORT = {"minutes": None, "pool": 2, "parameters": 300}
 OPTIONS = {"rungs": 1, "epochs_per_round": 1.0, "contest_epochs": 16.0, "contest_seeds": 2, "rates": "0.03"}
@@ -53,6 +54,19 @@ def test_labels_of_any_kind(classes):
     assert found.dtype == labels.dtype and set(found.tolist()) == set(classes)
     assert (found == labels).mean() == model.score(x, labels) > 0.75
     assert model.classes_.tolist() == sorted(classes)
+
+
+def test_frames_whose_columns_are_steps():
+    """In another order they are other sequences; other steps may have other names."""
+    x, y = sums(60)
+    values, names = x[:, :, 0], [f"t{step}" for step in range(x.shape[1])]
+    model = SequenceClassifier(**SHORT, options=OPTIONS).fit(Frame(values, names), y)
+    found = model.predict(Frame(values, names))
+    for call in (model.predict, model.predict_proba, lambda given: model.score(given, y)):
+        with pytest.raises(WenetError, match="x: column 1 is 't7', and 't0' in fit; put columns in that order"):
+            call(Frame(values[:, ::-1], names[::-1]))
+    later = Frame(values, [name.replace("t", "u") for name in names])
+    assert (model.predict(later) == found).all() and (model.predict(values) == found).all()
 
 
 @pytest.mark.parametrize("label", ["rare", 7, 0.5])

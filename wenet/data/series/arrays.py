@@ -240,7 +240,7 @@ def _is_list(given: Any) -> bool:
     return isinstance(given, list | tuple)
 
 
-def _column_names(given: Any) -> tuple[str, ...]:
+def column_names(given: Any) -> tuple[str, ...]:
     """Names of a data frame's columns."""
     columns = getattr(given, "columns", None)
     return () if columns is None else tuple(str(column).strip() for column in columns)
@@ -248,7 +248,7 @@ def _column_names(given: Any) -> tuple[str, ...]:
 
 def _feature_names(given: Any, layout: str) -> tuple[str, ...]:
     """Names of the features: a data frame's columns, but where these are steps."""
-    return () if layout == "nft" else _column_names(given)
+    return () if layout == "nft" else column_names(given)
 
 
 def _plain(given: Any) -> Array:
@@ -286,7 +286,7 @@ def _numbers(given: Any, name: str) -> Array:
 
 def _not_a_number(given: Any) -> str:
     """What in an array is no number, in words."""
-    columns = _column_names(given)
+    columns = column_names(given)
     for number, column in enumerate(columns):
         if np.asarray(given)[:, number].dtype.kind not in "fiub" and not _all_numbers(np.asarray(given)[:, number]):
             return f"column {column!r} has text"
