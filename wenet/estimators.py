@@ -169,7 +169,7 @@ def _kept(labels: Array, numbers: Array) -> Array:
     """
     if all(isinstance(label, str) for label in labels.ravel().tolist()):
         return labels.astype(str)
-    small = labels.dtype.kind in "iu" and np.abs(labels.astype(np.float64)).max() < MOST_CLASS
+    small = labels.dtype.kind in "iuf" and np.abs(labels.astype(np.float64)).max() < MOST_CLASS
     return labels if small else numbers.astype(np.int64)
 
 
@@ -213,6 +213,9 @@ class SequenceClassifier(_Estimator):
             classes, numbers = np.unique(labels, return_inverse=True)
         except TypeError:
             raise WenetError("labels are of several types, such as text and numbers; give all as text") from None
+        fractions = [label for label in classes.tolist() if isinstance(label, float) and label != round(label)]
+        if fractions:
+            raise WenetError(f"a label such as {fractions[0]} is no class; SequenceRegressor predicts numbers")
         if len(classes) == 1:
             raise WenetError(f"all labels are {labels.tolist()[0]!r}; a classification needs two classes at least")
         self._count = len(labels)
@@ -282,7 +285,10 @@ class SequenceRegressor(_Estimator):
         return np.asarray(self._predicted(x))
 
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
-        """The coefficient of determination R², the mean over targets."""
+        """The coefficient of determination R², the mean over targets.
+
+        Where a target of y is constant it is 0, or 1 for the very values; NaN for a single sequence.
+        """
         wanted, found = _numbers(y).reshape(len(y), -1), self.predict(x)
         check_counts(len(found), len(wanted), "x")
         found = found.reshape(len(y), -1)
@@ -290,7 +296,10 @@ class SequenceRegressor(_Estimator):
         mean = np.average(wanted, axis=0, weights=weights)
         left = np.average((wanted - found) ** 2, axis=0, weights=weights)
         spread = np.average((wanted - mean) ** 2, axis=0, weights=weights)
-        return float(np.mean(1 - left / np.where(spread > 0, spread, np.inf)))
+        if len(found) < 2:
+            return float("nan")  # as in scikit-learn: one number has no spread
+        missed = np.divide(left, spread, out=np.where(left > 0, 1.0, 0.0), where=spread > 0)
+        return float(np.mean(1 - missed))
 
 
 class Forecaster(_Estimator):
@@ -352,6 +361,10 @@ class Forecaster(_Estimator):
         as it is known."""
         model = self._fitted()
         given = series_of(x, False, self._layout, "x")
+        if given.lengths.min() <= self.horizon:
+            raise WenetError(
+                f"x has a series of {given.lengths.min()} steps; a score needs more than horizon={self.horizon}"
+            )
         check_columns(given.columns, model.columns, "x", "training")
         ours, naive = 0.0, 0.0
         for series in np.split(given.values, given.starts[1:]):

@@ -12,6 +12,7 @@ from torch.nn import functional
 from wenet_kernels import WenetError
 
 LOSSES = ("ce", "mse", "mae")
+FAR = 1e4  # of standardised predictions; those of networks that learn are nearer
 OWN = "own:"  # before the name of a function, in settings
 Loss = Callable[[Tensor, Tensor], Tensor]
 _OWN: dict[str, Loss] = {}  # functions by their names in settings
@@ -54,6 +55,9 @@ def row_losses(kind: str, outputs: Tensor, targets: Tensor, there: Tensor) -> Te
         each = (difference.square() if kind == "mse" else difference.abs()).mean(-1)
     else:
         each = _own_of_each(kind, outputs, targets)
+        counted = there.bool() if each.dim() == 3 else torch.ones_like(each, dtype=torch.bool)
+        each = each.where(counted, 0)
+        _check_defined(kind, each, outputs.abs().amax(-1), "a single sequence or step")
     return each if each.dim() == 2 else (each * there).sum(1) / there.sum(0)
 
 
@@ -62,19 +66,31 @@ def batch_losses(kind: str, outputs: Tensor, targets: Tensor, there: Tensor) -> 
     batch at once, and may weigh its rows.
 
     Raises:
-        WenetError: the function is not known in this process, fails, or does not give a number.
+        WenetError: the function is not known in this process, fails, does not give a number, or gives NaN.
     """
     if kind in LOSSES:
         return row_losses(kind, outputs, targets, there).mean(1)
     if outputs.dim() == 4:
         within = there.bool()
         outputs, targets = outputs[:, within], targets[within]
-    return _own(kind, lambda one: one(outputs, targets), 1)
+    found = _own(kind, lambda one: one(outputs.clone(), targets.clone()), 1)  # it may work in place
+    _check_defined(kind, found, outputs.abs().flatten(1).amax(1), "a batch")
+    if outputs.requires_grad and not found.requires_grad:
+        raise WenetError(
+            f"the loss {kind.removeprefix(OWN)!r} does not depend on the predictions, so nothing is learned"
+        )
+    return found
+
+
+def _check_defined(kind: str, found: Tensor, largest: Tensor, of: str) -> None:
+    """Refuse a loss that is NaN where predictions are nearer to 0 than `FAR`; beyond, a network has diverged."""
+    if bool((found.isnan() & (largest < FAR)).any()):
+        raise WenetError(f"the loss {kind.removeprefix(OWN)!r} is NaN for {of}; it must be a number for any prediction")
 
 
 def _own_of_each(kind: str, outputs: Tensor, targets: Tensor) -> Tensor:
     """A function's loss on each row or step alone, `[n, M]` or `[n, T, M]`."""
-    flat = outputs.flatten(1, -2).unsqueeze(2)  # [n, rows, 1, K]
+    flat = outputs.flatten(1, -2).unsqueeze(2).clone()  # [n, rows, 1, K]
     wanted = targets.flatten(0, outputs.dim() - 3).clamp(min=0) if not targets.is_floating_point() else targets
     wanted = wanted.reshape(flat.shape[1], 1, *([] if wanted.dtype == torch.long else [-1]))
     found = _own(kind, lambda one: torch.vmap(lambda all_rows: torch.vmap(one)(all_rows, wanted))(flat), 2)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from wenet.data import LAYOUTS, Series, check_columns, first_values, inputs_of, series_of
+from wenet.data import LAYOUTS, Series, check_columns, first_values, inputs_of, is_list, series_of
 from wenet.nn.checks import check_no_end, check_probability
 from wenet.nn.dropout import locked_dropout
 from wenet.nn.losses import LOSSES, batch_losses, is_loss, row_losses
@@ -25,7 +25,7 @@ READOUTS = ("last", "mean", "steps")
 
 def _is_one(x: Any) -> bool:
     """Whether x is a single sequence that is to be continued."""
-    if isinstance(x, list | tuple):
+    if is_list(x):
         return all(np.isscalar(each) for each in x)
     return np.ndim(x) < 3
 
@@ -257,7 +257,11 @@ class SequenceModel(_Readout):
         check_choice("layout", layout, LAYOUTS)
         series = series_of(x, False, layout, "x") if self.horizon else inputs_of(x, layout)
         if series.features != self.features_in:
-            raise WenetError(f"x needs as many features as in training, {self.features_in}, not {series.features}")
+            alone = not is_list(x) and np.ndim(x) == 2 and np.shape(x)[1] == self.features_in
+            mend = "; [T, F] of one sequence is x[None]" if alone else ""
+            raise WenetError(
+                f"x needs as many features as in training, {self.features_in}, not {series.features}{mend}"
+            )
         check_columns(series.columns, self.columns, "x", "training")
         if not self.marked and np.isnan(series.values).any():
             step = int(np.isnan(series.values).any(1).argmax())

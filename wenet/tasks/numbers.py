@@ -14,6 +14,7 @@ from wenet.data import Batches, Preparation, Reading, Series, SeriesData, prepar
 from wenet.nn import LOSSES, SequenceModel, StandaloneSequenceModels
 from wenet.tasks.measures import METRICS, OF_CLASSES, OF_FORECASTS, OF_NUMBERS, measure_of
 from wenet.tasks.task import Baseline, Measurement
+from wenet.words import counted
 from wenet_kernels import WenetError, check_choice
 
 BASELINE_ROWS = 256  # in a batch
@@ -121,9 +122,8 @@ class Numbers:
         if part != "train":
             return Batches(data, examples, rows)
         if len(examples) < rows:
-            raise WenetError(
-                f"the training part has {len(examples)} sequences, fewer than --data-batch {rows}; lower it"
-            )
+            what = counted(len(examples), "window" if data.window else "sequence")
+            raise WenetError(f"the training part has {what}, fewer than --data-batch {rows}; lower it")
         return Batches(data, examples, rows, self.config.seed)
 
     def windows(self, streams: Batches, steps: int) -> int:

@@ -55,11 +55,35 @@ def test_functions_give_what_names_give(kind, function, every_step):
     [
         (lambda outputs, targets: (outputs - targets).abs(), "must give a number for a batch, not a tensor of shape"),
         (lambda outputs, targets: outputs @ targets, "cannot be computed"),
+        (lambda outputs, targets: torch.tensor(1.0), "does not depend on the predictions"),
+        (lambda outputs, targets: (outputs.mean() - 9).log(), "is NaN for a batch; it must be a number"),
     ],
 )
 def test_what_is_no_loss_is_refused(function, message):
     with pytest.raises(WenetError, match=message):
-        batch_losses(named_loss(function), torch.randn(2, 4, 3), torch.randn(4, 3), torch.ones(7, 4))
+        outputs = torch.randn(2, 4, 3, requires_grad=True)
+        batch_losses(named_loss(function), outputs, torch.randn(4, 3), torch.ones(7, 4))
+
+
+def test_a_loss_that_needs_several_rows_is_refused():
+    """A race measures each sequence alone; NaN there would leave its cells in the order of the pool."""
+    name = named_loss(lambda outputs, targets: (outputs - targets).square().mean() / targets.var())
+    outputs, targets = torch.randn(2, 4, 3), torch.randn(4, 3)
+    assert batch_losses(name, outputs[..., :1], targets[:, :1], torch.ones(7, 4)).isfinite().all()
+    with pytest.raises(WenetError, match="is NaN for a single sequence or step"):
+        row_losses(name, outputs[..., :1], targets[:, :1], torch.ones(7, 4))
+    diverged = outputs[..., :1] * 1e30
+    assert row_losses(name, diverged, targets[:, :1], torch.ones(7, 4)).isnan().all()
+
+
+@pytest.mark.parametrize("losses", [batch_losses, row_losses])
+def test_a_loss_may_work_in_place(losses):
+    outputs, targets, there = torch.randn(2, 4, 3), torch.randn(4, 3), torch.ones(7, 4)
+    kept = outputs.clone(), targets.clone()
+    wanted = losses("mse", outputs, targets, there)
+    found = losses(named_loss(lambda p, q: p.sub_(q).square_().mean()), outputs, targets, there)
+    assert torch.allclose(found, wanted, rtol=1e-6)
+    assert torch.equal(outputs, kept[0]) and torch.equal(targets, kept[1])
 
 
 def test_a_search_by_a_loss_of_ones_own(tmp_path, stop_at, monkeypatch):

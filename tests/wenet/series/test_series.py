@@ -107,7 +107,12 @@ def test_training_reads_another_order_in_each_pass():
 
 @pytest.mark.parametrize(("horizon", "said"), [(1, "1 feature; 1 number to predict"), (3, "; 3 numbers to predict")])
 def test_data_are_described_in_words(horizon, said):
-    assert prepared(np.arange(100.0), "forecast", window=8, horizon=horizon).describe().endswith(said)
+    wave = np.sin(np.arange(100.0))
+    assert prepared(wave, "forecast", window=8, horizon=horizon).describe().endswith(said)
+    several = prepared([wave, wave[:8], np.arange(100.0)], "forecast", window=8, horizon=horizon).describe()
+    assert several.endswith(
+        f"{said}; 1 of 3 series is too short for a window; relative to a window's first step: feature 1"
+    )
 
 
 def test_forecasts_are_divided_in_time():
@@ -397,6 +402,134 @@ class Numbered(torch.utils.data.Dataset):
 class Stream(torch.utils.data.IterableDataset):
     def __iter__(self):
         return iter([np.zeros(3)])
+
+
+def test_parts_of_a_data_set_are_those_parts():
+    """A Subset has a data set within, of which it is a part."""
+    x = drawn(40)[0]
+    whole = torch.utils.data.TensorDataset(torch.from_numpy(x), torch.arange(40.0))
+    train, test = torch.utils.data.random_split(whole, [30, 10])
+    for parts in ((train, test), (torch.utils.data.DataLoader(train), torch.utils.data.DataLoader(test, batch_size=3))):
+        series = series_of({"train": parts[0], "test": parts[1]}, True)
+        assert series.targets.tolist() == [*train.indices, *test.indices]
+        assert (series.parts == 2).sum() == 10 and series.targets[0] != series.targets[-1]
+
+
+LOADED = Numbered(*((np.zeros(3), number) for number in range(9)))
+SOME = torch.utils.data.SubsetRandomSampler([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"sampler": SOME}, "a loader's own sampler is not used"),
+        ({"batch_sampler": torch.utils.data.BatchSampler(SOME, 2, False)}, "a loader's own sampler is not used"),
+        ({"batch_sampler": [[1, 2]]}, "a loader's own sampler is not used"),
+        ({"sampler": torch.utils.data.RandomSampler(LOADED, num_samples=4)}, "a loader's own sampler is not used"),
+        ({"sampler": torch.utils.data.RandomSampler(LOADED, True)}, "a loader's own sampler is not used"),
+        ({"collate_fn": list}, "a loader's collate_fn is not used; give loader.dataset"),
+    ],
+)
+def test_what_a_loader_leaves_out_or_changes_is_not_ignored(how, message):
+    with pytest.raises(WenetError, match=message):
+        series_of(torch.utils.data.DataLoader(LOADED, **how), True)
+    for plain in ({}, {"shuffle": True, "batch_size": 4, "drop_last": True}, {"batch_size": None}):
+        assert series_of(torch.utils.data.DataLoader(LOADED, **plain), True).targets.tolist() == list(range(9))
+
+
+def test_masked_values_are_missing():
+    x, y = drawn(9)
+    masked = np.ma.masked_array(x.copy(), np.zeros(x.shape, bool))
+    masked[2, 1, 0] = 1e9
+    masked[2, 1, 0] = np.ma.masked
+    wanted = x.copy()
+    wanted[2, 1, 0] = np.nan
+    assert np.array_equal(series_of((masked, y), True).values, series_of((wanted, y), True).values, equal_nan=True)
+    with pytest.raises(WenetError, match="a label is missing"):
+        series_of((x, np.ma.masked_array(np.arange(9), np.arange(9) == 3)), True)
+
+
+def test_labels_that_are_true_or_false_stay_so(tmp_path):
+    x, y = drawn()
+    data = prepared((x, y == "high"))
+    assert data.classes == (False, True) and all(isinstance(each, bool) for each in data.classes)
+    assert torch.equal(data.train.targets, prepared((x, (y == "high").astype(int))).train.targets)
+    data.raw.save(tmp_path / "kept.safetensors")
+    assert load_series(tmp_path / "kept.safetensors").fingerprint() == data.raw.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((np.zeros((2, 3, 1)), np.array(["\u00e9".encode(), b"a"])), "labels are bytes that are no ASCII"),
+        ((torch.nested.nested_tensor([torch.zeros(3), torch.zeros(2)]), [0, 1]), "a nested tensor has no shape"),
+        (
+            (torch.nn.utils.rnn.pack_sequence([torch.zeros(3), torch.zeros(2)]), [0, 1]),
+            "a PackedSequence has its steps",
+        ),
+    ],
+)
+def test_objects_that_cannot_be_read(given, message):
+    with pytest.raises(WenetError, match=message):
+        series_of(given, True)
+
+
+def test_a_spread_is_seen_where_numbers_have_one():
+    x, y = drawn()
+    far = prepared((x + 1e13, y))
+    assert far.train.steps[:, :-1].std(0).min() > 0.5
+    with pytest.raises(
+        WenetError, match="feature 1 has values too small for a standard deviation; multiply them first"
+    ):
+        prepared((x * 1e-200, y))
+    with pytest.raises(WenetError, match="no window of 8 .* in the training part"):
+        prepared(np.sin(np.arange(100.0)), "forecast", window=8, horizon=1, split=(0.01, 0.01, 0.98))
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted"),
+    [
+        (("007", "7", "007"), ["007", "7", "007"]),
+        (("1_0", "10", "1_0"), ["1_0", "10", "1_0"]),
+        (("none", "some", "NA"), ["none", "some", "NA"]),
+        (("1.0", "2", "+1"), [1, 2, 1]),
+        (("0.5", "-0.25", "0"), [0.5, -0.25, 0]),
+    ],
+)
+def test_labels_of_a_table(labels, wanted, tmp_path):
+    """Codes and words are text; a number has no underscores, and but for 0 does not begin with one."""
+    rows = [f"{number}.5,2,{label}" for number, label in enumerate(labels)]
+    for named in (["a,b,kind", *rows], ["who,a,kind", *(f"{row}" for row in rows)]):
+        path = write(tmp_path / "t.csv", "\n".join(named) + "\n")
+        reading = Reading(True, named[0].startswith("who"), sequence="who" if named[0].startswith("who") else None)
+        assert read_series(path, reading).targets.tolist() == wanted
+
+
+@pytest.mark.parametrize("rows", ["2024-01-03,3\n2024-01-02,4\n", "2024-01-02 09:00,3\n2024-01-02 08:00,4\n"])
+def test_rows_that_go_back_in_time_are_refused(rows, tmp_path):
+    path = write(tmp_path / "newest.csv", "date,close\n" + rows)
+    with pytest.raises(WenetError, match="line 3: column 'date' goes back in time; sort rows, oldest first"):
+        read_series(path, Reading(targeted=False))
+    turns = write(tmp_path / "turns.csv", "date,id,close\n2024-01-02,a,1\n2024-01-01,b,2\n2024-01-03,a,3\n")
+    assert read_series(turns, Reading(targeted=False, sequence="id")).lengths.tolist() == [2, 1]
+    other = write(tmp_path / "other.csv", "date,close\n31.12.2023,3\n1.1.2024,4\n")
+    assert read_series(other, Reading(targeted=False)).values.tolist() == [[3], [4]]
+
+
+def test_the_header_of_a_ts_file_says_whether_there_are_labels(tmp_path):
+    path = write(tmp_path / "plain.ts", "@classLabel false\n@data\n1,2:3,4\n5,6:7,8\n")
+    with pytest.raises(WenetError, match="has neither labels nor targets, as its header says"):
+        read_series(path, Reading(targeted=True))
+    assert read_series(path, Reading(targeted=False)).values.shape == (4, 2)
+    labelled = write(tmp_path / "labelled.ts", "@classLabel true a b\n@data\n1,2:a\n5,6:b\n")
+    assert read_series(labelled, Reading(targeted=True)).targets.tolist() == ["a", "b"]
+    assert read_series(labelled, Reading(targeted=False)).values.tolist() == [[1], [2], [5], [6]]
+
+
+def test_an_archive_has_all_or_parts(tmp_path):
+    np.savez(tmp_path / "both.npz", x=np.zeros((2, 3, 1)), y=[0, 1], x_train=np.zeros((2, 3, 1)), y_train=[0, 1])
+    with pytest.raises(WenetError, match="has both x and x_train"):
+        read_series(tmp_path / "both.npz", Reading(targeted=True))
 
 
 def test_data_sets_of_sequences_alone():

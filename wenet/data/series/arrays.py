@@ -78,16 +78,15 @@ def _of_parts(given: Mapping[str, Any], targeted: bool, layout: str, name: str, 
 
 
 def _is_dataset(given: Any) -> bool:
-    dataset = getattr(given, "dataset", given)
-    return isinstance(dataset, torch.utils.data.Dataset)
+    return isinstance(given, torch.utils.data.Dataset | torch.utils.data.DataLoader)
 
 
 def _of_dataset(given: Any, targeted: bool) -> Any:
     """The pairs of a data set, or its sequences where these have no targets.
 
-    A loader's batches and order do not matter, as ours are drawn from the seed.
+    A loader's batches and order do not matter, as ours are drawn from the seed; but what it leaves out or changes does.
     """
-    dataset = getattr(given, "dataset", given)
+    dataset = _loaded_by(given) if isinstance(given, torch.utils.data.DataLoader) else given
     if not hasattr(dataset, "__len__") or isinstance(dataset, torch.utils.data.IterableDataset):
         raise WenetError("a data set must have a length and give its sequences by number; put them in a list")
     items = [dataset[number] for number in range(len(dataset))]
@@ -98,6 +97,20 @@ def _of_dataset(given: Any, targeted: bool) -> Any:
     if any(isinstance(item, tuple) and len(item) > 1 for item in items):
         raise WenetError("a forecast takes a data set of sequences alone, x and not (x, y)")
     return [item[0] if isinstance(item, tuple) else item for item in items]  # a TensorDataset gives (x,)
+
+
+def _loaded_by(loader: torch.utils.data.DataLoader[Any]) -> torch.utils.data.Dataset[Any]:
+    """The data set of a loader that gives all of it as it is."""
+    dataset, batches = loader.dataset, loader.batch_sampler
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        return dataset
+    sampler = getattr(batches, "sampler", None) if batches is not None else loader.sampler
+    usual_order = isinstance(sampler, torch.utils.data.SequentialSampler | torch.utils.data.RandomSampler)
+    if not usual_order or getattr(sampler, "replacement", False) or len(sampler) != len(dataset):  # type: ignore[arg-type]
+        raise WenetError("a loader's own sampler is not used; give a data set of what it draws, such as a Subset")
+    if loader.collate_fn not in (torch.utils.data.default_collate, torch.utils.data.default_convert):
+        raise WenetError("a loader's collate_fn is not used; give loader.dataset, if its pairs are what is meant")
+    return dataset
 
 
 def _is_pair(given: Any) -> bool:
@@ -117,7 +130,7 @@ def _dimensions(given: Any) -> int:
 def _untargeted(given: Any, layout: str, name: str) -> Series:
     """Sequences to continue: one of them as `[T]` or `[T, F]`, several as `[N, T, F]` or as a list."""
     columns = _feature_names(given, layout)
-    if not _is_list(given):
+    if not is_list(given):
         array = _numbers(given, name)
         if array.ndim in (1, 2):
             given = array[None, :, None] if array.ndim == 1 else array[None]
@@ -129,7 +142,9 @@ def _untargeted(given: Any, layout: str, name: str) -> Series:
 
 def _sequences(given: Any, layout: str, name: str) -> tuple[Array, Array, tuple[str, ...]]:
     """All steps `[steps of all, F]`, the lengths `[N]`, and names of the features."""
-    if not _is_list(given):
+    if isinstance(given, torch.nn.utils.rnn.PackedSequence):
+        raise WenetError("a PackedSequence has its steps in turns; give the sequences as a list")
+    if not is_list(given):
         array = _numbers(given, name)
         if array.ndim not in (2, 3):
             raise WenetError(f"{name}: x must have the shape [N, T, F] or [N, T], not {list(array.shape)}")
@@ -183,7 +198,7 @@ def _step_targets(given: Any, lengths: Array, name: str) -> Array:
 
 
 def _one_for_each(given: Any, lengths: Array, name: str) -> Any:
-    if not _is_list(given) and np.ndim(given) == 0:
+    if not is_list(given) and np.ndim(given) == 0:
         what = given.item() if isinstance(given, np.ndarray) else given
         raise WenetError(f"{name}: there are no targets, only {what!r}")
     check_counts(len(lengths), len(given), name)
@@ -207,7 +222,7 @@ def _checked_targets(array: Array, name: str) -> Array:
     if array.dtype.kind in "fiub":
         if array.dtype.kind != "f" and array.size and int(array.max()) > np.iinfo(np.int64).max:
             raise WenetError(f"{name}: a target of {int(array.max())} is too large for a whole number")
-        array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
+        array = array if array.dtype.kind == "b" else array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
         bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
         if bad.any():
             raise WenetError(f"{name}: target {int(bad.argmax()) + 1} is missing or not finite; leave its sequence out")
@@ -216,7 +231,10 @@ def _checked_targets(array: Array, name: str) -> Array:
         raise WenetError(f"{name}: targets are complex numbers; give their parts as columns")
     if any(is_missing(one) for one in array.ravel().tolist()):
         raise WenetError(f"{name}: a label is missing; leave its sequence out")
-    return array.astype(str)
+    try:
+        return array.astype(str)
+    except UnicodeDecodeError:
+        raise WenetError(f"{name}: labels are bytes that are no ASCII; decode them first") from None
 
 
 def _is_number(one: Any) -> bool:
@@ -233,7 +251,7 @@ def _are_missing(array: Array) -> Array:
     return np.array([is_missing(one) for one in array.ravel().tolist()], bool).reshape(array.shape)
 
 
-def _is_list(given: Any) -> bool:
+def is_list(given: Any) -> bool:
     """Whether sequences come one by one: a list, or an array of arrays."""
     if isinstance(given, np.ndarray):
         return bool(given.dtype == object and given.ndim == 1 and len(given) and np.ndim(given[0]))
@@ -254,6 +272,8 @@ def _feature_names(given: Any, layout: str) -> tuple[str, ...]:
 def _plain(given: Any) -> Array:
     if isinstance(given, torch.Tensor):
         return _of_tensor(given)
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        return np.where(np.ma.getmaskarray(given), None, given.data)
     if isinstance(given, Sequence) and len(given) and isinstance(given[0], torch.Tensor):
         given = [_of_tensor(one) for one in given]
     return np.asarray(given)
@@ -263,6 +283,8 @@ def _of_tensor(tensor: torch.Tensor) -> Array:
     """A tensor of any device, layout and type as an array."""
     if tensor.is_meta:
         raise WenetError("a tensor on the device meta has a shape but no values; give one that has")
+    if tensor.is_nested:
+        raise WenetError("a nested tensor has no shape; give its sequences as a list, as by unbind()")
     dense = tensor.detach().cpu().to_dense() if tensor.layout is not torch.strided else tensor.detach().cpu()
     try:
         return np.asarray(dense.numpy())
@@ -287,9 +309,13 @@ def _numbers(given: Any, name: str) -> Array:
 def _not_a_number(given: Any) -> str:
     """What in an array is no number, in words."""
     columns = column_names(given)
+    if columns and np.asarray(given).dtype.kind in "mM":
+        return f"column {columns[0]!r} has dates"
     for number, column in enumerate(columns):
-        if np.asarray(given)[:, number].dtype.kind not in "fiub" and not _all_numbers(np.asarray(given)[:, number]):
-            return f"column {column!r} has text"
+        values = np.asarray(given)[:, number]
+        other = next((each for each in values if not _all_numbers(np.array([each]))), None)
+        if other is not None:
+            return f"column {column!r} has {'text' if isinstance(other, str) else f'values such as {other}'}"
     flat: Iterable[Any] = np.asarray(given, dtype=object).ravel().tolist() if not columns else ()
     return next((f"{one!r} is no number" for one in flat if isinstance(one, str)), "x is no array of numbers")
 

@@ -160,7 +160,15 @@ class SeriesData:
             else f"; {self.outputs} number{'s' * (self.outputs != 1)} to predict"
         )
         features = f"{self.features} feature{'s' * (self.features != 1)}"
-        return f"{counts} {what} of {steps} steps, {features}{predicted}"
+        return f"{counts} {what} of {steps} steps, {features}{predicted}{self._of_windows()}"
+
+    def _of_windows(self) -> str:
+        """What a forecast leaves out, or reads otherwise."""
+        short = int((self.raw.lengths < self.window + self.horizon).sum()) if self.window else 0
+        are = "is" if short == 1 else "are"
+        left_out = f"; {short} of {len(self.raw.lengths)} series {are} too short for a window" if short else ""
+        drifting = ", ".join(map(self.raw.feature, self.scaling.relative))
+        return left_out + (f"; relative to a window's first step: {drifting}" if drifting else "")
 
 
 def some_of(examples: Examples, rows: Array, seed: int, part: int) -> Examples:

@@ -6,8 +6,9 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from wenet_kernels import WenetError
 DIVIDERS = {"\t": "tabs", ";": "';'", "|": "'|'", ",": "','", " ": "spaces"}  # of tables that others write
 BESIDE_NUMBERS = ",'%$€£¥"  # what stands in numbers as people write them
 SEEN_ROWS = 20  # of a table, from which its divider is told
+UNKNOWN_CELLS = ("", "?")  # in place of a label
 MISSING = ("", "?", "nan", "na", "n/a", "null", "none")  # in lower case, how tables write a value that is missing
 
 
@@ -93,6 +95,8 @@ def _npz(path: Path, reading: Reading) -> Series:
     """Arrays x and y; or x_train, y_train, x_test, y_test and perhaps x_valid, y_valid."""
     arrays = {name.lower(): array for name, array in _loaded(path).items()}
     parts = {part: arrays for part in ("train", "valid", "test") if f"x_{part}" in arrays}
+    if parts and "x" in arrays:
+        raise WenetError(f"{path} has both x and x_{next(iter(parts))}; keep the parts, or all in one")
     wanted = ["x", "y"] if reading.targeted else ["x"]
     if parts:
         given: Any = {part: tuple(arrays.get(f"{name}_{part}") for name in wanted) for part in parts}
@@ -203,14 +207,17 @@ def _row_a_step(path: Path, names: list[str], rows: list[Row], named: bool, read
     if set(sequence) & set(labels):
         raise WenetError(f"{path}: column {reading.sequence!r} cannot be both --sequence and --target; name another")
     kept = [place for place in range(len(names)) if place not in (*sequence, *labels)]
-    if named and len(kept) > 1 and _is_time(row.cell(kept[0]) for row in rows):
-        _check_time(path, rows, names, kept.pop(0), reading)
+    time = kept.pop(0) if named and len(kept) > 1 and _is_time(row.cell(kept[0]) for row in rows) else None
+    if time is not None:
+        _check_time(path, rows, names, time, reading)
     if not kept:
         raise WenetError(f"{path} has no column of a feature beside {', '.join(names[place] for place in labels)}")
     of_rows = [row.cell(sequence[0]) if sequence else "" for row in rows]
     for row, name in zip(rows, of_rows, strict=True):
         if sequence and not name:
             raise _empty(path, row, names[sequence[0]], "each step needs its sequence")
+    if time is not None:
+        _check_order(path, rows, names, time, of_rows)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(of_rows))}
     order = np.argsort([numbers[name] for name in of_rows], kind="stable")
     rows = [rows[place] for place in order]
@@ -238,6 +245,21 @@ def _check_time(path: Path, rows: list[Row], names: list[str], column: int, read
         )
 
 
+def _check_order(path: Path, rows: list[Row], names: list[str], column: int, of_rows: list[str]) -> None:
+    """Refuse rows of a sequence that go back in time, as far as its dates can be read."""
+    last: dict[str, datetime] = {}
+    try:
+        for row, name in zip(rows, of_rows, strict=True):
+            date = datetime.fromisoformat(row.cell(column))
+            if date < last.get(name, date):
+                raise WenetError(
+                    f"{path} line {row.line}: column {names[column]!r} goes back in time; sort rows, oldest first"
+                )
+            last[name] = date
+    except (ValueError, TypeError):  # dates of another form, or some with time zones
+        return
+
+
 def _label_columns(path: Path, names: list[str], reading: Reading) -> list[int]:
     """Columns of the targets of each step: those named, or the last."""
     return [len(names) - 1] if reading.target is None else target_places(reading.target, names, str(path))
@@ -245,18 +267,27 @@ def _label_columns(path: Path, names: list[str], reading: Reading) -> list[int]:
 
 def _step_targets(path: Path, names: list[str], rows: list[Row], columns: list[int]) -> Array:
     """Targets of all steps, `[steps of all]` or of several columns `[steps of all, K]`."""
-    for row in rows:
-        for column in columns:
-            if _is_missing(row.cell(column)):
-                raise _empty(path, row, names[column], "each step needs its target")
+    for column in columns:
+        _check_targets(path, rows, column, names[column], "each step needs its target")
     cells = [[row.cell(column) for column in columns] for row in rows]
     return _targets_of([row[0] for row in cells] if len(columns) == 1 else cells)
 
 
 def _targets_of(cells: Any) -> Array:
-    """Labels as text, or as numbers where all are."""
+    """Labels as text, or as numbers where all are; a code such as 007 is text, and other than 7."""
     array = np.array(cells)
-    return _as_whole(array.astype(np.float64)) if all(map(_is_number, array.ravel().tolist())) else array
+    each = array.ravel().tolist()
+    numbers = all(map(_is_number, each)) and not any(re.match(r"[+-]?0\d", cell) for cell in each)
+    return _as_whole(array.astype(np.float64)) if numbers else array
+
+
+def _check_targets(path: Path, rows: Sequence[Row], column: int, name: str, needs: str) -> None:
+    """Refuse empty cells, and among numbers words for a missing value; among text, such as countries, NA is a label."""
+    cells = [row.cell(column) for row in rows]
+    of_numbers = all(_is_number(cell) or _is_missing(cell) for cell in cells)
+    for row, cell in zip(rows, cells, strict=True):
+        if cell in UNKNOWN_CELLS or (of_numbers and _is_missing(cell)):
+            raise _empty(path, row, name, needs, cell)
 
 
 def _row_a_sequence(path: Path, names: list[str], rows: list[Row], target: str) -> Series:
@@ -267,14 +298,12 @@ def _row_a_sequence(path: Path, names: list[str], rows: list[Row], target: str) 
         line, cells = row
         if place >= len(cells):
             raise WenetError(f"{path} line {line} has no column {target!r}; it needs {place + 1}, not {len(cells)}")
-        label = cells[place].strip()
-        if _is_missing(label):
-            raise _empty(path, row, target, "each sequence needs its target")
-        labels.append(label)
+        labels.append(row.cell(place))
         columns = [column for column in range(len(cells)) if column != place]
         while columns and _is_missing(cells[columns[-1]]):
             columns.pop()
         sequences.append(np.array([_value(path, row, column, names) for column in columns]))
+    _check_targets(path, rows, place, target, "each sequence needs its target")
     return series_of((sequences, _targets_of(labels)), True, name=path.stem)
 
 
@@ -291,7 +320,7 @@ def _value(path: Path, row: Row, column: int, names: list[str], mend: str = "") 
     if _is_missing(cell):
         return float("nan")
     try:
-        return float(cell)
+        return _as_number(cell)
     except ValueError:
         raise _no_number(path, row, column, names, mend) from None
 
@@ -302,8 +331,9 @@ def _no_number(path: Path, row: Row, column: int, names: list[str], mend: str = 
     return WenetError(f"{path} line {row.line}, column {names[column]!r}: {cell!r} is no number{mend}")
 
 
-def _empty(path: Path, row: Row, name: str, needs: str) -> WenetError:
-    return WenetError(f"{path} line {row.line}: column {name!r} is empty; {needs}")
+def _empty(path: Path, row: Row, name: str, needs: str, cell: str = "") -> WenetError:
+    what = f"has {cell!r} for a missing value" if cell else "is empty"
+    return WenetError(f"{path} line {row.line}: column {name!r} {what}; {needs}")
 
 
 def _is_missing(cell: str) -> bool:
@@ -332,9 +362,16 @@ def _is_as_people_write(cell: str) -> bool:
     return not _is_number(cell) and _is_number(re.sub(f"[{BESIDE_NUMBERS}]", "", cell))
 
 
+def _as_number(cell: str) -> float:
+    """A number as tables write it; Python's own may have underscores."""
+    if "_" in cell:
+        raise ValueError
+    return float(cell)
+
+
 def _is_number(cell: str) -> bool:
     try:
-        float(cell)
+        _as_number(cell)
     except ValueError:
         return False
     return not _is_missing(cell)
@@ -346,9 +383,11 @@ def _ts(path: Path, reading: Reading) -> Series:
     if reading.every_step:
         raise WenetError(f"{path}: a .ts file has no targets for each step; save x and y with numpy.savez, as .npz")
     sequences, labels = [], []
-    labelled = reading.targeted
-    for number, line in _data_lines(path, lines):
-        features = line.split(":")
+    labelled = _header_of_ts(path, lines, reading)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        features = line.strip().split(":")
         if labelled:
             labels.append(features.pop().strip())
         rows = [[_ts_value(path, number, cell) for cell in feature.split(",")] for feature in features]
@@ -357,27 +396,33 @@ def _ts(path: Path, reading: Reading) -> Series:
         sequences.append(np.array(rows).T)  # [T, F]
     if not sequences:
         raise WenetError(f"{path} has no sequences after @data")
-    if not labelled:
+    if not reading.targeted:
         return series_of(sequences, False, name=path.stem)
     return replace(series_of((sequences, _targets_of(labels)), True), name=path.stem)
 
 
-def _data_lines(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    begun = False
-    for number, line in lines:
-        text = line.strip()
-        if begun and text:
-            yield number, text
-        if text.lower().startswith("@timestamps") and text.lower().split()[-1] == "true":
+def _header_of_ts(path: Path, lines: Iterator[tuple[int, str]], reading: Reading) -> bool:
+    """Read the lines up to @data; whether the data's lines end in a label or target."""
+    labelled = None
+    for _, line in lines:
+        key, _, value = line.strip().lower().partition(" ")
+        has_it = value.split()[:1] == ["true"]
+        if key == "@timestamps" and has_it:
             raise WenetError(f"{path} has time stamps with each value; write it without them")
-        begun = begun or text.lower() == "@data"
+        if key in ("@classlabel", "@targetlabel"):
+            labelled = labelled or has_it
+        if key == "@data":
+            break
+    if reading.targeted and labelled is False:
+        raise WenetError(f"{path} has neither labels nor targets, as its header says; only a forecast can do without")
+    return reading.targeted if labelled is None else labelled
 
 
 def _ts_value(path: Path, line: int, cell: str) -> float:
     if _is_missing(cell):
         return float("nan")
     try:
-        return float(cell)
+        return _as_number(cell)
     except ValueError:
         raise WenetError(f"{path} line {line}: {cell.strip()!r} is no number") from None
 

@@ -27,10 +27,10 @@ def forecasts(series: Series, how: Preparation) -> SeriesData:
     sees may begin before. Features that drift are read relative to the first step of a window. Where a value from which
     a forecast counts is missing, there is no window.
     """
-    if how.window + how.horizon > series.lengths.max():
-        raise _no_window(series, how, SPLITS[0])
     divided = _Divided(series, how, _columns(series, how), _ends_in_time(series, how))
     columns = list(divided.columns)
+    if not len(divided.window_starts(0)):
+        raise _no_window(series, how, SPLITS[0])
     of_train = zip(series.lengths, divided.ends[:, 0], strict=True)
     in_train = np.concatenate([np.arange(length) < end for length, end in of_train])
     scaling = _for_drift(scaling_of(series, in_train, how), divided)

@@ -13,7 +13,7 @@ from wenet.data.series.preparation import Preparation
 from wenet.data.series.series import Array, Series
 from wenet_kernels import WenetError
 
-ROUNDING = 1e-12  # a spread that is no more than this share of the mean counts as none
+ROUNDING = 1e-14  # a range that is no more than this share of the largest value counts as none
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,7 @@ def scaling_of(series: Series, in_train: Array, how: Preparation) -> Scaling:
     if empty.any():
         where = series.feature(int(empty.argmax()))
         raise WenetError(f"{series.name}: {where} is missing in the whole training part; leave it out")
-    with np.errstate(over="ignore", invalid="ignore"):
-        shift, scale = np.nanmean(own, 0), np.nanstd(own, 0)
-    refuse_too_large(scale, lambda place: f"{series.name}: {series.feature(place)}")
-    constant = scale <= ROUNDING * np.abs(shift)
+    shift, scale, constant = mean_and_spread(own, lambda place: f"{series.name}: {series.feature(place)}")
     if constant.any() and (how.constant == "error" or constant.all()):
         mend = "leave it out, or say --constant keep" if not constant.all() else "there is nothing to learn from"
         where = series.feature(int(constant.argmax()))
@@ -71,11 +68,28 @@ def scaling_of(series: Series, in_train: Array, how: Preparation) -> Scaling:
     return Scaling(torch.from_numpy(shift), torch.from_numpy(scale), none, none, how.missing == "mask")
 
 
-def refuse_too_large(scale: Array, in_words: Callable[[int], str]) -> None:
-    """Refuse features or targets whose standard deviation overflows, `in_words` by their place."""
-    if not np.isfinite(scale).all():
-        where = in_words(int((~np.isfinite(scale)).argmax()))
-        raise WenetError(f"{where} has values too large for a standard deviation; divide them first")
+def mean_and_spread(values: Array, in_words: Callable[[int], str]) -> tuple[Array, Array, Array]:
+    """Mean and standard deviation of each column, and whether it has one value alone, but for rounding.
+
+    Args:
+        values: `[N, K]`; NaN does not count.
+        in_words: names a column by its place.
+
+    Raises:
+        WenetError: a standard deviation overflows, or is 0 although values differ.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        shift, scale = np.nanmean(values, 0), np.nanstd(values, 0)
+        constant = np.nanmax(values, 0) - np.nanmin(values, 0) <= ROUNDING * np.nanmax(np.abs(values), 0)
+    for bad, size, mend in (
+        (~np.isfinite(scale), "large", "divide"),
+        ((scale == 0) & ~constant, "small", "multiply"),
+    ):
+        if bad.any():
+            raise WenetError(
+                f"{in_words(int(bad.argmax()))} has values too {size} for a standard deviation; {mend} them first"
+            )
+    return shift, scale, constant
 
 
 def check_values(series: Series, how: Preparation) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wenet.data.series.examples import PART_WORDS, Examples, SeriesData, some_of
 from wenet.data.series.preparation import Preparation
-from wenet.data.series.scaling import ROUNDING, Scaling, refuse_too_large, scaling_of
+from wenet.data.series.scaling import Scaling, mean_and_spread, scaling_of
 from wenet.data.series.series import Array, Series
 from wenet.data.sources import SPLITS
 from wenet_kernels import WenetError
@@ -60,7 +60,7 @@ def _with_fitting_targets(series: Series, how: Preparation) -> Series:
         raise WenetError(f"{series.name}: one label for each is wanted, but targets have {targets.shape[1]} columns")
     targets = targets.reshape(-1)
     series = replace(series, targets=targets)
-    if targets.dtype.kind == "U":
+    if targets.dtype.kind in "Ub":
         return series
     if np.abs(targets).max() > MOST_CLASS:
         raise WenetError(
@@ -82,10 +82,7 @@ def _prepared_targets(
         _check_classes(series, [str(label) for label in labels], numbers, parts, every_step)
         return torch.from_numpy(numbers.astype(np.int64)), tuple(labels.tolist()), scaling
     rows = series.targets.reshape(len(series.targets), -1).astype(np.float64)  # [N, K]
-    with np.errstate(over="ignore", invalid="ignore"):
-        shift, scale = rows[of_train].mean(0), rows[of_train].std(0)
-    refuse_too_large(scale, lambda place: f"{series.name}: target {place + 1}")
-    constant = scale <= ROUNDING * np.abs(shift)
+    shift, scale, constant = mean_and_spread(rows[of_train], lambda place: f"{series.name}: target {place + 1}")
     if constant.any():
         raise WenetError(f"{series.name}: target {int(constant.argmax()) + 1} is constant in the training part")
     scaling = replace(scaling, target_shift=torch.from_numpy(shift), target_scale=torch.from_numpy(scale))
