@@ -462,7 +462,10 @@ def test_labels_that_are_true_or_false_stay_so(tmp_path):
     ("given", "message"),
     [
         ((np.zeros((2, 3, 1)), np.array(["\u00e9".encode(), b"a"])), "labels are bytes that are no ASCII"),
-        ((torch.nested.nested_tensor([torch.zeros(3), torch.zeros(2)]), [0, 1]), "a nested tensor has no shape"),
+        (
+            (torch.nested.nested_tensor([torch.zeros(3), torch.zeros(2)], layout=torch.jagged), [0, 1]),
+            "a nested tensor has no shape",
+        ),
         (
             (torch.nn.utils.rnn.pack_sequence([torch.zeros(3), torch.zeros(2)]), [0, 1]),
             "a PackedSequence has its steps",

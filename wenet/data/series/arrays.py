@@ -273,7 +273,9 @@ def _plain(given: Any) -> Array:
     if isinstance(given, torch.Tensor):
         return _of_tensor(given)
     if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
-        return np.where(np.ma.getmaskarray(given), None, given.data)
+        array = np.array(given.data, dtype=object)
+        array[np.ma.getmaskarray(given)] = None
+        return array
     if isinstance(given, Sequence) and len(given) and isinstance(given[0], torch.Tensor):
         given = [_of_tensor(one) for one in given]
     return np.asarray(given)
