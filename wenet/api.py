@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from wenet.cells import Genotype
 from wenet.data import is_file_of_series
-from wenet.nn import named_loss
+from wenet.nn import LOSSES, named_loss
 from wenet.report.run import read_run
 from wenet.results import SearchResult, TrainResult
 from wenet.run import TEXT_SETTINGS, Session, Surroundings, Work, default_preset
@@ -26,7 +26,7 @@ from wenet.searching import (
 )
 from wenet.searching.contest import FOLDER as CONTEST_FOLDER
 from wenet.training import LSTMS, SOFTMAXES, TRAIN, TRAIN_PRESETS, TRAINS_TEXT, resolve_train_config, run_training
-from wenet_kernels import WenetError
+from wenet_kernels import WenetError, check_choice
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -280,6 +280,8 @@ def _settings(
     given = {**(config_file or {}), **options}
     if callable(given.get("loss")):
         given["loss"] = named_loss(given["loss"])
+    elif given.get("loss") is not None:
+        check_choice("--loss", given["loss"], LOSSES)
     if dataset is not None:
         given["dataset"] = dataset
     preset_in_file = given.pop("preset", None)

@@ -299,11 +299,15 @@ class TrainResult(Shown, TrainOutcome):
 
 
 def _on_this_machine(run: RunFolder, work: Work[AnyConfig], genotype: Cell | None) -> tuple[AnyConfig, Task, Any]:
-    """The settings of a run as they are best here, with its task and data."""
+    """The settings of a run as they are best here, with its task and data.
+
+    The backend stays open, so that a model may be moved to another device, or converted, where only others run.
+    """
     stored = stored_config(run, work)
     task = task_of(stored)
     data = stored_data(run, stored, task, None)
-    return resolve_machine(replace(stored, backend="auto", device="auto"), genotype), task, data
+    here = resolve_machine(replace(stored, backend="auto", device="auto"), genotype)
+    return replace(here, backend="auto"), task, data
 
 
 def load(folder: str | Path) -> SearchResult | TrainResult:

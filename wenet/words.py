@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+DIGITS = 6  # at most, where that takes none before the point
 LEAST, MOST = 1e-6, 1e9  # of a figure without an exponent
 
 
@@ -24,10 +25,12 @@ def size(count: float) -> str:
 
 
 def figure(value: float | None, places: int = 2, missing: str = "unknown") -> str:
-    """Format a number of a result, a small one with three digits; `missing` stands in if there is none.
+    """Format a number of a result; `missing` stands in if there is none.
 
-    >>> figure(0.98765, 3), figure(0.0012345, 3), figure(1.2345e-12, 3)
-    ('0.988', '0.00123', '1.23e-12')
+    A small number has three digits, a large one no more than six but for those before the point.
+
+    >>> figure(0.98765, 3), figure(0.0012345, 3), figure(1.2345e-12, 3), figure(1303885.7532, 4)
+    ('0.988', '0.00123', '1.23e-12', '1303886')
     """
     return missing if value is None else f"{value:{_form(value, places)}}"
 
@@ -41,8 +44,10 @@ def figure_and_spread(mean: float | None, sd: float | None, places: int, missing
 
 def _form(value: float, places: int) -> str:
     """How to format numbers of the size of `value`."""
-    if not math.isfinite(value) or value == 0 or 10.0 ** (2 - places) <= abs(value) < MOST:
+    if not math.isfinite(value) or value == 0:
         return f".{places}f"
+    if 10.0 ** (2 - places) <= abs(value) < MOST:
+        return f".{max(0, min(places, DIGITS - 1 - math.floor(math.log10(abs(value)))))}f"
     return f".{2 - math.floor(math.log10(abs(value)))}f" if LEAST <= abs(value) < MOST else ".2e"
 
 

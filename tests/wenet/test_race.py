@@ -392,6 +392,21 @@ def test_no_more_is_claimed_than_was_measured():
     assert "than lstm, gru and rnn (p" in said(0.01, 52.0, rivals=("lstm", "gru", "rnn"))
     assert "is not shown to differ from lstm" in said(0.2, 40.0)
     assert "cannot be compared with lstm" in said(None, 48.0) and "cannot be compared" in said(0.01, None)
+    assert "the winner is equal to lstm and gru (p" in said(None, 50.0)
+
+
+def test_lines_of_a_contest_name_all_sizes_and_stand_below_each_other():
+    shared = {"rate": 0.1, "hidden": 5, "microseconds": 1.5, "sd": 0.125, "valid": [1.0], "test": [1.0], "diverged": 0}
+    rows = [{"name": "winner", "mean": 12345678.25, "p": None, "genotype": "tanh0", "parameters": 208, **shared}]
+    rows += [{"name": "lstm", "mean": 12.5, "p": 0.5, "genotype": "lstm", "parameters": 1385, **shared}]
+    first, *lines, _ = describe_contest({"seeds": 3, "windows": 9, "contestants": rows}, METRICS["rmse"])
+    assert "of 3 trainings each, 208 to 1,385 parameters, 9 windows:" in first
+    assert "  12345678 ± 0" in lines[0] and lines[0].index("winner") == lines[1].index("lstm")
+    rows[0]["parameters"] = 1385
+    assert (
+        " each, 1,385 parameters,"
+        in describe_contest({"seeds": 3, "windows": 9, "contestants": rows}, METRICS["rmse"])[0]
+    )
 
 
 @pytest.mark.parametrize(

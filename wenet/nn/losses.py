@@ -66,7 +66,7 @@ def batch_losses(kind: str, outputs: Tensor, targets: Tensor, there: Tensor) -> 
     batch at once, and may weigh its rows.
 
     Raises:
-        WenetError: the function is not known in this process, fails, does not give a number, or gives NaN.
+        WenetError: the function is not known in this process, fails, does not give a number, or no finite one.
     """
     if kind in LOSSES:
         return row_losses(kind, outputs, targets, there).mean(1)
@@ -83,9 +83,9 @@ def batch_losses(kind: str, outputs: Tensor, targets: Tensor, there: Tensor) -> 
 
 
 def _check_defined(kind: str, found: Tensor, largest: Tensor, of: str) -> None:
-    """Refuse a loss that is NaN where predictions are nearer to 0 than `FAR`; beyond, a network has diverged."""
-    if bool((found.isnan() & (largest < FAR)).any()):
-        raise WenetError(f"the loss {kind.removeprefix(OWN)!r} is NaN for {of}; it must be a number for any prediction")
+    """Refuse a loss that is not finite where predictions are nearer to 0 than `FAR`; beyond, a network has diverged."""
+    if bool((~found.isfinite() & (largest < FAR)).any()):
+        raise WenetError(f"the loss {kind.removeprefix(OWN)!r} is not finite for {of}; it must be for any prediction")
 
 
 def _own_of_each(kind: str, outputs: Tensor, targets: Tensor) -> Tensor:

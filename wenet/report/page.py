@@ -162,6 +162,11 @@ def _how_to_run_again(run: Run) -> str:
         )
     else:
         outcome = "What fits into --minutes depends on the speed of the machine, so a different cell may win."
+    loss = words.own_loss(run)
+    if loss is not None:
+        outcome = (
+            f"Its loss was a function, {escape(loss)}; so call <code>wenet.search</code> with it instead. {outcome}"
+        )
     return f'<pre tabindex=0><code class="command">{command}</code></pre><p>{outcome}</p><p>{again}</p>'
 
 

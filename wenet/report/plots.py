@@ -23,7 +23,7 @@ from wenet.report.figures import (
     styled,
 )
 from wenet.report.run import Run
-from wenet.searching.contest import contestant_name, not_diverged
+from wenet.searching.contest import contestant_name, not_diverged, parameters_of_all
 from wenet.tasks import Baseline, Metric
 from wenet.words import counted, figure
 
@@ -257,7 +257,7 @@ def contest_picture(contest: Record, metric: Metric) -> Picture:
     better = "left" if metric.lower_is_better else "right"
     description = (
         f"A point for each training of a contestant, a line at their mean; further {better} is better. All models have "
-        f"about {contest['parameters']:,} parameters and were trained on {counted(contest['windows'], 'window')}, each "
+        f"{parameters_of_all(contest)} parameters and were trained on {counted(contest['windows'], 'window')}, each "
         f"at its own best {chosen}."
     )
     return Picture("contest", "The contest", description, drawing, table)

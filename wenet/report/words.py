@@ -12,11 +12,12 @@ from typing import Any
 
 from wenet.cells import PROGRAMS, PUBLISHED
 from wenet.data import KEPT
+from wenet.nn import OWN
 from wenet.report.run import Run
 from wenet.run import Config, as_flag, flag
 from wenet.run.unread import Unread, names_of
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
-from wenet.searching.contest import contestant_name, cut_short, reached, verdict
+from wenet.searching.contest import contestant_name, cut_short, parameters_of_all, reached, verdict
 from wenet.searching.settings import INSTEAD
 from wenet.searching.unread import unread_by_search
 from wenet.tasks import Metric, failure_to_learn
@@ -64,10 +65,14 @@ def caveats(run: Run) -> list[str]:
 def _search_summary(run: Run) -> Iterator[str]:
     assert run.winner is not None
     yield from run.winner.sentences(run.metric)
+    if run.baseline is not None:
+        name, value = run.baseline
+        reached = figure(value, run.metric.places)
+        yield _as_sentence(f"{name} alone would give a validation {run.metric.name} of {reached}")
     if run.audit is not None:
         yield from _audit_summary(run.audit, run.metric)
     if run.contest is not None:
-        seeds, parameters = counted(run.contest["seeds"], "training"), f"{run.contest['parameters']:,}"
+        seeds, parameters = counted(run.contest["seeds"], "training"), parameters_of_all(run.contest)
         yield _as_sentence(
             f"in the contest of models with {parameters} parameters, {seeds} each, {verdict(run.contest, run.metric)}"
         )
@@ -250,6 +255,12 @@ def course_rows(run: Run) -> list[Row]:
     return rows
 
 
+def own_loss(run: Run) -> str | None:
+    """The name of the function that was the loss of a run, if it was one."""
+    loss = str(run.settings.get("loss"))
+    return loss.removeprefix(OWN) if loss.startswith(OWN) else None
+
+
 def command(run: Run) -> list[str]:
     """The command that repeats this run: its name with the text, then each flag."""
     settings, refused = run.settings, names_of(each for each in _unread(run) if not each.later)
@@ -266,7 +277,7 @@ def command(run: Run) -> list[str]:
     flags = {
         name: _cell_as_text(run) if name == "cell" else value
         for name, value in settings.items()
-        if name not in ("dataset", "preset", *refused)
+        if name not in ("dataset", "preset", *refused, *(("loss",) if own_loss(run) else ()))
         and value is not None
         and (value != usual.get(name) or name in displacing)
     }

@@ -384,6 +384,11 @@ class Race(Strategy):
             f"{best['genotype']}"
         )
 
+    @classmethod
+    def columns(cls, record: Record, network: Record) -> dict[str, str]:
+        """The loss, in whose order the cells of a rung stand."""
+        return {"validation loss": figure(network["held_out_loss"], 4, "diverged")}
+
     def _best(self) -> RaceBest:
         winner = self._standings()[0]
         rung = max(number for number, finished in enumerate(self.course.finished) if finished)

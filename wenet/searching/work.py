@@ -25,7 +25,7 @@ from wenet.searching.strategy import Best, strategy_of
 from wenet.searching.unread import unread_by_search
 from wenet.tasks import Baseline, Metric, fitting_batch, task_of
 from wenet.training import estimate_standalone, estimate_training, resolve_train_config
-from wenet.words import counted, duration, size
+from wenet.words import counted, duration, figure, size
 from wenet_kernels import WenetError
 
 FOLLOWING_PRESET = "quick"  # preset of the training proposed after a search
@@ -267,6 +267,7 @@ def describe_search(result: SearchOutcome) -> str:
             *best.lines(result.metric),
             *_how_good_the_ranking_is(result),
             *(describe_contest(result.contest, result.metric) if result.contest else []),
+            *_baseline(result),
             f"report    {folder}/report.html",
             f"files     {folder}/best.json (the cell), config.json (settings), and of every search search.jsonl",
             "next      " + _with_time(result.next_steps.train, result.next_steps.train_seconds),
@@ -284,6 +285,14 @@ def _cost(result: SearchOutcome) -> str:
         whole = result.spent.seconds
     parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
     return duration(whole) + (f" ({parts})" if len(seconds) > 1 else "")
+
+
+def _baseline(result: SearchOutcome) -> list[str]:
+    """What a prediction without a model gives."""
+    if result.baseline is None:
+        return []
+    name, value = result.baseline
+    return [f"baseline  validation {result.metric.name} {figure(value, result.metric.places)} from {name} alone"]
 
 
 def _how_far(best: Best) -> list[str]:

@@ -279,6 +279,7 @@ def test_a_file_from_the_command(tmp_path, capsys):
             "--task classify needs --strategy race or random",
         ),
         (["--task", "regress"], "the targets are text such as"),
+        (["--task", "classify", "--loss", "own:corr"], "unknown --loss 'own:corr'"),
         (["--task", "classify", "--split", "70,30"], "--split must be three numbers above 0"),
         (["--task", "classify", "--split", "0,0,0"], "--split must be three numbers above 0"),
     ],
@@ -288,6 +289,13 @@ def test_impossible_searches_are_refused(tmp_path, capsys, flags, message):
     np.savez(tmp_path / "data.npz", x=x, y=y)
     assert message in fails(capsys, tmp_path / "data.npz", *flags, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_split_beside_given_parts_is_refused(tmp_path):
+    x, y = sums()
+    parts = {"train": (x[:100], y[:100]), "valid": (x[100:130], y[100:130]), "test": (x[130:], y[130:])}
+    with pytest.raises(WenetError, match="comes in parts for training, validation and test; leave out --split"):
+        wenet.search(parts, task="classify", split="10,80,10", out=tmp_path / "run")
 
 
 def test_text_and_numbers_are_told_apart(tmp_path, capsys):

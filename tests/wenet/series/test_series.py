@@ -115,6 +115,13 @@ def test_data_are_described_in_words(horizon, said):
     )
 
 
+def test_targets_of_very_different_scale_are_named():
+    x = drawn()[0]
+    said = prepared((x, x[:, :2, 0] * [1, 100.0]), "regress").describe()
+    assert "2 numbers to predict of standard deviation 1.8 to 1.6e+02, so RMSE and MAE are mostly those of" in said
+    assert prepared((x, x[:, :2, 0]), "regress").describe().endswith("2 numbers to predict")
+
+
 def test_forecasts_are_divided_in_time():
     """No target of a part lies in another, and windows may begin before their part."""
     values = np.arange(100.0)

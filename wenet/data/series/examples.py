@@ -12,8 +12,10 @@ from torch import Tensor
 from wenet.data.series.scaling import Scaling
 from wenet.data.series.series import Array, Series
 from wenet.data.sources import SPLITS
+from wenet.words import counted
 from wenet_kernels import WenetError
 
+UNLIKE = 10  # from this ratio of their scales on, targets are very different
 NOTHING = -100  # in place of a class behind the end of a sequence, as `torch.nn.CrossEntropyLoss` has it
 PART_WORDS = {"train": "training", "valid": "validation", "test": "test"}
 
@@ -157,10 +159,17 @@ class SeriesData:
         predicted = (
             f"; {len(self.classes)} classes"
             if self.classes
-            else f"; {self.outputs} number{'s' * (self.outputs != 1)} to predict"
+            else f"; {counted(self.outputs, 'number')} to predict{self._of_scales()}"
         )
         features = f"{self.features} feature{'s' * (self.features != 1)}"
         return f"{counts} {what} of {steps} steps, {features}{predicted}{self._of_windows()}"
+
+    def _of_scales(self) -> str:
+        """A note where one target decides the errors of all, which are in the targets' own units."""
+        least, most = (float(each) for each in self.scaling.target_scale.aminmax())
+        if most <= UNLIKE * least:
+            return ""
+        return f" of standard deviation {least:.2g} to {most:.2g}, so RMSE and MAE are mostly those of the largest"
 
     def _of_windows(self) -> str:
         """What a forecast leaves out, or reads otherwise."""

@@ -25,7 +25,7 @@ from wenet.searching.contest.trials import FOLDER, Trial, best_trials, places_to
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import grouped
 from wenet.searching.strategy import Best
-from wenet.training import StandaloneResult, parameter_count
+from wenet.training import StandaloneResult
 from wenet.words import counted
 from wenet_kernels import WenetError
 
@@ -69,7 +69,7 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
     trained, trained_for = named_by_rank(trained, session.task.metric), [each.windows for each in trainings]
     result: dict[str, Any] = session.ranks.on_first(
         lambda: {
-            **_settings(session, contestants[0]),
+            **_settings(session),
             "windows": windows,
             "windows_trained": [min(trained_for), max(trained_for)],  # fewer where the time was up
             **_cost(trials + trainings),
@@ -150,14 +150,13 @@ def _confirmed(
     return best
 
 
-def _settings(session: Session[SearchConfig], first: Contestant) -> dict[str, Any]:
+def _settings(session: Session[SearchConfig]) -> dict[str, Any]:
     """What all contestants have in common."""
     config = session.config
     return {
         "seeds": config.contest_seeds,
         "rates": config.rate_grid,
         "weight_decays": config.decay_grid,
-        "parameters": parameter_count(first.config, first.architecture, session.task, session.data),
     }
 
 

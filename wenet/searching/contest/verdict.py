@@ -17,18 +17,25 @@ def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
     """Describe the contest: a line for each contestant, the best first, and a verdict on the winner."""
     lines = [
         f"contest   test {metric.name} of {counted(result['seeds'], 'training')} each, "
-        f"{result['parameters']:,} parameters, {counted(result['windows'], 'window')}:"
+        f"{parameters_of_all(result)} parameters, {counted(result['windows'], 'window')}:"
     ]
     names = [contestant_name(row) for row in result["contestants"]]
-    for row, name in zip(result["contestants"], names, strict=True):
+    spreads = [reached(row, metric) for row in result["contestants"]]
+    for row, name, spread in zip(result["contestants"], names, spreads, strict=True):
         p = "" if row["p"] is None else f"p = {row['p']:.2g}"
         lines.append(
-            f"          {reached(row, metric)}  {name:<{max(map(len, names))}}  {p:<11}  "
+            f"          {spread:<{max(map(len, spreads))}}  {name:<{max(map(len, names))}}  {p:<11}  "
             f"rate {row['rate']:g}, {_decay_of(row)}hidden {row['hidden']}, {row['parameters']:,} parameters, "
             f"{row['microseconds']:.3g} µs a step"
         )
     cut = cut_short(result)
     return [*lines, f"          {verdict(result, metric)}", *([] if cut is None else [f"caution   {cut}"])]
+
+
+def parameters_of_all(result: Mapping[str, Any]) -> str:
+    """The number of parameters of the contestants, or the least and the most."""
+    counts = [row["parameters"] for row in result["contestants"]]
+    return " to ".join(f"{count:,}" for count in dict.fromkeys((min(counts), max(counts))))
 
 
 def reached(row: Mapping[str, Any], metric: Metric) -> str:
@@ -106,6 +113,8 @@ def _sentences(parts: Sequence[str]) -> str:
 
 
 def _compared(winner: Mapping[str, Any], row: Mapping[str, Any], metric: Metric) -> str:
+    if row["mean"] is not None and row["mean"] == winner["mean"]:
+        return "is equal to"
     if row["p"] is None or winner["mean"] is None:
         return "cannot be compared with"
     if row["p"] >= 0.05:
