@@ -44,7 +44,7 @@ def test_a_classifier():
     assert (model.classes_[shares.argmax(1)] == model.predict(x)).all()
 
 
-@pytest.mark.parametrize("classes", [(7, -3), (0.5, 10.5), (b"b", b"a"), (2**60, 2**60 + 1)])
+@pytest.mark.parametrize("classes", [(7, -3), (2.0, 1.0), (b"b", b"a"), (2**60, 2**60 + 1)])
 def test_labels_of_any_kind(classes):
     """What is predicted has their type, and is right more often than the other class would be."""
     x, y = sums()
@@ -69,15 +69,13 @@ def test_frames_whose_columns_are_steps():
     assert (model.predict(later) == found).all() and (model.predict(values) == found).all()
 
 
-@pytest.mark.parametrize("label", ["rare", 7, 0.5])
-def test_a_label_that_is_too_rare_is_named(label):
+@pytest.mark.parametrize("labels", [("up", "down", "rare"), (3, 4, 7)])
+def test_a_label_that_is_too_rare_is_named(labels):
     x, y = sums(60)
-    y = (y == "up").astype(object) if isinstance(label, float) else np.where(y == "up", 3, 4).astype(object)
-    y[0] = label
-    y = y.astype(str) if isinstance(label, str) else y.astype(type(label))
-    message = f"too few sequences with the label '{label}', 1" if not isinstance(label, float) else "too few sequences"
-    with pytest.raises(WenetError, match=message):
-        SequenceClassifier(**SHORT, options=OPTIONS).fit(x, y)
+    y = np.where(y == "up", *labels[:2]).astype(object)
+    y[0] = labels[2]
+    with pytest.raises(WenetError, match=f"too few sequences with the label '{labels[2]}', 1"):
+        SequenceClassifier(**SHORT, options=OPTIONS).fit(x, y.astype(type(labels[2])))
 
 
 def test_a_regressor():
@@ -93,6 +91,21 @@ def test_a_regressor():
         model.model_.predict_proba(fresh)
     turned = SequenceRegressor(**SHORT, options={**OPTIONS, "layout": "nft"}).fit(x.swapaxes(1, 2), x[:, :, 0].sum(1))
     assert (turned.predict(fresh.swapaxes(1, 2)) == found).all()
+
+
+class Fixed(SequenceRegressor):
+    """It predicts 1 and 2 by turns."""
+
+    def predict(self, x):
+        return np.resize([1.0, 2.0], len(x))
+
+
+def test_scores_of_targets_that_do_not_vary():
+    x = np.zeros((4, 3, 1))
+    assert Fixed().score(x, np.full(4, 7.0)) == 0.0 and np.isnan(Fixed().score(x[:1], [1.0]))
+    assert Fixed().score(x, Fixed().predict(x)) == 1.0 and Fixed().score(x[:2], [1.0, 2.0]) == 1.0
+    with pytest.raises(WenetError, match="a label such as 0.5 is no class; SequenceRegressor predicts numbers"):
+        SequenceClassifier().fit(np.zeros((4, 3, 1)), [0.5, 1.0, 0.5, 1.0])
 
 
 class Steady(Forecaster):
@@ -111,6 +124,11 @@ def test_a_forecaster(tmp_path):
     gap = waves()
     gap[-1, 1] = np.nan
     assert np.isfinite(model.score(gap))
+    with pytest.raises(WenetError, match="x has a series of 3 steps; a score needs more than horizon=3"):
+        model.score(waves()[:3])
+    several = np.empty(2, dtype=object)
+    several[:] = [waves()[:50], waves()[:70]]
+    assert model.predict(several).shape == model.predict(list(several)).shape == (2, 3, 2)
 
 
 def test_what_cannot_be_fitted_is_said_in_words():

@@ -132,6 +132,8 @@ def test_predictions_are_labels():
         assert shares[row].sum() == pytest.approx(1)
     with pytest.raises(WenetError, match="as many features as in training, 3, not 2"):
         single.predict([one[:, :2] for one in x])
+    with pytest.raises(WenetError, match=r"training, 3, not 1; \[T, F\] of one sequence is x\[None\]"):
+        single.predict(x[0])
     x[1][2, 0] = np.nan
     with pytest.raises(WenetError, match="x, sequence 2, step 3: a value is missing"):
         single.predict(x)
