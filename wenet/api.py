@@ -25,6 +25,7 @@ from wenet.searching import (
     usual_preset,
 )
 from wenet.searching.contest import FOLDER as CONTEST_FOLDER
+from wenet.searching.contest import RESULT
 from wenet.training import LSTMS, SOFTMAXES, TRAIN, TRAIN_PRESETS, TRAINS_TEXT, resolve_train_config, run_training
 from wenet_kernels import WenetError, check_choice
 
@@ -165,6 +166,8 @@ def resume_search(
         named_loss(loss)
     if audit is None:
         audit, audit_epochs = begun_audit(Path(folder)) or (None, audit_epochs)
+    if contest is False and (Path(folder) / RESULT).exists():
+        raise WenetError(f"the contest of {folder} has chosen its winner; leave out --no-contest")
     if contest is None and (Path(folder) / CONTEST_FOLDER).exists():
         contest = True  # one was begun
     changes = {"audit": audit, "audit_epochs": audit_epochs, "contest": contest}

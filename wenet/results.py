@@ -90,6 +90,21 @@ class Shown:
     def table(self) -> Table:
         raise NotImplementedError
 
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The words, or characters, of the text in the order of the model's tokens.
+
+        Raises:
+            WenetError: the run was on sequences of numbers, or its text is gone.
+        """
+        work: Work[Any] = SEARCH if self.run.kind == SEARCH.kind else TRAIN
+        with closing(RunFolder.open(self.folder, to_read=True)) as run:
+            stored = stored_config(run, work)
+            task = task_of(stored)
+            if task.reads != "text":
+                raise WenetError(f"{self.folder} is of sequences of numbers, which have no vocabulary")
+            return tuple(stored_data(run, stored, task, None).vocabulary)
+
     def _shown_table(self) -> Table:
         """What a notebook shows."""
         return self.table
@@ -223,7 +238,7 @@ class SearchResult(Shown, SearchOutcome):
         Raises:
             WenetError: there was no contest; a process is at work in the folder, or the text has gone or changed.
         """
-        tensors = read_winner(self.folder)
+        tensors = read_winner(self.folder, self.genotype)
         with closing(RunFolder.open(self.folder, to_read=True)) as run:
             config, task, data = _on_this_machine(run, SEARCH, self.genotype)
         return winners_model(config, self.genotype, task, data, tensors).to(config.device).eval()

@@ -71,6 +71,14 @@ def test_survivors_and_one_of_each_stratum():
     assert choose(cells, 500, seed=3) == cells
 
 
+@pytest.mark.parametrize("measure", [stats.spearmanr, stats.kendalltau])
+@pytest.mark.parametrize("count", [3, 4, 6])
+def test_p_of_few_cells_is_exact(measure, count):
+    """Of all orders only two agree as well: the same, and the reverse."""
+    found = correlation(measure, range(count), range(count), seed=1)
+    assert found["value"] == pytest.approx(1) and found["p"] == pytest.approx(2 / math.factorial(count))
+
+
 def test_agreement_and_chance():
     cells = ranking(4, 20)
     full = verdict(cells, outcomes(range(100, 124)), LanguageModelling.metric, seed=1)

@@ -155,6 +155,9 @@ def test_functional_transforms_and_second_derivatives():
     x = torch.randn(5, 2, 3, 4, dtype=torch.float64)
     same(torch.vmap(lambda each: layer(each)[0])(x), torch.stack([layer(each)[0] for each in x]))
     assert torch.autograd.gradgradcheck(lambda each: layer(each)[0], x[0, :, :1].requires_grad_())
+    jacobian = torch.autograd.functional.jacobian
+    at_once, one_by_one = (jacobian(lambda each: layer(each)[0], x[0], vectorize=kind) for kind in (True, False))
+    same(at_once, one_by_one)
 
 
 @pytest.mark.parametrize("cell", ["lstm", APART])

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from wenet import Genotype, WenetError, evaluate, export, train
+from wenet import Genotype, WenetError, evaluate, export, search, train
 from wenet.cells.published import PUBLISHED
 from wenet.cli.cell import main as cell_main
 from wenet.data import batchify, load_corpus
@@ -107,6 +107,35 @@ def test_a_run_as_a_module(run, text, tmp_path):
     assert load_file(weights).keys() == ours.state_dict().keys()
     words = vocabulary.read_text().splitlines()
     assert words == list(load_corpus(str(text), None, None).vocabulary)
+
+
+@pytest.fixture(
+    scope="module", params=[{"space": "dag", "nodes": "2"}, {"space": "gated", "states": "2", "known": False}]
+)
+def found(request, text, tmp_path_factory):
+    """A race with a contest."""
+    short = {"pool": 4, "batch": 4, "keep": 2, "rungs": 1, "epochs_per_round": 1, "contest_epochs": 2}
+    sizes = {"level": "words", "parameters": 700, "contest_seeds": 2, "data_batch": 4, "eval_batch": 2, "bptt": 8}
+    out = tmp_path_factory.mktemp("runs") / "found"
+    return search(str(text), preset="race", out=out, **short, **sizes, **request.param)
+
+
+def test_the_winner_of_a_search_is_exported_as_trained(found, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cell_main(["export", str(found.folder)]) == 0
+    said = capsys.readouterr().out
+    assert "the trained model and its vocabulary: found.py, found.safetensors, found.vocabulary.txt" in said
+    model, tokens = imported(tmp_path / "found.py").load("found.safetensors"), torch.randint(20, (6, 3))
+    h0 = torch.randn(found.model(tokens)[1].shape)  # of several states side by side
+    for given in (None, h0):
+        for ours, alone in zip(found.model(tokens, given), model(tokens, given), strict=True):
+            torch.testing.assert_close(alone, ours, rtol=1e-5, atol=1e-5)
+    row = next(row for row in found.contest["contestants"] if row["name"] == "winner")
+    with safe_open("found.safetensors", "pt") as file:
+        assert float(file.metadata()["valid_perplexity"]) == row["valid"][row["kept"]]
+    assert Path("found.vocabulary.txt").read_text().splitlines() == list(found.vocabulary)
+    assert cell_main(["export", str(found.folder), "--format", "torch-export", "--hidden", "8"]) == 0
+    assert "the recurrent layer, its weights fresh: found.pt2" in capsys.readouterr().out
 
 
 def test_perplexity_stays(run, text, tmp_path):

@@ -90,6 +90,10 @@ def test_a_run_of_a_program(run, text, tmp_path):
     again, _ = trained.model(torch.zeros(1, 1, dtype=torch.long), h)
     assert scores.shape[-1] == again.shape[-1] and h.shape == (1, 1, 8 * trained.model.rnn.carried)
     assert isinstance(trained.layer(3, 4), CellRNN)
+    if trained.model.rnn.carried > 1:
+        for state in (tuple(h.chunk(2, -1)), h[..., :-1]):
+            with pytest.raises(WenetError, match=r"one tensor \[1, M, 16\], the cell's 2 states beside one another"):
+                trained.model(torch.zeros(1, 1, dtype=torch.long), state)
 
 
 def test_a_stopped_training_goes_on(run, text, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import torch
 
 import wenet
 from wenet import WenetError, random_genotypes
-from wenet.cells import mutated, random_mixed_genotypes
+from wenet.cells import mutated, random_mixed_genotypes, read_cell
 from wenet.cli.rank import main as rank_main
 from wenet.cli.search import main as search_main
 from wenet.data import load_corpus
@@ -316,7 +316,7 @@ def test_sizes_at_equal_parameters(text):
         assert here <= 5000 < above
 
 
-def test_a_contest_is_added_to_a_finished_search(text, tmp_path, stop_at, monkeypatch):
+def test_a_contest_is_added_to_a_finished_search(text, tmp_path, stop_at, monkeypatch, capsys):
     """Of the paper's kind, whose cells all have two nodes; stopped in the contest, it goes on without being told."""
     run = tmp_path / "run"
     small = [
@@ -341,6 +341,69 @@ def test_a_contest_is_added_to_a_finished_search(text, tmp_path, stop_at, monkey
     rows = {row["name"]: row for row in json.loads((run / "contest.json").read_text())["contestants"]}
     assert rows["winner"]["hidden"] == 8 and rows["lstm"]["parameters"] >= rows["winner"]["parameters"]
     assert wenet.load(run).model.rnn.hidden_size == 8
+    assert "has chosen its winner; leave out --no-contest" in fails(capsys, "--resume", run, "--no-contest")
+    best = json.loads((run / "best.json").read_text())
+    other = next(row["genotype"] for row in rows.values() if row["genotype"] not in ("lstm", "gru", best["text"]))
+    best |= {"genotype": read_cell(other).to_dict(), "text": other}
+    (run / "best.json").write_text(json.dumps(best))
+    with pytest.raises(WenetError, match="has the weights of .*, not of .*; delete it and"):
+        _ = wenet.load(run).model
+
+
+def test_the_best_of_several_finalists_of_a_mixture_keeps_its_own_figures(text, tmp_path):
+    small = {"preset": "quick", "pool": 6, "batch": 3, "keep": 2, "hidden": 6, "nodes": 2, "data_batch": 4, "bptt": 6}
+    contest = {"contest": True, "finalists": 4, "contest_seeds": 2, "contest_epochs": 0.5, "rates": "0.02"}
+    out = tmp_path / "run"
+    found = wenet.search(str(text), eval_batch=2, epochs_per_round=0.3, seed=3, out=out, **small, **contest)
+    own = [
+        (record, network)
+        for record in found.run.records
+        for network in record["networks"]
+        if network["genotype"] == str(found.genotype)
+    ]
+    record, network = own[-1]
+    assert network is not record["networks"][0]  # not the mixture's first
+    assert (found.best.weight, found.best.uniform_weight) == (network["weight"], record["uniform_weight"])
+    assert found.best.rounds_kept == network["rounds_kept"] + 1 and found.best.finalists == 3
+    winner = next(row for row in found.contest["contestants"] if row["name"] == "winner")
+    assert found.best.final_value == pytest.approx(sum(winner["valid"]) / 2)
+    assert "best of 3 finalists from 6 networks: mean validation perplexity" in str(found)
+    write_report(out)
+    page = (out / "report.html").read_text()
+    assert "3 finalists trained alone, from new weights. This one is the best of them" in page
+    assert "has the largest weight" not in page
+
+
+def test_parameters_decide_the_size_of_a_mixture(text, tmp_path, capsys):
+    flags = ["--preset", "quick", "--pool", "2", "--batch", "2", "--keep", "1", "--nodes", "2", "--parameters", "900"]
+    flags += ["--data-batch", "4", "--eval-batch", "2", "--bptt", "6", "--epochs-per-round", "0.1"]
+    assert search_main([str(text), *flags, "--out", str(tmp_path / "run")]) == 0
+    config = resolve_config("quick", json.loads((tmp_path / "run" / "config.json").read_text())["settings"])
+    data, cell = load_corpus(str(text)), random_genotypes(1, 2, seed=1)[0]
+    sizes = [replace(config, hidden=hidden) for hidden in (config.hidden, config.hidden + 1)]
+    here, above = (parameter_count(each, cell, task_of(each), data) for each in sizes)
+    assert here <= 900 < above and f"hidden {config.hidden}: about" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--init-range", "1e6"], ["--dropout-h", "0.999", "--bptt", "40"]])
+def test_a_probe_of_the_time_does_not_diverge(flags, text, tmp_path, capsys):
+    """Only networks do, which are frozen then."""
+    some = [*without(RACE, "--nodes"), "--nodes", "4", "--activations", "relu,identity", "--parameters", "9000"]
+    assert search_main([str(text), *some, "--no-contest", *flags, "--out", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("strategy", ["race", "random"])
+def test_the_estimate_describes_what_runs(strategy, text, tmp_path, capsys):
+    flags = ["--preset", "race", "--pool", "6", "--batch", "6", "--nodes", "2", "--parameters", "900", "--no-contest"]
+    flags += ["--data-batch", "4", "--eval-batch", "2", "--bptt", "6", "--epochs-per-round", "0.2", "--level", "words"]
+    named = {"race": "6 cells of 2 nodes and 900 parameters, 2 networks each, 4 rungs: about"}
+    named["random"] = "6 cells of 2 nodes and 900 parameters, successive halving in 3 rungs: about"
+    for runs in ([], ["--runs", "2"]):
+        out = tmp_path / f"{strategy}-{len(runs)}"
+        assert search_main([str(text), *flags, *runs, "--strategy", strategy, "--out", str(out)]) == 0
+        said = capsys.readouterr().out
+        assert named[strategy] in said and "mixture" not in said
+        assert not runs or "runs      2, each of them as above" in said
 
 
 def test_a_hidden_size_asked_for_counts_more_than_the_presets_parameters():

@@ -96,7 +96,10 @@ def _add_export(actions: argparse._SubParsersAction[Any]) -> None:
 
 def _export_cell(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if name != "run"}
-    print(describe_export(options.source, options.format, export(**given)))
+    sizes = (options.input_size, options.hidden_size, options.seed)
+    print(
+        describe_export(options.source, options.format, export(**given), fresh=any(each is not None for each in sizes))
+    )
 
 
 def _list_cells(options: argparse.Namespace) -> None:

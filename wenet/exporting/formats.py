@@ -20,7 +20,8 @@ from torch.fx import GraphModule
 
 from wenet.cells import PROGRAMS, PUBLISHED, Cell, Genotype, layer_source, load_cell, model_source, trained_layer_source
 from wenet.exporting.saved_layer import is_weight_file, saved_layer
-from wenet.exporting.sequences import is_search_on_numbers, sequence_source, trained_on_numbers
+from wenet.exporting.sequences import sequence_source
+from wenet.exporting.winner import TrainedWinner, has_trained_winner, trained_winner
 from wenet.nn import CellRNN, DagRNN, LanguageModel, SequenceModel
 from wenet.run import RunFolder, as_path, stored_config, stored_data, stored_kind, write_tensors
 from wenet.tasks import task_of
@@ -56,18 +57,19 @@ def export(
 ) -> list[Path]:
     """Write a cell or a trained model in a form that PyTorch or an ONNX runtime can run without this package.
 
-    The source decides what is written. A search on sequences of numbers gives the winner's trained model, which
-    maps x `[M, T, F]` in its own units to predictions in theirs; see `wenet.nn.SequenceModel`. A training run gives
-    its language model with the best weights, which maps tokens `[T, M]` and a state `[1, M, H]` to scores of the
+    The source decides what is written. A search with a contest gives the winner's trained model, and a training run its
+    language model with the best weights. A model of numbers maps x `[M, T, F]` in its own units to predictions in
+    theirs; see `wenet.nn.SequenceModel`. A language model maps tokens `[T, M]` and a state `[1, M, H]` to scores of the
     next words, `[T, M, V]`, and the last state; several states that a program carries lie beside one another in it.
     A file of weights gives its layer; it holds the state dict of a `DagRNN` or `CellRNN`, or of a model that
-    contains one. Any other cell gives a recurrent layer with fresh weights, which maps x `[T, M, I]` and h0
-    `[1, M, H]` to output `[T, M, H]` and h_n; of a program with several states these are tuples. T and M stay free in
-    every format. The export computes as in evaluation, without dropout, with products in the weights' number type.
+    contains one. Any other cell, and a search's where sizes are given, gives a recurrent layer with fresh weights,
+    which maps x `[T, M, I]` and h0 `[1, M, H]` to output `[T, M, H]` and h_n; of a program with several states these
+    are tuples. T and M stay free in every format. The export computes as in evaluation, without dropout, with products
+    in the weights' number type.
 
     Args:
-        source: a training run's folder, a file of weights (.pt, .pth, .bin, .ckpt or .safetensors), or a cell as in
-            `wenet.cells.load_cell`.
+        source: the folder of a training run or of a search, a file of weights (.pt, .pth, .bin, .ckpt or .safetensors),
+            or a cell as in `wenet.cells.load_cell`.
         format: "module" (a Python file, with trained weights as safetensors beside it), "onnx", or "torch-export" (for
             `torch.export.load`).
         out: the file to write; by default named like the source, in the current folder.
@@ -79,8 +81,8 @@ def export(
         layer: the name of one layer in a file of weights with several, such as "encoder.rnn".
 
     Returns:
-        The files written. A run also gives its vocabulary, one word per line in the order of the tokens, which exports
-        in several formats share.
+        The files written. A model of a text also gives its vocabulary, one word per line in the order of the tokens,
+        which exports in several formats share.
 
     Raises:
         WenetError: there is nothing to export, a file exists or cannot be written, an argument does not apply, or an
@@ -104,10 +106,13 @@ def export(
     if isinstance(source, str | Path) and _is_training_run(Path(source)):
         _refuse({**sizes, "--form": form}, "a training run has its own")
         return _export_run(_trained(Path(source), data_dir), format, path)
-    on_numbers = trained_on_numbers(Path(source), as_path(data_dir)) if isinstance(source, str | Path) else None
-    if on_numbers is not None:
-        _refuse({**sizes, "--form": form}, "a trained model has its own")
-        return _export_sequence_model(on_numbers, format, path)
+    asks_for_fresh = any(value is not None for value in sizes.values())
+    if isinstance(source, str | Path) and has_trained_winner(Path(source)) and not asks_for_fresh:
+        _refuse({"--form": form}, "a trained model has its own")
+        winner = trained_winner(Path(source), as_path(data_dir))
+        if isinstance(winner.model, SequenceModel):
+            return _export_sequence_model(winner.model, format, path)
+        return _export_run(_trained_on_text(winner), format, path)
     if format == "module":
         _refuse(sizes, "the class in a module takes its sizes when it is made")
         return _export_cell(source, form, path)
@@ -125,15 +130,17 @@ def _check_new(path: Path) -> None:
         raise WenetError(f"{path} exists; name another file with --out")
 
 
-def describe_export(source: str | Path, format: str, files: list[Path]) -> str:
-    """Describe the files written and how to load them."""
+def describe_export(source: str | Path, format: str, files: list[Path], fresh: bool = False) -> str:
+    """Describe the files written and how to load them; `fresh` where sizes asked for a new layer."""
     path, *beside = files
     if is_weight_file(Path(source)):
         what = "the recurrent layer and its weights"
+    elif any(file.name.endswith(".vocabulary.txt") for file in beside):
+        what = "the trained model and its vocabulary"
+    elif has_trained_winner(Path(source)) and not fresh:
+        what = "the trained model, with its standardisation"
     else:
-        what = "the trained model" if beside else "the recurrent layer, its weights fresh"
-        if is_search_on_numbers(Path(source)):
-            what = "the trained model, with its standardisation"
+        what = "the recurrent layer, its weights fresh"
     module = f"import {path.stem}" + (f'; model = {path.stem}.load("{beside[0]}")' if beside else "")
     load = {
         "module": module,
@@ -270,6 +277,12 @@ def _trained(folder: Path, data_dir: str | Path | None) -> Trained:
     assert isinstance(model.rnn, DagRNN | CellRNN)
     names = [f"{part}_{task.metric.key}" for part in ("valid", "test")]
     return Trained(model, model.rnn, vocabulary, {name: best[name] for name in names if best[name] is not None})
+
+
+def _trained_on_text(winner: TrainedWinner) -> Trained:
+    """The winner of a search on a text, as a training run's model."""
+    assert isinstance(winner.model, LanguageModel) and isinstance(winner.model.rnn, DagRNN | CellRNN)
+    return Trained(winner.model, winner.model.rnn, winner.data.vocabulary, winner.metric)
 
 
 def _export_run(trained: Trained, format: str, path: Path) -> list[Path]:

@@ -1,19 +1,13 @@
-"""Export of the model that a search on sequences of numbers has trained, with its standardisation."""
+"""The source of a trained model of sequences of numbers, with its standardisation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
-from pathlib import Path
 from string import Template
 
-from wenet.cells import cell_from_dict, layer_source
+from wenet.cells import layer_source
 from wenet.cells.source import IMPORTS, READ_SAFETENSORS
 from wenet.nn import CellRNN, DagRNN, SequenceModel
-from wenet.run import RunFolder, stored_config, stored_data, stored_kind
-from wenet.searching import SEARCH
-from wenet.searching.contest import read_winner, winners_model
-from wenet.tasks import TASKS, task_of
 from wenet_kernels import Program
 
 SOURCE = Template('''
@@ -74,31 +68,6 @@ RELATIVE = Template("""\
 """)
 READ = {"last": "output.gather(0, last.expand(1, -1, output.shape[2]))[0]", "steps": "output"}
 READ["mean"] = "(output * there.unsqueeze(-1)).sum(0) / there.sum(0).unsqueeze(-1)"
-
-
-def is_search_on_numbers(folder: Path) -> bool:
-    """Whether a folder is of such a search."""
-    stored = stored_kind(folder)
-    return stored is not None and stored[0] == SEARCH.kind and TASKS[stored[1]].reads == "numbers"
-
-
-def trained_on_numbers(folder: Path, data_dir: Path | None = None) -> SequenceModel | None:
-    """The winner's model of a search on sequences of numbers; None for anything else.
-
-    Raises:
-        WenetError: there was no contest; or the data are gone.
-    """
-    if not is_search_on_numbers(folder):
-        return None
-    tensors = read_winner(folder)
-    with closing(RunFolder.open(folder, to_read=True)) as run:
-        config = stored_config(run, SEARCH)
-        task = task_of(config)
-        data = stored_data(run, config, task, data_dir)
-        cell = cell_from_dict(run.read_json("best.json", "genotype")["genotype"])
-    model = winners_model(config, cell, task, data, tensors).to("cpu").eval()
-    assert isinstance(model, SequenceModel)
-    return model
 
 
 def sequence_source(model: SequenceModel) -> str:

@@ -76,7 +76,10 @@ class _TokenModel(nn.Module):
         embedded = locked_dropout(self, self._embed(tokens), self.dropout_embedding)
         if not isinstance(self.rnn, CellRNN) or self.rnn.carried == 1:
             return self.rnn(embedded, h0)
-        output, states = self.rnn(embedded, h0 if h0 is None else h0.chunk(self.rnn.carried, -1))
+        carried, width = self.rnn.carried, self.rnn.carried * self.rnn.hidden_size
+        if h0 is not None and not (isinstance(h0, Tensor) and h0.dim() == 3 and h0.shape[-1] == width):
+            raise WenetError(f"h0 must be one tensor [1, M, {width}], the cell's {carried} states beside one another")
+        output, states = self.rnn(embedded, h0 if h0 is None else h0.chunk(carried, -1))
         return output, torch.cat(states, -1)
 
     def _looks_up(self, rnn: Projecting, tokens: Tensor) -> bool:

@@ -24,6 +24,7 @@ from wenet.words import counted, figure_and_spread, share
 
 FOLDER, RESULT, BEGUN = "audit", "audit.json", "audit-begun.json"
 CONFIDENCE, RESAMPLES = 0.95, 2000
+FEW = 7  # cells, of whose orders all are looked at for a p
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,10 @@ def verdict(cells: Sequence[Ranked], outcomes: Sequence[Outcome], metric: Metric
 def correlation(
     measure: Callable[..., Any], first: Sequence[float], second: Sequence[float], seed: int
 ) -> dict[str, float | None]:
-    """A rank correlation with its two-sided p and a bootstrap interval over cells; None if it is undefined."""
+    """A rank correlation, its two-sided p, exact for few cells, and a bootstrap interval over cells.
+
+    All are None where it is undefined.
+    """
     from scipy import stats
 
     if len(set(first)) < 2 or len(set(second)) < 2:
@@ -186,7 +190,13 @@ def correlation(
             method="percentile",
             rng=seed,
         ).confidence_interval
-    values = {"value": found.statistic, "low": interval.low, "high": interval.high, "p": found.pvalue}
+    p = found.pvalue
+    if len(first) <= FEW:  # where the usual approximation of Spearman's rho is wrong by much
+        exact = stats.permutation_test(
+            (first,), lambda x: measure(x, second).statistic, permutation_type="pairings", n_resamples=math.inf
+        )
+        p = exact.pvalue
+    values = {"value": found.statistic, "low": interval.low, "high": interval.high, "p": p}
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
 
 

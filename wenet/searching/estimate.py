@@ -14,7 +14,7 @@ from wenet.searching.shapes import largest_memory
 from wenet.searching.space import draw_pool, space_of
 from wenet.searching.strategy import strategy_of
 from wenet.tasks import Task
-from wenet.training import INTERPRETER, Estimate, kind_of, network_weights, timed_step
+from wenet.training import INTERPRETER, Estimate, kind_of, network_weights, tamed, timed_step
 
 PROBE_STEPS, PROBE_ROWS = 4, 20
 PROBE_WEIGHTS = 5_000_000  # in the networks of the probe: enough to be typical, and still quick
@@ -51,7 +51,7 @@ def _seconds_per_token(config: SearchConfig, task: Task, data: Any) -> float:
     cells = list(islice(cycle(alike), networks))
     with torch.random.fork_rng():  # the probe must not change what the search draws
         torch.manual_seed(config.seed)
-        model = build_mixture(config, cells, task, data).to(config.device)
+        model = tamed(build_mixture(config, cells, task, data)).to(config.device)
         optimizer = build_optimizer(replace(config, lr=1e-6), model)  # the probe must not diverge, whatever the rate
         window = task.probe(data, rows, steps)
         best = min(timed_step(model, optimizer, *window) for _ in range(3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,19 @@ from typing import Any
 from wenet.cells import Cell, read_cell
 from wenet.run import Session
 from wenet.searching.settings import SearchConfig
-from wenet.searching.shapes import by_shape, train_cells
-from wenet.searching.space import draw_pool
-from wenet.searching.strategy import OF_MIXTURES, OF_RACES, RECORDS, Record, StandaloneBest, Strategy
-from wenet.tasks import Metric, task_of
-from wenet.training import Outcome, StandaloneResult, training_windows
+from wenet.searching.shapes import by_shape, config_for, train_cells
+from wenet.searching.space import draw_pool, space_of
+from wenet.searching.strategy import OF_MIXTURES, OF_RACES, RECORDS, Record, StandaloneBest, Strategy, size_in_words
+from wenet.tasks import Metric, Task, task_of
+from wenet.training import (
+    Outcome,
+    StandaloneResult,
+    kind_of,
+    seconds_per_measured,
+    seconds_per_network,
+    training_windows,
+    windows_measured,
+)
 from wenet.words import counted, duration, figure
 from wenet_kernels import WenetError
 
@@ -65,7 +74,6 @@ class Halving(Strategy):
     stage = "rung"
     figures = ("rungs",)
     unread = (*OF_MIXTURES, *OF_RACES)
-    note = "random: as many network-steps, which take longer standalone than in one mixture"
 
     def __init__(self, session: Session[SearchConfig]) -> None:
         super().__init__(session)
@@ -158,6 +166,28 @@ class Halving(Strategy):
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
         groups = by_shape(draw_pool(config)[: config.batch], config, task_of(config), data)
         return max(group.memory(data, 1, processes) for group in groups)
+
+    @classmethod
+    def outline(cls, config: SearchConfig) -> str:
+        return (
+            f"{counted(config.pool, 'cell')} of {space_of(config).outline(config)} and {size_in_words(config)}, "
+            f"successive halving in {counted(len(rungs(config)), 'rung')}"
+        )
+
+    @classmethod
+    def seconds(cls, config: SearchConfig, task: Task, data: Any) -> float:
+        """Estimated seconds, as if all cells of a kind were alike."""
+        pool, seconds = draw_pool(config), 0.0
+        for kind, count in Counter(map(kind_of, pool)).items():
+            cell = next(cell for cell in pool if kind_of(cell) == kind)
+            own, side_by_side = config_for(cell, config, task, data), min(config.batch, count)
+            epochs = network_rounds(config) * config.epochs_per_round
+            trained = seconds_per_network(own, cell, epochs, task, data, side_by_side)
+            measured = seconds_per_measured(own, cell, task, data, side_by_side) * windows_measured(
+                own, task, data, "valid"
+            )
+            seconds += count / len(pool) * (trained + sum(rungs(config)) * measured)
+        return seconds
 
     @classmethod
     def stages(cls, config: SearchConfig) -> int:

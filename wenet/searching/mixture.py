@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from wenet.parallel import ALONE, Ranks, clip_gradients
 from wenet.run import DTYPES, Session, peak_memory
 from wenet.searching.settings import SearchConfig
 from wenet.searching.space import draw_pool, space_of
-from wenet.searching.strategy import OF_RACES, RECORDS, Best, Record, Strategy
+from wenet.searching.strategy import OF_RACES, RECORDS, Best, Record, Strategy, mean_of_finite
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import ModelTrainer, Progress, network_weights, recurrence_bytes, restore_random, restore_training
 from wenet.words import counted, duration, figure
@@ -78,18 +78,44 @@ class SearchProgress(Progress):
 
 @dataclass(frozen=True)
 class MixtureBest(Best):
-    """The network with the largest weight in the last mixture, or with the lowest loss of its own output.
+    """The network with the largest weight in the last mixture, or with the lowest loss of its own output; or the best
+    of several in a contest.
 
     Attributes:
         weight, uniform_weight: its share of the last mixture, and an equal share.
         held_out_loss: the loss that ranked it, if not ranked by weight.
         mixture_value: validation metric of the last mixture as a whole; None if it is not finite.
+        finalists: of so many it won the contest; 0 if the mixture alone chose it.
+        final_value, final_windows: the mean metric of its trainings there, None if one diverged, and their length.
     """
 
     weight: float
     uniform_weight: float
     held_out_loss: float | None
     mixture_value: float | None
+    finalists: int = field(default=0, kw_only=True)
+    final_value: float | None = field(default=None, kw_only=True)
+    final_windows: int = field(default=0, kw_only=True)
+
+    def after_final(
+        self,
+        cell: Cell,
+        network: Record,
+        values: Sequence[float],
+        windows: int,
+        finalists: int,
+        preferred: bool = False,
+    ) -> Self:
+        own = {name: network[name] for name in ("weight", "uniform_weight", "held_out_loss") if name in network}
+        return replace(
+            self,
+            genotype=cell,
+            finalists=finalists,
+            final_value=mean_of_finite(values),
+            final_windows=windows,
+            rounds_kept=network.get("rounds_kept", 0) + 1,
+            **own,
+        )
 
     @classmethod
     def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
@@ -101,7 +127,14 @@ class MixtureBest(Best):
         return {**values, "mixture_value": values.get(f"mixture_valid_{metric.key}")}
 
     def how_it_won(self, metric: Metric) -> str:
-        searched = f"best of {counted(self.networks_searched, 'network')}"
+        networks = counted(self.networks_searched, "network")
+        searched = f"best of {networks}"
+        if self.finalists:
+            reached = (
+                f"{figure(self.final_value, metric.places, 'diverged')} after {counted(self.final_windows, 'window')}"
+            )
+            searched = f"best of {self.finalists} finalists from {networks}: mean validation {metric.name} {reached}"
+            return f"{searched}; weight {self.weight:.4f}, where equal weights would be {self.uniform_weight:.4f}"
         if self.held_out_loss is not None:
             searched += f": validation loss {self.held_out_loss:.3f} of its own output"
         return (
@@ -123,6 +156,7 @@ class MixtureBest(Best):
         return [f"mixture   validation {metric.name} {value}, of all networks of the last round together"]
 
     def sentences(self, metric: Metric) -> Iterator[str]:
+        cells = counted(self.networks_searched, "random cell")
         share = f"{self.weight / self.uniform_weight:.2f} times an equal share of {self.uniform_weight:.4f}"
         if self.held_out_loss is None:
             how = f"has the largest weight in the last mixture, {self.weight:.4f}: {share}"
@@ -130,8 +164,14 @@ class MixtureBest(Best):
             loss = f"{self.held_out_loss:.3f} nats per token"
             weight = f"its weight in the last mixture is {share}"
             how = f"has the lowest loss by its own output on held-out text, {loss}; {weight}"
-        cells = counted(self.networks_searched, "random cell")
-        yield f"Of {cells} this one {how}. {self._how_long_kept_in_a_sentence()}"
+        if self.finalists:
+            yield (
+                f"Of {cells} {self.finalists} finalists trained alone, from new weights. This one is the best of them: "
+                f"after {counted(self.final_windows, 'window')} it has a mean validation {metric.name} of "
+                f"{figure(self.final_value, metric.places, 'no finite value')}. Its weight in the mixture was {share}."
+            )
+        else:
+            yield f"Of {cells} this one {how}. {self._how_long_kept_in_a_sentence()}"
         reached = f"has no finite validation {metric.name}"
         if self.mixture_value is not None:
             reached = f"reaches a validation {metric.name} of {figure(self.mixture_value, metric.places)}"

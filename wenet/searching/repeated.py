@@ -16,7 +16,7 @@ from wenet.searching.audit import run_audit
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import largest_memory, train_cells
 from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy, is_finished, read_best, strategy_of
-from wenet.tasks import Metric
+from wenet.tasks import Metric, Task
 from wenet.training import training_windows
 from wenet.words import counted, duration, figure, share
 
@@ -151,6 +151,14 @@ class Repeated(Strategy):
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
         one = strategy_of(replace(config, runs=1)).memory(config, data, 1)
         return max(one, largest_memory(config, data, config.runs, processes))
+
+    @classmethod
+    def outline(cls, config: SearchConfig) -> str:
+        return strategy_of(replace(config, runs=1)).outline(config)
+
+    @classmethod
+    def seconds(cls, config: SearchConfig, task: Task, data: Any) -> float | None:
+        return strategy_of(replace(config, runs=1)).seconds(config, task, data)
 
     @classmethod
     def stages(cls, config: SearchConfig) -> int:

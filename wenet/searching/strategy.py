@@ -71,14 +71,21 @@ class Best:
         return values
 
     def after_final(
-        self, cell: Cell, values: Sequence[float], windows: int, finalists: int, preferred: bool = False
+        self,
+        cell: Cell,
+        network: Record,
+        values: Sequence[float],
+        windows: int,
+        finalists: int,
+        preferred: bool = False,
     ) -> Self:
         """What is known once a contest has chosen a cell among several, by metrics on the validation part.
 
         Args:
+            network: the cell's own in the last record that has it; empty if it took no part in the search.
             preferred: whether it is a rival that others may be better than, which was not shown.
         """
-        return replace(self, genotype=cell)
+        raise NotImplementedError
 
     def how_it_won(self, metric: Metric) -> str:
         """The reason why the winner won, for a terminal."""
@@ -114,6 +121,11 @@ class Best:
         return True
 
 
+def mean_of_finite(values: Sequence[float]) -> float | None:
+    """The mean, or None if a value is not finite."""
+    return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else None
+
+
 @dataclass(frozen=True)
 class StandaloneBest(Best):
     """A winner by the metric of standalone training.
@@ -131,9 +143,15 @@ class StandaloneBest(Best):
     preferred: bool = field(default=False, kw_only=True)
 
     def after_final(
-        self, cell: Cell, values: Sequence[float], windows: int, finalists: int, preferred: bool = False
+        self,
+        cell: Cell,
+        network: Record,
+        values: Sequence[float],
+        windows: int,
+        finalists: int,
+        preferred: bool = False,
     ) -> Self:
-        value = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else None
+        value = mean_of_finite(values)
         return replace(self, genotype=cell, value=value, windows=windows, finalists=finalists, preferred=preferred)
 
     @classmethod
@@ -204,7 +222,6 @@ class Strategy(ABC):
     stage: ClassVar[str] = "round"  # the stage of a record
     figures: ClassVar[tuple[str, ...]] = ()  # figures of the records in the report
     unread: ClassVar[tuple[str, ...]] = ()  # settings that it does not read
-    note: ClassVar[str] = ""  # a remark on the estimated time, for the first lines of a search
 
     def __init__(self, session: Session[SearchConfig]) -> None:
         self.session = session
@@ -264,6 +281,11 @@ class Strategy(ABC):
     def columns(cls, record: Record, network: Record) -> dict[str, str]:
         """Further columns for a kept cell in a table."""
         return {}
+
+
+def size_in_words(config: SearchConfig) -> str:
+    """The size of standalone models."""
+    return f"hidden {config.hidden}" if config.parameters is None else f"{config.parameters:,} parameters"
 
 
 def strategy_of(config: SearchConfig) -> type[Strategy]:

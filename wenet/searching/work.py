@@ -21,6 +21,7 @@ from wenet.searching.estimate import estimate_search, estimate_search_memory
 from wenet.searching.least import least_seconds
 from wenet.searching.settings import PARAMETERS_OF_A_WORD, PRESETS, RACE, SearchConfig, resolve_config
 from wenet.searching.shapes import config_for
+from wenet.searching.space import space_of
 from wenet.searching.strategy import Best, strategy_of
 from wenet.searching.unread import unread_by_search
 from wenet.tasks import Baseline, Metric, fitting_batch, task_of
@@ -130,7 +131,11 @@ class SearchWork(Work[SearchConfig]):
             rows = config.data_batch if "data_batch" in given else fitting_batch(len(data.train), config.data_batch)
             return replace(config, data_batch=rows)
         if config.level == "words" and config.parameters is not None and "parameters" not in given:
-            return replace(config, parameters=RACE["parameters"] + PARAMETERS_OF_A_WORD * len(data.vocabulary))
+            parameters = RACE["parameters"] + PARAMETERS_OF_A_WORD * len(data.vocabulary)
+            config = replace(config, parameters=parameters)
+        if config.strategy == "wenet" and config.parameters is not None:  # the cells of a mixture have one size
+            largest = space_of(config).largest(config)
+            return replace(config, hidden=config_for(largest, config, task_of(config), data).hidden)
         return config
 
     def unread(self, config: SearchConfig, cell: Cell | None) -> list[Unread]:
@@ -186,9 +191,6 @@ class SearchWork(Work[SearchConfig]):
                 continue
             candidate = self.fitted(candidate, given, session.data)
             yield _preset_line(preset, candidate, session) + ("   <- this run" if chosen else "")
-        note = strategy_of(config).note
-        if note:
-            yield f"strategy  {note}"
         if config.runs > 1:
             yield f"runs      {config.runs}, each of them as above"
         if config.audit:

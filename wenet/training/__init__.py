@@ -18,6 +18,7 @@ from wenet.training.estimate import (
     seconds_per_measured,
     seconds_per_network,
     seconds_per_window,
+    tamed,
     timed_step,
     windows_measured,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "seconds_per_network",
     "seconds_per_window",
     "standalone_memory",
+    "tamed",
     "timed_step",
     "train_standalone",
     "trained_model",

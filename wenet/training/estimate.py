@@ -23,6 +23,7 @@ PROBE_STEPS = (2, 10)  # of one model, which may be large
 LONGEST_PROBE = 50  # steps of small models, whose windows cost most where they have outgrown the caches
 MOST_PROBED = 16
 PROBE_WEIGHTS = 1_500_000  # of the standalone models in a probe, which must be quick
+TAME = 1e-3  # of the weights, at most
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def seconds_per_network(
     probed = _networks_in_probe(config, cell, task, data, side_by_side)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = build_standalone(config, [cell] * probed, task, data).to(config.device)
+        model = tamed(build_standalone(config, [cell] * probed, task, data)).to(config.device)
         optimizer = torch.optim.Adam(model.parameters(), 1e-6, fused=True)
         longest = max(2, min(LONGEST_PROBE, task.window_steps(data, config)))
         lengths = (-(-longest // 5), longest)
@@ -114,7 +115,7 @@ def seconds_per_window(
     """
     with torch.random.fork_rng():  # the probe must not change what the training draws
         torch.manual_seed(config.seed)
-        model = build_standalone(config, architectures, task, data, sizes=sizes).to(config.device)
+        model = tamed(build_standalone(config, architectures, task, data, sizes=sizes)).to(config.device)
         optimizer = torch.optim.Adam(model.parameters(), 1e-6, fused=True)
         window = task.probe(data, config.data_batch, task.window_steps(data, config))
         return min(timed_step(model, optimizer, *window) for _ in range(3))
@@ -130,7 +131,7 @@ def seconds_of_measured(
     """
     window = task.first(task.streams(data, "valid", config.eval_batch).to(config.device), 1, config.bptt)
     with torch.random.fork_rng():
-        model = build_standalone(config, architectures, task, data, sizes=sizes).to(config.device)
+        model = tamed(build_standalone(config, architectures, task, data, sizes=sizes)).to(config.device)
 
     def timed() -> float:
         started = time.perf_counter()
@@ -143,7 +144,7 @@ def seconds_of_measured(
 def _seconds_per_epoch(config: TrainConfig, cell: Cell | None, task: Task, data: Any) -> float:
     with torch.random.fork_rng():  # the probe must not change what the training draws
         torch.manual_seed(config.seed)
-        model = build_model(config, cell, task, data).to(config.device)
+        model = tamed(build_model(config, cell, task, data)).to(config.device)
         optimizer = torch.optim.SGD(model.parameters(), 1e-6, weight_decay=config.weight_decay, fused=True)
         per_window, per_step = _step_costs(model, optimizer, config, task, data)
     steps, validation = _steps(config, task, data, "train"), _steps(config, task, data, "valid") / 3
@@ -172,6 +173,14 @@ def _step_costs(
     )
     per_step = max(0.0, long - short) / (many - few)
     return max(0.0, short - few * per_step), per_step
+
+
+@torch.no_grad()
+def tamed(model: Any) -> Any:
+    """A model with small weights, so that a probe does not diverge, however large the settings make them."""
+    for parameter in filter(torch.numel, model.parameters()):
+        parameter.mul_(TAME / parameter.abs().amax().clamp(min=TAME))
+    return model
 
 
 def timed_step(

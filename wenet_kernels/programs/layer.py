@@ -121,7 +121,9 @@ class _ProjectedCellRNN(torch.autograd.Function):
         through_cells = operators.CellRNNBackward.compute if direct else operators.cell_rnn_backward
         through_product = products.ProjectBackward.compute if direct else products.project_backward
         found = ProgramGradients(*through_cells(grad_output, grad_apart, *given[0], *operands, ctx.backend))
-        grad_product = found.pre.transpose(0, 1).flatten(1, 2)  # [X, R, H]
+        steps, products_in_all, rows, size = found.pre.shape
+        # `reshape`, as autograd's batched gradients know no `flatten`
+        grad_product = found.pre.transpose(0, 1).reshape(products_in_all, steps * rows, size)  # [X, R, H]
         grad_rows, grad_weight_input = through_product(grad_product, x.flatten(0, 1), weight_input, ctx.backend)
         of_cells = (found.states, found.weight, found.vectors)
         return grad_rows.view(x.shape), grad_weight_input, *of_cells, None, None, None, None

@@ -139,8 +139,8 @@ def test_from_the_command(runs, tmp_path, monkeypatch, capsys):
     folder = str(runs["classes"][0].folder)
     assert cell_main(["export", folder]) == 0
     assert "the trained model, with its standardisation: classes.py, classes.safetensors" in capsys.readouterr().out
-    with pytest.raises(WenetError, match="leave out --hidden: a trained model has its own"):
-        wenet.export(folder, "onnx", tmp_path / "other.onnx", hidden_size=8)
+    with pytest.raises(WenetError, match="leave out --form: a trained model has its own"):
+        wenet.export(folder, "onnx", tmp_path / "other.onnx", form="plain")
 
 
 def test_streaming_gives_the_same(runs):

@@ -1,5 +1,6 @@
 """The contest that ends a search: its winner against other cells and PyTorch's layers, on equal terms."""
 
+from wenet.searching.contest.contestants import WINNER
 from wenet.searching.contest.hold import contest_withdrawn, hold_contest
 from wenet.searching.contest.length import estimate_contest, kept_for_measuring, networks_in
 from wenet.searching.contest.model import RESULT, read_winner, winners_model
@@ -20,6 +21,7 @@ __all__ = [
     "CHECKS",
     "FOLDER",
     "RESULT",
+    "WINNER",
     "contest_withdrawn",
     "contestant_name",
     "cut_short",

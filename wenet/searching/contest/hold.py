@@ -7,9 +7,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from wenet.cells import Cell
 from wenet.files import written_whole
 from wenet.run import Session
 from wenet.run.budget import Budget
+from wenet.searching.audit import final_ranking
 from wenet.searching.contest.contestants import Contestant, contestants_of
 from wenet.searching.contest.length import (
     Times,
@@ -24,7 +26,8 @@ from wenet.searching.contest.trainings import Trained, by_contestant, named_by_r
 from wenet.searching.contest.trials import FOLDER, Trial, best_trials, places_to_train, try_all
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import grouped
-from wenet.searching.strategy import Best
+from wenet.searching.space import identity
+from wenet.searching.strategy import RECORDS, Best, Record, strategy_of
 from wenet.training import StandaloneResult
 from wenet.words import counted
 from wenet_kernels import WenetError
@@ -145,9 +148,19 @@ def _confirmed(
     winner, metric = trained[0], session.task.metric
     values = [outcome.value for outcome in winner.outcomes]
     beaten = any(each.entrant.finalist and each.order(metric) < winner.order(metric) for each in trained)
-    best = best.after_final(winner.outcomes[0].cell, values, windows, finalists, preferred=beaten)
+    cell = winner.outcomes[0].cell
+    best = best.after_final(cell, _network_of(session, cell), values, windows, finalists, preferred=beaten)
     session.folder.write_json("best.json", best.to_dict(metric))
     return best
+
+
+def _network_of(session: Session[SearchConfig], cell: Cell) -> Record:
+    """A cell's network in the last record of the search that has it, with what the record says of all; else empty."""
+    config = session.config
+    for each in final_ranking(session.folder.records(RECORDS), config.keep, strategy_of(config)):
+        if identity(each.genotype) == identity(cell):
+            return {**each.record, **each.record["networks"][each.place]}
+    return {}
 
 
 def _settings(session: Session[SearchConfig]) -> dict[str, Any]:

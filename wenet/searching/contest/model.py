@@ -70,11 +70,14 @@ def _split(row: Tensor, session: Session[SearchConfig], entrant: Contestant) -> 
     return {name: tensor.clone() for name, tensor in split_row(row, shapes).items()}
 
 
-def read_winner(folder: Path) -> dict[str, Tensor]:
+def read_winner(folder: Path, cell: Cell | None = None) -> dict[str, Tensor]:
     """The tensors of a run's `winner.safetensors`.
 
+    Args:
+        cell: the cell that they must be of, if it is known.
+
     Raises:
-        WenetError: there are none, or they are damaged.
+        WenetError: there are none, they are damaged, or of another cell.
     """
     path = folder / MODEL
     if not path.exists() and not (folder / CONTEST).exists():
@@ -83,7 +86,11 @@ def read_winner(folder: Path) -> dict[str, Tensor]:
         raise WenetError(f"the contest of {folder} has not ended; continue with wenet-search --resume {folder}")
     if not path.exists():
         raise WenetError(f"{path} is gone; delete {_held_again(folder)}")
-    return read_tensors(path, f"delete it and {_held_again(folder)}")[0]
+    mend = f"delete it and {_held_again(folder)}"
+    tensors, about = read_tensors(path, mend)
+    if cell is not None and about.get("genotype", str(cell)) != str(cell):
+        raise WenetError(f"{path} has the weights of {about['genotype']}, not of {cell}; {mend}")
+    return tensors
 
 
 def _held_again(folder: Path) -> str:
