@@ -305,5 +305,5 @@ def test_damaged_installation(monkeypatch):
 
 def test_batchify():
     assert batchify(torch.arange(11), 3).tolist() == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
-    with pytest.raises(WenetError, match="a text of length 11 is too short for a data batch of 6; ask for fewer"):
+    with pytest.raises(WenetError, match="a text of length 11 is too short for 6 streams"):
         batchify(torch.arange(11), 6)

@@ -566,8 +566,9 @@ def fails(command, capsys, *arguments):
         (["--cell", "tanh0 relu9"], "ancestor 9 is out of range"),
         (["--lr", "0"], "--lr must be above 0"),
         (["--on-nan", "pray"], "--on-nan"),
-        (["--data-batch", "100000"], "too short for a data batch of 100000"),
-        (["--test-batch", "100000"], "too short for a data batch of 100000"),
+        (["--data-batch", "100000"], "is too short for 100,000 streams; lower --data-batch"),
+        (["--eval-batch", "100000"], "is too short for 100,000 streams; lower --eval-batch"),
+        (["--test-batch", "100000"], "is too short for 100,000 streams; lower --test-batch"),
         (["--hidden", "1000000"], "of memory are needed"),
     ],
 )

@@ -12,8 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from wenet.data.series.examples import PART_WORDS
 from wenet.data.sources import KNOWN, SPLITS, SourceText, cache_folder, read_texts, store
 from wenet.data.units import BYTE_ORDER_MARK, LEVELS, UNKNOWN, WORDS, Units, units_of
+from wenet.words import counted
 from wenet_kernels import WenetError, check_choice
 
 
@@ -85,15 +87,19 @@ def encode_held_out(dataset: str, data_dir: Path | None, vocabulary: Sequence[st
     return held_out
 
 
-def batchify(tokens: Tensor, data_batch: int) -> Tensor:
+def batchify(tokens: Tensor, data_batch: int, part: str | None = None) -> Tensor:
     """Divide a stream into `data_batch` streams side by side, `[steps, data_batch]`; an incomplete last row is dropped.
+
+    Args:
+        part: "train", "valid" or "test", for messages.
 
     Raises:
         WenetError: there would be fewer than two steps, and so nothing to predict.
     """
     steps = len(tokens) // data_batch
     if steps < 2:
-        raise WenetError(f"a text of length {len(tokens)} is too short for a data batch of {data_batch}; ask for fewer")
+        what = "a text" if part is None else f"the {PART_WORDS[part]} part"
+        raise WenetError(f"{what} of length {len(tokens)} is too short for {counted(data_batch, 'stream')}")
     return tokens[: steps * data_batch].view(data_batch, steps).t().contiguous()  # [steps, M]
 
 

@@ -22,7 +22,7 @@ from wenet.run.curves import require_tensorboard
 from wenet.run.folder import NEW_RUN, RunFolder
 from wenet.run.interrupt import Interrupt, Stopped
 from wenet.run.machine import check_memory, explaining_out_of_memory, pytorch_products_in, resolve_machine
-from wenet.run.settings import AnyConfig, Config
+from wenet.run.settings import AnyConfig, Config, lowering
 from wenet.run.shared_folder import SharedFolder
 from wenet.run.unread import Unread, check_read
 from wenet.run.upgrade import upgraded
@@ -84,8 +84,8 @@ class Work(ABC, Generic[AnyConfig]):
         return None
 
     @abstractmethod
-    def streams(self, config: AnyConfig) -> dict[str, int]:
-        """Number of rows of each part of the data that are read side by side."""
+    def streams(self, config: AnyConfig) -> dict[str, str]:
+        """The setting that says how many rows of a part of the data are read side by side, by the parts that are."""
 
     def check_ranks(self, config: AnyConfig, ranks: Ranks) -> None:
         """Refuse work that several processes cannot divide, and GPUs that they would have to share."""
@@ -185,8 +185,9 @@ class Session(Generic[AnyConfig]):
         task, ranks = task_of(config), surroundings.ranks
         data = task.load(config, as_path(surroundings.data_dir)) if arrays is None else taken(task, arrays, config)
         config = work.fitted(_with_absolute_dataset(config), given, data)
-        for part, rows in work.streams(config).items():
-            task.streams(data, part, rows)  # refuses a part that is too short
+        for part, setting in work.streams(config).items():
+            with lowering(setting):  # refuses a part that is too short
+                task.streams(data, part, getattr(config, setting))
         say_data_and_machine(surroundings.console, config, cell, data)  # before anything slow
         work.check_ranks(config, ranks)
         flags = work.memory_flags(config)

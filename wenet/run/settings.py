@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -126,6 +127,15 @@ LAST_WITH_REMOVED = "d4c45fd"
 def flag(name: str) -> str:
     """A setting's name on the command line."""
     return "--" + name.replace("_", "-")
+
+
+@contextmanager
+def lowering(name: str) -> Iterator[None]:
+    """A context whose errors advise to lower a setting."""
+    try:
+        yield
+    except WenetError as error:
+        raise WenetError(f"{error}; lower {flag(name)}") from None
 
 
 def as_flag(name: str, value: Any) -> list[str]:

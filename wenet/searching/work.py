@@ -141,8 +141,9 @@ class SearchWork(Work[SearchConfig]):
     def unread(self, config: SearchConfig, cell: Cell | None) -> list[Unread]:
         return unread_by_search(config)
 
-    def streams(self, config: SearchConfig) -> dict[str, int]:
-        return {"train": config.data_batch, "valid": max(config.valid_rows, config.eval_batch)}
+    def streams(self, config: SearchConfig) -> dict[str, str]:
+        valid = "data_batch" if config.valid_rows > config.eval_batch else "eval_batch"
+        return {"train": "data_batch", "valid": valid, **({"test": "eval_batch"} if config.contest else {})}
 
     def check_ranks(self, config: SearchConfig, ranks: Ranks) -> None:
         super().check_ranks(config, ranks)

@@ -50,7 +50,7 @@ class LanguageModelling:
 
     def streams(self, data: Corpus, part: str, rows: int) -> Tensor:
         """A part of the text as `rows` streams side by side, `[steps, rows]`."""
-        return batchify(getattr(data, part), rows)
+        return batchify(getattr(data, part), rows, part)
 
     def steps_per_pass(self, streams: Tensor) -> int:
         """The number of predicted tokens in each stream: all but the first."""

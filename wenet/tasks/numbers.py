@@ -125,7 +125,7 @@ class Numbers:
             return Batches(data, examples, rows)
         if len(examples) < rows:
             what = counted(len(examples), "window" if data.window else "sequence")
-            raise WenetError(f"the training part has {what}, fewer than --data-batch {rows}; lower it")
+            raise WenetError(f"the training part has {what}, fewer than the {rows} of a batch")
         return Batches(data, examples, rows, self.config.seed)
 
     def windows(self, streams: Batches, steps: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from wenet.data import UNKNOWN, batchify, encode_held_out, units_of
 from wenet.nn import LanguageModel
 from wenet.run import Console, RunFolder, as_path, resolve_machine, stored_config, stored_data
+from wenet.run.settings import lowering
 from wenet.tasks import Metric, task_of
 from wenet.training.adaptive import Cache, Dynamic, cache_cross_entropy, dynamic_cross_entropy, statistics_stream
 from wenet.training.nt_asgd import trained_model
@@ -97,7 +98,8 @@ def evaluate(
         unknown = corpus.vocabulary.index(UNKNOWN) if UNKNOWN in corpus.vocabulary else None
         for part, setting in (("valid", "eval_batch"), ("test", "test_batch")):
             rows = given.get(setting, 1) if dynamic else getattr(config, setting)
-            stream = batchify(held_out[part], rows).to(config.device)
+            with lowering(setting):
+                stream = batchify(held_out[part], rows, part).to(config.device)
             record[part] = _score(measure, part, stream, unknown, mend, task.metric)
             console.say(_describe(part, record[part], rows, task.metric))
         run.append_record(RECORDS, record)

@@ -70,8 +70,8 @@ class TrainWork(Work[TrainConfig]):
     def cell(self, config: TrainConfig) -> Cell | None:
         return None if config.cell in LSTMS else load_cell(config.cell, besides=LSTMS)
 
-    def streams(self, config: TrainConfig) -> dict[str, int]:
-        return {"train": config.data_batch, "valid": config.eval_batch, "test": config.test_batch}
+    def streams(self, config: TrainConfig) -> dict[str, str]:
+        return {"train": "data_batch", "valid": "eval_batch", "test": "test_batch"}
 
     def check_ranks(self, config: TrainConfig, ranks: Ranks) -> None:
         super().check_ranks(config, ranks)

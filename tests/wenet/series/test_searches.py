@@ -78,7 +78,9 @@ def test_a_batch_that_is_not_given_fits(tmp_path, capsys):
     assert search_main([*begin, "--out", str(tmp_path / "run")]) == 0
     assert "batch     7 sequences, as the training part has fewer than the usual 32" in capsys.readouterr().out
     assert read_run(tmp_path / "run").settings["data_batch"] == 7
-    assert "fewer than --data-batch 32; lower it" in fails(capsys, *begin, "--data-batch", "32", "--out", "x")
+    assert "fewer than the 32 of a batch; lower --data-batch" in fails(
+        capsys, *begin, "--data-batch", "32", "--out", "x"
+    )
 
 
 def test_the_table_names_what_cells_were_ranked_by(classified):
@@ -271,7 +273,7 @@ def test_a_file_from_the_command(tmp_path, capsys):
         (["--task", "classify", "--horizon", "9"], "for --task classify; leave it out, or say --task forecast"),
         (["--task", "classify", "--target", "kind"], "--target is for tables, .csv and .tsv; leave it out"),
         (["--task", "forecast", "--sequence", "who"], "--sequence is for tables"),
-        (["--task", "classify", "--data-batch", "300"], "the training part has 112 sequences, fewer than --data-batch"),
+        (["--task", "classify", "--data-batch", "300"], "the training part has 112 sequences, fewer than the 300"),
         (["--task", "classify", "--metric", "rmse"], "unknown --metric 'rmse'"),
         (["--task", "classify", "--loss", "mse"], "--loss mse does not fit --task classify; say ce"),
         (
