@@ -1,4 +1,4 @@
-"""Numbers in words: figures, counts, durations and sizes, as lines and pages have them."""
+"""Numbers in words: figures, counts, durations and sizes, as lines and pages have them; and what is quoted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 DIGITS = 6  # at most, where that takes none before the point
 LEAST, MOST = 1e-6, 1e9  # of a figure without an exponent
+QUOTED = 40  # characters, at most
 
 
 def duration(seconds: float) -> str:
@@ -59,6 +60,15 @@ def counted(count: float, noun: str) -> str:
 
 def plural(noun: str) -> str:
     return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
+def quoted(text: str) -> str:
+    """A text in quotation marks; of a long one only the beginning, so that a message stays short.
+
+    >>> quoted("zebra"), quoted(1000 * "a")
+    ("'zebra'", "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'...")
+    """
+    return repr(text) if len(text) <= QUOTED else f"{text[:QUOTED]!r}..."
 
 
 def share(part: float) -> str:

@@ -253,3 +253,10 @@ def test_exported_characters_have_a_line_each(tmp_path):
     expected = load_corpus(str(text), level="characters").vocabulary
     escaped = {"\r": "\\r", "\u2028": "\\u2028", "\x0b": "\\x0b"}
     assert lines == [escaped.get(unit, unit) for unit in expected] and len(set(lines)) == len(lines)
+
+
+def test_a_text_of_one_character(tmp_path):
+    for part in ("train", "valid", "test"):
+        (tmp_path / f"{part}.txt").write_text(100 * "a")
+    with pytest.raises(WenetError, match=r"train.txt repeats a single character, so there is nothing to learn"):
+        load_corpus(str(tmp_path), level="characters")

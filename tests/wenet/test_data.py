@@ -2,6 +2,7 @@ import hashlib
 import io
 import os
 import random
+import re
 import tracemalloc
 import urllib.error
 import zipfile
@@ -145,9 +146,11 @@ def write(tmp_path: Path, **parts: str | bytes) -> Path:
     [
         ({"train": "a b\nb\n", "valid": "a\n"}, "needs one file like test.txt or test.tokens; found none"),
         ({"train": "", "valid": "a\n", "test": "a\n"}, "train.txt is empty"),
+        ({"train": "a a\na\n", "valid": "a\n", "test": "a\n"}, "train.txt repeats a single word, so there is nothing"),
         ({"train": " \n\n", "valid": "a\n", "test": "a\n"}, "train.txt is empty"),
         ({"train": "a b\nb\n", "valid": b"a \xff\n", "test": "a\n"}, r"valid.txt is not UTF-8: byte 2"),
         ({"train": "a b\nb\n", "valid": "a\n", "test": "a\nb zebra\n"}, "test.txt line 2: 'zebra'.*--max-vocabulary"),
+        ({"train": "a b\nb\n", "valid": "a\n", "test": 9000 * "c"}, f"test.txt line 1: '{40 * 'c'}'... does not occur"),
         ({"train": "a b\nb\n", "valid": "a\n", "test": "a\n", "train2": "a\n"}, "found train.txt, train2.txt"),
     ],
 )
@@ -156,9 +159,9 @@ def test_bad_folders(tmp_path, parts, message):
         load_corpus(str(write(tmp_path, **parts)))
 
 
-@pytest.mark.parametrize("dataset", ["a" * 5000, "a\0b"])
-def test_what_cannot_be_a_path(dataset):
-    with pytest.raises(WenetError, match="no text"):
+@pytest.mark.parametrize(("dataset", "quoted"), [("a" * 5000, f"'{40 * 'a'}'...:"), ("a\0b", r"'a\x00b':")])
+def test_what_cannot_be_a_path(dataset, quoted):
+    with pytest.raises(WenetError, match=re.escape(f"no text {quoted}")):
         load_corpus(dataset)
 
 
@@ -178,8 +181,37 @@ def test_unreadable_folder_and_file(tmp_path, monkeypatch):
 
 
 def test_unknown_text():
-    with pytest.raises(WenetError, match="no text 'nowhere': name one of sotu, ptb, wikitext-2, or a folder"):
+    with pytest.raises(
+        WenetError, match="no text 'nowhere': name one of sotu, ptb, wikitext-2, or a folder with train"
+    ):
         load_corpus("nowhere")
+    for name in ("SOTU", "PTB"):
+        with pytest.raises(WenetError, match=f"no text '{name}': did you mean '{name.lower()}'?"):
+            load_corpus(name)
+
+
+def test_a_single_file_is_no_text(tmp_path):
+    (tmp_path / "single.txt").write_text("a b\n")
+    with pytest.raises(
+        WenetError, match=r"single.txt is a single file, .* name a folder with train.txt, valid.txt and"
+    ):
+        load_corpus(str(tmp_path / "single.txt"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("TRAIN.TXT", "Valid.txt", "test.Tokens"),
+        ("latest-train.txt", "latest-valid.txt", "latest-test.txt"),
+        ("my.training.txt", "my.validation.txt", "my.test.txt"),
+        ("text_train_1.tokens", "text_valid_1.tokens", "text_test_1.tokens"),
+    ],
+)
+def test_files_are_known_by_a_word_of_their_name(tmp_path, names):
+    for name, content in zip(names, ("a b c\n", "a b\n", "c\n"), strict=True):
+        (tmp_path / name).write_text(content)
+    corpus = load_corpus(str(tmp_path))
+    assert [len(part) for part in (corpus.train, corpus.valid, corpus.test)] == [4, 3, 2]
 
 
 def test_corrupt_local_file(tmp_path):

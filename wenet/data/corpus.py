@@ -52,8 +52,8 @@ def load_corpus(
             they are the letters of words, with `_` between words.
 
     Raises:
-        WenetError: there is no such text, a file is missing, corrupt, empty or not UTF-8, or the validation or test
-            part has a word or character that the training part lacks.
+        WenetError: there is no such text, a file is missing, corrupt, empty or not UTF-8, the training part repeats
+            a single word or character, or another part has one that the training part lacks.
     """
     check_choice("level", level, LEVELS)
     texts = read_texts(dataset, data_dir)
@@ -147,6 +147,7 @@ def _encode(
 ) -> Corpus:
     decoded = {split: _decoded(texts[split]) for split in SPLITS}
     vocabulary = units.vocabulary(decoded["train"], max_vocabulary)
+    units.check_varied(texts["train"].name, vocabulary)
     index = {unit: i for i, unit in enumerate(vocabulary)}
     unknown = None if max_vocabulary is None else index[UNKNOWN]
     parts = {split: units.indices(texts[split].name, decoded[split], index, unknown) for split in SPLITS}

@@ -7,6 +7,7 @@ import http.client
 import io
 import lzma
 import os
+import re
 import tarfile
 import urllib.request
 import zipfile
@@ -18,9 +19,11 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from wenet.files import written_whole
+from wenet.words import quoted
 from wenet_kernels import WenetError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
+NAMES = {"train": ("train", "training"), "valid": ("valid", "validation"), "test": ("test",)}  # of parts, in files
 SOTU_SHA256 = "9a6a5f3c9fbd73184407ba8f21339397ea2fdd45e35987af2f4c2a0fb01563f0"
 TIMEOUT_SECONDS = 60
 
@@ -94,9 +97,16 @@ def read_texts(dataset: str, data_dir: Path | None) -> dict[str, SourceText]:
         return {split: _published_text(dataset, file, data_dir) for split, file in PUBLISHED[dataset].items()}
     folder = Path(dataset)
     if not os.path.isdir(folder):  # unlike Path.is_dir, false for unreadable and impossible paths
-        known = f"name one of {', '.join(KNOWN)}, or a folder with train/valid/test text"
-        raise WenetError(f"no text {dataset!r}: {did_you_mean(dataset, KNOWN) or known}")
+        raise _no_text(dataset)
     return {split: _folder_text(folder, split) for split in SPLITS}
+
+
+def _no_text(dataset: str) -> WenetError:
+    folder = "a folder with train.txt, valid.txt and test.txt"
+    if os.path.isfile(dataset):
+        return WenetError(f"{dataset} is a single file, and a text has three; name {folder}")
+    known = f"name one of {', '.join(KNOWN)}, or {folder}"
+    return WenetError(f"no text {quoted(dataset)}: {did_you_mean(dataset.lower(), KNOWN) or known}")
 
 
 def _embedded_texts() -> dict[str, SourceText]:
@@ -113,13 +123,19 @@ def _embedded_texts() -> dict[str, SourceText]:
 
 def _folder_text(folder: Path, split: str) -> SourceText:
     try:
-        paths = sorted(p for p in folder.iterdir() if split in p.name and p.suffix in (".txt", ".tokens"))
+        paths = sorted(path for path in folder.iterdir() if _is_part(path.name.lower(), split))
     except OSError as error:
         raise WenetError(f"cannot read {folder}: {error.strerror}; make it readable or name another folder") from None
     if len(paths) != 1:
         found = ", ".join(path.name for path in paths) or "none"
         raise WenetError(f"{folder} needs one file like {split}.txt or {split}.tokens; found {found}")
     return SourceText(str(paths[0]), _read(paths[0]))
+
+
+def _is_part(name: str, split: str) -> bool:
+    """Whether a file is named after a part: "latest-train.txt" is a training text, and no test."""
+    words = re.split(r"[\W\d_]+", name)
+    return name.endswith((".txt", ".tokens")) and any(word in words for word in NAMES[split])
 
 
 def _published_text(dataset: str, file: PublishedFile, data_dir: Path | None) -> SourceText:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from wenet.data.sources import KNOWN
+from wenet.words import quoted
 from wenet_kernels import WenetError
 
 LEVELS = ("words", "characters")
@@ -27,6 +28,7 @@ class Units(ABC):
 
     level: str  # one of `LEVELS`
     format: str  # version of the encoding, which caches depend on
+    added: tuple[str, ...] = (UNKNOWN,)  # units of a vocabulary that the text itself may lack
 
     def vocabulary(self, decoded: str, limit: int | None) -> tuple[str, ...]:
         """The units of the training text, most frequent first; with a limit, `<unk>`, `<eos>` and the most frequent.
@@ -58,9 +60,19 @@ class Units(ABC):
             WenetError: a unit is outside the vocabulary, and `unknown` is None.
         """
 
+    def check_varied(self, name: str, vocabulary: Sequence[str]) -> None:
+        """Refuse a training text without a choice of units.
+
+        Raises:
+            WenetError: as above.
+        """
+        if len(set(vocabulary).difference(self.added)) < 2:
+            unit = self.level.removesuffix("s")
+            raise WenetError(f"{name} repeats a single {unit}, so there is nothing to learn; it needs several")
+
     def refusal(self, name: str, line: int, unit: str) -> WenetError:
         return WenetError(
-            f"{name} line {line}: {unit!r} does not occur in the training text; with --max-vocabulary N rare and "
+            f"{name} line {line}: {quoted(unit)} does not occur in the training text; with --max-vocabulary N rare and "
             f"unseen {self.level} are read as {UNKNOWN}"
         )
 
@@ -70,6 +82,7 @@ class Words(Units):
 
     level = "words"
     format = "2"
+    added = (UNKNOWN, END)
 
     def _ranked(self, decoded: str) -> list[str]:
         """All units by frequency; ties in order of appearance."""
