@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from wenet.parallel import joined
-from wenet.run import Config, Console, Group, Stopped, Surroundings, flag, read_config_file, value_type
+from wenet.run import Config, Console, Group, Stopped, Surroundings, as_flag, flag, read_config_file, value_type
 from wenet.searching import usual_preset
 from wenet.tasks import TASKS
+from wenet.words import quoted
 from wenet_kernels import LostRanks, WenetError, did_you_mean
 
 Result = TypeVar("Result")
@@ -100,8 +101,15 @@ def begin_or_resume(
             return console, begin(config_file=read_config_file(file) if file else None, **common, **given)
         common |= {name: given.pop(name) for name in resumed_with if name in given}
         if given:
-            raise WenetError(f"--resume takes its settings from {folder}; leave out {flag(next(iter(given)))}")
+            raise WenetError(
+                f"--resume takes its settings from {folder}; leave out {_as_given(*next(iter(given.items())))}"
+            )
         return console, resume(folder, **common)
+
+
+def _as_given(name: str, value: Any) -> str:
+    """A setting as it stands on the command line; the text has no flag."""
+    return quoted(value) if name == "dataset" else as_flag(name, value)[0]
 
 
 def run_parser(command: str, description: str, resolve: Callable[..., Config], preset: str, at_end_of: str) -> Parser:

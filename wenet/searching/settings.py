@@ -238,12 +238,21 @@ class SearchConfig(SeriesConfig):
             raise WenetError(
                 "--form plain needs --norm none: its state starts at zero, and normalised over a batch it stays there"
             )
-        if self.minutes is not None and (self.strategy != "race" or self.runs > 1 or self.audit):
-            raise WenetError("--minutes is for one race and its contest; leave out --audit and --runs, or --minutes")
+        if self.minutes is not None:
+            self._check_fits_minutes()
         if self.contest and self.runs > 1:
             raise WenetError("a contest ends one search; leave out --runs, or say --no-contest")
         if 0 < self.audit < self.keep + 2:
             raise WenetError(f"--audit must be at least {self.keep + 2}: the --keep kept and two rejected cells")
+
+    def _check_fits_minutes(self) -> None:
+        if self.strategy != "race":
+            raise WenetError(
+                f"--minutes is for --strategy race, not {self.strategy}; say --strategy race, or leave out --minutes"
+            )
+        for name, given in (("runs", self.runs > 1), ("audit", self.audit > 0)):
+            if given:
+                raise WenetError(f"--minutes is for one race and its contest; leave out {flag(name)}, or --minutes")
 
     def _check_ranges(self) -> None:
         for name, (fewest, most, example) in RANGES.items():

@@ -180,10 +180,11 @@ def test_measuring_is_timed_by_a_window(text, monkeypatch):
 
 def test_budgets_that_cannot_be(capsys, tmp_path):
     flags = ["sotu", "--preset", "quick", "--minutes", "3", "--out", tmp_path / "run"]
-    assert "--minutes is for one race and its contest" in fails(capsys, *flags)
+    assert "--minutes is for --strategy race, not wenet; say --strategy race, or" in fails(capsys, *flags)
     assert "--minutes must be above 0" in fails(capsys, "sotu", "--minutes", "0", "--out", tmp_path / "run")
-    with pytest.raises(WenetError, match="--minutes is for one race"):
-        wenet.search("sotu", preset="race", minutes=1, runs=2, contest=False, out=tmp_path / "run")
+    for others, named in (({"runs": 2, "contest": False}, "--runs"), ({"audit": 30}, "--audit")):
+        with pytest.raises(WenetError, match=f"--minutes is for one race and its contest; leave out {named}, or"):
+            wenet.search("sotu", preset="race", minutes=1, out=tmp_path / "run", **others)
 
 
 def test_calls_and_their_networks_are_told_apart():
