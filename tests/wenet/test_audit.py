@@ -160,3 +160,11 @@ def test_too_few_cells_and_other_settings(text, tmp_path, capsys):
     assert "--audit must be at least 4" in fails(capsys, text, *TINY, "--audit", "3", "--out", tmp_path / "run")
     assert search_main([str(text), *TINY, *AUDIT, "--out", str(tmp_path / "run")]) == 0
     assert "begun with other settings" in fails(capsys, "--resume", tmp_path / "run", "--audit", "6")
+
+
+def test_an_audit_of_more_cells_than_there_are(text, tmp_path, capsys):
+    short = ["--epochs-per-round", "0.05", "--audit-epochs", "0.05"]
+    flags = ["--pool", "3", "--audit", "99", *short, "--out", str(tmp_path / "run")]
+    assert search_main([str(text), *TINY, *flags]) == 0
+    said = capsys.readouterr().out
+    assert "audit     3 cells standalone for 0.05 epochs, on top" in said and "99" not in said

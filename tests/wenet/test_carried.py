@@ -94,11 +94,12 @@ def test_the_flag(text, tmp_path, capsys):
     assert json.loads((run / "config.json").read_text())["settings"]["carry_embedding"] is True
     assert "--carry-embedding" in command(read_run(run))
     assert "--carry-embedding" in fails(capsys, text, *TINY, "--carry-embeding", "--out", tmp_path / "b")
-    assert "leave out --carry-embedding" in fails(capsys, "--resume", run, "--no-carry-embedding")
+    assert "leave out --no-carry-embedding" in fails(capsys, "--resume", run, "--no-carry-embedding")
+    assert f"leave out '{run.name}'" in fails(capsys, "--resume", run, run.name)
     file = tmp_path / "settings.toml"
     file.write_text("carry-embedding = 1\n")
     refused = fails(capsys, text, *TINY, "--config", file, "--out", tmp_path / "c")
     assert "--carry-embedding must be true or false, not 1" in refused
-    with pytest.raises(WenetError, match="--pool must be int, not True"):
+    with pytest.raises(WenetError, match="--pool must be a whole number, not True"):
         resolve_config("quick", {"pool": True})
     assert PRESETS["paper"] == {} and SearchConfig().carry_embedding is False

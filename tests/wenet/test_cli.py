@@ -124,8 +124,8 @@ def test_a_misspelled_setting_in_python(resolve):
         ("pool = ", "not valid TOML"),
         ("colour = 3", "unknown setting 'colour'"),
         ("hiden = 3", "unknown setting 'hiden'; did you mean 'hidden'?"),
-        ('pool = "many"', "--pool must be int"),
-        ("pool = true", "--pool must be int"),
+        ('pool = "many"', "--pool must be a whole number"),
+        ("pool = true", "--pool must be a whole number"),
         ('form = "round"', "unknown --form 'round'"),
     ],
 )
@@ -233,7 +233,8 @@ def test_presets():
 
 def test_cell_list_show_random(capsys, tmp_path):
     assert cell_main(["list"]) == 0
-    assert "darts-v2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "darts-v2" in said and " 1 product, 1 state " in said and " 4 products, 2 states " in said
     assert cell_main(["show", "darts-v2"]) == 0
     assert "└─" in capsys.readouterr().out
     assert cell_main(["random", "--count", "3", "--nodes", "4", "--json"]) == 0

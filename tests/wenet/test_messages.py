@@ -10,6 +10,8 @@ from wenet.cli.search import main as search_main
 from wenet.data import Corpus
 from wenet.searching.audit import correlation_in_words, describe_audit, spread_in_words
 from wenet.searching.mixture import MixtureBest
+from wenet.searching.settings import resolve_config
+from wenet.searching.space import space_of
 from wenet.tasks import Baseline, LanguageModelling, Metric, failure_to_learn
 from wenet.words import counted, share
 
@@ -34,6 +36,19 @@ ALONE = {"cells": 1, "diverged": 0, "mean": 20.0, "sd": None}
 )
 def test_a_number_meets_its_noun(count, noun, said):
     assert counted(count, noun) == said
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"space": "dag", "nodes": "1"}, "1 node"),
+        ({"space": "dag", "nodes": "1-4"}, "1-4 nodes"),
+        ({"space": "gated", "blocks": "3", "states": "1"}, "3 blocks, 1 state"),
+    ],
+)
+def test_the_cells_of_a_space_in_words(settings, said):
+    config = resolve_config("race", settings)
+    assert space_of(config).outline(config) == said
 
 
 def test_shares_are_words_where_they_are_whole():

@@ -578,10 +578,12 @@ def test_bad_flags(text, tmp_path, capsys, arguments, message):
 
 
 def test_runs_of_another_kind(text, tmp_path, whole, capsys):
-    assert "is not of a search" in fails(search_main, capsys, "--resume", whole)
+    assert f"{whole} holds a training, not a search; name" in fails(search_main, capsys, "--resume", whole)
     search(str(text), out=tmp_path / "search", pool=2, batch=2, hidden=4, epochs_per_round=0.01, preset="quick")
-    assert "is not of training" in fails(train_main, capsys, "--resume", tmp_path / "search")
-    assert "is not of training" in fails(eval_main, capsys, tmp_path / "search")
+    assert "holds a search, not a training; name another folder" in fails(
+        train_main, capsys, "--resume", tmp_path / "search"
+    )
+    assert "holds a search, not a training" in fails(eval_main, capsys, tmp_path / "search")
 
 
 def test_a_found_cell_is_trained_and_the_run_remembers_it(text, tmp_path):

@@ -21,6 +21,7 @@ from wenet.cells import (
 from wenet.cells.kinds import SUFFIX
 from wenet.cli.common import Parser, one_of, reporting
 from wenet.exporting.formats import SUFFIXES, describe_export, export
+from wenet.words import counted
 from wenet_kernels import ACTIVATIONS, FORMS, WenetError
 
 CELL = "published name, JSON file, run folder, or text such as 'tanh0 relu1' or 'h | tanh(linear(x, h))'"
@@ -107,7 +108,8 @@ def _list_cells(options: argparse.Namespace) -> None:
         print(f"{name:<10} {genotype.nodes:>2} nodes  {genotype}  ({source})")
     for name, (program, source) in PROGRAMS.items():
         unique = name + SUFFIX if name in PUBLISHED else name
-        print(f"{unique:<12} {len(program.products):>2} products, {program.states} carried  {program}  ({source})")
+        size = f"{counted(len(program.products), 'product')}, {counted(program.states, 'state')}"
+        print(f"{unique:<12} {size:<20}  {program}  ({source})")
 
 
 def _add_draw(action: argparse.ArgumentParser) -> None:

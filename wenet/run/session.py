@@ -32,6 +32,7 @@ from wenet.words import counted, size
 from wenet_kernels import WenetError, backends, native_status
 
 FORMAT = 1  # version of run folders
+NOUNS = {"search": "a search", "train": "a training"}  # of runs in messages, by kind
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,12 @@ class Work(ABC, Generic[AnyConfig]):
     """A kind of run, such as a search, and what a session must know about it before it begins."""
 
     kind: ClassVar[str]  # in `config.json`
-    noun: ClassVar[str]  # in messages
     preset_without_gpu: ClassVar[str] = "quick"
+
+    @property
+    def noun(self) -> str:
+        """The run in messages."""
+        return NOUNS[self.kind]
 
     @abstractmethod
     def resolve(self, preset: str, *layers: Mapping[str, Any]) -> AnyConfig:
@@ -285,7 +290,8 @@ def taken(task: Any, arrays: Any, config: Config) -> Any:
     """
     if task.reads != "numbers":
         raise WenetError(
-            f"--task {config.task} reads text; arrays need task='classify', 'regress', 'forecast' or 'label'"
+            f"--task {config.task} reads a text, which is given by its name or folder, such as 'sotu'; arrays need "
+            "task='classify', 'regress', 'forecast' or 'label'"
         )
     return task.take(arrays)
 
@@ -347,7 +353,7 @@ def stored_config(run: RunFolder, work: Work[AnyConfig]) -> AnyConfig:
     """
     kind = run.config.get("kind", work.kind)
     if kind != work.kind:
-        raise WenetError(f"{run.path / 'config.json'} is not of {work.noun}, but of kind {kind!r}; name another folder")
+        raise WenetError(f"{run.path} holds {NOUNS.get(kind, 'another run')}, not {work.noun}; name another folder")
     try:
         if run.config["format"] != FORMAT:
             raise KeyError

@@ -194,7 +194,7 @@ def _check(option: dataclasses.Field[Any], value: Any) -> None:
     kind = value_type(option)
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or isinstance(value, bool) is not (kind is bool):
-        wanted = "true or false" if kind is bool else "a number" if kind is float else kind.__name__
+        wanted = {bool: "true or false", float: "a number", int: "a whole number", str: "text"}[kind]
         raise WenetError(f"{name} must be {wanted}, not {value!r}")
     if "choices" in limits:
         check_choice(name, value, limits["choices"])

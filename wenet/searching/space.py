@@ -13,6 +13,7 @@ from wenet.cells.gated import mutated as mutated_program
 from wenet.cells.gated import random_mixed_programs
 from wenet.cells.instances import PROGRAMS, program_of
 from wenet.searching.settings import SearchConfig
+from wenet.words import plural
 from wenet_kernels import Program, WenetError
 from wenet_kernels.programs import canonical
 
@@ -47,7 +48,7 @@ class Dag:
         return Genotype([("tanh", 0)] * config.most_nodes)
 
     def outline(self, config: SearchConfig) -> str:
-        return f"{config.nodes} nodes"
+        return _counted(config.nodes, "node")
 
 
 class Gated:
@@ -71,7 +72,7 @@ class Gated:
         return max(programs, key=lambda cell: len(cell.instructions))
 
     def outline(self, config: SearchConfig) -> str:
-        return f"{config.blocks} blocks, {config.states} states"
+        return f"{_counted(config.blocks, 'block')}, {_counted(config.states, 'state')}"
 
 
 class Both(Gated):
@@ -89,6 +90,11 @@ class Both(Gated):
 
     def outline(self, config: SearchConfig) -> str:
         return f"{super().outline(config)} or {Dag().outline(config)}"
+
+
+def _counted(number: str, noun: str) -> str:
+    """A number or a range with its noun."""
+    return f"{number} {noun if number == '1' else plural(noun)}"
 
 
 # By the names of the setting `space`.

@@ -118,7 +118,6 @@ class SearchWork(Work[SearchConfig]):
     """A search, as a session sees it."""
 
     kind = "search"
-    noun = "a search"
     preset_without_gpu = "race"
 
     def resolve(self, preset: str, *layers: Mapping[str, Any]) -> SearchConfig:
@@ -196,7 +195,8 @@ class SearchWork(Work[SearchConfig]):
             yield f"runs      {config.runs}, each of them as above"
         if config.audit:
             epochs = counted(config.audit_epochs, "epoch")
-            yield f"audit     {counted(config.audit, 'cell')} standalone for {epochs}, on top of that time"
+            cells = counted(min(config.audit, config.pool + len(config.initial_cells_given)), "cell")
+            yield f"audit     {cells} standalone for {epochs}, on top of that time"
         if config.contest:
             seconds = duration(estimate_contest(session))
             yield f"contest   of the winner with PyTorch's layers and other cells: about {seconds} on top of that time"

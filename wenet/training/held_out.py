@@ -143,6 +143,6 @@ def _describe(part: str, score: dict[str, Any], rows: int, metric: Metric) -> st
     reached = f"{metric.name} {score[metric.key]:.{metric.final_places}f}"
     return (
         f"{part:<6} {reached} over {score['tokens_predicted']:,} predicted tokens "
-        f"({score['unknown_tokens']:,} of them <unk>), {counted(rows, 'stream')} side by side, "
+        f"({score['unknown_tokens']:,} of them <unk>), {counted(rows, 'stream')}, "
         f"{duration(score['seconds'])}"
     )

@@ -59,7 +59,6 @@ class TrainWork(Work[TrainConfig]):
     """Training one cell, as a session sees it."""
 
     kind = "train"
-    noun = "training"
 
     def resolve(self, preset: str, *layers: Mapping[str, Any]) -> TrainConfig:
         return resolve_train_config(preset, *layers)
