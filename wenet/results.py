@@ -174,6 +174,7 @@ class SearchResult(Shown, SearchOutcome):
         baseline: the value that a model must beat, if known.
         audit: the contents of `audit.json`, if there was an audit.
         contest: the contents of `contest.json`, if there was a contest.
+        to_come: "search", "audit" or "contest", if that has not ended.
 
     Example:
         >>> import wenet
@@ -354,4 +355,5 @@ def load(folder: str | Path) -> SearchResult | TrainResult:
         run.audit,
         run.contest,
         spent=run.spent,
+        to_come=run.unfinished_part,
     )

@@ -89,7 +89,8 @@ def _read_genotype(path: Path) -> Genotype:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise WenetError(f"{path} is missing; has the search finished its first round?") from None
+        mend = "a search that was begun there goes on with --resume"
+        raise WenetError(f"{path} is missing, so there is no cell yet; {mend}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise WenetError(f"{path} holds no cell: {error}{mend}") from None
     value = value["genotype"] if isinstance(value, dict) and "genotype" in value else value

@@ -13,7 +13,7 @@ from wenet.files import WRITTEN_AGAIN, read_json
 from wenet.run import NEW_RUN, stored_baseline
 from wenet.run.budget import Spent, spent_in
 from wenet.run.upgrade import upgraded
-from wenet.searching import Best, SearchConfig, Strategy, is_finished, read_best, resolve_config, strategy_of
+from wenet.searching import Best, SearchConfig, Strategy, read_best, resolve_config, strategy_of, unfinished_part
 from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.contest import RESULT as CONTEST
 from wenet.searching.strategy import RECORDS as SEARCH_RECORDS
@@ -93,9 +93,14 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        return self.unfinished_part is None
+
+    @property
+    def unfinished_part(self) -> str | None:
+        """What has yet to end: "training", "search", "audit" or "contest"; None if nothing."""
         if self.kind == "train":
-            return self.best.get(f"test_{self.metric.key}") is not None
-        return is_finished(self.winner, self.audit is not None, self.contest is not None, self.search_config)
+            return "training" if self.best.get(f"test_{self.metric.key}") is None else None
+        return unfinished_part(self.winner, self.audit is not None, self.contest is not None, self.search_config)
 
 
 def read_run(path: Path) -> Run:

@@ -43,17 +43,22 @@ def status(run: Run) -> str:
     """The progress of a run in words."""
     if run.finished:
         return "finished"
-    done = len(run.records)
+    if run.unfinished_part in ("audit", "contest"):
+        return f"not finished: the {run.unfinished_part} has not ended"
+    return f"not finished: {_progress(run)} done"
+
+
+def _progress(run: Run) -> str:
+    """How many rounds, rungs or epochs of all have ended."""
     if run.kind == "train":
-        return f"not finished: {done} of {counted(run.settings['epochs'], 'epoch')} done"
-    of = counted(run.strategy.stages(run.search_config), run.strategy.stage)
-    return f"not finished: {done} of {of} done"
+        return f"{len(run.records)} of {counted(run.settings['epochs'], 'epoch')}"
+    return f"{len(run.records)} of {counted(run.strategy.stages(run.search_config), run.strategy.stage)}"
 
 
 def summary(run: Run) -> list[str]:
     """The result, as paragraphs."""
     if not run.best:
-        return [f"No {'round' if run.kind == 'search' else 'epoch'} is finished yet."]
+        return [f"There is no result yet: {_progress(run)} done."]
     return list(_search_summary(run) if run.kind == "search" else _training_summary(run))
 
 
@@ -112,8 +117,10 @@ def _search_caveats(run: Run) -> Iterator[str]:
         yield _as_sentence(cut)
     if run.spent is not None and run.spent.seconds is not None and run.spent.is_late:
         yield f"The search took {duration(run.spent.seconds)}, longer than --minutes allows."
-    if not run.finished:
+    if run.unfinished_part == "search":
         yield f"The search has not ended; all of this is of the {run.strategy.stage}s so far."
+    elif run.unfinished_part is not None:
+        yield f"The {run.unfinished_part} has not ended."
     if winner is not None and winner.is_ranked_by_chance():
         if run.audit is None:
             yield f"Whether the cell beats a random one was not measured. Measure it with: `{_audit_command(run)}`"

@@ -2,7 +2,7 @@
 
 from wenet.searching.audit import begun_audit, correlation_in_words, final_ranking, spread_in_words, usual_audit
 from wenet.searching.settings import OF_NUMBERS, PRESETS, SearchConfig, resolve_config, usual_preset
-from wenet.searching.strategy import Best, Strategy, is_finished, read_best, strategy_of
+from wenet.searching.strategy import Best, Strategy, read_best, strategy_of, unfinished_part
 from wenet.searching.tournament import hold_tournament
 from wenet.searching.work import SEARCH, NextSteps, SearchOutcome, run_search
 
@@ -19,12 +19,12 @@ __all__ = [
     "correlation_in_words",
     "final_ranking",
     "hold_tournament",
-    "is_finished",
     "read_best",
     "resolve_config",
     "run_search",
     "spread_in_words",
     "strategy_of",
+    "unfinished_part",
     "usual_audit",
     "usual_preset",
 ]

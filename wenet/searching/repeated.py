@@ -15,7 +15,7 @@ from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.audit import run_audit
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import largest_memory, train_cells
-from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy, is_finished, read_best, strategy_of
+from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy, read_best, strategy_of, unfinished_part
 from wenet.tasks import Metric, Task
 from wenet.training import training_windows
 from wenet.words import counted, duration, figure, share
@@ -105,7 +105,8 @@ class Repeated(Strategy):
             return False
         config = replace(self.session.config, runs=1)
         value = read_json(folder / "best.json", WRITTEN_AGAIN, "genotype")
-        return is_finished(read_best(value, config, self.session.task.metric), (folder / AUDIT).exists(), True, config)
+        best = read_best(value, config, self.session.task.metric)
+        return unfinished_part(best, (folder / AUDIT).exists(), True, config) is None
 
     def _rank(self, bests: Sequence[dict[str, Any]]) -> RepeatedBest:
         """Rank the winners, given `best.json` of each run; `seconds` include runs and ranking."""

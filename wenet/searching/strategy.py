@@ -305,8 +305,11 @@ def read_best(value: dict[str, Any], config: SearchConfig, metric: Metric) -> Be
     return strategy_of(config).best_type.from_dict(value, metric)
 
 
-def is_finished(best: Best | None, audited: bool, contested: bool, config: SearchConfig) -> bool:
-    """Whether a search has done all rounds, and the audit and contest asked for; repeated runs have an audit each."""
+def unfinished_part(best: Best | None, audited: bool, contested: bool, config: SearchConfig) -> str | None:
+    """What a search has yet to end: itself, its audit or its contest; None if nothing. Repeated runs have an audit
+    each."""
     if best is None or not best.finished:
-        return False
-    return (audited or not config.audit or config.runs > 1) and (contested or not config.contest)
+        return "search"
+    if config.audit and config.runs == 1 and not audited:
+        return "audit"
+    return "contest" if config.contest and not contested else None

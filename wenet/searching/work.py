@@ -94,6 +94,7 @@ class SearchOutcome:
         audit: the contents of `audit.json`, if there was an audit.
         contest: the contents of `contest.json`, if there was a contest.
         spent: the time of a run with `--minutes`, from its beginning.
+        to_come: "search", "audit" or "contest", if that has not ended.
     """
 
     dataset: str
@@ -106,6 +107,7 @@ class SearchOutcome:
     audit: dict[str, Any] | None = None
     contest: dict[str, Any] | None = None
     spent: Spent | None = None
+    to_come: str | None = None
 
     def __str__(self) -> str:
         return describe_search(self)
@@ -255,7 +257,7 @@ def describe_search(result: SearchOutcome) -> str:
     best, folder = result.best, result.folder
     return "\n".join(
         [
-            *_how_far(best),
+            *_how_far(result),
             best.how_it_won(result.metric),
             "",
             draw_cell(result.genotype),
@@ -298,8 +300,11 @@ def _baseline(result: SearchOutcome) -> list[str]:
     return [f"baseline  validation {result.metric.name} {figure(value, result.metric.places)} from {name} alone"]
 
 
-def _how_far(best: Best) -> list[str]:
-    return [] if best.finished else [f"not finished: {best.rounds} of {counted(best.rounds_planned, 'round')} done"]
+def _how_far(result: SearchOutcome) -> list[str]:
+    best = result.best
+    if not best.finished:
+        return [f"not finished: {best.rounds} of {counted(best.rounds_planned, 'round')} done"]
+    return [] if result.to_come is None else [f"not finished: the {result.to_come} has not ended"]
 
 
 def _with_time(command: str, seconds: float | None) -> str:

@@ -12,9 +12,19 @@ import wenet
 from wenet import Genotype, WenetError
 from wenet.cli.search import main as search_main
 from wenet.cli.train import main as train_main
+from wenet.report import words
 from wenet.results import Table
 
-from .runs import add_audit, copy_run, edit_json, make_baseline, make_several, read_records, write_records
+from .runs import (
+    add_audit,
+    copy_run,
+    edit_json,
+    edit_settings,
+    make_baseline,
+    make_several,
+    read_records,
+    write_records,
+)
 
 
 def contents(folder):
@@ -140,6 +150,13 @@ def test_results_show_themselves_in_a_notebook(searched, trained):
 
 def test_an_unfinished_run_says_how_far_it_is(searched, trained, tmp_path):
     run, training = copy_run(searched, tmp_path / "search"), copy_run(trained, tmp_path / "train")
+    for part, settings in (("audit", {"audit": 5, "contest": True}), ("contest", {"audit": 0, "contest": True})):
+        edit_settings(run, **settings)
+        found = wenet.load(run)
+        assert not found.finished and str(found).startswith(f"not finished: the {part} has not ended")
+        assert f"(not finished: the {part} has not ended)" in found._repr_html_()
+        assert f"The {part} has not ended." in words.caveats(found.run)
+    edit_settings(run, contest=False)
     write_records(run, read_records(run)[:1])
     edit_json(run / "best.json", rounds=1)
     found = wenet.load(run)
