@@ -1,6 +1,9 @@
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -105,6 +108,24 @@ def test_typos_are_told_what_was_meant(capsys, main, arguments, message):
 @pytest.mark.parametrize("arguments", [["--resume"], ["sotu", "--out"]])
 def test_names_too_long_for_a_file(capsys, arguments):
     assert f"a name is too long for a file: {40 * 'x'}...; name another" in fails(capsys, *arguments, 5000 * "x")
+
+
+@pytest.mark.parametrize(
+    ("redirected", "environment", "code", "said"),
+    [
+        ("", {"PYTHONIOENCODING": "ascii"}, 0, ""),
+        ("", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, 0, ""),
+        (">&-", {}, 0, ""),
+        ("> /dev/full", {}, 2, "wenet-cell: cannot write: No space left on device; make room, or send the output else"),
+    ],
+)
+def test_output_that_cannot_be_shown_or_written(redirected, environment, code, said):
+    program = "import sys; from wenet.cli.cell import main; sys.exit(main(['show', 'darts-v2']))"
+    command = f'"{sys.executable}" -c "{program}" {redirected}'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env={**os.environ, **environment})
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == bool(said)
+    assert redirected or ("? 1 sigmoid" in done.stdout and done.stdout.isascii())
 
 
 def test_a_word_far_from_all_choices_is_told_all(capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import io
 import os
 import re
 import sys
@@ -43,9 +44,11 @@ class Parser(argparse.ArgumentParser):
 
 def reporting(command: str, run: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None) -> int:
     """Run a command; returns its exit code."""
+    _replace_what_cannot_be_shown()
     try:
         run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed by the shell
+            sys.stdout.flush()
     except LostRanks as error:
         print(f"{command}{_rank_in_words()}: {error}; go on from the last checkpoint with --resume", file=sys.stderr)
         return 2
@@ -61,15 +64,33 @@ def reporting(command: str, run: Callable[[Sequence[str] | None], None], argumen
         print(f"{command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return 1
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        name = str(error.filename)[:SHOWN]
-        print(f"{command}{_rank_in_words()}: a name is too long for a file: {name}...; name another", file=sys.stderr)
+        print(f"{command}{_rank_in_words()}: {_of_system(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _replace_what_cannot_be_shown() -> None:
+    """A terminal without the characters of trees and arrows gets question marks, rather than an error at the end."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _of_system(error: OSError) -> str:
+    """An error of the system in a line, if it is one that a user may mend."""
+    if error.errno == errno.ENAMETOOLONG:
+        return f"a name is too long for a file: {str(error.filename)[:SHOWN]}...; name another"
+    if error.errno == errno.ENOSPC and error.filename is None:
+        _give_up_output()
+        return f"cannot write: {error.strerror}; make room, or send the output elsewhere"
+    raise error
+
+
+def _give_up_output() -> None:
+    """Write to nowhere from now on, so that Python does not fail again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _rank_in_words() -> str:

@@ -17,7 +17,7 @@ class Console:
 
     def __init__(self, quiet: bool = False, silent: bool = False) -> None:
         self.silent = silent
-        self.with_bar = not quiet and not silent and sys.stderr.isatty()
+        self.with_bar = not quiet and not silent and sys.stderr is not None and sys.stderr.isatty()
         self._bar: tqdm[None] | None = None
 
     def say(self, text: str = "") -> None:
