@@ -38,6 +38,7 @@ GATED = [
     *("--data-batch", "4", "--eval-batch", "2", "--bptt", "6", "--rates", "0.01,0.03"),
     *("--contest-epochs", "0.5", "--contest-seeds", "2", "--quiet"),
 ]
+ALONE = [*without(GATED, "--contest-epochs", "--contest-seeds"), "--no-contest"]
 NAMED = [load_program(name) for name in ("gru", "fastgrnn", "indrnn", "darts-v1")]
 PROGRAMS = [*random_mixed_programs(5, (1,), range(2, 7), seed=4, known=False), *NAMED]
 PLAIN = dict.fromkeys(("dropout_embedding", "dropout_x", "dropout_h", "dropout_output"), 0.0)
@@ -304,7 +305,7 @@ def test_a_stopped_race_goes_on(raced, text, tmp_path, stop_at, moment, monkeypa
 
 
 def test_mutations_fill_the_places(text, tmp_path):
-    flags = [*GATED, "--pool", "12", "--batch", "6", "--mutate", "--no-contest"]
+    flags = [*ALONE, "--pool", "12", "--batch", "6", "--mutate"]
     assert search_main([str(text), *flags, "--out", str(tmp_path / "run")]) == 0
     records = [json.loads(line) for line in (tmp_path / "run" / "search.jsonl").read_text().splitlines()]
     cells = [n["genotype"] for record in records if record["round"] == 1 for n in record["networks"]]
@@ -313,7 +314,7 @@ def test_mutations_fill_the_places(text, tmp_path):
 
 def test_halving_audit_and_ranking(text, tmp_path):
     run = tmp_path / "run"
-    flags = [*without(GATED, "--rungs"), "--strategy", "random", "--pool", "6", "--batch", "3", "--no-contest"]
+    flags = [*without(ALONE, "--rungs", "--rates"), "--strategy", "random", "--pool", "6", "--batch", "3"]
     audit = ["--audit", "4", "--audit-epochs", "0.3"]
     assert search_main([str(text), *flags, *audit, "--out", str(run)]) == 0
     assert len(json.loads((run / "audit.json").read_text())["networks"]) == 4

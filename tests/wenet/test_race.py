@@ -38,6 +38,7 @@ RACE = [
     *("--keep", "2", "--rungs", "3", "--epochs-per-round", "0.4", "--data-batch", "4", "--eval-batch", "2"),
     *("--bptt", "6", "--rates", "0.01,0.03", "--contest-epochs", "1", "--contest-seeds", "2", "--quiet"),
 ]
+ALONE = [*without(RACE, "--contest-epochs", "--contest-seeds"), "--no-contest"]
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,8 @@ def test_the_worse_leave_rung_by_rung(raced):
 
 @pytest.mark.parametrize(("rates", "better"), [("0.0001,0.03", 0.03), ("0.03,1000", 0.03)])
 def test_each_network_of_a_cell_has_a_rate_and_the_better_counts(text, tmp_path, rates, better):
-    flags = ["--pool", "4", "--rungs", "1", "--rates", rates, "--no-contest", "--out", str(tmp_path / "run")]
-    assert search_main([str(text), *RACE, *flags]) == 0
+    flags = ["--pool", "4", "--rungs", "1", "--rates", rates, "--out", str(tmp_path / "run")]
+    assert search_main([str(text), *ALONE, *flags]) == 0
     assert not list(tmp_path.glob("run/rungs/rates-*"))  # two rates for two networks: there is nothing to choose
     for folder in tmp_path.glob("run/rungs/1-1-*"):
         networks = json.loads((folder / "config.json").read_text())["rates"]
@@ -78,8 +79,8 @@ def test_each_network_of_a_cell_has_a_rate_and_the_better_counts(text, tmp_path,
 
 @pytest.mark.parametrize("rungs", ["1", "2"])
 def test_rates_are_tried_where_a_cell_has_fewer_networks(text, tmp_path, rungs):
-    flags = f"--pool 4 --rungs {rungs} --networks-per-cell 1 --no-contest --out {tmp_path / 'run'}".split()
-    assert search_main([str(text), *RACE, *flags]) == 0
+    flags = f"--pool 4 --rungs {rungs} --networks-per-cell 1 --out {tmp_path / 'run'}".split()
+    assert search_main([str(text), *ALONE, *flags]) == 0
     tried, second = (
         {json.loads(path.read_text())["windows"] for path in tmp_path.glob(f"run/rungs/{name}-*/config.json")}
         for name in ("rates", f"1-{rungs}")
@@ -248,7 +249,7 @@ def test_trials_are_as_long_as_trainings(raced):
 
 
 def test_generations_take_the_places(text, tmp_path):
-    flags = [*RACE, "--batch", "4", "--no-contest"]
+    flags = [*ALONE, "--batch", "4"]
     for name, more in (("pool", []), ("mutations", ["--mutate"])):
         assert search_main([str(text), *flags, *more, "--out", str(tmp_path / name)]) == 0
     found = {}
@@ -277,8 +278,8 @@ def test_cells_of_all_sizes_are_ranked_and_audited(raced, tmp_path, capsys):
 
 
 def test_halving_takes_cells_of_all_sizes(text, tmp_path):
-    of_halving = [*without(RACE, "--rungs"), "--strategy", "random"]
-    assert search_main([str(text), *of_halving, "--no-contest", "--out", str(tmp_path / "run")]) == 0
+    of_halving = [*without(ALONE, "--rungs", "--rates"), "--strategy", "random"]
+    assert search_main([str(text), *of_halving, "--out", str(tmp_path / "run")]) == 0
     records = [json.loads(line) for line in (tmp_path / "run" / "search.jsonl").read_text().splitlines()]
     assert [len(record["networks"]) for record in records] == [8, 4, 2]
     assert {len(network["genotype"].split()) for network in records[0]["networks"]} == {1, 2}
@@ -556,8 +557,8 @@ def test_the_command_of_a_report_repeats_its_parameters(text, tmp_path):
 
 
 def test_later_generations_have_rates_too(text, tmp_path):
-    flags = ["--pool", "6", "--batch", "3", "--rungs", "2", "--mutate", "--no-contest", "--out", str(tmp_path / "run")]
-    assert search_main([str(text), *RACE, *flags]) == 0
+    flags = ["--pool", "6", "--batch", "3", "--rungs", "2", "--mutate", "--out", str(tmp_path / "run")]
+    assert search_main([str(text), *ALONE, *flags]) == 0
     assert list(tmp_path.glob("run/rungs/2-1-*"))
     for folder in tmp_path.glob("run/rungs/[12]-*"):
         rates = json.loads((folder / "config.json").read_text())["rates"]

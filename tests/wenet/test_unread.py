@@ -6,7 +6,7 @@ import pytest
 
 from wenet.cells import load_cell
 from wenet.cli.train import main as train_main
-from wenet.run.unread import names_of
+from wenet.run.unread import check_read, names_of
 from wenet.searching.settings import PRESETS, SearchConfig, resolve_config
 from wenet.searching.strategy import strategy_of
 from wenet.searching.unread import unread_by_search
@@ -35,6 +35,17 @@ MIXTURE = ["--preset", "quick"]
         ([*DAG, "--hidden", "8", "--parameters", "900"], "--hidden has no meaning with --parameters"),
         ([*DAG, "--minutes", "1", "--contest-epochs", "1"], "--contest-epochs has no meaning with --minutes"),
         ([*MIXTURE, "--rungs", "3"], "--rungs has no meaning for --strategy wenet; leave it out, or say --strategy"),
+        (
+            [*MIXTURE, "--no-contest", "--contest-epochs", "3"],
+            "--contest-epochs is for --contest; leave it out, or --no-c",
+        ),
+        (
+            [*MIXTURE, "--audit", "0", "--audit-epochs", "3"],
+            "--audit-epochs is for --audit; leave it out, or --audit 0",
+        ),
+        ([*MIXTURE, "--pool", "4", "--keep", "9"], "--keep is above the 4 cells of --pool; lower it"),
+        ([*DAG, "--rates", "0.01,0.01"], "--rates 0.01,0.01 has a number twice; name each once"),
+        ([*DAG, "--data-dir", "/nonexistent"], "--data-dir /nonexistent is no folder that can be read; name another"),
         ([*MIXTURE, "--horizon", "1"], "--horizon has no meaning for --task language; leave it out, or say"),
     ],
 )
@@ -58,6 +69,11 @@ def test_a_training_refuses_what_it_would_not_read(tmp_path, capsys, flags, said
     assert train_main([text, "--preset", "quick", *flags, "--out", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
+
+
+def test_a_contest_that_may_be_added_later_has_its_settings():
+    given = {"contest_epochs": 3.0, "sampled_words": 5, "audit": 0}
+    check_read(given, unread_by_search(resolve_config("quick", given)))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

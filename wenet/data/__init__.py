@@ -29,6 +29,7 @@ from wenet.data.series import (
     read_series,
     series_of,
 )
+from wenet.data.sources import check_data_dir
 from wenet.data.units import LEVELS, UNKNOWN, units_of
 from wenet.data.windows import LONGER_AT_MOST, WINDOWS, mean_window, window, window_at, window_length, windows_per_pass
 
@@ -54,6 +55,7 @@ __all__ = [
     "batchify",
     "check_columns",
     "check_counts",
+    "check_data_dir",
     "column_names",
     "encode_held_out",
     "ending_of",

@@ -152,13 +152,22 @@ def _published_text(dataset: str, file: PublishedFile, data_dir: Path | None) ->
 
 def _roots(data_dir: Path | None) -> Iterator[Path]:
     if data_dir is not None:
-        if not os.path.isdir(data_dir):
-            raise WenetError(f"--data-dir {data_dir} is no folder that can be read")
+        check_data_dir(data_dir)
         yield data_dir
     if os.environ.get("WENET_DATA"):
         yield Path(os.environ["WENET_DATA"])
     yield Path("data")
     yield cache_folder()
+
+
+def check_data_dir(data_dir: str | Path) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        WenetError: as above.
+    """
+    if not os.path.isdir(data_dir):
+        raise WenetError(f"--data-dir {data_dir} is no folder that can be read; name another")
 
 
 def _download(dataset: str, file: PublishedFile) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic
 import torch
 
 from wenet.cells import Cell, Genotype
-from wenet.data import KEPT
+from wenet.data import KEPT, check_data_dir
 from wenet.files import read_json
 from wenet.parallel import ALONE, Ranks, check_own_device
 from wenet.run.budget import Budget
@@ -57,8 +57,15 @@ class Surroundings:
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Surroundings:
-        """Take the fields of this class out of the options."""
-        return cls(**{field.name: options.pop(field.name) for field in fields(cls) if field.name in options})
+        """Take the fields of this class out of the options.
+
+        Raises:
+            WenetError: the folder of data that they name is none, whether or not the data are looked for there.
+        """
+        taken = cls(**{field.name: options.pop(field.name) for field in fields(cls) if field.name in options})
+        if taken.data_dir is not None:
+            check_data_dir(taken.data_dir)
+        return taken
 
 
 class Work(ABC, Generic[AnyConfig]):

@@ -16,12 +16,13 @@ class Unread:
 
     Attributes:
         why: says so, and what to do instead; behind the flag, in an error.
-        later: whether work that is added once the run has ended may read them, so that they may be given.
+        later: settings of work that may be added once the run has ended, and reads them. They may be given, unless
+            that work is refused as well.
     """
 
     names: tuple[str, ...]
     why: str
-    later: bool = False
+    later: tuple[str, ...] = ()
 
 
 def of_choice(setting: str, chosen: str, unread: Mapping[str, tuple[str, ...]]) -> list[Unread]:
@@ -53,5 +54,7 @@ def check_read(given: Mapping[str, Any], unread: Iterable[Unread]) -> None:
     """
     for each in unread:
         for name in each.names:
-            if name in given and not each.later:
-                raise WenetError(f"{as_flag(name, given[name])[0]} {each.why}")
+            if name in given and all(other in given and not given[other] for other in each.later):
+                refused = "".join(f", or {' '.join(as_flag(other, given[other]))}" for other in each.later)
+                mend = f"; leave it out{refused}" if refused else ""
+                raise WenetError(f"{as_flag(name, given[name])[0]} {each.why}{mend}")

@@ -8,6 +8,7 @@ from wenet.searching.settings import STRATEGIES, SearchConfig
 from wenet.searching.space import SPACES
 from wenet.searching.strategy import strategy_named
 from wenet.tasks import TASKS
+from wenet.words import counted
 
 DECIDED = ("epochs_per_round", "contest_epochs")  # by --minutes
 OF_AUDITS = ("audit_epochs", "standalone_lr")
@@ -45,6 +46,9 @@ def _of_data(config: SearchConfig) -> list[Unread]:
 def _of_numbers(config: SearchConfig) -> list[Unread]:
     """Settings in whose place others decide."""
     found = []
+    cells = config.pool + len(config.initial_cells_given)
+    if config.keep > cells:
+        found.append(Unread(("keep",), f"is above the {counted(cells, 'cell')} of --pool; lower it"))
     if config.space == "gated" and not (config.contest and TASKS[config.task].reads == "text"):
         # In the contest on a text gated cells meet a DAG cell.
         found.append(Unread(("form",), "has no meaning for --space gated; leave it out, or say --space dag"))
@@ -64,12 +68,12 @@ def _of_parts(config: SearchConfig) -> list[Unread]:
     """Settings of an audit or contest that there may still be."""
     found = []
     if not config.audit:
-        found.append(Unread(OF_AUDITS, "is for --audit", later=True))
+        found.append(Unread(OF_AUDITS, "is for --audit", later=("audit",)))
     if config.strategy == "wenet" and config.runs == 1 and not (config.audit or config.contest):
         why = "is for standalone networks, as of --audit, --contest, --runs or --strategy race"
-        found.append(Unread(("sampled_words",), why, later=True))
+        found.append(Unread(("sampled_words",), why, later=("audit", "contest")))
     if not config.contest:
-        found.append(Unread(OF_CONTESTS, "is for --contest", later=True))
+        found.append(Unread(OF_CONTESTS, "is for --contest", later=("contest",)))
         if config.strategy != "race":
-            found.append(Unread(("rates",), "is for --contest or --strategy race", later=True))
+            found.append(Unread(("rates",), "is for --contest or --strategy race", later=("contest",)))
     return found
