@@ -18,14 +18,15 @@ from wenet.cli.rank import main as rank_main
 from wenet.cli.search import main as search_main
 from wenet.data import load_corpus
 from wenet.programs import load_program
-from wenet.report.words import command
+from wenet.report.words import command, summary
 from wenet.report.write import write_report
 from wenet.searching.audit import welch
 from wenet.searching.contest import describe_contest, hold, reached, verdict
 from wenet.searching.contest.contestants import Contestant
 from wenet.searching.contest.trainings import Trained, named_by_rank
+from wenet.searching.halving import HalvingBest
 from wenet.searching.paired import are_larger
-from wenet.searching.race import Runner, at_best_rate
+from wenet.searching.race import RaceBest, Runner, at_best_rate
 from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling, task_of
 from wenet.tasks.measures import METRICS
@@ -455,8 +456,31 @@ def test_no_more_is_claimed_than_was_measured():
     assert "is worse than lstm" in said(0.01, 52.0)
     assert "than lstm, gru and rnn (p" in said(0.01, 52.0, rivals=("lstm", "gru", "rnn"))
     assert "is not shown to differ from lstm" in said(0.2, 40.0)
-    assert "cannot be compared with lstm" in said(None, 48.0) and "cannot be compared" in said(0.01, None)
+    for uncompared in (said(None, 48.0), said(0.01, None)):
+        assert uncompared == "the winner cannot be compared with lstm and gru"
+    assert said(None, None, None) == "all trainings diverged, so nothing was compared: lower --rates"
     assert "the winner is equal to lstm and gru (p" in said(None, 50.0)
+
+
+def test_a_race_in_which_all_diverges_says_so(text, tmp_path, capsys):
+    flags = ["--pool", "3", "--rungs", "1", "--rates", "1e9", "--out", str(tmp_path / "run")]
+    assert search_main([str(text), *RACE, *flags]) == 0
+    said = capsys.readouterr().out
+    assert "though its trainings diverged" in said or "by chance: all that were left diverged" in said
+    assert "The ranking of the cells means nothing yet: lower --rates" in said
+    assert "all trainings diverged, so nothing was compared: lower --rates" in said
+    report = " ".join(summary(wenet.load(tmp_path / "run").run))
+    assert "diverged" in report and "no finite value" not in report + said and "Welch" not in said
+
+
+@pytest.mark.parametrize("kind", [RaceBest, HalvingBest])
+@pytest.mark.parametrize(("finalists", "told"), [(0, "by chance"), (2, "though its trainings diverged")])
+def test_a_winner_that_diverged_is_said_to(kind, finalists, told):
+    costs = {"rounds_kept": 0, "rounds": 1, "rounds_planned": 1, "networks_searched": 3, "network_windows": 1}
+    costs |= {"seconds": 1.0, "peak_memory_bytes": 1, "windows": 1, "value": None, "finalists": finalists}
+    best = kind(None, **costs, **({"networks_per_cell": 1} if kind is RaceBest else {}))
+    for said in (best.how_it_won(METRICS["rmse"]), *best.sentences(METRICS["rmse"])):
+        assert told in said and "diverged" in said and "rmse" not in said
 
 
 def test_lines_of_a_contest_name_all_sizes_and_stand_below_each_other():

@@ -49,13 +49,15 @@ class HalvingBest(StandaloneBest):
         )
 
     def _how_it_came_first(self, metric: Metric) -> str:
-        return (
-            f"best of {counted(self.networks_searched, 'network')} by successive halving: validation {metric.name} "
-            f"{figure(self.value, metric.places, 'diverged')} standalone"
-        )
+        which = f"best of {counted(self.networks_searched, 'network')} by successive halving"
+        if self.value is None:
+            return f"{which}, by chance: all of the last rung diverged"
+        return f"{which}: validation {metric.name} {figure(self.value, metric.places)} standalone"
 
     def _place(self, metric: Metric) -> str:
-        value = figure(self.value, metric.places, "diverged")
+        if self.value is None:
+            return "All that were trained last diverged, so this one comes first by chance."
+        value = figure(self.value, metric.places)
         return f"Of the last that were trained standalone this one has the best validation {metric.name}, {value}."
 
     def reached(self) -> tuple[str, float | None]:

@@ -47,6 +47,7 @@ HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trai
 RACE_SHARE, SHARE_BEFORE_FINALISTS, RATES_SHARE, LEFT, OVER = 0.4, 0.3, 0.05, 0.6, 1.15
 FEWEST_CELLS, FEWEST_WINDOWS, WANTED_WINDOWS = 6, 4, 30  # the last two of a first rung
 WANTED_PASSES = 0.5  # over the data in a first rung, if the settings do not ask for fewer
+ALL_DIVERGED = "all that were left diverged, at every rate"
 TRIED = 4  # cells of a kind on which rates are tried
 
 
@@ -112,16 +113,21 @@ class RaceBest(StandaloneBest):
         )
 
     def _how_it_came_first(self, metric: Metric) -> str:
+        which = f"first of {counted(self.networks_searched, 'cell')} in a race"
+        if self.value is None:
+            return f"{which}, by chance: {ALL_DIVERGED}"
         return (
-            f"first of {counted(self.networks_searched, 'cell')} in a race: validation {metric.name} "
-            f"{figure(self.value, metric.places, 'diverged')} after {counted(self.windows, 'window')}, at the best "
-            f"of its rates ({counted(self.networks_per_cell, 'network')})"
+            f"{which}: validation {metric.name} {figure(self.value, metric.places)} after "
+            f"{counted(self.windows, 'window')}, at the best of its rates "
+            f"({counted(self.networks_per_cell, 'network')})"
         )
 
     def _place(self, metric: Metric) -> str:
+        if self.value is None:
+            return f"This one came first by chance: {ALL_DIVERGED}."
         return (
             f"This one came first: after {counted(self.windows, 'window')} it had a validation {metric.name} of "
-            f"{figure(self.value, metric.places, 'no finite value')}, at the best of its rates "
+            f"{figure(self.value, metric.places)}, at the best of its rates "
             f"({counted(self.networks_per_cell, 'network')})."
         )
 

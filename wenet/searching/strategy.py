@@ -114,7 +114,8 @@ class Best:
         if not failure:
             return None
         more = "--minutes" if in_minutes else self.more_training
-        return f"{failure}. The ranking of the cells means nothing yet: raise {more} or change {self.rate}"
+        mend = f"lower {self.rate}" if reached and reached[1] is None else f"raise {more} or change {self.rate}"
+        return f"{failure}. The ranking of the cells means nothing yet: {mend}"
 
     def is_ranked_by_chance(self) -> bool:
         """Whether nothing shows so far that the ranking is better than chance."""
@@ -170,20 +171,22 @@ class StandaloneBest(Best):
         if not self.finalists:
             return self._how_it_came_first(metric)
         won = "not shown to be worse than any" if self.preferred else "best"
-        return (
-            f"{won} of {self.finalists} finalists from {self._field()}: mean validation {metric.name} "
-            f"{figure(self.value, metric.places, 'diverged')} after {counted(self.windows, 'window')}"
-        )
+        which = f"{won} of {self.finalists} finalists from {self._field()}"
+        if self.value is None:
+            return f"{which}, though its trainings diverged"
+        reached = figure(self.value, metric.places)
+        return f"{which}: mean validation {metric.name} {reached} after {counted(self.windows, 'window')}"
 
     def sentences(self, metric: Metric) -> Iterator[str]:
         if not self.finalists:
             yield f"{self._course()} {self._place(metric)}"
             return
-        yield (
-            f"{self._course()} Then {self.finalists} finalists trained from new weights. {self._merit()}: "
-            f"after {counted(self.windows, 'window')} it has a mean validation {metric.name} of "
-            f"{figure(self.value, metric.places, 'no finite value')}."
-        )
+        which = f"{self._course()} Then {self.finalists} finalists trained from new weights. {self._merit()}"
+        if self.value is None:
+            yield f"{which}, though its trainings diverged."
+            return
+        reached = figure(self.value, metric.places)
+        yield f"{which}: after {counted(self.windows, 'window')} it has a mean validation {metric.name} of {reached}."
 
     def _merit(self) -> str:
         """What put the winner before the other finalists."""

@@ -12,6 +12,8 @@ from wenet.tasks import Metric
 from wenet.training import LAYERS
 from wenet.words import counted, figure_and_spread
 
+INCOMPARABLE = "cannot be compared with"
+
 
 def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
     """Describe the contest: a line for each contestant, the best first, and a verdict on the winner."""
@@ -89,6 +91,8 @@ def published_name(row: Mapping[str, Any]) -> str | None:
 
 def verdict(result: Mapping[str, Any], metric: Metric, layers: Sequence[str] = tuple(LAYERS)) -> str:
     """A sentence that compares the winner with PyTorch's layers, and claims only what the trainings show."""
+    if all(row["mean"] is None for row in result["contestants"]):
+        return "all trainings diverged, so nothing was compared: lower --rates"
     winner = next(row for row in result["contestants"] if row["name"] == WINNER)
     same = known_name(read_cell(winner["genotype"]))
     found: dict[str, list[str]] = {}
@@ -97,7 +101,8 @@ def verdict(result: Mapping[str, Any], metric: Metric, layers: Sequence[str] = t
             found.setdefault(_compared(winner, row, metric), []).append(row["name"])
     parts = [f"{relation} {_listed(names)}" for relation, names in found.items()]
     itself = [] if same is None else [f"is the published cell {same}"]
-    return f"the winner {_sentences([*itself, *parts])} (p < 0.05, Welch's t-test)"
+    test = "" if set(found) <= {INCOMPARABLE} else " (p < 0.05, Welch's t-test)"
+    return f"the winner {_sentences([*itself, *parts])}{test}"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -116,7 +121,7 @@ def _compared(winner: Mapping[str, Any], row: Mapping[str, Any], metric: Metric)
     if row["mean"] is not None and row["mean"] == winner["mean"]:
         return "is equal to"
     if row["p"] is None or winner["mean"] is None:
-        return "cannot be compared with"
+        return INCOMPARABLE
     if row["p"] >= 0.05:
         return "is not shown to differ from"
     better = metric.order(winner["mean"]) < metric.order(row["mean"])
