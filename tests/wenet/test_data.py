@@ -116,9 +116,9 @@ def test_a_text_of_one_line(tmp_path):
 @pytest.mark.parametrize("separator", ["\u3000", "\t", ""])
 def test_a_long_line_without_spaces(tmp_path, separator):
     train = separator.join(["ab", "c"] * 40_000)
-    write(tmp_path, train=train, valid="c\n" if separator else train, test=train)
+    write(tmp_path, train=f"{train}\nc\n", valid="c\n" if separator else train, test=train)
     corpus = load_corpus(str(tmp_path / "text"))
-    assert [corpus.vocabulary[i] for i in corpus.train] == [*train.split(), "<eos>"]
+    assert [corpus.vocabulary[i] for i in corpus.train] == [*train.split(), "<eos>", "c", "<eos>"]
 
 
 def test_memory_follows_the_text(tmp_path):
@@ -146,7 +146,10 @@ def write(tmp_path: Path, **parts: str | bytes) -> Path:
     [
         ({"train": "a b\nb\n", "valid": "a\n"}, "needs one file like test.txt or test.tokens; found none"),
         ({"train": "", "valid": "a\n", "test": "a\n"}, "train.txt is empty"),
-        ({"train": "a a\na\n", "valid": "a\n", "test": "a\n"}, "train.txt repeats a single word, so there is nothing"),
+        (
+            {"train": "a a\na\n", "valid": "a\n", "test": "a\n"},
+            "train.txt has a single word, .*; say --level characters",
+        ),
         ({"train": " \n\n", "valid": "a\n", "test": "a\n"}, "train.txt is empty"),
         ({"train": "a b\nb\n", "valid": b"a \xff\n", "test": "a\n"}, r"valid.txt is not UTF-8: byte 2"),
         ({"train": "a b\nb\n", "valid": "a\n", "test": "a\nb zebra\n"}, "test.txt line 2: 'zebra'.*--max-vocabulary"),

@@ -52,7 +52,7 @@ def load_corpus(
             they are the letters of words, with `_` between words.
 
     Raises:
-        WenetError: there is no such text, a file is missing, corrupt, empty or not UTF-8, the training part repeats
+        WenetError: there is no such text, a file is missing, corrupt, empty or not UTF-8, the training part has
             a single word or character, or another part has one that the training part lacks.
     """
     check_choice("level", level, LEVELS)
@@ -65,6 +65,7 @@ def load_corpus(
     if corpus is None:
         corpus = _encode(texts, name, fingerprint, max_vocabulary, units)
         store(cache, _packed(corpus))
+    units.check_varied(texts["train"].name, corpus.vocabulary)
     return corpus
 
 
@@ -147,7 +148,6 @@ def _encode(
 ) -> Corpus:
     decoded = {split: _decoded(texts[split]) for split in SPLITS}
     vocabulary = units.vocabulary(decoded["train"], max_vocabulary)
-    units.check_varied(texts["train"].name, vocabulary)
     index = {unit: i for i, unit in enumerate(vocabulary)}
     unknown = None if max_vocabulary is None else index[UNKNOWN]
     parts = {split: units.indices(texts[split].name, decoded[split], index, unknown) for split in SPLITS}

@@ -67,8 +67,10 @@ class Units(ABC):
             WenetError: as above.
         """
         if len(set(vocabulary).difference(self.added)) < 2:
-            unit = self.level.removesuffix("s")
-            raise WenetError(f"{name} repeats a single {unit}, so there is nothing to learn; it needs several")
+            unit, mend = self.level.removesuffix("s"), "name another text"
+            if self.level == "words":  # it may be in a script without spaces
+                mend = f"say --level characters, or {mend}"
+            raise WenetError(f"{name} has a single {unit}, from which nothing can be learned; {mend}")
 
     def refusal(self, name: str, line: int, unit: str) -> WenetError:
         return WenetError(
