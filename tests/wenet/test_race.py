@@ -390,8 +390,8 @@ def test_parameters_decide_the_size_of_a_mixture(text, tmp_path, capsys):
 @pytest.mark.parametrize("flags", [["--init-range", "1e6"], ["--dropout-h", "0.999", "--bptt", "40"]])
 def test_a_probe_of_the_time_does_not_diverge(flags, text, tmp_path, capsys):
     """Only networks do, which are frozen then."""
-    some = [*without(RACE, "--nodes"), "--nodes", "4", "--activations", "relu,identity", "--parameters", "9000"]
-    assert search_main([str(text), *some, "--no-contest", *flags, "--out", str(tmp_path / "run")]) == 0
+    some = [*without(ALONE, "--nodes"), "--nodes", "4", "--activations", "relu,identity", "--parameters", "9000"]
+    assert search_main([str(text), *some, *flags, "--out", str(tmp_path / "run")]) == 0
 
 
 @pytest.mark.parametrize("strategy", ["race", "random"])
