@@ -14,6 +14,7 @@ from wenet.cli.rank import main as rank_main
 from wenet.cli.search import main as search_main
 from wenet.cli.train import main as train_main
 from wenet.run.settings import Group, flag
+from wenet.searching import SEARCH
 from wenet.searching.mixture import Mixture
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.training.settings import LearningConfig, TrainConfig, resolve_train_config
@@ -171,6 +172,8 @@ def test_an_allocation_that_fails(text, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Mixture, "step", exhausted)
     message = fails(capsys, text, *TINY, "--out", tmp_path / "run")
     assert re.search(r"out of memory: about \S+ [GM]B are needed; lower --batch", message)
+    assert SEARCH.memory_flags(resolve_config("quick")) == "--batch, --hidden, --data-batch or --bptt"
+    assert SEARCH.memory_flags(resolve_config("race")) == "--batch, --parameters, --data-batch or --bptt"
 
 
 def helped(main, *arguments) -> None:

@@ -17,7 +17,7 @@ from wenet.report.run import Run
 from wenet.run import Config, as_flag, flag
 from wenet.run.unread import Unread, names_of
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
-from wenet.searching.contest import contestant_name, cut_short, parameters_of_all, reached, verdict
+from wenet.searching.contest import cautions, contestant_name, parameters_of_all, reached, verdict
 from wenet.searching.settings import INSTEAD
 from wenet.searching.unread import unread_by_search
 from wenet.tasks import Metric, failure_to_learn
@@ -113,8 +113,8 @@ def _search_caveats(run: Run) -> Iterator[str]:
     failure = winner and winner.failure_to_learn(run.metric, run.baseline, run.spent is not None)
     if failure:
         yield _as_sentence(failure)
-    if run.contest is not None and (cut := cut_short(run.contest)):
-        yield _as_sentence(cut)
+    if run.contest is not None:
+        yield from map(_as_sentence, cautions(run.contest))
     if run.spent is not None and run.spent.seconds is not None and run.spent.is_late:
         yield f"The search took {duration(run.spent.seconds)}, longer than --minutes allows."
     if run.unfinished_part == "search":

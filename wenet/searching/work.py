@@ -156,7 +156,8 @@ class SearchWork(Work[SearchConfig]):
         return estimate_search_memory(config, data, ranks.count)
 
     def memory_flags(self, config: SearchConfig) -> str:
-        return ("--audit, " if config.audit else "") + "--batch, " + super().memory_flags(config)
+        flags = ("--audit, " if config.audit else "") + "--batch, " + super().memory_flags(config)
+        return flags if config.parameters is None else flags.replace("--hidden", "--parameters")
 
     @staticmethod
     def divided_dimension(name: str, dimensions: int) -> int | None:

@@ -13,7 +13,7 @@ from wenet import WenetError
 from wenet.cli.search import main as search_main
 from wenet.report import words
 from wenet.run.budget import Budget, Spent
-from wenet.searching.contest import cut_short, hold
+from wenet.searching.contest import cautions, hold
 from wenet.searching.contest.length import Times, end_of_trainings, seconds_of_a_window, windows_of_trainings
 from wenet.searching.settings import resolve_config
 from wenet.tasks import Baseline, LanguageModelling, task_of
@@ -137,9 +137,12 @@ def test_all_contestants_end_early_where_the_machine_is_slower(tmp_path, monkeyp
 
 
 def test_a_contest_that_was_cut_short_says_so():
-    assert cut_short({"windows": 40}) is None and cut_short({"windows": 40, "windows_trained": [40, 40]}) is None
-    assert "only 7 of 40 windows" in cut_short({"windows": 40, "windows_trained": [7, 40]})
-    assert "after 7 to 9 of 40 windows" in cut_short({"windows": 40, "windows_trained": [7, 9]})
+    assert cautions({"windows": 40}) == cautions({"windows": 40, "windows_trained": [40, 40]}) == []
+    [said] = cautions({"windows": 40, "windows_trained": [7, 40]})
+    assert "only 7 of 40 windows" in said
+    said, short = cautions({"windows": 40, "windows_trained": [7, 9]})
+    assert "after 7 to 9 of 40 windows" in said and short == "trainings of 9 windows say little about longer ones"
+    assert cautions({"windows": 1}) == ["trainings of 1 window say little about longer ones"]
 
 
 def test_time_that_is_left_is_for_those_who_need_it(tmp_path):

@@ -6,8 +6,8 @@ from wenet.searching.contest.length import estimate_contest, kept_for_measuring,
 from wenet.searching.contest.model import RESULT, read_winner, winners_model
 from wenet.searching.contest.trials import CHECKS, FOLDER
 from wenet.searching.contest.verdict import (
+    cautions,
     contestant_name,
-    cut_short,
     describe_contest,
     diverged_in,
     not_diverged,
@@ -22,9 +22,9 @@ __all__ = [
     "FOLDER",
     "RESULT",
     "WINNER",
+    "cautions",
     "contest_withdrawn",
     "contestant_name",
-    "cut_short",
     "describe_contest",
     "diverged_in",
     "estimate_contest",

@@ -12,6 +12,7 @@ from wenet.tasks import Metric
 from wenet.training import LAYERS
 from wenet.words import counted, figure_and_spread
 
+FEWEST = 10  # windows, from which on a training says something about longer ones
 INCOMPARABLE = "cannot be compared with"
 
 
@@ -30,8 +31,7 @@ def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
             f"rate {row['rate']:g}, {_decay_of(row)}hidden {row['hidden']}, {row['parameters']:,} parameters, "
             f"{row['microseconds']:.3g} µs a step"
         )
-    cut = cut_short(result)
-    return [*lines, f"          {verdict(result, metric)}", *([] if cut is None else [f"caution   {cut}"])]
+    return [*lines, f"          {verdict(result, metric)}", *(f"caution   {each}" for each in cautions(result))]
 
 
 def parameters_of_all(result: Mapping[str, Any]) -> str:
@@ -59,18 +59,20 @@ def diverged_in(row: Mapping[str, Any]) -> int:
     return int(row["diverged"] if "diverged" in row else row["valid"].count(None))  # earlier versions did not say
 
 
-def cut_short(result: Mapping[str, Any]) -> str | None:
-    """A sentence on trainings that ended early; None if all were as long as planned."""
-    windows = result["windows"]
+def cautions(result: Mapping[str, Any]) -> list[str]:
+    """Sentences on trainings that ended early, or were too short to say much."""
+    windows, found = result["windows"], []
     fewest, most = result.get("windows_trained", [windows, windows])  # earlier versions did not say
-    if fewest == windows:
-        return None
     if most < windows:
-        return f"the time was up: trainings ended after {fewest:,} to {most:,} of {counted(windows, 'window')}"
-    return (
-        f"the time was up: some contestants trained on only {fewest:,} of {counted(windows, 'window')}, so these "
-        "figures do not compare them fairly"
-    )
+        found.append(f"the time was up: trainings ended after {fewest:,} to {most:,} of {counted(windows, 'window')}")
+    elif fewest < windows:
+        found.append(
+            f"the time was up: some contestants trained on only {fewest:,} of {counted(windows, 'window')}, so these "
+            "figures do not compare them fairly"
+        )
+    if most < FEWEST:
+        found.append(f"trainings of {counted(most, 'window')} say little about longer ones")
+    return found
 
 
 def _decay_of(row: Mapping[str, Any]) -> str:
