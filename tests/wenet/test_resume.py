@@ -198,10 +198,15 @@ def test_lost_records(stopped, capsys):
     assert "the checkpoint knows of 1" in fails(capsys, "--resume", stopped)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"kind": "search", "format": 1}', '{"kind": "train"}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"kind": "search", "format": 1}'])
 def test_unreadable_settings(stopped, capsys, content):
     (stopped / "config.json").write_text(content)
     assert "config.json" in fails(capsys, "--resume", stopped)
+
+
+def test_a_run_of_another_kind(stopped, capsys):
+    (stopped / "config.json").write_text('{"kind": "train"}')
+    assert "holds a training, not a search; name another folder" in fails(capsys, "--resume", stopped)
 
 
 def test_no_run_there(tmp_path, capsys):
