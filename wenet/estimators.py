@@ -169,7 +169,7 @@ def _kept(labels: Array, numbers: Array) -> Array:
     """
     if all(isinstance(label, str) for label in labels.ravel().tolist()):
         return labels.astype(str)
-    small = labels.dtype.kind in "iuf" and np.abs(labels.astype(np.float64)).max() < MOST_CLASS
+    small = labels.dtype.kind in "iufb" and np.abs(labels.astype(np.float64)).max() < MOST_CLASS
     return labels if small else numbers.astype(np.int64)
 
 
@@ -213,7 +213,7 @@ class SequenceClassifier(_Estimator):
             classes, numbers = np.unique(labels, return_inverse=True)
         except TypeError:
             raise WenetError("labels are of several types, such as text and numbers; give all as text") from None
-        fractions = [label for label in classes.tolist() if isinstance(label, float) and label != round(label)]
+        fractions = [label for label in classes.tolist() if isinstance(label, float) and label % 1 != 0]
         if fractions:
             raise WenetError(f"a label such as {fractions[0]} is no class; SequenceRegressor predicts numbers")
         if len(classes) == 1:

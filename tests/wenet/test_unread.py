@@ -37,14 +37,14 @@ MIXTURE = ["--preset", "quick"]
         ([*MIXTURE, "--rungs", "3"], "--rungs has no meaning for --strategy wenet; leave it out, or say --strategy"),
         (
             [*MIXTURE, "--no-contest", "--contest-epochs", "3"],
-            "--contest-epochs is for --contest; leave it out, or --no-c",
+            "--contest-epochs is for --contest; leave out that, or --no-c",
         ),
         (
             [*MIXTURE, "--audit", "0", "--audit-epochs", "3"],
-            "--audit-epochs is for --audit; leave it out, or --audit 0",
+            "--audit-epochs is for --audit; leave out that, or --audit 0",
         ),
         ([*MIXTURE, "--pool", "4", "--keep", "9"], "--keep is above the 4 cells of --pool; lower it"),
-        ([*DAG, "--rates", "0.01,0.01"], "--rates 0.01,0.01 has a number twice; name each once"),
+        ([*DAG, "--rates", "0.01,0.01"], "--rates has a number twice; name each once"),
         ([*DAG, "--data-dir", "/nonexistent"], "--data-dir /nonexistent is no folder that can be read; name another"),
         ([*MIXTURE, "--horizon", "1"], "--horizon has no meaning for --task language; leave it out, or say"),
     ],

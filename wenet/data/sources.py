@@ -23,7 +23,6 @@ from wenet.words import quoted
 from wenet_kernels import WenetError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
-NAMES = {"train": ("train", "training"), "valid": ("valid", "validation"), "test": ("test",)}  # of parts, in files
 SOTU_SHA256 = "9a6a5f3c9fbd73184407ba8f21339397ea2fdd45e35987af2f4c2a0fb01563f0"
 TIMEOUT_SECONDS = 60
 
@@ -101,7 +100,8 @@ def read_texts(dataset: str, data_dir: Path | None) -> dict[str, SourceText]:
     return {split: _folder_text(folder, split) for split in SPLITS}
 
 
-def _no_text(dataset: str) -> WenetError:
+def _no_text(dataset: str | Path) -> WenetError:
+    dataset = str(dataset)
     folder = "a folder with train.txt, valid.txt and test.txt"
     if os.path.isfile(dataset):
         return WenetError(f"{dataset} is a single file, and a text has three; name {folder}")
@@ -133,9 +133,9 @@ def _folder_text(folder: Path, split: str) -> SourceText:
 
 
 def _is_part(name: str, split: str) -> bool:
-    """Whether a file is named after a part: "latest-train.txt" is a training text, and no test."""
+    """Whether a word of a file's name begins as a part's: "latest-training.txt" is a training text, and no test."""
     words = re.split(r"[\W\d_]+", name)
-    return name.endswith((".txt", ".tokens")) and any(word in words for word in NAMES[split])
+    return name.endswith((".txt", ".tokens")) and any(word.startswith(split) for word in words)
 
 
 def _published_text(dataset: str, file: PublishedFile, data_dir: Path | None) -> SourceText:

@@ -72,8 +72,8 @@ def _search_summary(run: Run) -> Iterator[str]:
     yield from run.winner.sentences(run.metric)
     if run.baseline is not None:
         name, value = run.baseline
-        reached = figure(value, run.metric.places)
-        yield _as_sentence(f"{name} alone would give a validation {run.metric.name} of {reached}")
+        in_words = figure(value, run.metric.places)
+        yield _as_sentence(f"{name} alone would give a validation {run.metric.name} of {in_words}")
     if run.audit is not None:
         yield from _audit_summary(run.audit, run.metric)
     if run.contest is not None:

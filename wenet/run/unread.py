@@ -55,6 +55,6 @@ def check_read(given: Mapping[str, Any], unread: Iterable[Unread]) -> None:
     for each in unread:
         for name in each.names:
             if name in given and all(other in given and not given[other] for other in each.later):
-                refused = "".join(f", or {' '.join(as_flag(other, given[other]))}" for other in each.later)
-                mend = f"; leave it out{refused}" if refused else ""
+                refused = " and ".join(" ".join(as_flag(other, given[other])) for other in each.later)
+                mend = f"; leave out that, or {refused}" if refused else ""
                 raise WenetError(f"{as_flag(name, given[name])[0]} {each.why}{mend}")

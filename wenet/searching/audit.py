@@ -24,7 +24,7 @@ from wenet.words import counted, figure_and_spread, share
 
 FOLDER, RESULT, BEGUN = "audit", "audit.json", "audit-begun.json"
 CONFIDENCE, RESAMPLES = 0.95, 2000
-FEW = 7  # cells, of whose orders all are looked at for a p
+FEW = 6  # cells, of whose orders all are looked at for a p
 
 
 @dataclass(frozen=True)

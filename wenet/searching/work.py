@@ -129,6 +129,8 @@ class SearchWork(Work[SearchConfig]):
 
     def fitted(self, config: SearchConfig, given: Mapping[str, Any], data: Any) -> SearchConfig:
         if task_of(config).reads == "numbers":
+            if "split" in given and data.raw.parts is not None and (data.raw.parts == 1).any():
+                raise WenetError(f"{data.name} comes in parts for training, validation and test; leave out --split")
             rows = config.data_batch if "data_batch" in given else fitting_batch(len(data.train), config.data_batch)
             return replace(config, data_batch=rows)
         if config.level == "words" and config.parameters is not None and "parameters" not in given:

@@ -71,8 +71,6 @@ class Numbers:
 
     def prepared(self, series: Series) -> SeriesData:
         config = self.config
-        if series.parts is not None and (series.parts == 1).any() and config.split != type(config).split:
-            raise WenetError(f"{series.name} comes in parts for training, validation and test; leave out --split")
         common = (self.kind, self.of_classes(), config.shares, config.seed, config.missing, config.constant)
         return prepare(series, Preparation(*common, *self.stretches()))
 

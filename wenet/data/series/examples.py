@@ -169,7 +169,7 @@ class SeriesData:
         least, most = (float(each) for each in self.scaling.target_scale.aminmax())
         if most <= UNLIKE * least:
             return ""
-        return f" of standard deviation {least:.2g} to {most:.2g}, so RMSE and MAE are mostly those of the largest"
+        return f" of standard deviation {least:.4g} to {most:.4g}, so RMSE and MAE are mostly those of the largest"
 
     def _of_windows(self) -> str:
         """What a forecast leaves out, or reads otherwise."""

@@ -277,7 +277,7 @@ def _targets_of(cells: Any) -> Array:
     """Labels as text, or as numbers where all are; a code such as 007 is text, and other than 7."""
     array = np.array(cells)
     each = array.ravel().tolist()
-    numbers = all(map(_is_number, each)) and not any(re.match(r"[+-]?0\d", cell) for cell in each)
+    numbers = all(map(_is_number, each)) and not any(re.fullmatch(r"[+-]?0\d+", cell) for cell in each)
     return _as_whole(array.astype(np.float64)) if numbers else array
 
 
@@ -390,6 +390,8 @@ def _ts(path: Path, reading: Reading) -> Series:
         features = line.strip().split(":")
         if labelled:
             labels.append(features.pop().strip())
+            if labels[-1] in UNKNOWN_CELLS:
+                raise WenetError(f"{path} line {number} has no label; leave its sequence out")
         rows = [[_ts_value(path, number, cell) for cell in feature.split(",")] for feature in features]
         if not rows or len({len(row) for row in rows}) > 1:
             raise WenetError(f"{path} line {number}: features of different length; each step needs all of them")
@@ -405,8 +407,8 @@ def _header_of_ts(path: Path, lines: Iterator[tuple[int, str]], reading: Reading
     """Read the lines up to @data; whether the data's lines end in a label or target."""
     labelled = None
     for _, line in lines:
-        key, _, value = line.strip().lower().partition(" ")
-        has_it = value.split()[:1] == ["true"]
+        key, *values = line.lower().split() or [""]
+        has_it = values[:1] == ["true"]
         if key == "@timestamps" and has_it:
             raise WenetError(f"{path} has time stamps with each value; write it without them")
         if key in ("@classlabel", "@targetlabel"):

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from wenet.data.sources import SPLITS
 from wenet.files import written_whole
+from wenet.words import quoted
 from wenet_kernels import WenetError
 
 Array = NDArray[Any]
@@ -67,6 +68,7 @@ class Series:
         for array in (self.values, self.lengths, self.targets, self.parts):
             if array is not None:
                 text = array.dtype.kind in "UO"
+                array = array.astype(np.int64) if array.dtype.kind == "b" else array  # as earlier versions had them
                 digest.update(json.dumps(array.tolist()).encode() if text else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
@@ -172,7 +174,10 @@ def target_places(target: str, names: Sequence[str], name: str) -> list[int]:
     Raises:
         WenetError: as in `place_of`; a column is named twice.
     """
-    wanted = [target] if target in names else next(csv.reader([target], skipinitialspace=True), [""])
+    try:
+        wanted = [target] if target in names else next(csv.reader([target], skipinitialspace=True), []) or [""]
+    except csv.Error:
+        raise WenetError(f"--target {quoted(target)} names no columns; write names with commas between them") from None
     places = [place_of(column.strip(), names, name, "--target") for column in wanted]
     if len(set(places)) < len(places):
         raise WenetError(f"{name}: --target {target} names a column twice")

@@ -13,7 +13,7 @@ from wenet.training import LAYERS
 from wenet.words import counted, figure_and_spread
 
 FEWEST = 10  # windows, from which on a training says something about longer ones
-INCOMPARABLE = "cannot be compared with"
+INCOMPARABLE, SAME = "cannot be compared with", "has the same mean as"
 
 
 def describe_contest(result: Mapping[str, Any], metric: Metric) -> list[str]:
@@ -103,7 +103,7 @@ def verdict(result: Mapping[str, Any], metric: Metric, layers: Sequence[str] = t
             found.setdefault(_compared(winner, row, metric), []).append(row["name"])
     parts = [f"{relation} {_listed(names)}" for relation, names in found.items()]
     itself = [] if same is None else [f"is the published cell {same}"]
-    test = "" if set(found) <= {INCOMPARABLE} else " (p < 0.05, Welch's t-test)"
+    test = "" if set(found) <= {INCOMPARABLE, SAME} else " (p < 0.05, Welch's t-test)"
     return f"the winner {_sentences([*itself, *parts])}{test}"
 
 
@@ -121,7 +121,7 @@ def _sentences(parts: Sequence[str]) -> str:
 
 def _compared(winner: Mapping[str, Any], row: Mapping[str, Any], metric: Metric) -> str:
     if row["mean"] is not None and row["mean"] == winner["mean"]:
-        return "is equal to"
+        return SAME
     if row["p"] is None or winner["mean"] is None:
         return INCOMPARABLE
     if row["p"] >= 0.05:
