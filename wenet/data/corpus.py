@@ -12,8 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from wenet.data.series.examples import PART_WORDS
-from wenet.data.sources import KNOWN, SPLITS, SourceText, cache_folder, read_texts, store
+from wenet.data.sources import KNOWN, PART_WORDS, SPLITS, SourceText, cache_folder, read_texts, store
 from wenet.data.units import BYTE_ORDER_MARK, LEVELS, UNKNOWN, WORDS, Units, units_of
 from wenet.words import counted
 from wenet_kernels import WenetError, check_choice

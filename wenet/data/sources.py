@@ -23,6 +23,7 @@ from wenet.words import quoted
 from wenet_kernels import WenetError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
+PART_WORDS = {"train": "training", "valid": "validation", "test": "test"}
 SOTU_SHA256 = "9a6a5f3c9fbd73184407ba8f21339397ea2fdd45e35987af2f4c2a0fb01563f0"
 TIMEOUT_SECONDS = 60
 

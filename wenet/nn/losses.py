@@ -55,8 +55,7 @@ def row_losses(kind: str, outputs: Tensor, targets: Tensor, there: Tensor) -> Te
         each = (difference.square() if kind == "mse" else difference.abs()).mean(-1)
     else:
         each = _own_of_each(kind, outputs, targets)
-        counted = there.bool() if each.dim() == 3 else torch.ones_like(each, dtype=torch.bool)
-        each = each.where(counted, 0)
+        each = each.where(there.bool(), 0) if each.dim() == 3 else each
         _check_defined(kind, each, outputs.detach().abs().amax(-1), "a single sequence or step")
     return each if each.dim() == 2 else (each * there).sum(1) / there.sum(0)
 

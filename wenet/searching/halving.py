@@ -12,8 +12,8 @@ from wenet.cells import Cell, read_cell
 from wenet.run import Session
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import by_shape, config_for, train_cells
-from wenet.searching.space import draw_pool, space_of
-from wenet.searching.strategy import OF_MIXTURES, OF_RACES, RECORDS, Record, StandaloneBest, Strategy, size_in_words
+from wenet.searching.space import draw_pool, pool_in_words
+from wenet.searching.strategy import OF_MIXTURES, OF_RACES, RECORDS, Record, StandaloneBest, Strategy
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import (
     Outcome,
@@ -171,10 +171,7 @@ class Halving(Strategy):
 
     @classmethod
     def outline(cls, config: SearchConfig) -> str:
-        return (
-            f"{counted(config.pool, 'cell')} of {space_of(config).outline(config)} and {size_in_words(config)}, "
-            f"successive halving in {counted(len(rungs(config)), 'rung')}"
-        )
+        return f"{pool_in_words(config)}, successive halving in {counted(len(rungs(config)), 'rung')}"
 
     @classmethod
     def seconds(cls, config: SearchConfig, task: Task, data: Any) -> float:

@@ -17,7 +17,7 @@ from wenet.parallel import ALONE, Ranks, clip_gradients
 from wenet.run import DTYPES, Session, peak_memory
 from wenet.searching.settings import SearchConfig
 from wenet.searching.space import draw_pool, space_of
-from wenet.searching.strategy import OF_RACES, RECORDS, Best, Record, Strategy, mean_of_finite
+from wenet.searching.strategy import OF_RACES, RECORDS, Best, Final, Record, Strategy
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import ModelTrainer, Progress, network_weights, recurrence_bytes, restore_random, restore_training
 from wenet.words import counted, duration, figure
@@ -97,24 +97,16 @@ class MixtureBest(Best):
     final_value: float | None = field(default=None, kw_only=True)
     final_windows: int = field(default=0, kw_only=True)
 
-    def after_final(
-        self,
-        cell: Cell,
-        network: Record,
-        values: Sequence[float],
-        windows: int,
-        finalists: int,
-        preferred: bool = False,
-    ) -> Self:
-        own = {name: network[name] for name in ("weight", "uniform_weight", "held_out_loss") if name in network}
+    def after_final(self, final: Final) -> Self:
+        network, names = final.network, ("weight", "uniform_weight", "held_out_loss")
         return replace(
             self,
-            genotype=cell,
-            finalists=finalists,
-            final_value=mean_of_finite(values),
-            final_windows=windows,
+            genotype=final.cell,
+            finalists=final.finalists,
+            final_value=final.value,
+            final_windows=final.windows,
             rounds_kept=network.get("rounds_kept", 0) + 1,
-            **own,
+            **{name: network[name] for name in names if name in network},
         )
 
     @classmethod

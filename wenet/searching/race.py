@@ -20,8 +20,8 @@ from wenet.searching.contest import kept_for_measuring
 from wenet.searching.paired import are_larger
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import Group, by_shape, config_for
-from wenet.searching.space import draw_pool, identity, space_of
-from wenet.searching.strategy import OF_MIXTURES, RECORDS, Record, StandaloneBest, Strategy, size_in_words
+from wenet.searching.space import draw_pool, identity, pool_in_words, space_of
+from wenet.searching.strategy import OF_MIXTURES, RECORDS, Record, StandaloneBest, Strategy
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import (
     Origin,
@@ -427,7 +427,7 @@ class Race(Strategy):
     @classmethod
     def outline(cls, config: SearchConfig) -> str:
         return (
-            f"{counted(config.pool, 'cell')} of {space_of(config).outline(config)} and {size_in_words(config)}, "
+            f"{pool_in_words(config)}, "
             f"{counted(config.networks_per_cell, 'network')} each, {counted(config.rungs, 'rung')}"
         )
 

@@ -13,7 +13,7 @@ from wenet.cells.gated import mutated as mutated_program
 from wenet.cells.gated import random_mixed_programs
 from wenet.cells.instances import PROGRAMS, program_of
 from wenet.searching.settings import SearchConfig
-from wenet.words import plural
+from wenet.words import counted, plural
 from wenet_kernels import Program, WenetError
 from wenet_kernels.programs import canonical
 
@@ -104,6 +104,12 @@ SPACES: dict[str, Space] = {"dag": Dag(), "gated": Gated(), "both": Both()}
 def space_of(config: SearchConfig) -> Space:
     """The space of the settings."""
     return SPACES[config.space]
+
+
+def pool_in_words(config: SearchConfig) -> str:
+    """The cells of a pool, and the size of their standalone models."""
+    size = f"hidden {config.hidden}" if config.parameters is None else f"{config.parameters:,} parameters"
+    return f"{counted(config.pool, 'cell')} of {space_of(config).outline(config)} and {size}"
 
 
 def draw_pool(config: SearchConfig) -> list[Cell]:

@@ -25,6 +25,31 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Final:
+    """How a contest chose a cell among several.
+
+    Attributes:
+        network: the cell's own in the last record that has it; empty if it took no part in the search.
+        values: the metric of its trainings on the validation part.
+        windows: number of windows of each.
+        preferred: whether it is a rival that others may be better than, which was not shown.
+    """
+
+    cell: Cell
+    network: Record
+    values: Sequence[float]
+    windows: int
+    finalists: int
+    preferred: bool
+
+    @property
+    def value(self) -> float | None:
+        """The mean, or None if a training diverged."""
+        values = self.values
+        return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else None
+
+
+@dataclass(frozen=True)
 class Best:
     """The winner of a search and how it was found, as stored in `best.json`.
 
@@ -70,21 +95,8 @@ class Best:
     def _from_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
         return values
 
-    def after_final(
-        self,
-        cell: Cell,
-        network: Record,
-        values: Sequence[float],
-        windows: int,
-        finalists: int,
-        preferred: bool = False,
-    ) -> Self:
-        """What is known once a contest has chosen a cell among several, by metrics on the validation part.
-
-        Args:
-            network: the cell's own in the last record that has it; empty if it took no part in the search.
-            preferred: whether it is a rival that others may be better than, which was not shown.
-        """
+    def after_final(self, final: Final) -> Self:
+        """What is known once a contest has chosen a cell among several."""
         raise NotImplementedError
 
     def how_it_won(self, metric: Metric) -> str:
@@ -122,11 +134,6 @@ class Best:
         return True
 
 
-def mean_of_finite(values: Sequence[float]) -> float | None:
-    """The mean, or None if a value is not finite."""
-    return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else None
-
-
 @dataclass(frozen=True)
 class StandaloneBest(Best):
     """A winner by the metric of standalone training.
@@ -143,17 +150,15 @@ class StandaloneBest(Best):
     finalists: int = field(default=0, kw_only=True)
     preferred: bool = field(default=False, kw_only=True)
 
-    def after_final(
-        self,
-        cell: Cell,
-        network: Record,
-        values: Sequence[float],
-        windows: int,
-        finalists: int,
-        preferred: bool = False,
-    ) -> Self:
-        value = mean_of_finite(values)
-        return replace(self, genotype=cell, value=value, windows=windows, finalists=finalists, preferred=preferred)
+    def after_final(self, final: Final) -> Self:
+        return replace(
+            self,
+            genotype=final.cell,
+            value=final.value,
+            windows=final.windows,
+            finalists=final.finalists,
+            preferred=final.preferred,
+        )
 
     @classmethod
     def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
@@ -284,11 +289,6 @@ class Strategy(ABC):
     def columns(cls, record: Record, network: Record) -> dict[str, str]:
         """Further columns for a kept cell in a table."""
         return {}
-
-
-def size_in_words(config: SearchConfig) -> str:
-    """The size of standalone models."""
-    return f"hidden {config.hidden}" if config.parameters is None else f"{config.parameters:,} parameters"
 
 
 def strategy_of(config: SearchConfig) -> type[Strategy]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wenet.data import ARRAYS, READERS, TABLES, ending_of
 from wenet.run.unread import Unread, of_choice
-from wenet.searching.settings import GRIDS, STRATEGIES, SearchConfig
+from wenet.searching.settings import STRATEGIES, SearchConfig
 from wenet.searching.space import SPACES
 from wenet.searching.strategy import strategy_named
 from wenet.tasks import TASKS
@@ -49,9 +49,11 @@ def _of_numbers(config: SearchConfig) -> list[Unread]:
     cells = config.pool + len(config.initial_cells_given)
     if config.keep > cells:
         found.append(Unread(("keep",), f"is above the {counted(cells, 'cell')} of --pool; lower it"))
-    for name in GRIDS:
-        text = getattr(config, name)
-        if text is not None and len(set(map(float, text.split(",")))) < len(text.split(",")):
+    for name, text, grid in (
+        ("rates", config.rates, config.rate_grid),
+        ("weight_decays", config.weight_decays, config.decay_grid),
+    ):
+        if text is not None and len(grid) < len(text.split(",")):
             found.append(Unread((name,), "has a number twice; name each once"))
     if config.space == "gated" and not (config.contest and TASKS[config.task].reads == "text"):
         # In the contest on a text gated cells meet a DAG cell.

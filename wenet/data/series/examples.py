@@ -11,13 +11,12 @@ from torch import Tensor
 
 from wenet.data.series.scaling import Scaling
 from wenet.data.series.series import Array, Series
-from wenet.data.sources import SPLITS
+from wenet.data.sources import PART_WORDS, SPLITS
 from wenet.words import counted
 from wenet_kernels import WenetError
 
 UNLIKE = 10  # from this ratio of their scales on, targets are very different
 NOTHING = -100  # in place of a class behind the end of a sequence, as `torch.nn.CrossEntropyLoss` has it
-PART_WORDS = {"train": "training", "valid": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wenet.data.series.examples import PART_WORDS, Examples, SeriesData, some_of
+from wenet.data.series.examples import Examples, SeriesData, some_of
 from wenet.data.series.preparation import Preparation
 from wenet.data.series.scaling import Scaling, scaling_of
 from wenet.data.series.series import Array, Series, target_places
-from wenet.data.sources import SPLITS
+from wenet.data.sources import PART_WORDS, SPLITS
 from wenet_kernels import WenetError
 
 DRIFT = 0.1  # of the validation part's values outside the range of training, from which on a feature counts as drifting

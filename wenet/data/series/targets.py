@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wenet.data.series.examples import PART_WORDS, Examples, SeriesData, some_of
+from wenet.data.series.examples import Examples, SeriesData, some_of
 from wenet.data.series.preparation import Preparation
 from wenet.data.series.scaling import Scaling, mean_and_spread, scaling_of
 from wenet.data.series.series import Array, Series
-from wenet.data.sources import SPLITS
+from wenet.data.sources import PART_WORDS, SPLITS
 from wenet_kernels import WenetError
 
 MOST_CLASS = 2**53  # whole numbers up to it are exact as floating-point numbers

@@ -27,7 +27,7 @@ from wenet.searching.contest.trials import FOLDER, Trial, best_trials, places_to
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import grouped
 from wenet.searching.space import identity
-from wenet.searching.strategy import RECORDS, Best, Record, strategy_of
+from wenet.searching.strategy import RECORDS, Best, Final, Record, strategy_of
 from wenet.training import StandaloneResult
 from wenet.words import counted
 from wenet_kernels import WenetError
@@ -149,7 +149,7 @@ def _confirmed(
     values = [outcome.value for outcome in winner.outcomes]
     beaten = any(each.entrant.finalist and each.order(metric) < winner.order(metric) for each in trained)
     cell = winner.outcomes[0].cell
-    best = best.after_final(cell, _network_of(session, cell), values, windows, finalists, preferred=beaten)
+    best = best.after_final(Final(cell, _network_of(session, cell), values, windows, finalists, preferred=beaten))
     session.folder.write_json("best.json", best.to_dict(metric))
     return best
 
