@@ -1,8 +1,8 @@
 """`python -m bench.searches TEXT`: many default searches, each beside a random search that costs as much.
 
 A search races its cells and ends with its contest. The random search draws the same cells in the same order, and trains
-as many of them, as long as the race trains its last, as the windows of the race allow; it is given the learning rates
-that most cells of the race had. Its two best cells then train as the finalists of the contest do. Differences are those
+as many of them, as long as the race trains its last, as the windows of the race allow; it is given the learning rate
+that most cells of the race had. Its best cells then train as the finalists of the contest do. Differences are those
 of whole searches: the mean of a contestant's trainings in one search is one value, and p is that of a paired t-test.
 A file for each text and seed lies under --out; the same command goes on where it was stopped.
 """
@@ -65,7 +65,7 @@ def measure(out: Path, name: str, data_dir: Path | None, settings: dict[str, Any
 def random_search(
     folder: Path, raced: Path, name: str, data_dir: Path | None, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """The contest of the two best cells of a random search that costs as much as a race."""
+    """The contest of the best cells of a random search that costs as much as a race."""
     config = resolve_machine(resolve_config("race", {**settings, "dataset": name}))
     spent = json.loads((raced / "best.json").read_text(encoding="utf-8"))["network_windows"]
     data = task_of(config).load(config, data_dir)
@@ -73,8 +73,8 @@ def random_search(
     last = max(json.loads(record)["windows"] for record in records)
     cells = min(config.pool, spent // (config.networks_per_cell * last))
     longer = {"rungs": 1, "epochs_per_round": config.epochs_per_round * 2 ** (config.rungs - 1)}
-    rates = usual_rates(raced, config.networks_per_cell)
-    alone = {**longer, "pool": cells, "batch": cells, "keep": min(config.keep, cells), "rates": rates}
+    rate = str(usual_rate(raced))
+    alone = {**longer, "pool": cells, "batch": cells, "keep": min(config.keep, cells), "rates": rate}
     searching = resolve_machine(resolve_config("race", {**settings, "dataset": name, **alone}))
     with session_in(folder, searching, data) as session:
         best = Race(session).run()
@@ -85,11 +85,10 @@ def random_search(
     return {"cells": cells, "windows_of_networks": best.network_windows, **held}
 
 
-def usual_rates(raced: Path, networks_per_cell: int) -> str:
-    """The rates that most networks of the first rung had, one for each network of a cell; none need be tried."""
+def usual_rate(raced: Path) -> float:
+    """The rate that most networks of the first rung had."""
     plans = [json.loads(path.read_text(encoding="utf-8")) for path in raced.glob(f"{FOLDER}/1-1-*/config.json")]
-    usual = Counter(rate for plan in plans for rate in plan["rates"]).most_common(networks_per_cell)
-    return ",".join(str(rate) for rate, _ in usual)
+    return float(Counter(rate for plan in plans for rate in plan["rates"]).most_common(1)[0][0])
 
 
 def mean_of(result: dict[str, Any], name: str) -> float:

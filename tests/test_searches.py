@@ -11,7 +11,7 @@ from wenet.tasks import CharacterModelling, Metric
 from .wenet.helpers import write_text
 
 SMALL = {"parameters": 700, "pool": 6, "batch": 6, "epochs_per_round": 0.5, "contest_epochs": 1.0, "data_batch": 4}
-SMALL |= {"rates": "0.01,0.03", "bptt": 10, "contest_seeds": 2, "eval_batch": 4}
+SMALL |= {"rates": "0.03", "bptt": 10, "contest_seeds": 2, "eval_batch": 4}
 
 
 def test_a_random_search_costs_no_more_than_the_race(tmp_path):
@@ -22,18 +22,18 @@ def test_a_random_search_costs_no_more_than_the_race(tmp_path):
     chance = result["random search"]
     assert result["windows_of_networks"] / 2 < chance["windows_of_networks"] <= result["windows_of_networks"]
     assert chance["windows"] == result["contest"]["windows"] and 0 < chance["cells"] < SMALL["pool"]
-    assert {row["name"] for row in chance["contestants"]} <= {"winner", "runner-up", "median cell"}
+    assert {row["name"] for row in chance["contestants"]} <= {"winner", "runner-up", "finalist 3", "median cell"}
     before = path.stat().st_mtime_ns
     searches.measure(tmp_path / "out", str(text), None, {**SMALL, "seed": 1})
     assert path.stat().st_mtime_ns == before
     assert f"{searches.mean_of(result, 'random search'):.4f}" in searches.table(tmp_path / "out")
 
 
-def test_the_usual_rates_are_those_of_most_networks(tmp_path):
-    for number, rates in enumerate(([0.01, 0.02] * 3, [0.04, 0.02] * 2)):
+def test_the_usual_rate_is_that_of_most_networks(tmp_path):
+    for number, rates in enumerate(([0.02] * 3, [0.04] * 2, [0.02], [0.01] * 3)):
         (tmp_path / searches.FOLDER / f"1-1-{number}").mkdir(parents=True)
         (tmp_path / searches.FOLDER / f"1-1-{number}" / "config.json").write_text(json.dumps({"rates": rates}))
-    assert searches.usual_rates(tmp_path, 2) == "0.02,0.01" and searches.usual_rates(tmp_path, 1) == "0.02"
+    assert searches.usual_rate(tmp_path) == 0.02
 
 
 @pytest.mark.parametrize(("others", "expected"), [([1.5, 1.6, 1.7], "3 of 3, p 0.0"), ([1.1, 1.0, 1.2], "0 of 3")])

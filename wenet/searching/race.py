@@ -44,11 +44,11 @@ LARGEST_SHARE = 0.75  # of the cells of a rung that may go on
 HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trained on
 # Of a race that must fit into a time: the part of the rest before a contest, and before one with several finalists, the
 # part for trying rates, the share of cells that goes on at a rung, and by how much the last rung may take too long.
-RACE_SHARE, SHARE_BEFORE_FINALISTS, RATES_SHARE, LEFT, OVER = 0.4, 0.3, 0.05, 0.6, 1.15
+RACE_SHARE, SHARE_BEFORE_FINALISTS, RATES_SHARE, LEFT, OVER = 0.4, 0.3, 0.1, 0.6, 1.15
 FEWEST_CELLS, FEWEST_WINDOWS, WANTED_WINDOWS = 6, 4, 30  # the last two of a first rung
 WANTED_PASSES = 0.5  # over the data in a first rung, if the settings do not ask for fewer
-ALL_DIVERGED = "all that were left diverged, at every rate"
-TRIED = 4  # cells of a kind on which rates are tried
+ALL_DIVERGED = "all that were left diverged"
+TRIED = 2  # cells of a kind on which rates are tried
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,9 @@ class Runner:
 
     Attributes:
         networks: the places of its networks, from which the next rung continues.
-        rate: the learning rate that suits it best so far; losses and metric are the means of its networks at this rate.
-        held_out: the loss in each validation window of the rung, or on each sequence; infinite if the cell diverged at
-            every rate.
-        value: the metric.
+        rate: the learning rate of its networks.
+        held_out: their mean loss in each validation window of the rung, or on each sequence; infinite if one diverged.
+        value: their mean metric.
         generation: the generation, from 0, in which it entered the race.
     """
 
@@ -93,8 +92,7 @@ class RaceBest(StandaloneBest):
     """The first cell of the last rung.
 
     Attributes:
-        value: the metric on the validation part, as far as the rung was measured on it, of its networks at the rate
-            that suits it best.
+        value: the metric on the validation part, as far as the rung was measured on it; the mean of its networks.
         windows: number of windows that its networks were trained on.
         networks_per_cell: number of its networks.
     """
@@ -118,8 +116,7 @@ class RaceBest(StandaloneBest):
             return f"{which}, by chance: {ALL_DIVERGED}"
         return (
             f"{which}: validation {metric.name} {figure(self.value, metric.places)} after "
-            f"{counted(self.windows, 'window')}, at the best of its rates "
-            f"({counted(self.networks_per_cell, 'network')})"
+            f"{counted(self.windows, 'window')} ({counted(self.networks_per_cell, 'network')})"
         )
 
     def _place(self, metric: Metric) -> str:
@@ -127,8 +124,7 @@ class RaceBest(StandaloneBest):
             return f"This one came first by chance: {ALL_DIVERGED}."
         return (
             f"This one came first: after {counted(self.windows, 'window')} it had a validation {metric.name} of "
-            f"{figure(self.value, metric.places)}, at the best of its rates "
-            f"({counted(self.networks_per_cell, 'network')})."
+            f"{figure(self.value, metric.places)} ({counted(self.networks_per_cell, 'network')})."
         )
 
     def reached(self) -> tuple[str, float | None]:
@@ -147,12 +143,12 @@ class Course:
 class Race(Strategy):
     """Standalone networks race in generations of `batch` cells.
 
-    At every rung the networks of a cell train on, each at a learning rate of its own, until they have seen twice as
-    many windows; then cells are compared by their loss on the same held-out windows, at the rate that suits each best,
-    with a moving average of the weights. Cells in the worse half leave, unless a paired t-test over the windows cannot
-    tell them from the last of the better half. The next generation takes their places, from the pool or by mutations
-    of the best; its cells have to be among the better half of all that ever finished the rung (as in asynchronous
-    successive halving, Li et al. 2020).
+    At every rung the networks of a cell train on, at the learning rate that suits its kind in the last rung, until they
+    have seen twice as many windows; then cells are compared by their loss on the same held-out windows, with a moving
+    average of the weights. Cells in the worse half leave, unless a paired t-test over the windows cannot tell them from
+    the last of the better half. The next generation takes their places, from the pool or by mutations of the best; its
+    cells have to be among the better half of all that ever finished the rung (as in asynchronous successive halving,
+    Li et al. 2020).
     """
 
     best_type = RaceBest
@@ -165,12 +161,13 @@ class Race(Strategy):
         self.config, self.folder, self.metric = session.config, session.folder, session.task.metric
         first = training_windows(session, self.config.epochs_per_round)
         self.windows = [first * 2**rung for rung in range(self.config.rungs)]
-        self.windows_of_rates = self.windows[:2][-1]  # those of the second rung, as low rates need some
+        # A rate that is best for a short rung is too high in the last one, where it orders cells by chance.
+        self.windows_of_rates = self.windows[-1]
         self._steps = session.task.window_steps(session.data, self.config)
         self.pool = draw_pool(self.config)
         self.generator = random.Random(self.config.seed)
         self.entering = self.config.batch  # cells of the first generation
-        self.rates: dict[str, list[float]] = {}  # of a cell's networks, by kind: the number of nodes, or of states
+        self.rates: dict[str, float] = {}  # by kind: the number of nodes, or of states
         self.course = Course([[] for _ in self.windows])
         share = SHARE_BEFORE_FINALISTS if self.config.finalists > 1 else RACE_SHARE
         self.of_budget = share if self.config.contest else 0.95
@@ -205,7 +202,7 @@ class Race(Strategy):
                 "windows_of_rates", lambda: self._fitting_windows_of_rates(budget, cells)
             )
         for kind in dict.fromkeys(map(kind_of, cells)):
-            self.rates[kind] = self._choose_rates(kind, cells)
+            self.rates[kind] = self._choose_rate(kind, cells)
         kept = kept_for_measuring(self.session)
         self.until = budget.planned(
             "race_until", lambda: round(budget.spent + self.of_budget * max(0.0, budget.left - kept), 3)
@@ -281,13 +278,13 @@ class Race(Strategy):
             runners = [entrants[place] for place in group.places]
             path = self.folder.path / FOLDER / f"{generation + 1}-{rung + 1}-{group.name}"
             if group.kind not in self.rates:
-                self.rates[group.kind] = self._choose_rates(group.kind, cells)
-            copies, rates = self.config.networks_per_cell, self.rates[group.kind]
+                self.rates[group.kind] = self._choose_rate(group.kind, cells)
+            copies, rate = self.config.networks_per_cell, self.rates[group.kind]
             plan = Plan(
                 [cell for cell in group.architectures for _ in range(copies)],
                 self.windows[rung],
                 self.config.seed + generation,
-                rates=rates * len(runners),
+                rates=[rate] * copies * len(runners),
                 hidden=group.hidden(copies),
                 origins=[network for runner in runners for network in runner.networks],
                 average=True,
@@ -299,8 +296,8 @@ class Race(Strategy):
             losses = torch.tensor(result.held_out, dtype=torch.float64)  # [windows, n]
             for place, runner in enumerate(runners):
                 own = slice(place * copies, (place + 1) * copies)
-                ran = replace(runner, networks=left[own])
-                found.append(at_best_rate(ran, rates, losses[:, own], result.outcomes[own]))
+                ran = replace(runner, networks=left[own], rate=rate)
+                found.append(measured(ran, losses[:, own], result.outcomes[own]))
         return sorted(found, key=lambda runner: runner.loss)
 
     def _train(self, group: Group, path: Path, plan: Plan, label: str) -> StandaloneResult:
@@ -309,13 +306,12 @@ class Race(Strategy):
         self.course.results.append(result)
         return result
 
-    def _choose_rates(self, kind: str, cells: Sequence[Cell]) -> list[float]:
-        """The rates of a cell's networks: those at which some cells of its kind have the lowest mean losses after the
-        windows of the second rung, or fewer within a budget. If a cell has more networks than there are rates, several
-        have the same."""
-        rates, copies = self.config.rate_grid, self.config.networks_per_cell
+    def _choose_rate(self, kind: str, cells: Sequence[Cell]) -> float:
+        """The rate at which some cells of a kind have the lowest mean loss after the windows of the last rung, or fewer
+        within a budget."""
+        rates = self.config.rate_grid
         if not tries_rates(self.config):
-            return [rates[copy % len(rates)] for copy in range(copies)]
+            return rates[0]
         sums = torch.zeros(len(rates), dtype=torch.float64)
         for group in by_shape(typical(kind, cells), self.config, self.session.task, self.session.data):
             plan = Plan(
@@ -331,7 +327,7 @@ class Race(Strategy):
             losses = torch.tensor(result.held_out, dtype=torch.float64).mean(0)  # [n]
             diverged = torch.tensor([outcome.diverged_at is not None for outcome in result.outcomes])
             sums += losses.masked_fill(diverged, math.inf).view(len(rates), -1).sum(1)
-        return [rates[place] for place in sums.argsort(stable=True)[:copies].tolist()]
+        return rates[int(sums.argmin())]
 
     def _held_out_windows(self, windows: int) -> int:
         return held_out_windows(self.config, self.session.task, self.session.data, windows)
@@ -463,27 +459,22 @@ def networks_of_entrant(config: SearchConfig) -> float:
 
 
 def tries_rates(config: SearchConfig) -> bool:
-    """Whether there are more learning rates than a cell has networks to try them."""
-    return len(config.rate_grid) > config.networks_per_cell
+    """Whether there are learning rates to choose from."""
+    return len(config.rate_grid) > 1
 
 
-def at_best_rate(runner: Runner, rates: Sequence[float], losses: Tensor, outcomes: Sequence[Outcome]) -> Runner:
-    """A runner with the figures of the rate at which its networks have the lowest mean loss.
+def measured(runner: Runner, losses: Tensor, outcomes: Sequence[Outcome]) -> Runner:
+    """A runner with the mean figures of its `copies` networks.
 
     Args:
-        rates: the rate of each of its `copies` networks.
         losses: `[windows, copies]`
         outcomes: of its networks.
     """
-    candidates = []
-    for rate in dict.fromkeys(rates):
-        own = [copy for copy, its in enumerate(rates) if its == rate]
-        held_out = losses[:, own].mean(1).tolist()
-        if any(outcomes[copy].diverged_at is not None for copy in own) or not math.isfinite(sum(held_out)):
-            held_out = [math.inf] * len(losses)
-        value = math.fsum(outcomes[copy].value for copy in own) / len(own)
-        candidates.append(replace(runner, rate=rate, held_out=held_out, value=value))
-    return min(candidates, key=lambda candidate: candidate.loss)
+    held_out = losses.mean(1).tolist()
+    if any(outcome.diverged_at is not None for outcome in outcomes) or not math.isfinite(sum(held_out)):
+        held_out = [math.inf] * len(losses)
+    value = math.fsum(outcome.value for outcome in outcomes) / len(outcomes)
+    return replace(runner, held_out=held_out, value=value)
 
 
 def typical(kind: str, cells: Sequence[Cell]) -> list[Cell]:
@@ -509,7 +500,8 @@ def _seconds_of(cells: Sequence[Cell], config: SearchConfig, task: Task, data: A
         return networks * (trained * of_first + measured * of_measured)
 
     tried = min(TRIED, len(cells)) * len(config.rate_grid) if tries_rates(config) else 0
-    rates = seconds(tried, min(2, config.rungs), min(2, config.rungs))
+    longest = 2 ** (config.rungs - 1)
+    rates = seconds(tried, longest, longest)
     left = [math.ceil(len(cells) / 2**rung) * config.networks_per_cell for rung in range(config.rungs)]
     return rates + sum(seconds(count, 2 ** max(0, rung - 1), 2**rung) for rung, count in enumerate(left))
 

@@ -152,7 +152,7 @@ class SearchConfig(SeriesConfig):
     )
     networks_per_cell: int = option(
         2,
-        "networks of each cell in a race, at different learning rates as far as --rates has them; the best rate counts",
+        "networks of each cell in a race; what counts is their mean",
         Group.RACE,
         metavar="N",
         at_least=1,
@@ -164,7 +164,7 @@ class SearchConfig(SeriesConfig):
     )
     rates: str = option(
         "0.005,0.01,0.02",
-        "learning rates to choose from, for the networks of a cell in a race, and for each contestant",
+        "learning rates to choose from, for the cells of a kind in a race, and for each contestant",
         Group.RACE,
         metavar="RATE,RATE...",
     )
@@ -439,7 +439,7 @@ RACE: dict[str, Any] = {
     "bptt": 50,
     "lr": 1e-2,
     "contest": True,
-    "finalists": 2,  # as many as a contest trains in any case
+    "finalists": 4,
     "contest_epochs": 0.32,
     "audit_epochs": 0.32,
 }
@@ -470,6 +470,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch": 24,
         "rungs": 3,
         "epochs_per_round": 0.1,
+        "finalists": 2,  # and LSTM and GRU, which race
         "contest_epochs": 0.4,
         "audit_epochs": 0.4,
     },
