@@ -273,7 +273,7 @@ def test_a_race_of_programs(raced):
 def test_contestants_of_a_race_of_programs(raced):
     contest = json.loads((raced / "contest.json").read_text())
     rows = {row["name"]: row for row in contest["contestants"]}
-    assert set(rows) == {"winner", "runner-up", "median cell", "darts-v2", "lstm", "gru"}
+    assert set(rows) == {"winner", "runner-up", "finalist 3", "median cell", "darts-v2", "lstm", "gru"}
     assert "|" in rows["winner"]["genotype"] and rows["darts-v2"]["genotype"] == str(wenet.genotypes.DARTS_V2)
     for name, row in rows.items():
         assert len(row["test"]) == 2 and row["microseconds"] > 0
