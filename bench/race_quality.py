@@ -131,8 +131,8 @@ def _in_place(groups: Sequence[Group], found: Sequence[np.ndarray]) -> np.ndarra
 
 def tau_of(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
     """Kendall's tau with its interval; a network that diverged counts as the worst."""
-    finite = [np.where(np.isfinite(values), values, 1e9).tolist() for values in (first, second)]
-    return correlation(stats.kendalltau, *finite, 1)
+    one, other = (np.where(np.isfinite(values), values, 1e9).tolist() for values in (first, second))
+    return correlation(stats.kendalltau, one, other, 1)
 
 
 def table(found: dict[str, Any]) -> str:
