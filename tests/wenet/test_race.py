@@ -375,7 +375,7 @@ def test_the_best_of_several_finalists_of_a_mixture_keeps_its_own_figures(text, 
     assert "best of 3 finalists from 6 networks: mean validation perplexity" in str(found)
     write_report(out)
     page = (out / "report.html").read_text()
-    assert "3 finalists trained alone, from new weights. This one is the best of them" in page
+    assert "3 finalists trained from new weights. This one is the best of them" in page
     assert "has the largest weight" not in page
 
 

@@ -17,7 +17,17 @@ from wenet.parallel import ALONE, Ranks, clip_gradients
 from wenet.run import DTYPES, Session, peak_memory
 from wenet.searching.settings import SearchConfig
 from wenet.searching.space import draw_pool, space_of
-from wenet.searching.strategy import OF_RACES, RECORDS, Best, Final, Record, Strategy
+from wenet.searching.strategy import (
+    OF_RACES,
+    RECORDS,
+    Best,
+    Final,
+    Record,
+    Strategy,
+    final_in_sentences,
+    place_in_final,
+    reached_in_final,
+)
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import ModelTrainer, Progress, network_weights, recurrence_bytes, restore_random, restore_training
 from wenet.words import counted, duration, figure
@@ -85,7 +95,7 @@ class MixtureBest(Best):
         weight, uniform_weight: its share of the last mixture, and an equal share.
         held_out_loss: the loss that ranked it, if not ranked by weight.
         mixture_value: validation metric of the last mixture as a whole; None if it is not finite.
-        finalists: of so many it won the contest; 0 if the mixture alone chose it.
+        finalists, preferred: as in `StandaloneBest`.
         final_value, final_windows: the mean metric of its trainings there, None if one diverged, and their length.
     """
 
@@ -94,6 +104,7 @@ class MixtureBest(Best):
     held_out_loss: float | None
     mixture_value: float | None
     finalists: int = field(default=0, kw_only=True)
+    preferred: bool = field(default=False, kw_only=True)
     final_value: float | None = field(default=None, kw_only=True)
     final_windows: int = field(default=0, kw_only=True)
 
@@ -103,6 +114,7 @@ class MixtureBest(Best):
             self,
             genotype=final.cell,
             finalists=final.finalists,
+            preferred=final.preferred,
             final_value=final.value,
             final_windows=final.windows,
             rounds_kept=network.get("rounds_kept", 0) + 1,
@@ -122,11 +134,9 @@ class MixtureBest(Best):
         networks = counted(self.networks_searched, "network")
         searched = f"best of {networks}"
         if self.finalists:
-            reached = (
-                f"{figure(self.final_value, metric.places, 'diverged')} after {counted(self.final_windows, 'window')}"
-            )
-            searched = f"best of {self.finalists} finalists from {networks}: mean validation {metric.name} {reached}"
-            return f"{searched}; weight {self.weight:.4f}, where equal weights would be {self.uniform_weight:.4f}"
+            place = f"{place_in_final(self.finalists, self.preferred)} from {networks}"
+            reached = reached_in_final(self.final_value, self.final_windows, metric)
+            return f"{place}{reached}; weight {self.weight:.4f}, where equal weights would be {self.uniform_weight:.4f}"
         if self.held_out_loss is not None:
             searched += f": validation loss {self.held_out_loss:.3f} of its own output"
         return (
@@ -157,11 +167,9 @@ class MixtureBest(Best):
             weight = f"its weight in the last mixture is {share}"
             how = f"has the lowest loss by its own output on held-out text, {loss}; {weight}"
         if self.finalists:
-            yield (
-                f"Of {cells} {self.finalists} finalists trained alone, from new weights. This one is the best of them: "
-                f"after {counted(self.final_windows, 'window')} it has a mean validation {metric.name} of "
-                f"{figure(self.final_value, metric.places, 'no finite value')}. Its weight in the mixture was {share}."
-            )
+            final = final_in_sentences(self.finalists, self.preferred)
+            reached = reached_in_final(self.final_value, self.final_windows, metric)
+            yield f"{cells} trained as a mixture. {final}{reached}. Its weight in the mixture was {share}."
         else:
             yield f"Of {cells} this one {how}. {self._how_long_kept_in_a_sentence()}"
         reached = f"has no finite validation {metric.name}"

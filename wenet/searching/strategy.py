@@ -175,29 +175,15 @@ class StandaloneBest(Best):
     def how_it_won(self, metric: Metric) -> str:
         if not self.finalists:
             return self._how_it_came_first(metric)
-        won = "not shown to be worse than any" if self.preferred else "best"
-        which = f"{won} of {self.finalists} finalists from {self._field()}"
-        if self.value is None:
-            return f"{which}, though its trainings diverged"
-        reached = figure(self.value, metric.places)
-        return f"{which}: mean validation {metric.name} {reached} after {counted(self.windows, 'window')}"
+        reached = reached_in_final(self.value, self.windows, metric)
+        return f"{place_in_final(self.finalists, self.preferred)} from {self._field()}{reached}"
 
     def sentences(self, metric: Metric) -> Iterator[str]:
         if not self.finalists:
             yield f"{self._course()} {self._place(metric)}"
             return
-        which = f"{self._course()} Then {self.finalists} finalists trained from new weights. {self._merit()}"
-        if self.value is None:
-            yield f"{which}, though its trainings diverged."
-            return
-        reached = figure(self.value, metric.places)
-        yield f"{which}: after {counted(self.windows, 'window')} it has a mean validation {metric.name} of {reached}."
-
-    def _merit(self) -> str:
-        """What put the winner before the other finalists."""
-        if self.preferred:
-            return "This published cell wins, because none of them is shown to be better"
-        return "This one is the best of them"
+        reached = reached_in_final(self.value, self.windows, metric)
+        yield f"{self._course()} {final_in_sentences(self.finalists, self.preferred)}{reached}."
 
     def _field(self) -> str:
         """What finalists came from, behind "finalists from"."""
@@ -214,6 +200,26 @@ class StandaloneBest(Best):
     def _place(self, metric: Metric) -> str:
         """What that cell reached, in a sentence."""
         raise NotImplementedError
+
+
+def place_in_final(finalists: int, preferred: bool) -> str:
+    """A winner's place among so many finalists; `preferred` as in `StandaloneBest`."""
+    return f"{'not shown to be worse than any' if preferred else 'best'} of {finalists} finalists"
+
+
+def final_in_sentences(finalists: int, preferred: bool) -> str:
+    """How finalists met, and why this one won; the last sentence lacks its full stop."""
+    merit = (
+        "published cell wins, because none of them is shown to be better" if preferred else "one is the best of them"
+    )
+    return f"Then {finalists} finalists trained from new weights. This {merit}"
+
+
+def reached_in_final(value: float | None, windows: int, metric: Metric) -> str:
+    """What follows: the mean metric of a finalist's trainings, None if one diverged."""
+    if value is None:
+        return ", though its trainings diverged"
+    return f": mean validation {metric.name} {figure(value, metric.places)} after {counted(windows, 'window')}"
 
 
 class Strategy(ABC):
