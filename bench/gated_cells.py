@@ -70,7 +70,7 @@ def fitting(group: Group, session: Session[SearchConfig]) -> Iterator[tuple[str,
     count, rates = len(group.places), len(session.config.rate_grid)
     parts = 1
     if group.kind not in RIVALS:
-        parts = min(count, math.ceil(group.memory(session.data, rates, 1) / MOST_BYTES))
+        parts = min(count, math.ceil(group.memory(session.data, rates * len(group.places), 1) / MOST_BYTES))
     ends = [count * part // parts for part in range(parts + 1)]
     for number, (first, end) in enumerate(pairwise(ends), start=1):
         own = {name: getattr(group, name)[first:end] for name in ("architectures", "sizes", "places")}

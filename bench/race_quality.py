@@ -21,7 +21,7 @@ from scipy import stats
 from bench.sessions import pool_parser, session_in
 from wenet.run import Session, resolve_machine
 from wenet.searching.audit import correlation
-from wenet.searching.race import held_out_windows
+from wenet.searching.race import held_out_windows, losses_of
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.searching.shapes import Group, by_shape
 from wenet.searching.space import draw_pool
@@ -58,7 +58,7 @@ def measure(session: Session[SearchConfig], windows: int) -> dict[str, Any]:
     rungs = [
         {
             "windows": windows // share,
-            "means": np.median(losses, 0).tolist(),
+            "medians": np.median(losses, 0).tolist(),
             "tau": [tau_of(losses[:, place], truth) for place in range(len(rates))],
             "tau_of_the_lowest": tau_of(losses.min(1), truth),
         }
@@ -67,7 +67,7 @@ def measure(session: Session[SearchConfig], windows: int) -> dict[str, Any]:
     return {
         "cells": [str(cell) for cell in cells],
         "rates": rates,
-        "truth": truth.tolist(),
+        "truth": [loss if np.isfinite(loss) else None for loss in truth.tolist()],
         "best_rates": [rates[place] for place in trainings.mean(0).argmin(1)],
         "ceiling": tau_of(trainings[0].min(1), trainings[1].min(1)),
         "rungs": rungs,
@@ -95,8 +95,7 @@ def _scores(session: Session[SearchConfig], groups: Sequence[Group], windows: in
             more = {"origins": origins, "average": True, "leave": True, "held_out": held_out}
             result = _train(session, group, f"race-{share}", _plan(session, group, windows // share, SEED, **more))
             origins = [Origin(_path(session, group, f"race-{share}"), n) for n in range(len(result.outcomes))]
-            diverged = [outcome.diverged_at is not None for outcome in result.outcomes]
-            losses.append(np.where(diverged, np.inf, np.array(result.held_out).mean(0)))
+            losses.append(losses_of(result).mean(0).numpy())
         return np.stack(losses)
 
     found = [ran(group) for group in groups]

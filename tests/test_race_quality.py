@@ -16,8 +16,8 @@ def test_a_pool_is_measured_and_read_again(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     found = json.loads((out / "race-quality.json").read_text())
     assert [rung["windows"] for rung in found["rungs"]] == [3, 6, 12, 24]
-    for means in zip(*(rung["means"] for rung in found["rungs"]), strict=True):  # of a rate
-        assert list(means) == sorted(means, reverse=True) and len(set(means)) == 4  # they train on
+    for medians in zip(*(rung["medians"] for rung in found["rungs"]), strict=True):  # of a rate
+        assert list(medians) == sorted(medians, reverse=True) and len(set(medians)) == 4  # they train on
     assert len(set(found["cells"])) == len(set(found["truth"])) == 6 and set(found["best_rates"]) <= {0.01, 0.02}
     assert "| windows | rate 0.01 | rate 0.02 | the lowest of all rates |" in said and "ceiling: " in said
     main()  # reads what is there

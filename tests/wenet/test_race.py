@@ -26,11 +26,11 @@ from wenet.searching.contest.contestants import Contestant
 from wenet.searching.contest.trainings import Trained, named_by_rank
 from wenet.searching.halving import HalvingBest
 from wenet.searching.paired import are_larger
-from wenet.searching.race import RaceBest, Runner, measured
+from wenet.searching.race import RaceBest, losses_of
 from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling, task_of
 from wenet.tasks.measures import METRICS
-from wenet.training import Outcome, hidden_for, parameter_count
+from wenet.training import Outcome, StandaloneResult, hidden_for, parameter_count
 
 from .helpers import TINY, fails, results, without
 
@@ -89,14 +89,39 @@ def test_a_single_rate_needs_no_trial(text, tmp_path):
     assert list(tmp_path.glob("run/rungs/1-1-*")) and not list(tmp_path.glob("run/rungs/rates-*"))
 
 
-def test_the_networks_of_a_cell_count_together():
-    entrant = Runner(random_genotypes(1, 2, 0)[0], [], 0.01, [], math.nan, 0)
-    losses = torch.tensor([[3.0, 1.0], [4.0, 2.0]])  # [windows, networks]
-    outcomes = [Outcome("", value, 0.0, None, None, 0.0) for value in (7.0, 4.0)]
-    found = measured(entrant, losses, outcomes)
-    assert (found.rate, found.held_out, found.value) == (0.01, [2.0, 3.0], 5.5)
-    outcomes[1] = Outcome("", math.inf, 0.0, 3, None, math.inf)
-    assert measured(entrant, losses, outcomes).loss == math.inf  # one that diverged tells of the cell
+def test_networks_that_diverged_have_no_finite_loss():
+    diverged = [None, 3, None]
+    outcomes = [Outcome("", 1.0, 0.0, window, None, 0.0) for window in diverged]
+    result = StandaloneResult(outcomes, 3, 1.0, 1, [[3.0, 1.0, 5.0], [4.0, 2.0, math.nan]])  # [windows, n]
+    assert losses_of(result).tolist() == [[3.0, math.inf, math.inf], [4.0, math.inf, math.inf]]
+
+
+def test_the_networks_of_a_cell_count_together(raced):
+    record = json.loads((raced / "search.jsonl").read_text().splitlines()[0])
+    of_cell = {network["genotype"]: network for network in record["networks"]}
+    folders = list(raced.glob("rungs/1-1-*"))
+    assert len(folders) == 2
+    for folder in folders:
+        result = json.loads((folder / "result.json").read_text())
+        losses = torch.tensor(result["held_out"], dtype=torch.float64).mean(0).view(-1, 2).mean(1)  # of two networks
+        assert len(set(losses.tolist())) > 1
+        for outcome, loss in zip(result["outcomes"][::2], losses.tolist(), strict=True):
+            assert of_cell[outcome["genotype"]]["held_out_loss"] == pytest.approx(loss, rel=1e-12)
+
+
+def test_a_run_that_is_refused_keeps_its_records(text, tmp_path, capsys):
+    for name, strategy in (
+        ("race", ALONE),
+        ("random", [*without(ALONE, "--rungs", "--rates"), "--strategy", "random"]),
+    ):
+        out = tmp_path / name
+        assert search_main([str(text), *strategy, "--pool", "4", "--batch", "4", "--keep", "2", "--out", str(out)]) == 0
+        before = (out / "search.jsonl").read_bytes()
+        first = min((out / "rungs").iterdir(), key=lambda folder: folder.stat().st_ctime_ns)
+        config = json.loads((first / "config.json").read_text())
+        (first / "config.json").write_text(json.dumps({**config, "seed": 77}))  # as of another version
+        assert "was begun with other settings" in fails(capsys, "--resume", str(out), "--audit", "4")
+        assert (out / "search.jsonl").read_bytes() == before and before.count(b"\n") > 1
 
 
 def test_losses_fall_as_networks_train_on(raced):
@@ -587,6 +612,8 @@ def test_later_generations_have_the_rates_of_the_first(text, tmp_path):
     flags = ["--pool", "6", "--batch", "3", "--rungs", "2", "--mutate", "--out", str(tmp_path / "run")]
     assert search_main([str(text), *ALONE, *flags]) == 0
     assert list(tmp_path.glob("run/rungs/2-1-*"))
+    tried = [path.name for path in tmp_path.glob("run/rungs/rates-*")]
+    assert len(tried) == 2  # once for each number of nodes
     for folder in tmp_path.glob("run/rungs/[12]-*"):
         assert set(json.loads((folder / "config.json").read_text())["rates"]) == {0.03}
 

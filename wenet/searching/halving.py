@@ -86,7 +86,6 @@ class Halving(Strategy):
 
     def run(self) -> HalvingBest:
         """Run all rungs, resuming where they were stopped."""
-        self.folder.truncate_records(RECORDS, 0)  # finished trainings are read again, and records rewritten
         cells = draw_pool(self.config)
         results: list[StandaloneResult] = []
         for rung in range(len(self.rungs)):
@@ -135,6 +134,7 @@ class Halving(Strategy):
             "peak_memory_bytes": max(result.peak_memory for result in results),
             "networks": [{**outcome.to_dict(self.metric), "rounds_kept": rung} for outcome in ranked],
         }
+        self.folder.truncate_records(RECORDS, rung)  # a resumed search reads trainings, and writes again
         self.folder.append_record(RECORDS, record)
         self.session.console.say(
             f"rung {rung + 1}/{len(self.rungs)} done after {duration(seconds)}: {counted(len(ranked), 'cell')}, "
@@ -167,7 +167,7 @@ class Halving(Strategy):
     @classmethod
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
         groups = by_shape(draw_pool(config)[: config.batch], config, task_of(config), data)
-        return max(group.memory(data, 1, processes) for group in groups)
+        return max(group.memory(data, len(group.places), processes) for group in groups)
 
     @classmethod
     def outline(cls, config: SearchConfig) -> str:

@@ -25,8 +25,7 @@ from wenet.searching.strategy import (
     Record,
     Strategy,
     final_in_sentences,
-    place_in_final,
-    reached_in_final,
+    final_in_words,
 )
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import ModelTrainer, Progress, network_weights, recurrence_bytes, restore_random, restore_training
@@ -134,9 +133,10 @@ class MixtureBest(Best):
         networks = counted(self.networks_searched, "network")
         searched = f"best of {networks}"
         if self.finalists:
-            place = f"{place_in_final(self.finalists, self.preferred)} from {networks}"
-            reached = reached_in_final(self.final_value, self.final_windows, metric)
-            return f"{place}{reached}; weight {self.weight:.4f}, where equal weights would be {self.uniform_weight:.4f}"
+            final = final_in_words(
+                self.finalists, self.preferred, networks, self.final_value, self.final_windows, metric
+            )
+            return f"{final}; weight {self.weight:.4f}, where equal weights would be {self.uniform_weight:.4f}"
         if self.held_out_loss is not None:
             searched += f": validation loss {self.held_out_loss:.3f} of its own output"
         return (
@@ -167,9 +167,8 @@ class MixtureBest(Best):
             weight = f"its weight in the last mixture is {share}"
             how = f"has the lowest loss by its own output on held-out text, {loss}; {weight}"
         if self.finalists:
-            final = final_in_sentences(self.finalists, self.preferred)
-            reached = reached_in_final(self.final_value, self.final_windows, metric)
-            yield f"{cells} trained as a mixture. {final}{reached}. Its weight in the mixture was {share}."
+            final = final_in_sentences(self.finalists, self.preferred, self.final_value, self.final_windows, metric)
+            yield f"{cells} trained as a mixture. {final} Its weight in the mixture was {share}."
         else:
             yield f"Of {cells} this one {how}. {self._how_long_kept_in_a_sentence()}"
         reached = f"has no finite validation {metric.name}"

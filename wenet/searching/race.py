@@ -25,7 +25,6 @@ from wenet.searching.strategy import OF_MIXTURES, RECORDS, Record, StandaloneBes
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import (
     Origin,
-    Outcome,
     Plan,
     StandaloneResult,
     kind_of,
@@ -138,6 +137,7 @@ class Course:
     finished: list[list[Runner]]  # by rung
     gone_on: set[tuple[int, Cell]] = field(default_factory=set)  # rung and cell
     results: list[StandaloneResult] = field(default_factory=list)
+    records: int = 0  # written
 
 
 class Race(Strategy):
@@ -175,7 +175,6 @@ class Race(Strategy):
 
     def run(self) -> RaceBest:
         """Run all generations, resuming where they were stopped."""
-        self.folder.truncate_records(RECORDS, 0)  # finished trainings are read again, and records rewritten
         self._fit_to_budget()
         for generation in range(self.config.rounds):
             cells = self._new_cells(generation)
@@ -207,16 +206,26 @@ class Race(Strategy):
         self.until = budget.planned(
             "race_until", lambda: round(budget.spent + self.of_budget * max(0.0, budget.left - kept), 3)
         )
-        count, first = budget.planned("race", lambda: self._sizes(budget, cells))
+        of_kind = self.config.networks_per_cell * len(cells) // len(set(map(kind_of, cells)))
+        count, first = budget.planned(
+            "race",
+            lambda: self._sizes(
+                self.until - budget.spent,
+                self._seconds_per_network_window() or self._probed_seconds(cells, of_kind),
+                len(cells),
+            ),
+        )
         self.pool = self.pool[:count] + self.pool[self.config.batch :]
         self.windows = [first * 2**rung for rung in range(self.config.rungs)]
         self.entering = count
 
     def _fitting_windows_of_rates(self, budget: Budget, cells: Sequence[Cell]) -> int:
-        """Windows with which trying rates takes a small part of the time."""
+        """Windows with which trying rates takes a small part of the time, no more than the last rung may have."""
         tried = TRIED * len(self.config.rate_grid)  # in a call
-        seconds = len(set(map(kind_of, cells))) * tried * self._probed_seconds(cells, tried)
-        return max(FEWEST_WINDOWS, int(RATES_SHARE * budget.total / seconds))
+        each = self._probed_seconds(cells, tried)
+        _, first = self._sizes(self.of_budget * budget.left, each, len(cells))
+        fitting = int(RATES_SHARE * budget.total / (len(set(map(kind_of, cells))) * tried * each))
+        return min(max(FEWEST_WINDOWS, fitting), first * 2 ** (self.config.rungs - 1))
 
     def _probed_seconds(self, cells: Sequence[Cell], side_by_side: int) -> float:
         """What a window takes for each of the networks in a call, by a short measurement of one kind."""
@@ -226,12 +235,14 @@ class Race(Strategy):
         seconds = seconds_per_network(shaped, cell, 1.0, task, data, side_by_side=side_by_side)
         return seconds / training_windows(self.session, 1.0)
 
-    def _sizes(self, budget: Budget, cells: Sequence[Cell]) -> tuple[int, int]:
-        """The number of cells, and the windows of the first rung, that fit into the time."""
-        most, of_kind = len(cells), self.config.networks_per_cell * len(cells) // len(set(map(kind_of, cells)))
-        seconds = self._seconds_per_network_window() or self._probed_seconds(cells, of_kind)
-        each = networks_of_entrant(self.config)
-        windows = (self.until - budget.spent) / (seconds * each)  # of a single cell
+    def _sizes(self, seconds: float, each: float, most: int) -> tuple[int, int]:
+        """The number of cells, and the windows of the first rung, that fit into so many seconds.
+
+        Args:
+            each: seconds that a window takes for each network of a call.
+            most: cells that there are.
+        """
+        windows = seconds / (each * networks_of_entrant(self.config))  # of a single cell
         wanted = max(WANTED_WINDOWS, training_windows(self.session, min(WANTED_PASSES, self.config.epochs_per_round)))
         count = max(min(FEWEST_CELLS, most), min(most, int(windows / wanted)))
         return count, max(FEWEST_WINDOWS, int(windows / count))
@@ -293,11 +304,12 @@ class Race(Strategy):
             )
             result = self._train(group, path, plan, self._label(generation, rung))
             left = networks_left(self.session, path, len(plan.architectures))
-            losses = torch.tensor(result.held_out, dtype=torch.float64)  # [windows, n]
+            losses = losses_of(result)
             for place, runner in enumerate(runners):
                 own = slice(place * copies, (place + 1) * copies)
-                ran = replace(runner, networks=left[own], rate=rate)
-                found.append(measured(ran, losses[:, own], result.outcomes[own]))
+                held_out = losses[:, own].mean(1).tolist()
+                value = statistics.fmean(outcome.value for outcome in result.outcomes[own])
+                found.append(replace(runner, networks=left[own], rate=rate, held_out=held_out, value=value))
         return sorted(found, key=lambda runner: runner.loss)
 
     def _train(self, group: Group, path: Path, plan: Plan, label: str) -> StandaloneResult:
@@ -324,10 +336,8 @@ class Race(Strategy):
                 held_out=self._held_out_windows(self.windows_of_rates),
             )
             result = self._train(group, self.folder.path / FOLDER / f"rates-{group.name}", plan, "rates")
-            losses = torch.tensor(result.held_out, dtype=torch.float64).mean(0)  # [n]
-            diverged = torch.tensor([outcome.diverged_at is not None for outcome in result.outcomes])
-            sums += losses.masked_fill(diverged, math.inf).view(len(rates), -1).sum(1)
-        return rates[int(sums.argmin())]
+            sums += losses_of(result).mean(0).view(len(rates), -1).sum(1)
+        return rates[int(sums.argmin())]  # the lowest if networks diverged at all
 
     def _held_out_windows(self, windows: int) -> int:
         return held_out_windows(self.config, self.session.task, self.session.data, windows)
@@ -378,7 +388,9 @@ class Race(Strategy):
             "peak_memory_bytes": max(result.peak_memory for result in self.course.results),
             "networks": [runner.to_dict(rung, self.metric) for runner in ranked],
         }
+        self.folder.truncate_records(RECORDS, self.course.records)  # a resumed race reads trainings, and writes again
         self.folder.append_record(RECORDS, record)
+        self.course.records += 1
         self.session.console.say(
             f"{self._label(generation, rung)} done after {duration(seconds)}: "
             f"{counted(len(ran), 'cell')}, {counted(self.windows[rung], 'window')}, first, with validation "
@@ -416,9 +428,14 @@ class Race(Strategy):
 
     @classmethod
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
-        """Memory of the rung with the most networks of one shape."""
+        """Memory of the call with the most networks: a kind in the first rung, or some of its cells at all rates."""
         groups = by_shape(draw_pool(config)[: config.batch], config, task_of(config), data)
-        return max(group.memory(data, config.networks_per_cell, processes) for group in groups)
+        tried = len(config.rate_grid) if tries_rates(config) else 0
+
+        def networks(cells: int) -> int:
+            return max(config.networks_per_cell * cells, tried * min(TRIED, cells))
+
+        return max(group.memory(data, networks(len(group.places)), processes) for group in groups)
 
     @classmethod
     def outline(cls, config: SearchConfig) -> str:
@@ -463,18 +480,11 @@ def tries_rates(config: SearchConfig) -> bool:
     return len(config.rate_grid) > 1
 
 
-def measured(runner: Runner, losses: Tensor, outcomes: Sequence[Outcome]) -> Runner:
-    """A runner with the mean figures of its `copies` networks.
-
-    Args:
-        losses: `[windows, copies]`
-        outcomes: of its networks.
-    """
-    held_out = losses.mean(1).tolist()
-    if any(outcome.diverged_at is not None for outcome in outcomes) or not math.isfinite(sum(held_out)):
-        held_out = [math.inf] * len(losses)
-    value = math.fsum(outcome.value for outcome in outcomes) / len(outcomes)
-    return replace(runner, held_out=held_out, value=value)
+def losses_of(result: StandaloneResult) -> Tensor:
+    """The losses on held-out data of a training's networks, `[windows, n]`: infinite for those that diverged."""
+    losses = torch.tensor(result.held_out, dtype=torch.float64)
+    frozen = torch.tensor([outcome.diverged_at is not None for outcome in result.outcomes])
+    return losses.masked_fill(frozen | ~losses.isfinite().all(0), math.inf)
 
 
 def typical(kind: str, cells: Sequence[Cell]) -> list[Cell]:

@@ -152,7 +152,7 @@ class SearchConfig(SeriesConfig):
     )
     networks_per_cell: int = option(
         2,
-        "networks of each cell in a race; what counts is their mean",
+        "networks of each cell in a race; their mean loss counts",
         Group.RACE,
         metavar="N",
         at_least=1,
@@ -164,7 +164,7 @@ class SearchConfig(SeriesConfig):
     )
     rates: str = option(
         "0.005,0.01,0.02",
-        "learning rates to choose from, for the cells of a kind in a race, and for each contestant",
+        "learning rates to choose from: in a race for each number of nodes, or of states; and for each contestant",
         Group.RACE,
         metavar="RATE,RATE...",
     )

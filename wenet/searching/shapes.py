@@ -69,11 +69,11 @@ class Group:
         """For folders and lines on a console."""
         return f"{self.kind}-{self.config.hidden}"
 
-    def memory(self, data: Any, copies: int, processes: int) -> int:
-        """Bytes that each process needs to train so many networks of every cell at once."""
+    def memory(self, data: Any, networks: int, processes: int) -> int:
+        """Bytes that each process needs to train so many networks of its cells at once."""
         cell = self.architectures[0]
         assert not isinstance(cell, str)
-        return standalone_memory(self.config, cell, data, copies * len(self.places), processes)
+        return standalone_memory(self.config, cell, data, networks, processes)
 
 
 def by_shape(

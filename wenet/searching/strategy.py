@@ -175,15 +175,14 @@ class StandaloneBest(Best):
     def how_it_won(self, metric: Metric) -> str:
         if not self.finalists:
             return self._how_it_came_first(metric)
-        reached = reached_in_final(self.value, self.windows, metric)
-        return f"{place_in_final(self.finalists, self.preferred)} from {self._field()}{reached}"
+        return final_in_words(self.finalists, self.preferred, self._field(), self.value, self.windows, metric)
 
     def sentences(self, metric: Metric) -> Iterator[str]:
         if not self.finalists:
             yield f"{self._course()} {self._place(metric)}"
             return
-        reached = reached_in_final(self.value, self.windows, metric)
-        yield f"{self._course()} {final_in_sentences(self.finalists, self.preferred)}{reached}."
+        final = final_in_sentences(self.finalists, self.preferred, self.value, self.windows, metric)
+        yield f"{self._course()} {final}"
 
     def _field(self) -> str:
         """What finalists came from, behind "finalists from"."""
@@ -202,24 +201,32 @@ class StandaloneBest(Best):
         raise NotImplementedError
 
 
-def place_in_final(finalists: int, preferred: bool) -> str:
-    """A winner's place among so many finalists; `preferred` as in `StandaloneBest`."""
-    return f"{'not shown to be worse than any' if preferred else 'best'} of {finalists} finalists"
+def final_in_words(
+    finalists: int, preferred: bool, field: str, value: float | None, windows: int, metric: Metric
+) -> str:
+    """A winner's place among finalists, for a terminal.
 
-
-def final_in_sentences(finalists: int, preferred: bool) -> str:
-    """How finalists met, and why this one won; the last sentence lacks its full stop."""
-    merit = (
-        "published cell wins, because none of them is shown to be better" if preferred else "one is the best of them"
-    )
-    return f"Then {finalists} finalists trained from new weights. This {merit}"
-
-
-def reached_in_final(value: float | None, windows: int, metric: Metric) -> str:
-    """What follows: the mean metric of a finalist's trainings, None if one diverged."""
+    Args:
+        preferred, value, windows: as in `StandaloneBest`.
+        field: what finalists came from.
+    """
+    won = "not shown to be worse than any" if preferred else "best"
+    which = f"{won} of {finalists} finalists from {field}"
     if value is None:
-        return ", though its trainings diverged"
-    return f": mean validation {metric.name} {figure(value, metric.places)} after {counted(windows, 'window')}"
+        return f"{which}, though its trainings diverged"
+    return f"{which}: mean validation {metric.name} {figure(value, metric.places)} after {counted(windows, 'window')}"
+
+
+def final_in_sentences(finalists: int, preferred: bool, value: float | None, windows: int, metric: Metric) -> str:
+    """The same for the report."""
+    merit = "This one is the best of them"
+    if preferred:
+        merit = "This published cell wins, because none of them is shown to be better"
+    which = f"Then {finalists} finalists trained from new weights. {merit}"
+    if value is None:
+        return f"{which}, though its trainings diverged."
+    reached = figure(value, metric.places)
+    return f"{which}: after {counted(windows, 'window')} it has a mean validation {metric.name} of {reached}."
 
 
 class Strategy(ABC):
