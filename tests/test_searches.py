@@ -10,8 +10,17 @@ from wenet.tasks import CharacterModelling, Metric
 
 from .wenet.helpers import write_text
 
-SMALL = {"parameters": 700, "pool": 6, "batch": 6, "epochs_per_round": 0.5, "contest_epochs": 1.0, "data_batch": 4}
-SMALL |= {"rates": "0.03", "bptt": 10, "contest_seeds": 2, "eval_batch": 4}
+SMALL = {
+    "parameters": 700,
+    "pool": 16,
+    "batch": 16,
+    "nodes": "1-2",
+    "rungs": 3,
+    "epochs_per_round": 0.5,
+    "contest_epochs": 1.0,
+    "data_batch": 4,
+}
+SMALL |= {"rates": "0.01,0.03", "bptt": 10, "contest_seeds": 2, "eval_batch": 4}
 
 
 def test_a_random_search_costs_no_more_than_the_race(tmp_path):

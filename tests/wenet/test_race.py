@@ -26,7 +26,7 @@ from wenet.searching.contest.contestants import Contestant
 from wenet.searching.contest.trainings import Trained, named_by_rank
 from wenet.searching.halving import HalvingBest
 from wenet.searching.paired import are_larger
-from wenet.searching.race import RaceBest, losses_of
+from wenet.searching.race import Race, RaceBest, losses_of
 from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling, task_of
 from wenet.tasks.measures import METRICS
@@ -623,3 +623,22 @@ def test_help_shows_the_preset_that_a_level_has(capsys):
         with pytest.raises(SystemExit):
             search_main([*flags, "--help"])
         assert f"those of --preset {preset};" in " ".join(capsys.readouterr().out.split())
+
+
+def test_memory_counts_the_networks_that_try_rates(text):
+    few = {
+        "dataset": str(text),
+        "level": "words",
+        "precision": "fp32",
+        "pool": 2,
+        "batch": 2,
+        "nodes": "2",
+        "parameters": 900,
+    }
+    configs = [
+        resolve_config("race", {**few, "rates": ",".join(map(str, range(1, 1 + count)))}) for count in (1, 2, 20)
+    ]
+    task = task_of(configs[0])
+    data = task.load(configs[0], None)
+    one, two, many = (Race.memory(config, data, 1) for config in configs)
+    assert one == two < many  # of 2 cells 2 networks race, and 1, 2 and 20 are tried
