@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def _plan(session: Session[SearchConfig], group: Group, windows: int, seed: int,
     return Plan(cells, windows, seed, rates=rates * len(group.places), hidden=group.hidden(len(rates)), **more)
 
 
-def _path(session: Session[SearchConfig], group: Group, what: str) -> Any:
+def _path(session: Session[SearchConfig], group: Group, what: str) -> Path:
     return session.folder.path / f"{what}-{group.name}"
 
 

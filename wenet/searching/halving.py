@@ -134,8 +134,7 @@ class Halving(Strategy):
             "peak_memory_bytes": max(result.peak_memory for result in results),
             "networks": [{**outcome.to_dict(self.metric), "rounds_kept": rung} for outcome in ranked],
         }
-        self.folder.truncate_records(RECORDS, rung)  # a resumed search reads trainings, and writes again
-        self.folder.append_record(RECORDS, record)
+        self.write_record(record)
         self.session.console.say(
             f"rung {rung + 1}/{len(self.rungs)} done after {duration(seconds)}: {counted(len(ranked), 'cell')}, "
             f"{counted(windows, 'window')}, best validation {self.metric.name} "

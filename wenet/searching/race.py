@@ -21,7 +21,7 @@ from wenet.searching.paired import are_larger
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import Group, by_shape, config_for
 from wenet.searching.space import draw_pool, identity, pool_in_words, space_of
-from wenet.searching.strategy import OF_MIXTURES, RECORDS, Record, StandaloneBest, Strategy
+from wenet.searching.strategy import OF_MIXTURES, Record, StandaloneBest, Strategy
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import (
     Origin,
@@ -137,7 +137,6 @@ class Course:
     finished: list[list[Runner]]  # by rung
     gone_on: set[tuple[int, Cell]] = field(default_factory=set)  # rung and cell
     results: list[StandaloneResult] = field(default_factory=list)
-    records: int = 0  # written
 
 
 class Race(Strategy):
@@ -161,7 +160,7 @@ class Race(Strategy):
         self.config, self.folder, self.metric = session.config, session.folder, session.task.metric
         first = training_windows(session, self.config.epochs_per_round)
         self.windows = [first * 2**rung for rung in range(self.config.rungs)]
-        # A rate that is best for a short rung is too high in the last one, where it orders cells by chance.
+        # A rate that is best for a short rung is too high in the last one, where networks go wrong at it.
         self.windows_of_rates = self.windows[-1]
         self._steps = session.task.window_steps(session.data, self.config)
         self.pool = draw_pool(self.config)
@@ -388,9 +387,7 @@ class Race(Strategy):
             "peak_memory_bytes": max(result.peak_memory for result in self.course.results),
             "networks": [runner.to_dict(rung, self.metric) for runner in ranked],
         }
-        self.folder.truncate_records(RECORDS, self.course.records)  # a resumed race reads trainings, and writes again
-        self.folder.append_record(RECORDS, record)
-        self.course.records += 1
+        self.write_record(record)
         self.session.console.say(
             f"{self._label(generation, rung)} done after {duration(seconds)}: "
             f"{counted(len(ran), 'cell')}, {counted(self.windows[rung], 'window')}, first, with validation "
@@ -440,8 +437,8 @@ class Race(Strategy):
     @classmethod
     def outline(cls, config: SearchConfig) -> str:
         return (
-            f"{pool_in_words(config)}, "
-            f"{counted(config.networks_per_cell, 'network')} each, {counted(config.rungs, 'rung')}"
+            f"{pool_in_words(config)}, {counted(config.networks_per_cell, 'network')} each, "
+            f"{counted(config.rungs, 'rung')}"
         )
 
     @classmethod

@@ -246,6 +246,7 @@ class Strategy(ABC):
 
     def __init__(self, session: Session[SearchConfig]) -> None:
         self.session = session
+        self.records_written = 0
 
     @abstractmethod
     def run(self) -> Best:
@@ -255,6 +256,13 @@ class Strategy(ABC):
             WenetError: training diverged, the disk is full, or the checkpoint cannot be used.
             Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
         """
+
+    def write_record(self, record: Record) -> None:
+        """Append a record. A resumed search reads its trainings and writes all records again; those of before go only
+        now, so a run that is refused keeps them."""
+        self.session.folder.truncate_records(RECORDS, self.records_written)
+        self.session.folder.append_record(RECORDS, record)
+        self.records_written += 1
 
     @classmethod
     def check(cls, config: SearchConfig, processes: int = 1) -> None:
