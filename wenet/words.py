@@ -10,13 +10,17 @@ QUOTED = 40  # characters, at most
 
 
 def duration(seconds: float) -> str:
-    """Format seconds in words, to two figures."""
+    """Format seconds in words, from minutes on to two figures, so that parts of a time still add up to it.
+
+    >>> duration(89), duration(204), duration(720), duration(5400)
+    ('89 s', '3.4 min', '12 min', '1.5 h')
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
+        return f"{seconds / 60:.2g} min"
     if seconds < 36 * 3600:
-        return f"{seconds / 3600:.1f} h"
+        return f"{seconds / 3600:.2g} h"
     return f"{seconds / 86400:.0f} days"
 
 

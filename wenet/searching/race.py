@@ -313,7 +313,7 @@ class Race(Strategy):
 
     def _train(self, group: Group, path: Path, plan: Plan, label: str) -> StandaloneResult:
         session = replace(self.session, config=group.config)
-        result = train_standalone(session, path, plan, f"{label}, {group.name}")
+        result = train_standalone(session, path, plan, f"{label}, {group.title}")
         self.course.results.append(result)
         return result
 

@@ -18,6 +18,7 @@ from wenet.training import (
     StandaloneResult,
     TooFewParameters,
     hidden_for,
+    kind_in_words,
     kind_of,
     standalone_memory,
     train_standalone,
@@ -66,8 +67,13 @@ class Group:
 
     @property
     def name(self) -> str:
-        """For folders and lines on a console."""
+        """For folders."""
         return f"{self.kind}-{self.config.hidden}"
+
+    @property
+    def title(self) -> str:
+        """For lines on a console."""
+        return f"{kind_in_words(self.architectures[0])}, hidden {self.config.hidden}"
 
     def memory(self, data: Any, networks: int, processes: int) -> int:
         """Bytes that each process needs to train so many networks of its cells at once."""
@@ -216,7 +222,7 @@ def train_cells(
             replace(session, config=group.config),
             path if len(groups) == 1 else path.with_name(f"{path.name}-{group.name}"),
             Plan(group.architectures, windows, seed, hidden=group.hidden()),
-            label if len(groups) == 1 else f"{label}, {group.name}",
+            label if len(groups) == 1 else f"{label}, {group.title}",
         )
         for group in groups
     ]

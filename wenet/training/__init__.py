@@ -7,6 +7,7 @@ from wenet.training.architectures import (
     TooFewParameters,
     build_standalone,
     hidden_for,
+    kind_in_words,
     kind_of,
     parameter_count,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "estimate_training",
     "evaluate",
     "hidden_for",
+    "kind_in_words",
     "kind_of",
     "network_weights",
     "networks_left",

@@ -13,6 +13,7 @@ from wenet.cells import Cell, Genotype, read_cell
 from wenet.nn import LAYERS, StandaloneCellRNN, StandaloneRNN, WeightedDagRNN
 from wenet.run.settings import DTYPES
 from wenet.tasks import Task
+from wenet.words import counted
 from wenet_kernels import Program, WenetError
 
 Architecture = Cell | str  # a cell, or the name of a layer in `LAYERS`
@@ -28,6 +29,13 @@ def kind_of(architecture: Architecture) -> str:
     if isinstance(architecture, Genotype):
         return f"{architecture.nodes}-nodes"
     return f"{architecture.states}-states" if isinstance(architecture, Program) else architecture
+
+
+def kind_in_words(architecture: Architecture) -> str:
+    """The kind for lines on a console: "1 node", "2 states" or "lstm"."""
+    if isinstance(architecture, Genotype):
+        return counted(architecture.nodes, "node")
+    return counted(architecture.states, "state") if isinstance(architecture, Program) else architecture
 
 
 def build_standalone(

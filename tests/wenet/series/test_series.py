@@ -460,9 +460,10 @@ def test_masked_values_are_missing():
         series_of((x, np.ma.masked_array(np.arange(9), np.arange(9) == 3)), True)
 
 
-def test_labels_that_are_true_or_false_stay_so(tmp_path):
+@pytest.mark.parametrize("held_as", [bool, object])
+def test_labels_that_are_true_or_false_stay_so(tmp_path, held_as):
     x, y = drawn()
-    data = prepared((x, y == "high"))
+    data = prepared((x, (y == "high").astype(held_as)))
     assert data.classes == (False, True) and all(isinstance(each, bool) for each in data.classes)
     assert torch.equal(data.train.targets, prepared((x, (y == "high").astype(int))).train.targets)
     data.raw.save(tmp_path / "kept.safetensors")

@@ -217,8 +217,12 @@ def check_counts(sequences: int, targets: int, name: str) -> None:
 
 def _checked_targets(array: Array, name: str) -> Array:
     """Numbers as float64 or int64, labels as text."""
-    if array.dtype == object and array.size and all(map(_is_number, array.ravel().tolist())):
-        array = array.astype(np.float64)
+    if array.dtype == object and array.size:
+        each = array.ravel().tolist()
+        if all(isinstance(one, bool | np.bool_) for one in each):
+            array = array.astype(bool)
+        elif all(map(_is_number, each)):
+            array = array.astype(np.float64)
     if array.dtype.kind in "fiub":
         if array.dtype.kind != "f" and array.size and int(array.max()) > np.iinfo(np.int64).max:
             raise WenetError(f"{name}: a target of {int(array.max())} is too large for a whole number")

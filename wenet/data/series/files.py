@@ -253,7 +253,8 @@ def _check_order(path: Path, rows: list[Row], names: list[str], column: int, of_
             date = datetime.fromisoformat(row.cell(column))
             if date < last.get(name, date):
                 raise WenetError(
-                    f"{path} line {row.line}: column {names[column]!r} goes back in time; sort rows, oldest first"
+                    f"{path} line {row.line}: column {names[column]!r} goes back in time; sort rows, "
+                    "oldest first, or leave the column out if clocks went back"
                 )
             last[name] = date
     except (ValueError, TypeError):  # dates of another form, or some with time zones

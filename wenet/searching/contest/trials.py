@@ -55,7 +55,7 @@ def try_all(session: Session[SearchConfig], group: Group, windows: int) -> Stand
         checks=checks_in(session),
         weight_decays=where_several(session.config, [weight_decay for _, weight_decay in grid] * len(group.places)),
     )
-    return train_standalone(*place_of(session, group, "trials"), plan, f"trials, {group.name}")
+    return train_standalone(*place_of(session, group, "trials"), plan, f"trials, {group.title}")
 
 
 def best_trials(
