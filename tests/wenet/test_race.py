@@ -83,6 +83,24 @@ def test_a_cell_has_the_rate_that_is_best_in_the_end(text, tmp_path, rates, bett
         assert all(network["rate"] == better and network["held_out_loss"] for network in json.loads(line)["networks"])
 
 
+def test_cells_of_all_numbers_of_nodes_have_one_rate(text, tmp_path, monkeypatch):
+    losses = {"1-nodes": {0.01: 1.0, 0.03: 1.3}, "2-nodes": {0.01: 1.2, 0.03: 1.1}}
+    train = Race._train
+
+    def tried(self, group, path, plan, label):
+        result = train(self, group, path, plan, label)
+        measured = [[losses[group.kind][rate] for rate in plan.rates]]
+        return replace(result, held_out=measured) if label == "rates" else result
+
+    monkeypatch.setattr(Race, "_train", tried)
+    flags = ["--pool", "4", "--rungs", "1", "--rates", "0.01,0.03", "--out", str(tmp_path / "run")]
+    assert search_main([str(text), *ALONE, *flags]) == 0
+    folders = list(tmp_path.glob("run/rungs/1-*"))
+    assert len(folders) == 2
+    for folder in folders:
+        assert set(json.loads((folder / "config.json").read_text())["rates"]) == {0.01}
+
+
 def test_a_single_rate_needs_no_trial(text, tmp_path):
     flags = ["--pool", "4", "--rungs", "1", "--rates", "0.03", "--out", str(tmp_path / "run")]
     assert search_main([str(text), *ALONE, *flags]) == 0

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from wenet.cells import Cell
+from wenet.cells import Cell, Genotype
 from wenet.run import Session
 from wenet.run.budget import Budget
 from wenet.searching.contest import kept_for_measuring
@@ -142,8 +142,8 @@ class Course:
 class Race(Strategy):
     """Standalone networks race in generations of `batch` cells.
 
-    At every rung the networks of a cell train on, at the learning rate that suits its kind in the last rung, until they
-    have seen twice as many windows; then cells are compared by their loss on the same held-out windows, with a moving
+    At every rung the networks of a cell train on, at the learning rate that suits the last rung, until they have seen
+    twice as many windows; then cells are compared by their loss on the same held-out windows, with a moving
     average of the weights. Cells in the worse half leave, unless a paired t-test over the windows cannot tell them from
     the last of the better half. The next generation takes their places, from the pool or by mutations of the best; its
     cells have to be among the better half of all that ever finished the rung (as in asynchronous successive halving,
@@ -166,7 +166,7 @@ class Race(Strategy):
         self.pool = draw_pool(self.config)
         self.generator = random.Random(self.config.seed)
         self.entering = self.config.batch  # cells of the first generation
-        self.rates: dict[str, float] = {}  # by kind: the number of nodes, or of states
+        self.rates: dict[str, float] = {}  # by family
         self.course = Course([[] for _ in self.windows])
         share = SHARE_BEFORE_FINALISTS if self.config.finalists > 1 else RACE_SHARE
         self.of_budget = share if self.config.contest else 0.95
@@ -199,8 +199,8 @@ class Race(Strategy):
             self.windows_of_rates = budget.planned(
                 "windows_of_rates", lambda: self._fitting_windows_of_rates(budget, cells)
             )
-        for kind in dict.fromkeys(map(kind_of, cells)):
-            self.rates[kind] = self._choose_rate(kind, cells)
+        for family in dict.fromkeys(map(family_of, cells)):
+            self.rates[family] = self._choose_rate(family, cells)
         kept = kept_for_measuring(self.session)
         self.until = budget.planned(
             "race_until", lambda: round(budget.spent + self.of_budget * max(0.0, budget.left - kept), 3)
@@ -287,9 +287,10 @@ class Race(Strategy):
         for group in by_shape(cells, self.config, self.session.task, self.session.data):
             runners = [entrants[place] for place in group.places]
             path = self.folder.path / FOLDER / f"{generation + 1}-{rung + 1}-{group.name}"
-            if group.kind not in self.rates:
-                self.rates[group.kind] = self._choose_rate(group.kind, cells)
-            copies, rate = self.config.networks_per_cell, self.rates[group.kind]
+            family = family_of(runners[0].genotype)
+            if family not in self.rates:
+                self.rates[family] = self._choose_rate(family, cells)
+            copies, rate = self.config.networks_per_cell, self.rates[family]
             plan = Plan(
                 [cell for cell in group.architectures for _ in range(copies)],
                 self.windows[rung],
@@ -317,14 +318,16 @@ class Race(Strategy):
         self.course.results.append(result)
         return result
 
-    def _choose_rate(self, kind: str, cells: Sequence[Cell]) -> float:
-        """The rate at which some cells of a kind have the lowest mean loss after the windows of the last rung, or fewer
-        within a budget."""
+    def _choose_rate(self, family: str, cells: Sequence[Cell]) -> float:
+        """The rate at which some cells of each kind in a family have the lowest mean loss after the windows of the last
+        rung, or fewer within a budget."""
         rates = self.config.rate_grid
         if not tries_rates(self.config):
             return rates[0]
         sums = torch.zeros(len(rates), dtype=torch.float64)
-        for group in by_shape(typical(kind, cells), self.config, self.session.task, self.session.data):
+        kinds = dict.fromkeys(kind_of(cell) for cell in cells if family_of(cell) == family)
+        tried = [cell for kind in kinds for cell in typical(kind, cells)]
+        for group in by_shape(tried, self.config, self.session.task, self.session.data):
             plan = Plan(
                 [cell for _ in rates for cell in group.architectures],
                 self.windows_of_rates,
@@ -482,6 +485,15 @@ def losses_of(result: StandaloneResult) -> Tensor:
     losses = torch.tensor(result.held_out, dtype=torch.float64)
     frozen = torch.tensor([outcome.diverged_at is not None for outcome in result.outcomes])
     return losses.masked_fill(frozen | ~losses.isfinite().all(0), math.inf)
+
+
+def family_of(cell: Cell) -> str:
+    """What cells have in common that race at one rate: to be DAG cells, or programs with as many states.
+
+    A rate for each number of nodes would depend on two cells, and at a rate that is too high by chance its cells are
+    ahead in short rungs, where they displace all others, and go wrong in the last.
+    """
+    return "dag" if isinstance(cell, Genotype) else kind_of(cell)
 
 
 def typical(kind: str, cells: Sequence[Cell]) -> list[Cell]:

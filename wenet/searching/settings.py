@@ -164,7 +164,8 @@ class SearchConfig(SeriesConfig):
     )
     rates: str = option(
         "0.005,0.01,0.02",
-        "learning rates to choose from: in a race for each number of nodes, or of states; and for each contestant",
+        "learning rates to choose from: in a race for all DAG cells, and for each number of states; and for each "
+        "contestant",
         Group.RACE,
         metavar="RATE,RATE...",
     )
