@@ -10,7 +10,7 @@ QUOTED = 40  # characters, at most
 
 
 def duration(seconds: float) -> str:
-    """Format seconds in words, from minutes on to two figures, so that parts of a time still add up to it.
+    """Format seconds in words; minutes and hours have two figures, so that parts of a time nearly add up to it.
 
     >>> duration(89), duration(204), duration(720), duration(5400)
     ('89 s', '3.4 min', '12 min', '1.5 h')

@@ -22,7 +22,7 @@ from wenet.nn import CellRNN, LanguageModel, StandaloneCellRNN, StandaloneLangua
 from wenet.run import Interrupt, Session, Surroundings
 from wenet.searching.contest import table
 from wenet.searching.contest.contestants import Contestant
-from wenet.searching.race import TRIED, typical
+from wenet.searching.race import TRIED, family_of, typical
 from wenet.searching.settings import resolve_config
 from wenet.searching.shapes import by_shape
 from wenet.searching.space import draw_pool, identity, space_of
@@ -204,6 +204,7 @@ def test_rates_are_tried_on_typical_cells():
     assert len(found) == TRIED and all(cell.states == 1 for cell in found)
     assert not {cells[3], cells[2]} & set(found)  # published cells with many products
     dag = draw_pool(resolve_config("race", {"pool": 30}))
+    assert {family_of(cell) for cell in dag} == {"dag"} and {family_of(cell) for cell in found} == {"1-states"}
     assert typical("2-nodes", dag) == [cell for cell in dag if cell.nodes == 2][:TRIED]
 
 

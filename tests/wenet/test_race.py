@@ -85,20 +85,37 @@ def test_a_cell_has_the_rate_that_is_best_in_the_end(text, tmp_path, rates, bett
 
 def test_cells_of_all_numbers_of_nodes_have_one_rate(text, tmp_path, monkeypatch):
     losses = {"1-nodes": {0.01: 1.0, 0.03: 1.3}, "2-nodes": {0.01: 1.2, 0.03: 1.1}}
-    train = Race._train
-
-    def tried(self, group, path, plan, label):
-        result = train(self, group, path, plan, label)
-        measured = [[losses[group.kind][rate] for rate in plan.rates]]
-        return replace(result, held_out=measured) if label == "rates" else result
-
-    monkeypatch.setattr(Race, "_train", tried)
+    monkeypatch.setattr(Race, "_train", with_trials(lambda group, place, rate: losses[group.kind][rate]))
     flags = ["--pool", "4", "--rungs", "1", "--rates", "0.01,0.03", "--out", str(tmp_path / "run")]
     assert search_main([str(text), *ALONE, *flags]) == 0
     folders = list(tmp_path.glob("run/rungs/1-*"))
     assert len(folders) == 2
     for folder in folders:
         assert set(json.loads((folder / "config.json").read_text())["rates"]) == {0.01}
+
+
+def test_a_cell_that_diverges_at_every_rate_does_not_choose(text, tmp_path, monkeypatch):
+    def loss(group, place, rate):
+        return math.inf if (group.kind, place) == ("2-nodes", 0) else {0.01: 1.3, 0.03: 1.0}[rate]
+
+    monkeypatch.setattr(Race, "_train", with_trials(loss))
+    flags = ["--pool", "4", "--rungs", "1", "--rates", "0.01,0.03", "--out", str(tmp_path / "run")]
+    assert search_main([str(text), *ALONE, *flags]) == 0
+    for folder in tmp_path.glob("run/rungs/1-*"):
+        assert set(json.loads((folder / "config.json").read_text())["rates"]) == {0.03}
+
+
+def with_trials(loss):
+    """`Race._train`, but that rates are judged by `loss(group, place, rate)`."""
+    train = Race._train
+
+    def trained(self, group, path, plan, label):
+        result = train(self, group, path, plan, label)
+        places = range(len(group.architectures))
+        measured = [[loss(group, place, rate) for rate in dict.fromkeys(plan.rates) for place in places]]
+        return replace(result, held_out=measured) if label == "rates" else result
+
+    return trained
 
 
 def test_a_single_rate_needs_no_trial(text, tmp_path):

@@ -320,11 +320,12 @@ class Race(Strategy):
 
     def _choose_rate(self, family: str, cells: Sequence[Cell]) -> float:
         """The rate at which some cells of each kind in a family have the lowest mean loss after the windows of the last
-        rung, or fewer within a budget."""
+        rung, or fewer within a budget; first of all, one at which few diverge."""
         rates = self.config.rate_grid
         if not tries_rates(self.config):
             return rates[0]
         sums = torch.zeros(len(rates), dtype=torch.float64)
+        diverged = torch.zeros(len(rates), dtype=torch.int64)
         kinds = dict.fromkeys(kind_of(cell) for cell in cells if family_of(cell) == family)
         tried = [cell for kind in kinds for cell in typical(kind, cells)]
         for group in by_shape(tried, self.config, self.session.task, self.session.data):
@@ -338,8 +339,11 @@ class Race(Strategy):
                 held_out=self._held_out_windows(self.windows_of_rates),
             )
             result = self._train(group, self.folder.path / FOLDER / f"rates-{group.name}", plan, "rates")
-            sums += losses_of(result).mean(0).view(len(rates), -1).sum(1)
-        return rates[int(sums.argmin())]  # the lowest if networks diverged at all
+            losses = losses_of(result).mean(0).view(len(rates), -1)  # [rates, cells]
+            diverged += losses.isinf().sum(1)
+            sums += losses.where(losses.isfinite(), 0).sum(1)
+        order = zip(diverged.tolist(), sums.tolist(), rates, strict=True)  # a cell may diverge at every rate
+        return min(order)[-1]
 
     def _held_out_windows(self, windows: int) -> int:
         return held_out_windows(self.config, self.session.task, self.session.data, windows)
@@ -490,8 +494,8 @@ def losses_of(result: StandaloneResult) -> Tensor:
 def family_of(cell: Cell) -> str:
     """What cells have in common that race at one rate: to be DAG cells, or programs with as many states.
 
-    A rate for each number of nodes would depend on two cells, and at a rate that is too high by chance its cells are
-    ahead in short rungs, where they displace all others, and go wrong in the last.
+    A rate for each number of nodes would rest on two cells, and where it is too high by chance its cells are ahead in
+    short rungs, displace all others there, and learn no more in the last.
     """
     return "dag" if isinstance(cell, Genotype) else kind_of(cell)
 
