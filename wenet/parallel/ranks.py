@@ -172,12 +172,18 @@ def joined() -> Iterator[Ranks]:
     importlib.import_module("torch.distributed.nn.functional")
     with ranks._naming_lost_ranks():
         dist.init_process_group(timeout=TIMEOUT)  # gloo for CPU tensors, NCCL for GPU tensors
-    yield ranks
-    # All ranks leave together, so that no connection closes while another rank still reads from it. After an error they
-    # do not meet, because NCCL would wait for ranks that are gone.
-    with ranks._naming_lost_ranks():
-        dist.barrier()
-    dist.destroy_process_group()
+    met = False
+    try:
+        yield ranks
+        # All ranks leave together, so that no connection closes while another rank still reads from it.
+        with ranks._naming_lost_ranks():
+            dist.barrier()
+        met = True
+    finally:
+        # Threads of gloo that outlive the group can abort the end of Python, or keep it from coming. After an error the
+        # ranks do not meet, and NCCL would wait for those that are gone.
+        if met or "nccl" not in str(dist.get_backend_config()):
+            dist.destroy_process_group()
 
 
 def check_own_device(ranks: Ranks, device: torch.device) -> None:
