@@ -4,14 +4,18 @@ A search races its cells and ends with its contest. The random search draws the 
 as many of them, as long as the race trains its last, as the windows of the race allow; it is given the learning rate
 that most cells of the race had. Its best cells then train as the finalists of the contest do. Differences are those
 of whole searches: the mean of a contestant's trainings in one search is one value, and p is that of a paired t-test.
-A file for each text and seed lies under --out; the same command goes on where it was stopped.
+A file for each text and seed lies under --out; the same command goes on where it was stopped. With --nodes the pools
+have other sizes, and contests are held between cells alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from bench.paired import compared, written
 from bench.sessions import session_in
 from wenet.run import resolve_machine
 from wenet.searching.contest import hold_contest
-from wenet.searching.race import FOLDER, Race
+from wenet.searching.race import FOLDER, Race, RaceBest
 from wenet.searching.settings import resolve_config
 from wenet.searching.strategy import RECORDS
 from wenet.tasks import CharacterModelling, task_of
@@ -35,53 +39,72 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     for seed in range(1, options.seeds + 1):
         for name in options.datasets:
-            measure(options.out, name, options.data_dir, {"seed": seed})
+            settings = {"seed": seed} if options.nodes is None else {"seed": seed, "nodes": options.nodes}
+            measure(options.out, name, options.data_dir, settings, rivals=options.nodes is None)
     print(table(options.out))
 
 
-def measure(out: Path, name: str, data_dir: Path | None, settings: dict[str, Any]) -> None:
-    """Search by a race and at random, unless the result is there."""
+def measure(out: Path, name: str, data_dir: Path | None, settings: dict[str, Any], rivals: bool = True) -> None:
+    """Search by a race and at random, unless the result is there.
+
+    Args:
+        rivals: whether LSTM, GRU and published cells take part in the contest of the race.
+    """
     label = f"{Path(name).stem}-{settings['seed']}"
     path = out / f"{label}.json"
     if path.exists():
         return
     folder = out / "runs" / label
-    if (folder / "config.json").exists():
-        found = wenet.resume_search(folder)
-    else:
-        found = wenet.search(name, data_dir=data_dir, out=folder, preset="race", **settings)
+    given = {**settings, "dataset": name}
+    contest = whole(folder, given, data_dir) if rivals else among_cells(folder, given, {}, data_dir)[1]
+    best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
     result = {
         "text": Path(name).stem,
         "settings": settings,
-        "windows_of_networks": json.loads((folder / "best.json").read_text(encoding="utf-8"))["network_windows"],
-        "cell": str(found.genotype),
-        "contest": found.contest,
-        "random search": random_search(out / "random" / label, folder, name, data_dir, settings),
+        "windows_of_networks": best["network_windows"],
+        "cell": next(row["genotype"] for row in contest["contestants"] if row["name"] == "winner"),
+        "contest": contest,
+        "random search": random_search(out / "random" / label, folder, given, data_dir),
     }
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"{label}: {summary(result)}", flush=True)
 
 
-def random_search(
-    folder: Path, raced: Path, name: str, data_dir: Path | None, settings: dict[str, Any]
-) -> dict[str, Any]:
+def whole(folder: Path, given: dict[str, Any], data_dir: Path | None) -> dict[str, Any]:
+    """The contest of a whole search."""
+    if (folder / "config.json").exists():
+        found = wenet.resume_search(folder)
+    else:
+        found = wenet.search(data_dir=data_dir, out=folder, preset="race", **given)
+    assert found.contest is not None
+    return found.contest
+
+
+def among_cells(
+    folder: Path, given: dict[str, Any], of_race: dict[str, Any], data_dir: Path | None
+) -> tuple[RaceBest, dict[str, Any]]:
+    """A race with some settings of its own, and the contest of its finalists with none but cells of the pool."""
+    searching = resolve_machine(resolve_config("race", given, of_race))
+    contest = replace(searching, rates=resolve_config("race", given).rates)
+    data = task_of(searching).load(searching, data_dir)
+    with session_in(folder, searching, data) as session:
+        best = Race(session).run()
+    with session_in(folder, contest, data) as session:
+        session.task.rivals = ()
+        _, held = hold_contest(session, best)
+    return best, held
+
+
+def random_search(folder: Path, raced: Path, given: dict[str, Any], data_dir: Path | None) -> dict[str, Any]:
     """The contest of the best cells of a random search that costs as much as a race."""
-    config = resolve_machine(resolve_config("race", {**settings, "dataset": name}))
+    config = resolve_config("race", given)
     spent = json.loads((raced / "best.json").read_text(encoding="utf-8"))["network_windows"]
-    data = task_of(config).load(config, data_dir)
     records = raced.joinpath(RECORDS).read_text(encoding="utf-8").splitlines()
     last = max(json.loads(record)["windows"] for record in records)
     cells = min(config.pool, spent // (config.networks_per_cell * last))
     longer = {"rungs": 1, "epochs_per_round": config.epochs_per_round * 2 ** (config.rungs - 1)}
-    rate = str(usual_rate(raced))
-    alone = {**longer, "pool": cells, "batch": cells, "keep": min(config.keep, cells), "rates": rate}
-    searching = resolve_machine(resolve_config("race", {**settings, "dataset": name, **alone}))
-    with session_in(folder, searching, data) as session:
-        best = Race(session).run()
-    contest = resolve_machine(resolve_config("race", {**settings, "dataset": name, **alone, "rates": config.rates}))
-    with session_in(folder, contest, data) as session:
-        session.task.rivals = ()
-        _, held = hold_contest(session, best)
+    alone = {**longer, "pool": cells, "batch": cells, "keep": min(config.keep, cells), "rates": str(usual_rate(raced))}
+    best, held = among_cells(folder, given, alone, data_dir)
     return {"cells": cells, "windows_of_networks": best.network_windows, **held}
 
 
@@ -92,36 +115,42 @@ def usual_rate(raced: Path) -> float:
 
 
 def mean_of(result: dict[str, Any], name: str) -> float:
-    """Of a contestant's trainings in one search, on the test part."""
+    """Of a contestant's trainings in one search, on the test part; not a number if it did not take part."""
     contest = result["random search"] if name == "random search" else result["contest"]
     wanted = "winner" if name == "random search" else name
-    return float(next(row for row in contest["contestants"] if row["name"] == wanted)["mean"])
+    found = [row["mean"] for row in contest["contestants"] if row["name"] == wanted]
+    return float(found[0]) if found else math.nan
 
 
 def summary(result: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {mean_of(result, name):.4f}" for name in CONTESTANTS) + f"  {result['cell']}"
+    found = {name: mean_of(result, name) for name in CONTESTANTS}
+    means = ", ".join(f"{name} {mean:.4f}" for name, mean in found.items() if not math.isnan(mean))
+    return f"{means}  {result['cell']}"
 
 
 def table(out: Path) -> str:
     """As Markdown."""
-    metric = CharacterModelling.metric
     lines = [f"| text | searches | {' | '.join(CONTESTANTS)} |", "|---|---|" + "---|" * len(CONTESTANTS)]
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*-[0-9]*.json"))]
     for text in dict.fromkeys(result["text"] for result in results):
         own = [result for result in results if result["text"] == text]
         found = {name: [mean_of(result, name) for result in own] for name in CONTESTANTS}
-        cells = [
-            written(values, 4) + ("" if name == "winner" else f" ({compared(found['winner'], values, metric)})")
-            for name, values in found.items()
-        ]
+        cells = [_cell(values, [] if name == "winner" else found["winner"]) for name, values in found.items()]
         lines.append(f"| {text} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(values: Sequence[float], winners: Sequence[float]) -> str:
+    """What searches found, compared with their winners if there are any; empty if nobody took part."""
+    difference = f" ({compared(winners, values, CharacterModelling.metric)})" if winners else ""
+    return "" if all(map(math.isnan, values)) else written(values, 4) + difference
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*", default=["sotu", "ptb"], metavar="TEXT", help="as in wenet-search")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="default: %(default)s")
+    parser.add_argument("--nodes", metavar="L[-L]", help="of the cells, by default as in wenet-search")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default: %(default)s")
     parser.add_argument("--data-dir", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("runs/searches"), metavar="DIR", help="default: %(default)s")

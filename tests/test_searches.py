@@ -1,6 +1,7 @@
 """The bench of whole searches: what a random search beside one may cost, and how differences are reckoned."""
 
 import json
+import math
 
 import pytest
 
@@ -36,6 +37,19 @@ def test_a_random_search_costs_no_more_than_the_race(tmp_path):
     searches.measure(tmp_path / "out", str(text), None, {**SMALL, "seed": 1})
     assert path.stat().st_mtime_ns == before
     assert f"{searches.mean_of(result, 'random search'):.4f}" in searches.table(tmp_path / "out")
+
+
+def test_a_search_without_rivals(tmp_path):
+    text = write_text(tmp_path / "text")
+    searches.measure(tmp_path / "out", str(text), None, {**SMALL, "seed": 1}, rivals=False)
+    searches.measure(tmp_path / "whole", str(text), None, {**SMALL, "seed": 1})
+    alone, whole = (json.loads(next((tmp_path / where).glob("*-1.json")).read_text()) for where in ("out", "whole"))
+    assert {row["name"] for row in whole["contest"]["contestants"]} > {"winner", "lstm", "gru"}
+    assert "lstm" not in {row["name"] for row in alone["contest"]["contestants"]}
+    assert alone["cell"] == whole["cell"] and alone["windows_of_networks"] == whole["windows_of_networks"]
+    assert searches.mean_of(alone, "random search") == searches.mean_of(whole, "random search")
+    assert "lstm" not in searches.summary(alone) and " |  |  | " in searches.table(tmp_path / "out")
+    assert math.isnan(searches.mean_of(alone, "gru")) and not math.isnan(searches.mean_of(alone, "median cell"))
 
 
 def test_the_usual_rate_is_that_of_most_networks(tmp_path):

@@ -206,6 +206,8 @@ def test_rates_are_tried_on_typical_cells():
     dag = draw_pool(resolve_config("race", {"pool": 30}))
     assert {family_of(cell) for cell in dag} == {"dag"} and {family_of(cell) for cell in found} == {"1-states"}
     assert typical("2-nodes", dag) == [cell for cell in dag if cell.nodes == 2][:TRIED]
+    wide = draw_pool(resolve_config("race", {"pool": 30, "nodes": "1-8"}))  # which share a rate
+    assert [len(typical(f"{nodes}-nodes", wide)) for nodes in range(1, 9)] == [1] * 8
 
 
 def test_mutations_are_new_cells():

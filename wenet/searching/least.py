@@ -8,7 +8,6 @@ from wenet.searching.contest import kept_for_measuring, networks_in
 from wenet.searching.race import (
     FEWEST_CELLS,
     FEWEST_WINDOWS,
-    TRIED,
     held_out_windows,
     networks_of_entrant,
     tries_rates,
@@ -29,11 +28,12 @@ def least_seconds(session: Session[SearchConfig]) -> float:
     config, task, data = session.config, session.task, session.data
     cells = draw_pool(config)[: config.batch]
     kinds = list(dict.fromkeys(map(kind_of, cells)))
-    cell = typical(kinds[0], cells)[0]
+    tried = [cell for kind in kinds for cell in typical(kind, cells)]
+    cell = tried[0]
     shaped, probed = config_for(cell, config, task, data), [cell] * PROBED
     of_window = seconds_per_window(shaped, probed, task, data) / PROBED
     of_measured = seconds_of_measured(shaped, probed, task, data) / PROBED
-    networks = _networks_of_race(config, len(cells), len(kinds))
+    networks = _networks_of_race(config, len(cells), len(tried))
     seconds = networks * FEWEST_WINDOWS * of_window
     seconds += networks * held_out_windows(config, task, data, FEWEST_WINDOWS) * of_measured
     calls = len(kinds) * (1 + config.rungs)
@@ -43,7 +43,7 @@ def least_seconds(session: Session[SearchConfig]) -> float:
     return seconds + calls * CALL + LEAST_AFTERWARDS
 
 
-def _networks_of_race(config: SearchConfig, cells: int, kinds: int) -> float:
+def _networks_of_race(config: SearchConfig, cells: int, tried: int) -> float:
     """Networks, each counted as often as it trains for the windows of the first rung."""
-    tried = kinds * TRIED * len(config.rate_grid) if tries_rates(config) else 0
-    return tried + min(FEWEST_CELLS, cells) * networks_of_entrant(config)
+    of_rates = tried * len(config.rate_grid) if tries_rates(config) else 0
+    return of_rates + min(FEWEST_CELLS, cells) * networks_of_entrant(config)

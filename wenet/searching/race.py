@@ -47,7 +47,7 @@ RACE_SHARE, SHARE_BEFORE_FINALISTS, RATES_SHARE, LEFT, OVER = 0.4, 0.3, 0.1, 0.6
 FEWEST_CELLS, FEWEST_WINDOWS, WANTED_WINDOWS = 6, 4, 30  # the last two of a first rung
 WANTED_PASSES = 0.5  # over the data in a first rung, if the settings do not ask for fewer
 ALL_DIVERGED = "all that were left diverged"
-TRIED = 2  # cells of a kind on which rates are tried
+TRIED, TRIED_IN_ALL = 2, 8  # cells of a kind, and of a family, on which rates are tried; at least one of each kind
 
 
 @dataclass(frozen=True)
@@ -220,10 +220,11 @@ class Race(Strategy):
 
     def _fitting_windows_of_rates(self, budget: Budget, cells: Sequence[Cell]) -> int:
         """Windows with which trying rates takes a small part of the time, no more than the last rung may have."""
-        tried = TRIED * len(self.config.rate_grid)  # in a call
-        each = self._probed_seconds(cells, tried)
+        kinds, rates = dict.fromkeys(map(kind_of, cells)), len(self.config.rate_grid)
+        tried = [len(typical(kind, cells)) for kind in kinds]
+        each = self._probed_seconds(cells, max(tried) * rates)
         _, first = self._sizes(self.of_budget * budget.left, each, len(cells))
-        fitting = int(RATES_SHARE * budget.total / (len(set(map(kind_of, cells))) * tried * each))
+        fitting = int(RATES_SHARE * budget.total / (sum(tried) * rates * each))
         return min(max(FEWEST_WINDOWS, fitting), first * 2 ** (self.config.rungs - 1))
 
     def _probed_seconds(self, cells: Sequence[Cell], side_by_side: int) -> float:
@@ -453,7 +454,7 @@ class Race(Strategy):
         """Estimated seconds, as if half of the cells of each kind left at every rung, and all of a kind were alike."""
         pool = draw_pool(config)
         kinds = dict.fromkeys(map(kind_of, pool))
-        return sum(_seconds_of([c for c in pool if kind_of(c) == kind], config, task, data) for kind in kinds)
+        return sum(_seconds_of(kind, pool, config, task, data) for kind in kinds)
 
     @classmethod
     def stages(cls, config: SearchConfig) -> int:
@@ -501,17 +502,19 @@ def family_of(cell: Cell) -> str:
 
 
 def typical(kind: str, cells: Sequence[Cell]) -> list[Cell]:
-    """Some cells of a kind, those in the middle by their number of weights."""
+    """Some cells of a kind, those in the middle by their number of weights; fewer if its family has many kinds."""
     own = [cell for cell in cells if kind_of(cell) == kind]
+    kinds = len({kind_of(cell) for cell in cells if family_of(cell) == family_of(own[0])})
     weights = [cell.parameters(1, 1) if isinstance(cell, Program) else 0 for cell in own]
     middle = statistics.median(weights)
     order = sorted(range(len(own)), key=lambda place: abs(weights[place] - middle))
-    return [own[place] for place in order[:TRIED]]
+    return [own[place] for place in order[: max(1, min(TRIED, TRIED_IN_ALL // kinds))]]
 
 
-def _seconds_of(cells: Sequence[Cell], config: SearchConfig, task: Task, data: Any) -> float:
+def _seconds_of(kind: str, pool: Sequence[Cell], config: SearchConfig, task: Task, data: Any) -> float:
     """An estimate for the cells of one kind: rates first, then all rungs."""
-    cell = typical(kind_of(cells[0]), cells)[0]
+    typical_cells = typical(kind, pool)
+    cell = typical_cells[0]
     shaped = config_for(cell, config, task, data)
     of_first = seconds_per_network(shaped, cell, config.epochs_per_round, task, data)
     of_measured = seconds_per_measured(shaped, cell, task, data)
@@ -522,10 +525,11 @@ def _seconds_of(cells: Sequence[Cell], config: SearchConfig, task: Task, data: A
         measured = held_out_windows(config, task, data, round(first * so_far))
         return networks * (trained * of_first + measured * of_measured)
 
-    tried = min(TRIED, len(cells)) * len(config.rate_grid) if tries_rates(config) else 0
+    tried = len(typical_cells) * len(config.rate_grid) if tries_rates(config) else 0
     longest = 2 ** (config.rungs - 1)
     rates = seconds(tried, longest, longest)
-    left = [math.ceil(len(cells) / 2**rung) * config.networks_per_cell for rung in range(config.rungs)]
+    entering = sum(kind_of(cell) == kind for cell in pool)
+    left = [math.ceil(entering / 2**rung) * config.networks_per_cell for rung in range(config.rungs)]
     return rates + sum(seconds(count, 2 ** max(0, rung - 1), 2**rung) for rung, count in enumerate(left))
 
 
