@@ -1,8 +1,9 @@
 """`python -m bench.searches TEXT`: many default searches, each beside a random search that costs as much.
 
 A search races its cells and ends with its contest. The random search draws the same cells in the same order, and trains
-as many of them, as long as the race trains its last, as the windows of the race allow; it is given the learning rate
-that most cells of the race had. Its best cells then train as the finalists of the contest do. Differences are those
+as many of them, as long as the race trains its last, as the windows of the race allow. It is given the learning rate
+that most cells of the race had, so the windows in which the race tried rates do not count: had it to try rates as the
+race does, its cost would be that of the whole race. Its best cells then train as the finalists of the contest do. Differences are those
 of whole searches: the mean of a contestant's trainings in one search is one value, and p is that of a paired t-test.
 A file for each text and seed lies under --out; the same command goes on where it was stopped. With --nodes the pools
 have other sizes, and contests are held between cells alone.
@@ -62,6 +63,7 @@ def measure(out: Path, name: str, data_dir: Path | None, settings: dict[str, Any
         "text": Path(name).stem,
         "settings": settings,
         "windows_of_networks": best["network_windows"],
+        "windows_of_rungs": windows_of_rungs(folder),
         "cell": next(row["genotype"] for row in contest["contestants"] if row["name"] == "winner"),
         "contest": contest,
         "random search": random_search(out / "random" / label, folder, given, data_dir),
@@ -96,9 +98,9 @@ def among_cells(
 
 
 def random_search(folder: Path, raced: Path, given: dict[str, Any], data_dir: Path | None) -> dict[str, Any]:
-    """The contest of the best cells of a random search that costs as much as a race."""
+    """The contest of the best cells of a random search that costs as much as a race, trials of rates aside."""
     config = resolve_config("race", given)
-    spent = json.loads((raced / "best.json").read_text(encoding="utf-8"))["network_windows"]
+    spent = windows_of_rungs(raced)
     records = raced.joinpath(RECORDS).read_text(encoding="utf-8").splitlines()
     last = max(json.loads(record)["windows"] for record in records)
     cells = min(config.pool, spent // (config.networks_per_cell * last))
@@ -106,6 +108,12 @@ def random_search(folder: Path, raced: Path, given: dict[str, Any], data_dir: Pa
     alone = {**longer, "pool": cells, "batch": cells, "keep": min(config.keep, cells), "rates": str(usual_rate(raced))}
     best, held = among_cells(folder, given, alone, data_dir)
     return {"cells": cells, "windows_of_networks": best.network_windows, **held}
+
+
+def windows_of_rungs(raced: Path) -> int:
+    """Those of all networks of a race, but for its trials of rates."""
+    results = raced.glob(f"{FOLDER}/[0-9]*/result.json")
+    return sum(json.loads(path.read_text(encoding="utf-8"))["network_windows"] for path in results)
 
 
 def usual_rate(raced: Path) -> float:

@@ -30,7 +30,8 @@ def test_a_random_search_costs_no_more_than_the_race(tmp_path):
     (path,) = (tmp_path / "out").glob("*-1.json")
     result = json.loads(path.read_text())
     chance = result["random search"]
-    assert result["windows_of_networks"] / 2 < chance["windows_of_networks"] <= result["windows_of_networks"]
+    assert result["windows_of_rungs"] / 2 < chance["windows_of_networks"] <= result["windows_of_rungs"]
+    assert result["windows_of_rungs"] < result["windows_of_networks"]  # by the trials of rates
     assert chance["windows"] == result["contest"]["windows"] and 0 < chance["cells"] < SMALL["pool"]
     assert {row["name"] for row in chance["contestants"]} <= {"winner", "runner-up", "finalist 3", "median cell"}
     before = path.stat().st_mtime_ns
