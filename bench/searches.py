@@ -3,10 +3,10 @@
 A search races its cells and ends with its contest. The random search draws the same cells in the same order, and trains
 as many of them, as long as the race trains its last, as the windows of the race allow. It is given the learning rate
 that most cells of the race had, so the windows in which the race tried rates do not count: had it to try rates as the
-race does, its cost would be that of the whole race. Its best cells then train as the finalists of the contest do. Differences are those
-of whole searches: the mean of a contestant's trainings in one search is one value, and p is that of a paired t-test.
-A file for each text and seed lies under --out; the same command goes on where it was stopped. With --nodes the pools
-have other sizes, and contests are held between cells alone.
+race does, its cost would be that of the whole race. Its best cells then train as the finalists of the contest do.
+Differences are those of whole searches: the mean of a contestant's trainings in one search is one value, and p is that
+of a paired t-test. A file for each text and seed lies under --out; the same command goes on where it was stopped. With
+--nodes the pools have other sizes, and contests are held between cells alone.
 """
 
 from __future__ import annotations
