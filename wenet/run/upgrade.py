@@ -17,6 +17,7 @@ ADDED_TO_SEARCHES = {
     "known": True,
     "contest": False,
     "rungs": 4,
+    "falling_rates": False,
     "networks_per_cell": 2,
     "mutate": False,
     "rates": "0.005,0.01,0.02",

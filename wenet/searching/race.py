@@ -47,7 +47,7 @@ RACE_SHARE, SHARE_BEFORE_FINALISTS, RATES_SHARE, LEFT, OVER = 0.4, 0.3, 0.1, 0.6
 FEWEST_CELLS, FEWEST_WINDOWS, WANTED_WINDOWS = 6, 4, 30  # the last two of a first rung
 WANTED_PASSES = 0.5  # over the data in a first rung, if the settings do not ask for fewer
 ALL_DIVERGED = "all that were left diverged"
-TRIED, TRIED_IN_ALL = 2, 8  # cells of a kind, and of a family, on which rates are tried; at least one of each kind
+TRIED, TRIED_IN_ALL = 2, 4  # cells of a kind, and of a family, on which rates are tried; at least one of each kind
 
 
 @dataclass(frozen=True)
@@ -298,6 +298,8 @@ class Race(Strategy):
                 self.config.seed + generation,
                 rates=[rate] * copies * len(runners),
                 hidden=group.hidden(copies),
+                decay=self.config.falling_rates,
+                schedule=self.windows[-1] if self.config.falling_rates else 0,
                 origins=[network for runner in runners for network in runner.networks],
                 average=True,
                 leave=True,
@@ -336,6 +338,7 @@ class Race(Strategy):
                 self.config.seed,
                 rates=[rate for rate in rates for _ in group.architectures],
                 hidden=group.hidden() * len(rates),
+                decay=self.config.falling_rates,
                 average=True,
                 held_out=self._held_out_windows(self.windows_of_rates),
             )

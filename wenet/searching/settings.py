@@ -150,6 +150,11 @@ class SearchConfig(SeriesConfig):
         at_least=1,
         at_most=20,
     )
+    falling_rates: bool = option(
+        False,
+        "let the rates of a race fall to zero until the end of its last rung, as those of the contest do",
+        Group.RACE,
+    )
     networks_per_cell: int = option(
         2,
         "networks of each cell in a race; their mean loss counts",
@@ -430,11 +435,13 @@ RACE: dict[str, Any] = {
     "strategy": "race",
     "nodes": "1-4",
     "parameters": 80_000,
-    "pool": 72,
-    "batch": 72,
+    "pool": 48,
+    "batch": 48,
     "keep": 4,
-    "rungs": 4,
-    "epochs_per_round": 0.02,
+    "rungs": 3,
+    "falling_rates": True,
+    "networks_per_cell": 1,
+    "epochs_per_round": 0.08,
     "rates": "0.01,0.02,0.04",
     "data_batch": 32,
     "bptt": 50,
@@ -470,6 +477,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pool": 24,
         "batch": 24,
         "rungs": 3,
+        "falling_rates": False,
+        "networks_per_cell": 2,
         "epochs_per_round": 0.1,
         "finalists": 2,  # and LSTM and GRU, which race
         "contest_epochs": 0.4,

@@ -20,7 +20,7 @@ RECORDS = "search.jsonl"
 OF_MIXTURES = (
     *("norm", "mix_lr", "windows", "cell_weights", "score", "carry_embedding", "mix_dropout", "initial_cells"),
 )
-OF_RACES = ("rungs", "networks_per_cell", "mutate")
+OF_RACES = ("rungs", "falling_rates", "networks_per_cell", "mutate")
 Record = dict[str, Any]
 
 

@@ -151,6 +151,8 @@ class Plan:
         seed: seed of initial weights and dropouts.
         rates: Adam's rate of each network; empty if all use that of the settings.
         decay: whether rates fall linearly to zero, window by window.
+        schedule: number of windows after which rates that fall reach zero, if others continue from these networks;
+            0 if that is after `windows`.
         weight_decays: of each network; empty if all use that of the settings.
         origins: the origin of each network; empty if all start anew.
         average: whether networks are measured with a moving average of their weights. If training is to continue, rates
@@ -168,6 +170,7 @@ class Plan:
     seed: int
     rates: Sequence[float] = ()
     decay: bool = False
+    schedule: int = 0
     origins: Sequence[Origin] = ()
     average: bool = False
     leave: bool = False
@@ -182,6 +185,7 @@ class Plan:
         unusual = {
             "rates": list(self.rates),
             "decay": self.decay,
+            "schedule": self.schedule,
             "origins": [[origin.folder.name, origin.place] for origin in self.origins],
             "average": self.average,
             "leave": self.leave,
@@ -434,7 +438,8 @@ class StandaloneTraining(Trainer):
     @torch.no_grad()
     def _update(self) -> None:
         """Take Adam's step, scaled for each network, because all share one optimizer with the largest rate."""
-        left = 1 - self.progress.windows / self.plan.windows if self.plan.decay else 1.0
+        schedule = self.plan.schedule or self.plan.windows
+        left = 1 - self.progress.windows / schedule if self.plan.decay else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * left
         if self.weight_decays is not None:

@@ -40,7 +40,7 @@ SEARCH_FIGURES = ["cell", "weights", "trajectories", "learning"]
 
 # By a mixture of DAG cells without audit and contest.
 UNREAD = (
-    *("blocks", "states", "known", "rungs", "networks_per_cell", "mutate", "rates"),
+    *("blocks", "states", "known", "rungs", "falling_rates", "networks_per_cell", "mutate", "rates"),
     *(
         "audit_epochs",
         "standalone_lr",
