@@ -2,9 +2,8 @@
 
 Cells are drawn as the preset draws them, at equal parameters. The truth of a cell is its validation loss after
 trainings whose rates fall to zero, at the rate of the grid that is best for it; the ceiling is how well two such
-trainings agree. Its score is the loss of a moving average of the weights while the rate stays constant, at the rungs
-of a race that ends after half of the windows, at each rate of the grid. Trainings are kept under --out, and the same
-command goes on with them.
+trainings agree. Its score is the loss of a moving average of the weights on the way, in a third training, at each rate
+of the grid. Trainings are kept under --out, and the same command goes on with them.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def _ends(session: Session[SearchConfig], groups: Sequence[Group], windows: int,
 
 
 def _scores(session: Session[SearchConfig], groups: Sequence[Group], windows: int) -> np.ndarray:
-    """The losses of a race's rungs, `[rungs, cells, rates]`."""
+    """The losses after shares of the windows, `[rungs, cells, rates]`."""
 
     def ran(group: Group) -> np.ndarray:
         origins: list[Origin] = []
@@ -94,6 +93,7 @@ def _scores(session: Session[SearchConfig], groups: Sequence[Group], windows: in
         for share in SHARES:
             held_out = held_out_windows(session.config, session.task, session.data, windows // share)
             more = {"origins": origins, "average": True, "leave": True, "held_out": held_out}
+            more |= {"decay": True, "schedule": windows}
             result = _train(session, group, f"race-{share}", _plan(session, group, windows // share, SEED, **more))
             origins = [Origin(_path(session, group, f"race-{share}"), n) for n in range(len(result.outcomes))]
             losses.append(losses_of(result).mean(0).numpy())

@@ -235,6 +235,22 @@ def test_rates_fall_to_nothing(train, before_step):
     assert seen[1:] == pytest.approx([1e-2 * (1 - window / 10) for window in range(9)])  # as the step before set it
 
 
+def test_rates_fall_over_trainings_that_go_on(train, tmp_path, before_step):
+    """Two parts of a schedule are the whole of it, to the last bit."""
+    seen = []
+    before_step(lambda training: seen.append(training.optimizer.param_groups[0]["lr"]))
+    falling = {"decay": True, "average": True}
+    whole = train("whole", windows=40, plan=falling, **PLAIN)
+    rates, seen[:] = list(seen), []
+    train("first", windows=25, plan={**falling, "schedule": 40, "leave": True}, **PLAIN)
+    origins = [Origin(tmp_path / "first", place) for place in range(len(CELLS))]
+    rest = train("rest", windows=40, plan={**falling, "schedule": 40, "origins": origins}, **PLAIN)
+    assert [outcome.value for outcome in rest.outcomes] == [outcome.value for outcome in whole.outcomes]
+    assert seen[1:25] == rates[1:25] and seen[26:] == rates[26:]  # as the step before set it
+    constant = train("constant", windows=40, plan={"average": True}, **PLAIN)
+    assert all(one.value != other.value for one, other in zip(constant.outcomes, whole.outcomes, strict=True))
+
+
 def test_networks_go_on_from_other_trainings(train, tmp_path):
     """Some of them, in another order, do what they would have done in one go."""
     halves = {"first": CELLS[:2], "second": CELLS[2:]}

@@ -37,7 +37,8 @@ from .helpers import TINY, fails, results, without
 RACE = [
     *("--preset", "race", "--level", "words", "--parameters", "900", "--nodes", "1-2", "--pool", "8", "--batch", "8"),
     *("--keep", "2", "--rungs", "3", "--epochs-per-round", "0.4", "--data-batch", "4", "--eval-batch", "2"),
-    *("--bptt", "6", "--rates", "0.01,0.03", "--contest-epochs", "1", "--contest-seeds", "2", "--quiet"),
+    *("--bptt", "6", "--rates", "0.01,0.03", "--networks-per-cell", "2"),
+    *("--contest-epochs", "1", "--contest-seeds", "2", "--quiet"),
 ]
 ALONE = [*without(RACE, "--contest-epochs", "--contest-seeds"), "--no-contest"]
 
@@ -144,10 +145,26 @@ def test_the_networks_of_a_cell_count_together(raced):
             assert of_cell[outcome["genotype"]]["held_out_loss"] == pytest.approx(loss, rel=1e-12)
 
 
+def test_rates_fall_until_the_end_of_the_last_rung(raced, text, tmp_path):
+    last = json.loads((raced / "search.jsonl").read_text().splitlines()[-1])["windows"]
+    schedules = {name: (plan.get("decay", False), plan.get("schedule", 0)) for name, plan in plans_of(raced)}
+    rates = {name for name in schedules if name.startswith("rates-")}
+    assert rates and all(schedules[name] == (True, 0) for name in rates)  # over trainings as long as the last rung
+    assert all(schedules[name] == (True, last) for name in schedules.keys() - rates)
+    constant = [*ALONE, "--pool", "4", "--batch", "4", "--no-falling-rates", "--out", str(tmp_path / "run")]
+    assert search_main([str(text), *constant]) == 0
+    assert not any("decay" in plan or "schedule" in plan for _, plan in plans_of(tmp_path / "run"))
+
+
+def plans_of(run):
+    """The names of a race's trainings, and their plans."""
+    return [(path.parent.name, json.loads(path.read_text())) for path in run.glob("rungs/*/config.json")]
+
+
 def test_a_run_that_is_refused_keeps_its_records(text, tmp_path, capsys):
     for name, strategy in (
         ("race", ALONE),
-        ("random", [*without(ALONE, "--rungs", "--rates"), "--strategy", "random"]),
+        ("random", [*without(ALONE, "--rungs", "--rates", "--networks-per-cell"), "--strategy", "random"]),
     ):
         out = tmp_path / name
         assert search_main([str(text), *strategy, "--pool", "4", "--batch", "4", "--keep", "2", "--out", str(out)]) == 0
@@ -342,7 +359,7 @@ def test_cells_of_all_sizes_are_ranked_and_audited(raced, tmp_path, capsys):
 
 
 def test_halving_takes_cells_of_all_sizes(text, tmp_path):
-    of_halving = [*without(ALONE, "--rungs", "--rates"), "--strategy", "random"]
+    of_halving = [*without(ALONE, "--rungs", "--rates", "--networks-per-cell"), "--strategy", "random"]
     assert search_main([str(text), *of_halving, "--out", str(tmp_path / "run")]) == 0
     records = [json.loads(line) for line in (tmp_path / "run" / "search.jsonl").read_text().splitlines()]
     assert [len(record["networks"]) for record in records] == [8, 4, 2]
@@ -669,6 +686,7 @@ def test_memory_counts_the_networks_that_try_rates(text):
         "batch": 2,
         "nodes": "2",
         "parameters": 900,
+        "networks_per_cell": 2,
     }
     configs = [
         resolve_config("race", {**few, "rates": ",".join(map(str, range(1, 1 + count)))}) for count in (1, 2, 20)
