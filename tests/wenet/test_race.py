@@ -20,17 +20,18 @@ from wenet.data import load_corpus
 from wenet.programs import load_program
 from wenet.report.words import command, summary
 from wenet.report.write import write_report
+from wenet.run import Session, Surroundings
 from wenet.searching.audit import welch
 from wenet.searching.contest import describe_contest, hold, reached, verdict
 from wenet.searching.contest.contestants import Contestant
 from wenet.searching.contest.trainings import Trained, named_by_rank
 from wenet.searching.halving import HalvingBest
 from wenet.searching.paired import are_larger
-from wenet.searching.race import Race, RaceBest, losses_of
+from wenet.searching.race import Race, RaceBest, losses_of, networks_of_entrant
 from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling, task_of
 from wenet.tasks.measures import METRICS
-from wenet.training import Outcome, StandaloneResult, hidden_for, parameter_count
+from wenet.training import Outcome, StandaloneResult, hidden_for, parameter_count, training_windows
 
 from .helpers import TINY, fails, results, without
 
@@ -695,3 +696,17 @@ def test_memory_counts_the_networks_that_try_rates(text):
     data = task.load(configs[0], None)
     one, two, many = (Race.memory(config, data, 1) for config in configs)
     assert one == two < many  # of 2 cells 2 networks race, and 1, 2 and 20 are tried
+
+
+def test_with_less_time_fewer_cells_train_for_less_long(text):
+    """Where rates fall, a cell is told by a part of a whole training; else cells leave first."""
+    config = resolve_config("race", {"dataset": str(text), "data_batch": 4, "bptt": 6, "epochs_per_round": 60.0})
+    task = task_of(config)
+    session = Session(config, None, task, task.load(config, None), None, None, Surroundings())
+    whole = networks_of_entrant(config) * 48 * training_windows(session, 0.5)
+    for falling, part in ((True, 0.5), (False, 0.25)):
+        race = Race(replace(session, config=replace(config, falling_rates=falling)))
+        count, first = race._sizes(whole / 4, 1.0, 48)
+        of_entrant = networks_of_entrant(race.config)
+        assert count == int(48 * part) and first == int(whole / 4 / of_entrant / count)
+        assert race._sizes(100 * whole, 1.0, 48)[0] == 48

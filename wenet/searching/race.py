@@ -142,12 +142,12 @@ class Course:
 class Race(Strategy):
     """Standalone networks race in generations of `batch` cells.
 
-    At every rung the networks of a cell train on, at the learning rate that suits the last rung, until they have seen
-    twice as many windows; then cells are compared by their loss on the same held-out windows, with a moving
-    average of the weights. Cells in the worse half leave, unless a paired t-test over the windows cannot tell them from
-    the last of the better half. The next generation takes their places, from the pool or by mutations of the best; its
-    cells have to be among the better half of all that ever finished the rung (as in asynchronous successive halving,
-    Li et al. 2020).
+    At every rung the networks of a cell train on, at the learning rate that suits the last rung, constant or falling to
+    zero until the end of it, until they have seen twice as many windows; then cells are compared by their loss on the
+    same held-out windows, with a moving average of the weights. Cells in the worse half leave, unless a paired t-test
+    over the windows cannot tell them from the last of the better half. The next generation takes their places, from the
+    pool or by mutations of the best; its cells have to be among the better half of all that ever finished the rung (as
+    in asynchronous successive halving, Li et al. 2020).
     """
 
     best_type = RaceBest
@@ -244,7 +244,10 @@ class Race(Strategy):
         """
         windows = seconds / (each * networks_of_entrant(self.config))  # of a single cell
         wanted = max(WANTED_WINDOWS, training_windows(self.session, min(WANTED_PASSES, self.config.epochs_per_round)))
-        count = max(min(FEWEST_CELLS, most), min(most, int(windows / wanted)))
+        affordable = windows / wanted
+        if self.config.falling_rates:  # cells need a part of a whole training, so both shrink alike
+            affordable = math.sqrt(most * affordable)
+        count = max(min(FEWEST_CELLS, most), min(most, int(affordable)))
         return count, max(FEWEST_WINDOWS, int(windows / count))
 
     def _seconds_per_network_window(self) -> float:
