@@ -205,9 +205,9 @@ def test_rates_are_tried_on_typical_cells():
     assert not {cells[3], cells[2]} & set(found)  # published cells with many products
     dag = draw_pool(resolve_config("race", {"pool": 30}))
     assert {family_of(cell) for cell in dag} == {"dag"} and {family_of(cell) for cell in found} == {"1-states"}
-    assert typical("2-nodes", dag) == [cell for cell in dag if cell.nodes == 2][:TRIED]
-    wide = draw_pool(resolve_config("race", {"pool": 30, "nodes": "1-8"}))  # which share a rate
-    assert [len(typical(f"{nodes}-nodes", wide)) for nodes in range(1, 9)] == [1] * 8
+    assert typical("2-nodes", dag) == [next(cell for cell in dag if cell.nodes == 2)]
+    narrow = draw_pool(resolve_config("race", {"pool": 30, "nodes": "2-3"}))  # so few numbers have two cells each
+    assert typical("2-nodes", narrow) == [cell for cell in narrow if cell.nodes == 2][:TRIED]
 
 
 def test_mutations_are_new_cells():
@@ -266,7 +266,7 @@ def test_a_race_of_programs(raced):
     first, last = ({n["genotype"]: n["held_out_loss"] for n in record["networks"]} for record in records)
     assert all(last[cell] < first[cell] for cell in last)
     best = json.loads((raced / "best.json").read_text())
-    finalists = [network["genotype"] for network in records[-1]["networks"][:2]]
+    finalists = [network["genotype"] for network in records[-1]["networks"][:4]]
     assert best["genotype"] == {"program": best["text"]} and best["text"] in finalists
     assert load_cell(str(raced)) == load_program(raced) == read_cell(best["text"])
     with pytest.raises(WenetError, match="holds a program"):
