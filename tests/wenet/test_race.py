@@ -148,13 +148,16 @@ def test_the_networks_of_a_cell_count_together(raced):
 
 def test_rates_fall_until_the_end_of_the_last_rung(raced, text, tmp_path):
     last = json.loads((raced / "search.jsonl").read_text().splitlines()[-1])["windows"]
-    schedules = {name: (plan.get("decay", False), plan.get("schedule", 0)) for name, plan in plans_of(raced)}
-    rates = {name for name in schedules if name.startswith("rates-")}
-    assert rates and all(schedules[name] == (True, 0) for name in rates)  # over trainings as long as the last rung
-    assert all(schedules[name] == (True, last) for name in schedules.keys() - rates)
+    plans = dict(plans_of(raced))
+    rates = {name for name in plans if name.startswith("rates-")}
+    assert rates and all(plans[name]["decay"] for name in plans)
+    assert all(plans[name]["schedule"] == last for name in plans.keys() - rates)
+    assert all("schedule" not in plans[name] and plans[name]["windows"] == -(-last // 2) for name in rates)
     constant = [*ALONE, "--pool", "4", "--batch", "4", "--no-falling-rates", "--out", str(tmp_path / "run")]
     assert search_main([str(text), *constant]) == 0
-    assert not any("decay" in plan or "schedule" in plan for _, plan in plans_of(tmp_path / "run"))
+    plans = dict(plans_of(tmp_path / "run"))
+    assert not any("decay" in plan or "schedule" in plan for plan in plans.values())
+    assert {plans[name]["windows"] for name in plans if name.startswith("rates-")} == {last}
 
 
 def plans_of(run):

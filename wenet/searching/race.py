@@ -160,8 +160,7 @@ class Race(Strategy):
         self.config, self.folder, self.metric = session.config, session.folder, session.task.metric
         first = training_windows(session, self.config.epochs_per_round)
         self.windows = [first * 2**rung for rung in range(self.config.rungs)]
-        # A rate that is best for a short rung is too high in the last one, where networks go wrong at it.
-        self.windows_of_rates = self.windows[-1]
+        self.windows_of_rates = windows_of_rates(self.config, self.windows[-1])
         self._steps = session.task.window_steps(session.data, self.config)
         self.pool = draw_pool(self.config)
         self.generator = random.Random(self.config.seed)
@@ -225,7 +224,7 @@ class Race(Strategy):
         each = self._probed_seconds(cells, max(tried) * rates)
         _, first = self._sizes(self.of_budget * budget.left, each, len(cells))
         fitting = int(RATES_SHARE * budget.total / (sum(tried) * rates * each))
-        return min(max(FEWEST_WINDOWS, fitting), first * 2 ** (self.config.rungs - 1))
+        return min(max(FEWEST_WINDOWS, fitting), windows_of_rates(self.config, first * 2 ** (self.config.rungs - 1)))
 
     def _probed_seconds(self, cells: Sequence[Cell], side_by_side: int) -> float:
         """What a window takes for each of the networks in a call, by a short measurement of one kind."""
@@ -325,8 +324,8 @@ class Race(Strategy):
         return result
 
     def _choose_rate(self, family: str, cells: Sequence[Cell]) -> float:
-        """The rate at which some cells of each kind in a family have the lowest mean loss after the windows of the last
-        rung, or fewer within a budget; first of all, one at which few diverge."""
+        """The rate at which some cells of each kind in a family have the lowest mean loss; first of all, one at which
+        few diverge."""
         rates = self.config.rate_grid
         if not tries_rates(self.config):
             return rates[0]
@@ -491,6 +490,15 @@ def tries_rates(config: SearchConfig) -> bool:
     return len(config.rate_grid) > 1
 
 
+def windows_of_rates(config: SearchConfig, last: int) -> int:
+    """Windows for which rates are tried in a race whose last rung has so many.
+
+    A constant rate that is best for a short training is too high in a long one, where networks go wrong at it. Rates
+    that fall to zero are told apart by a training half as long.
+    """
+    return -(-last // 2) if config.falling_rates else last
+
+
 def losses_of(result: StandaloneResult) -> Tensor:
     """The losses on held-out data of a training's networks, `[windows, n]`: infinite for those that diverged."""
     losses = torch.tensor(result.held_out, dtype=torch.float64)
@@ -532,7 +540,7 @@ def _seconds_of(kind: str, pool: Sequence[Cell], config: SearchConfig, task: Tas
         return networks * (trained * of_first + measured * of_measured)
 
     tried = len(typical_cells) * len(config.rate_grid) if tries_rates(config) else 0
-    longest = 2 ** (config.rungs - 1)
+    longest = windows_of_rates(config, 2 ** (config.rungs - 1))
     rates = seconds(tried, longest, longest)
     entering = sum(kind_of(cell) == kind for cell in pool)
     left = [math.ceil(entering / 2**rung) * config.networks_per_cell for rung in range(config.rungs)]
