@@ -70,7 +70,7 @@ def test_the_worse_leave_rung_by_rung(raced):
 
 @pytest.mark.parametrize(("rates", "better"), [("0.0001,0.03", 0.03), ("0.03,1000", 0.03)])
 def test_a_cell_has_the_rate_that_is_best_in_the_end(text, tmp_path, rates, better):
-    flags = ["--pool", "4", "--rungs", "2", "--rates", rates, "--out", str(tmp_path / "run")]
+    flags = ["--pool", "4", "--rungs", "2", "--rates", rates, "--no-falling-rates", "--out", str(tmp_path / "run")]
     assert search_main([str(text), *ALONE, *flags]) == 0
     tried, last = (
         {json.loads(path.read_text())["windows"] for path in tmp_path.glob(f"run/rungs/{name}-*/config.json")}
