@@ -68,29 +68,28 @@ class BackwardPass {
         scratch_(r.threads * kScratch * o_.block_size()),
         mask_(r.mask_h ? o_.state_size() : 0) {
     if (r.mask_h) block_mask(o_, mask_.data());
-    run_team(*this, r.threads, r.networks);
+    run_team(*this, r.threads);
   }
 
   void run(const Member& member) {
-    const Range mine = member.networks(r_.networks);
-    for (int64_t k = mine.first; k < mine.last; ++k) begin_network(member, k);
+    for_each_network(member, [&](const Member& own, int64_t k) { begin_network(own, k); });
     for (int64_t chain = 0; chain < chains_; ++chain) begin_chain(member, chain);
     member.sync();
     if (r_.weighted) {
       for (int64_t t = r_.steps; t-- > 0;) {
-        for (int64_t k = mine.first; k < mine.last; ++k) step(member, t, k);
+        for_each_network(member, [&](const Member& own, int64_t k) { step(own, t, k); });
         member.sync();
         collect(member, t);
         member.sync();
         if (r_.between_steps) meet_others(member, t);
       }
     } else {
-      for (int64_t k = mine.first; k < mine.last; ++k) {
+      for_each_network(member, [&](const Member& own, int64_t k) {
         for (int64_t t = r_.steps; t-- > 0;) {
-          step(member, t, k);
-          carry_back(member, t, k);
+          step(own, t, k);
+          carry_back(own, t, k);
         }
-      }
+      });
       member.sync();
     }
     weight_gradients(member);
@@ -99,6 +98,11 @@ class BackwardPass {
 
  private:
   static constexpr int kScratch = 3;  // blocks of a thread: two for a product, one for a gate
+
+  template <typename Work>
+  void for_each_network(const Member& member, Work&& work) const {
+    member.for_each_network(r_.networks, o_.hidden.blocks(), work);
+  }
 
   int64_t packed_block_size() const { return o_.columns.template depth<P>() * kWidth<T>; }
   int64_t packed_size() const { return o_.hidden.blocks() * packed_block_size(); }

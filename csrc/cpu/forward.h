@@ -54,36 +54,40 @@ class ForwardPass {
         scratch_(r.threads * 3 * o_.block_size()),
         mask_(r.mask_h ? o_.state_size() : 0) {
     if (r.mask_h) block_mask(o_, mask_.data());
-    run_team(*this, r.threads, r.networks);
+    run_team(*this, r.threads);
   }
 
   void run(const Member& member) {
-    const Range mine = member.networks(r_.networks);
-    for (int64_t k = mine.first; k < mine.last; ++k) pack_network(member, k);
+    for_each_network(member, [&](const Member& own, int64_t k) { pack_network(own, k); });
     for (int64_t chain = 0; chain < chains_; ++chain) {
       take_h(member, chain, reinterpret_cast<const T*>(r_.h0) + chain * r_.rows * r_.hidden);
     }
     member.sync();
     if (r_.weighted) {
       for (int64_t t = 0; t < r_.steps; ++t) {
-        for (int64_t k = mine.first; k < mine.last; ++k) step(member, t, k);
+        for_each_network(member, [&](const Member& own, int64_t k) { step(own, t, k); });
         member.sync();
         mix(member, t);
         member.sync();
         if (r_.between_steps) meet_others(member, t);
       }
     } else {  // a network at a time, so that its weights stay in the cache
-      for (int64_t k = mine.first; k < mine.last; ++k) {
+      for_each_network(member, [&](const Member& own, int64_t k) {
         for (int64_t t = 0; t < r_.steps; ++t) {
-          step(member, t, k);
-          carry_on(member, t, k);
-          member.sync_network();
+          step(own, t, k);
+          carry_on(own, t, k);
+          own.sync_network();
         }
-      }
+      });
     }
   }
 
  private:
+  template <typename Work>
+  void for_each_network(const Member& member, Work&& work) const {
+    member.for_each_network(r_.networks, o_.hidden.blocks(), work);
+  }
+
   int64_t packed_vector_size() const { return packed_rows<P>(r_.hidden) * kWidth<T>; }
   int64_t packed_size() const { return o_.columns.vectors() * packed_vector_size(); }
   P* packed(int64_t network, int64_t node) { return packed_.data() + (network * o_.products() + node) * packed_size(); }

@@ -36,28 +36,27 @@ class ProgramBackward : ProgramPass<T> {
         grad_mix_(r.weighted ? r.networks * blocks_ * kWidth<T> : 0),
         values_(r.threads * largest_.values),
         grads_(r.threads * largest_.values) {
-    run_team(*this, r.threads, r.networks);
+    run_team(*this, r.threads);
   }
 
   void run(const Member& member) {
-    const Range mine = member.networks(r_.networks);
     input_.gather(member);
-    for (int64_t k = mine.first; k < mine.last; ++k) begin_network(member, k);
+    Base::for_each_network(member, [&](const Member& own, int64_t k) { begin_network(own, k); });
     begin_all(member);
     member.sync();
     if (r_.weighted) {
       for (int64_t t = r_.steps; t-- > 0;) {
-        for (int64_t k = mine.first; k < mine.last; ++k) step(member, t, k);
+        Base::for_each_network(member, [&](const Member& own, int64_t k) { step(own, t, k); });
         member.sync();
         collect(member, t);
         member.sync();
       }
     } else {
-      for (int64_t k = mine.first; k < mine.last; ++k) {
-        member.sync_network();  // none may still read what the network before has left
-        for (int64_t t = r_.steps; t-- > 0;) step(member, t, k);
-        finish_states(member, k);
-      }
+      Base::for_each_network(member, [&](const Member& own, int64_t k) {
+        own.sync_network();  // none may still read what the network before has left
+        for (int64_t t = r_.steps; t-- > 0;) step(own, t, k);
+        finish_states(own, k);
+      });
       member.sync();
     }
     finish_vectors(member);

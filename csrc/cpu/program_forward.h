@@ -38,6 +38,11 @@ class ProgramPass {
   }
 
  protected:
+  template <typename Work>
+  void for_each_network(const Member& member, Work&& work) const {
+    member.for_each_network(r_.networks, blocks_, work);
+  }
+
   // Where a value is kept in step t: [slots, blocks, T, M, W].
   Value<T> kept(const Schedule& s, int64_t slot, int64_t t) const {
     if (evaluation_.kept == 0 || slot == kNone) return {};
@@ -128,28 +133,27 @@ class ProgramForward : ProgramPass<T> {
         columns_(r.threads * 2 * (largest_.columns + 1) * block_size_),
         values_(r.threads * largest_.values),
         sums_(r.threads) {
-    run_team(*this, r.threads, r.networks);
+    run_team(*this, r.threads);
   }
 
   bool finite() { return sums_.finite(); }
 
   void run(const Member& member) {
-    const Range mine = member.networks(r_.networks);
     input_.gather(member);
-    for (int64_t k = mine.first; k < mine.last; ++k) pack_network(member, k);
+    Base::for_each_network(member, [&](const Member& own, int64_t k) { pack_network(own, k); });
     for (int64_t chain = 0; chain < chains_; ++chain) take_first(member, chain);
     member.sync();
     if (r_.weighted) {
       for (int64_t t = 0; t < r_.steps; ++t) {
-        for (int64_t k = mine.first; k < mine.last; ++k) step(member, t, k);
+        Base::for_each_network(member, [&](const Member& own, int64_t k) { step(own, t, k); });
         member.sync();
         mix_results(member, t);
         member.sync();
       }
     } else {  // a network at a time, so that its weights stay in the cache
-      for (int64_t k = mine.first; k < mine.last; ++k) {
-        for (int64_t t = 0; t < r_.steps; ++t) step(member, t, k);
-      }
+      Base::for_each_network(member, [&](const Member& own, int64_t k) {
+        for (int64_t t = 0; t < r_.steps; ++t) step(own, t, k);
+      });
     }
   }
 

@@ -74,7 +74,7 @@ class ProjectionForward : ProjectionPass<T> {
         packed_(p.threads * packed_size()),
         products_(p.threads * 2 * kOuterDepth * kWidth<T>),
         sums_(p.threads) {
-    run_team(*this, p.threads, p.networks);
+    run_team(*this, p.threads);
   }
 
   bool finite() { return sums_.finite(); }
@@ -134,7 +134,7 @@ class ProjectionBackward : ProjectionPass<T> {
         grads_(p.threads * grad_size()),
         outer_products_(p.threads * 2 * outer_product_size()),
         grad_input_(inputs_.blocks() * Base::block_size()) {
-    run_team(*this, p.threads, p.networks);
+    run_team(*this, p.threads);
   }
 
   void run(const Member& member) {

@@ -12,28 +12,40 @@ struct Range {
   int64_t first, last;
 };
 
-// One thread of a team. Many networks are divided over the threads, each of which works on its own undisturbed; few
-// networks are taken one after another, and the hidden units of each are divided.
+// One thread of a team, and whether it works on a network alone or together with all others.
 class Member {
  public:
-  Member(Barrier& barrier, int rank, int threads, int64_t networks)
-      : barrier_(barrier),
-        rank_(rank),
-        threads_(threads),
-        by_network_(networks % threads == 0 || networks >= 8 * threads) {}
+  Member(Barrier& barrier, int rank, int threads) : Member(barrier, rank, threads, false) {}
 
   int rank() const { return rank_; }
   // Which of the buffers for a network in work is this thread's.
-  int slot() const { return by_network_ ? rank_ : 0; }
+  int slot() const { return alone_ ? rank_ : 0; }
 
-  // This thread's part of the networks, of the blocks of each of its networks, and of work that concerns all networks.
-  Range networks(int64_t count) const { return by_network_ ? part(count) : Range{0, count}; }
-  Range blocks(int64_t count) const { return by_network_ ? Range{0, count} : part(count); }
+  // Calls work(member, network) for every network. They are divided, and each thread works on its own undisturbed. The
+  // few that are left over, where the division does not come out even, all threads compute together, one by one.
+  //
+  // Args:
+  //   blocks: of hidden units, in which threads can share a network.
+  template <typename Work>
+  void for_each_network(int64_t networks, int64_t blocks, Work&& work) const {
+    const int64_t left = networks % threads_;
+    const bool share = kCostOfSharing * left < (threads_ < blocks ? threads_ : blocks);
+    const int64_t divided = share ? networks - left : networks;
+    const Range own = part(divided);
+    const Member alone(barrier_, rank_, threads_, true);
+    for (int64_t k = own.first; k < own.last; ++k) work(alone, k);
+    if (divided == networks) return;
+    if (divided > 0) sync();  // one thread may still use the buffers that now all share
+    for (int64_t k = divided; k < networks; ++k) work(*this, k);
+  }
+
+  // This thread's part of the blocks of a network, and of work that concerns all networks.
+  Range blocks(int64_t count) const { return alone_ ? Range{0, count} : part(count); }
   Range part(int64_t count) const { return {count * rank_ / threads_, count * (rank_ + 1) / threads_}; }
 
   // Between the parts of one network's computation, where threads that share it read each other's results.
   void sync_network() const {
-    if (!by_network_) sync();
+    if (!alone_) sync();
   }
   void sync() const {
     fence();
@@ -41,24 +53,28 @@ class Member {
   }
 
  private:
+  static constexpr double kCostOfSharing = 1.25;  // of a network, as threads wait for one another
+
+  Member(Barrier& barrier, int rank, int threads, bool alone)
+      : barrier_(barrier), rank_(rank), threads_(threads), alone_(alone) {}
+
   Barrier& barrier_;
   const int rank_, threads_;
-  const bool by_network_;
+  const bool alone_;
 };
 
 // Runs pass.run(member) on every thread.
 template <typename Pass>
-void run_team(Pass& pass, int threads, int64_t networks) {
+void run_team(Pass& pass, int threads) {
   struct Context {
     Pass& pass;
-    int64_t networks;
     Barrier barrier;
-  } context{pass, networks, {}};
+  } context{pass, {}};
   run_in_parallel(
       threads,
       [](void* pointer, int rank, int threads) {
         Context& c = *static_cast<Context*>(pointer);
-        c.pass.run(Member(c.barrier, rank, threads, c.networks));
+        c.pass.run(Member(c.barrier, rank, threads));
         fence();
       },
       &context);
