@@ -22,14 +22,14 @@ def decoder_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor, target
         weight: `[V, d]`, bias: `[V]`.
         targets: `[N]`, word indices.
     """
-    loss: Tensor = DecoderLoss.apply(features.to(weight.dtype), weight, bias, targets)
+    loss: Tensor = DecoderLoss.apply(features.to(weight.dtype), weight, bias, targets, torch.is_grad_enabled())
     return loss
 
 
 class DecoderLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-        wanted = any(ctx.needs_input_grad)
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, enabled: bool) -> Tensor:
+        wanted = enabled and any(ctx.needs_input_grad)  # which are set under `no_grad` too
         total = features.new_zeros(())
         grads = (torch.empty_like(features), torch.zeros_like(weight), torch.zeros_like(bias)) if wanted else ()
         rows = max(1, CHUNK // len(weight))
@@ -49,7 +49,7 @@ class DecoderLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad * grad_loss for grad in ctx.saved_tensors), None
+        return *(grad * grad_loss for grad in ctx.saved_tensors), None, None
 
 
 def _add_gradients(
