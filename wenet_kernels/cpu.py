@@ -99,8 +99,9 @@ def backward(r: Recurrence, evaluation: Evaluation, grad_output: Tensor) -> Grad
     # Each step passes its derivative to the step before in the memory that finally holds the derivative of h0.
     between_steps = (lambda t: sum_over_ranks(grads.h0)) if r.all_ranks else None
     kernels(r.pre.dtype, r.precision).backward(_recurrence(operands), _evaluation(evaluation), addresses, between_steps)
-    grad_pre = torch.empty_like(r.pre)
-    return grads if grad_pre.stride() == grads.pre.stride() else grads._replace(pre=grad_pre.copy_(grads.pre))
+    if grads.pre.stride() == torch.empty_like(r.pre, device="meta").stride():
+        return grads
+    return grads._replace(pre=torch.empty_like(r.pre).copy_(grads.pre))
 
 
 def project(x: Tensor, weight: Tensor) -> Tensor:

@@ -57,8 +57,9 @@ class ProgramPass {
   Value<T> one_block(const Buffer<T>& buffer, int64_t index) const { return {buffer.data() + index * block_size_, 0}; }
   const T* mask(int64_t b) const { return r_.mask_h ? mask_.data() + b * block_size_ : nullptr; }
   int64_t chain(int64_t network) const { return r_.weighted ? 0 : network; }
-  // Which half of what threads share, where they share a network, it has in a step, counted in the order in which they
-  // go through the steps: a thread may still read the other half, but no more than that, as all meet in every step.
+  // Which half of what threads share, where they share a network, it has in a step. Halves alternate from step to step
+  // of a network, and in a mixture from network to network: a thread may still read the other half, but no more than
+  // that, as all meet in every step. Between the steps of a mixture all meet anyway.
   int64_t half(int64_t steps_done, int64_t network) const {
     return (r_.weighted ? steps_done * r_.networks + network : network * r_.steps + steps_done) % 2;
   }

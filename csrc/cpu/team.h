@@ -22,14 +22,15 @@ class Member {
   int slot() const { return alone_ ? rank_ : 0; }
 
   // Calls work(member, network) for every network. They are divided, and each thread works on its own undisturbed. The
-  // few that are left over, where the division does not come out even, all threads compute together, one by one.
+  // few that are left over, where the division does not come out even, all threads compute together, one by one, unless
+  // that takes longer than a single one on a single thread.
   //
   // Args:
-  //   blocks: of hidden units, in which threads can share a network.
+  //   blocks: of hidden units, which threads divide where they share a network.
   template <typename Work>
   void for_each_network(int64_t networks, int64_t blocks, Work&& work) const {
     const int64_t left = networks % threads_;
-    const bool share = kCostOfSharing * left < (threads_ < blocks ? threads_ : blocks);
+    const bool share = kCostOfSharing * left * ceil_div(blocks, threads_) < blocks;
     const int64_t divided = share ? networks - left : networks;
     const Range own = part(divided);
     const Member alone(barrier_, rank_, threads_, true);
@@ -53,7 +54,7 @@ class Member {
   }
 
  private:
-  static constexpr double kCostOfSharing = 1.25;  // of a network, as threads wait for one another
+  static constexpr double kCostOfSharing = 1.25;  // times as long, as threads wait for one another
 
   Member(Barrier& barrier, int rank, int threads, bool alone)
       : barrier_(barrier), rank_(rank), threads_(threads), alone_(alone) {}

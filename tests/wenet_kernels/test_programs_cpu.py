@@ -81,7 +81,8 @@ def test_without_gradients_the_results_are_the_same():
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)), case.batch
 
 
-# Hidden units for an odd number of blocks in each set of kernels, so that one thread is ahead of the other.
+# Hidden units for an odd number of blocks in each set of kernels, so that one thread is ahead of the other in the last
+# network, which they share.
 @pytest.mark.parametrize("hidden", [6, 24, 40])
 def test_a_state_of_the_input_alone_does_not_overtake_products_of_the_one_before(hidden):
     cells = [Program.from_text("h, c | v1 = tanh(linear(x)) | tanh(linear(c) + linear(h)), v1")] * 3

@@ -261,7 +261,7 @@ class StandaloneLanguageModels(_TokenModel):
 
     def _cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
         """Each network's, `[n]`, one after the other: one product with a whole vocabulary fills the processor."""
-        each = [features.flatten(0, 1) for features in features.unbind(1)]  # n of [T*M, d]
+        each = [own.flatten(0, 1) for own in features.unbind(1)]  # n of [T*M, d]
         weight: Tensor = self.embedding
         bias: Tensor = self.decoder_bias
         targets = targets.flatten()

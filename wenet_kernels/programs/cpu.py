@@ -90,8 +90,9 @@ def backward(
     native = _native.ProgramGradients()
     native.pre = grad_pre.data_ptr()
     _go_back(operands, _run(operands), evaluation, (grad_output, grad_apart), grads, native)
-    as_given = torch.empty_like(r.pre)
-    return grads if as_given.stride() == grads.pre.stride() else grads._replace(pre=as_given.copy_(grads.pre))
+    if grad_pre.stride() == torch.empty_like(r.pre, device="meta").stride():
+        return grads
+    return grads._replace(pre=torch.empty_like(r.pre).copy_(grad_pre))
 
 
 def backward_of_input(
