@@ -3,7 +3,8 @@
 Cells are drawn as the preset draws them, at equal parameters. The truth of a cell is its validation loss after
 trainings whose rates fall to zero, at the rate of the grid that is best for it; the ceiling is how well two such
 trainings agree. Its score is the loss of a moving average of the weights on the way, in a third training, at each rate
-of the grid. Trainings are kept under --out, and the same command goes on with them.
+of the grid, and that loss extrapolated from half as many windows. Trainings are kept under --out, and the same command
+goes on with them.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 
 from bench.sessions import pool_parser, session_in
 from wenet.run import Session, resolve_machine
 from wenet.searching.audit import correlation
-from wenet.searching.race import held_out_windows, losses_of
+from wenet.searching.race import extrapolated, held_out_windows, losses_of
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.searching.shapes import Group, by_shape
 from wenet.searching.space import draw_pool
@@ -61,8 +63,9 @@ def measure(session: Session[SearchConfig], windows: int) -> dict[str, Any]:
             "medians": np.median(losses, 0).tolist(),
             "tau": [tau_of(losses[:, place], truth) for place in range(len(rates))],
             "tau_of_the_lowest": tau_of(losses.min(1), truth),
+            "tau_extrapolated": [tau_of(ahead[:, place], truth) for place in range(len(rates))],
         }
-        for share, losses in zip(SHARES, scores, strict=True)
+        for share, losses, ahead in zip(SHARES, scores, _extrapolated(scores), strict=True)
     ]
     return {
         "cells": [str(cell) for cell in cells],
@@ -103,6 +106,12 @@ def _scores(session: Session[SearchConfig], groups: Sequence[Group], windows: in
     return np.stack([_in_place(groups, [each[rung] for each in found]) for rung in range(len(SHARES))])
 
 
+def _extrapolated(scores: np.ndarray) -> np.ndarray:
+    """The losses after shares of the windows, extrapolated from half as many; those after the first as they are."""
+    halfway, last = (torch.from_numpy(each) for each in (scores[:-1], scores[1:]))
+    return np.concatenate([scores[:1], extrapolated(halfway, last).numpy()])
+
+
 def _plan(session: Session[SearchConfig], group: Group, windows: int, seed: int, **more: Any) -> Plan:
     """A network of every cell at every rate."""
     rates = session.config.rate_grid
@@ -137,10 +146,11 @@ def tau_of(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
 
 def table(found: dict[str, Any]) -> str:
     """As Markdown."""
-    lines = [f"| windows | {' | '.join(f'rate {rate}' for rate in found['rates'])} | the lowest of all rates |"]
-    lines.append("|---|---|" + "---|" * len(found["rates"]))
+    rates = [f"rate {rate}" for rate in found["rates"]]
+    names = [*rates, "the lowest of all rates", *(f"{rate}, extrapolated" for rate in rates)]
+    lines = [f"| windows | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for rung in found["rungs"]:
-        taus = [written(tau) for tau in (*rung["tau"], rung["tau_of_the_lowest"])]
+        taus = [written(tau) for tau in (*rung["tau"], rung["tau_of_the_lowest"], *rung["tau_extrapolated"])]
         lines.append(f"| {rung['windows']} | {' | '.join(taus)} |")
     return "\n".join([*lines, f"ceiling: {written(found['ceiling'])}"])
 

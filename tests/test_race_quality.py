@@ -18,6 +18,8 @@ def test_a_pool_is_measured_and_read_again(tmp_path, monkeypatch, capsys):
     assert [rung["windows"] for rung in found["rungs"]] == [3, 6, 12, 24]
     for medians in zip(*(rung["medians"] for rung in found["rungs"]), strict=True):  # of a rate
         assert list(medians) == sorted(medians, reverse=True) and len(set(medians)) == 4  # they train on
+    same = [rung["tau_extrapolated"] == rung["tau"] for rung in found["rungs"]]
+    assert same[0] and not all(same)
     assert len(set(found["cells"])) == len(set(found["truth"])) == 6 and set(found["best_rates"]) <= {0.01, 0.02}
     assert "| windows | rate 0.01 | rate 0.02 | the lowest of all rates |" in said and "ceiling: " in said
     main()  # reads what is there

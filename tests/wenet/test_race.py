@@ -27,7 +27,15 @@ from wenet.searching.contest.contestants import Contestant
 from wenet.searching.contest.trainings import Trained, named_by_rank
 from wenet.searching.halving import HalvingBest
 from wenet.searching.paired import are_larger
-from wenet.searching.race import Race, RaceBest, losses_of, networks_of_entrant
+from wenet.searching.race import (
+    Race,
+    RaceBest,
+    extrapolated,
+    extrapolates,
+    losses_of,
+    networks_of_entrant,
+    shares_left,
+)
 from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling, task_of
 from wenet.tasks.measures import METRICS
@@ -57,15 +65,21 @@ def test_the_worse_leave_rung_by_rung(raced):
     assert [record["round"] for record in records] == [1, 2, 3]
     cells = [[network["genotype"] for network in record["networks"]] for record in records]
     assert len(cells[0]) == 8 and {len(cell.split()) for cell in cells[0]} == {1, 2}
-    for before, after, windows in zip(cells, cells[1:], records[1:], strict=False):
-        assert -(-len(before) // 2) <= len(after) <= math.ceil(0.75 * len(before))
-        assert set(before[: -(-len(before) // 2)]) <= set(after)
+    for before, after, windows, one_in in zip(cells, cells[1:], records[1:], (3, 2), strict=False):
+        assert -(-len(before) // one_in) <= len(after) <= math.ceil(1.5 * len(before) / one_in)
+        assert set(before[: -(-len(before) // one_in)]) <= set(after)
         assert windows["windows"] == 2 * records[windows["round"] - 2]["windows"]
-    for record in records:
-        losses = [network["held_out_loss"] for network in record["networks"]]
+    for record, key in zip(records, ("extrapolated_loss", "held_out_loss", "held_out_loss"), strict=True):
+        losses = [network[key] for network in record["networks"]]
         assert losses == sorted(losses) and len(set(losses)) > 1
+        assert ("extrapolated_loss" in record["networks"][0]) == (key == "extrapolated_loss")
     best = json.loads((raced / "best.json").read_text())
-    assert best["text"] in cells[-1][:4] and best["networks_searched"] == 8
+    assert best["text"] in standings(records)[:4] and best["networks_searched"] == 8
+
+
+def standings(records):
+    """The cells of a race, sorted by the rung they reached."""
+    return list(dict.fromkeys(network["genotype"] for record in records[::-1] for network in record["networks"]))
 
 
 @pytest.mark.parametrize(("rates", "better"), [("0.0001,0.03", 0.03), ("0.03,1000", 0.03)])
@@ -136,14 +150,38 @@ def test_networks_that_diverged_have_no_finite_loss():
 def test_the_networks_of_a_cell_count_together(raced):
     record = json.loads((raced / "search.jsonl").read_text().splitlines()[0])
     of_cell = {network["genotype"]: network for network in record["networks"]}
-    folders = list(raced.glob("rungs/1-1-*"))
+    folders = list(raced.glob("rungs/1-1-[0-9]*"))
     assert len(folders) == 2
     for folder in folders:
         result = json.loads((folder / "result.json").read_text())
-        losses = torch.tensor(result["held_out"], dtype=torch.float64).mean(0).view(-1, 2).mean(1)  # of two networks
-        assert len(set(losses.tolist())) > 1
-        for outcome, loss in zip(result["outcomes"][::2], losses.tolist(), strict=True):
-            assert of_cell[outcome["genotype"]]["held_out_loss"] == pytest.approx(loss, rel=1e-12)
+        halfway, losses = (mean_losses(path) for path in (folder.with_name(f"1-1-halfway{folder.name[3:]}"), folder))
+        assert len(set(losses)) > 1
+        for outcome, before, loss in zip(result["outcomes"][::2], halfway, losses, strict=True):
+            network = of_cell[outcome["genotype"]]
+            assert network["held_out_loss"] == pytest.approx(loss, rel=1e-12)
+            assert network["extrapolated_loss"] == pytest.approx(1.5 * loss - 0.5 * before, rel=1e-12) != loss
+
+
+def mean_losses(training):
+    """The losses of cells with two networks each in the windows on which a training was measured."""
+    held_out = json.loads((training / "result.json").read_text())["held_out"]
+    return torch.tensor(held_out, dtype=torch.float64).mean(0).view(-1, 2).mean(1).tolist()
+
+
+def test_only_a_loss_that_is_finite_is_extrapolated():
+    halfway = torch.tensor([[2.0, 3.0, 2.0, math.inf]])
+    last = torch.tensor([[1.5, 1.6, math.inf, math.inf]])
+    assert extrapolated(halfway, last).tolist() == [pytest.approx([1.25, 0.9, math.inf, math.inf])]
+
+
+@pytest.mark.parametrize(("rungs", "extrapolating"), [(1, []), (2, []), (3, [0]), (4, [0, 1])])
+def test_losses_are_extrapolated_until_a_quarter_of_a_training(rungs, extrapolating):
+    config = resolve_config("race", {"rungs": rungs})
+    assert [rung for rung in range(rungs) if extrapolates(config, rung)] == extrapolating
+    constant = replace(config, falling_rates=False)
+    assert not any(extrapolates(constant, rung) for rung in range(rungs))
+    assert shares_left(constant) == pytest.approx([0.6**rung for rung in range(rungs)])
+    assert shares_left(config)[:2] == pytest.approx([1.0, 0.4 if extrapolating else 0.6][:rungs])
 
 
 def test_rates_fall_until_the_end_of_the_last_rung(raced, text, tmp_path):
@@ -193,9 +231,8 @@ def test_the_finalist_that_is_best_in_validation_wins(raced):
         for name in rows
         if name in ("winner", "runner-up") or name.startswith("finalist")
     }
-    last = json.loads((raced / "search.jsonl").read_text().splitlines()[-1])
-    assert len(finalists) == 3
-    assert set(finalists) <= {network["genotype"] for network in last["networks"][:4]}
+    records = [json.loads(line) for line in (raced / "search.jsonl").read_text().splitlines()]
+    assert len(finalists) == 3 and set(finalists) <= set(standings(records)[:4])
     best = json.loads((raced / "best.json").read_text())["text"]
     assert min(finalists, key=finalists.get) == rows["winner"]["genotype"] == best
 
@@ -706,10 +743,10 @@ def test_with_less_time_fewer_cells_train_for_less_long(text):
     config = resolve_config("race", {"dataset": str(text), "data_batch": 4, "bptt": 6, "epochs_per_round": 60.0})
     task = task_of(config)
     session = Session(config, None, task, task.load(config, None), None, None, Surroundings())
-    whole = networks_of_entrant(config) * 48 * training_windows(session, 0.5)
     for falling, part in ((True, 0.5), (False, 0.25)):
         race = Race(replace(session, config=replace(config, falling_rates=falling)))
-        count, first = race._sizes(whole / 4, 1.0, 48)
         of_entrant = networks_of_entrant(race.config)
+        whole = of_entrant * 48 * training_windows(session, 0.5)
+        count, first = race._sizes(whole / 4, 1.0, 48)
         assert count == int(48 * part) and first == int(whole / 4 / of_entrant / count)
         assert race._sizes(100 * whole, 1.0, 48)[0] == 48

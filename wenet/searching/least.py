@@ -8,6 +8,7 @@ from wenet.searching.contest import kept_for_measuring, networks_in
 from wenet.searching.race import (
     FEWEST_CELLS,
     FEWEST_WINDOWS,
+    extrapolates,
     held_out_windows,
     networks_of_entrant,
     tries_rates,
@@ -36,7 +37,7 @@ def least_seconds(session: Session[SearchConfig]) -> float:
     networks = _networks_of_race(config, len(cells), len(tried))
     seconds = networks * FEWEST_WINDOWS * of_window
     seconds += networks * held_out_windows(config, task, data, FEWEST_WINDOWS) * of_measured
-    calls = len(kinds) * (1 + config.rungs)
+    calls = len(kinds) * (1 + config.rungs + sum(extrapolates(config, rung) for rung in range(config.rungs)))
     if config.contest:
         seconds += sum(networks_in(config)) * of_window + kept_for_measuring(session)
         calls += 2 * (len(kinds) + len(task.rivals))

@@ -7,6 +7,8 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,11 +41,15 @@ from wenet.words import counted, duration, figure
 from wenet_kernels import Program, WenetError
 
 FOLDER = "rungs"
-LARGEST_SHARE = 0.75  # of the cells of a rung that may go on
+# Until a quarter of a training whose rates fall, cells are compared by an extrapolated loss: below the measured one by
+# so much of what it fell in the second half of the rung's windows. It tells more than the loss, so fewer go on.
+EXTRAPOLATED = 0.5
+ONE_IN, ONE_IN_EXTRAPOLATED = 2, 3  # cells of a rung of which the best go on
+MOST, USUALLY = 1.5, 1.2  # times as many, at most and on average, as some cannot be told from the last of these
 HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trained on
 # Of a race that must fit into a time: the part of the rest before a contest, and before one with several finalists, the
-# part for trying rates, the share of cells that goes on at a rung, and by how much the last rung may take too long.
-RACE_SHARE, SHARE_BEFORE_FINALISTS, RATES_SHARE, LEFT, OVER = 0.4, 0.3, 0.1, 0.6, 1.15
+# part for trying rates, and by how much the last rung may take too long.
+RACE_SHARE, SHARE_BEFORE_FINALISTS, RATES_SHARE, OVER = 0.4, 0.3, 0.1, 1.15
 FEWEST_CELLS, FEWEST_WINDOWS, WANTED_WINDOWS = 6, 4, 30  # the last two of a first rung
 WANTED_PASSES = 0.5  # over the data in a first rung, if the settings do not ask for fewer
 ALL_DIVERGED = "all that were left diverged"
@@ -58,6 +64,7 @@ class Runner:
         networks: the places of its networks, from which the next rung continues.
         rate: the learning rate of its networks.
         held_out: their mean loss in each validation window of the rung, or on each sequence; infinite if one diverged.
+        extrapolated: these losses extrapolated, where the rung compares cells by that; else empty.
         value: their mean metric.
         generation: the generation, from 0, in which it entered the race.
     """
@@ -66,19 +73,26 @@ class Runner:
     networks: list[Origin]
     rate: float
     held_out: list[float]
+    extrapolated: list[float]
     value: float
     generation: int
 
     @property
+    def compared(self) -> list[float]:
+        """The losses by which the rung compares it."""
+        return self.extrapolated or self.held_out
+
+    @property
     def loss(self) -> float:
-        return sum(self.held_out) / len(self.held_out)
+        return statistics.fmean(self.compared)
 
     def to_dict(self, rung: int, metric: Metric) -> dict[str, Any]:
         finite = math.isfinite(self.loss)
         return {
             "genotype": str(self.genotype),
             metric.key: self.value if finite else None,
-            "held_out_loss": self.loss if finite else None,
+            "held_out_loss": statistics.fmean(self.held_out) if finite else None,
+            **({"extrapolated_loss": self.loss if finite else None} if self.extrapolated else {}),
             "rate": self.rate,
             "rung": rung + 1,
             "rounds_kept": rung,
@@ -144,10 +158,10 @@ class Race(Strategy):
 
     At every rung the networks of a cell train on, at the learning rate that suits the last rung, constant or falling to
     zero until the end of it, until they have seen twice as many windows; then cells are compared by their loss on the
-    same held-out windows, with a moving average of the weights. Cells in the worse half leave, unless a paired t-test
-    over the windows cannot tell them from the last of the better half. The next generation takes their places, from the
-    pool or by mutations of the best; its cells have to be among the better half of all that ever finished the rung (as
-    in asynchronous successive halving, Li et al. 2020).
+    same held-out windows, with a moving average of the weights. The best half goes on, a third where losses are
+    extrapolated, and those that a paired t-test over the windows cannot tell from the last of it. The next generation
+    takes the places of the others, from the pool or by mutations of the best; its cells have to be among the best of
+    all that ever finished the rung (as in asynchronous successive halving, Li et al. 2020).
     """
 
     best_type = RaceBest
@@ -176,7 +190,7 @@ class Race(Strategy):
         self._fit_to_budget()
         for generation in range(self.config.rounds):
             cells = self._new_cells(generation)
-            entrants = [Runner(cell, [], math.nan, [], math.nan, generation) for cell in cells]
+            entrants = [Runner(cell, [], math.nan, [], [], math.nan, generation) for cell in cells]
             for rung in range(len(self.windows)):
                 if not entrants or not self._has_time_for(generation, rung, len(entrants)):
                     break
@@ -289,33 +303,50 @@ class Race(Strategy):
         cells = [runner.genotype for runner in entrants]
         for group in by_shape(cells, self.config, self.session.task, self.session.data):
             runners = [entrants[place] for place in group.places]
-            path = self.folder.path / FOLDER / f"{generation + 1}-{rung + 1}-{group.name}"
             family = family_of(runners[0].genotype)
             if family not in self.rates:
                 self.rates[family] = self._choose_rate(family, cells)
-            copies, rate = self.config.networks_per_cell, self.rates[family]
+            found += self._run_group(generation, rung, group, runners)
+        return sorted(found, key=lambda runner: runner.loss)
+
+    def _run_group(self, generation: int, rung: int, group: Group, runners: Sequence[Runner]) -> list[Runner]:
+        """Train on the networks of one shape, and measure them at each stop of the rung."""
+        copies, rate = self.config.networks_per_cell, self.rates[family_of(runners[0].genotype)]
+        networks = [network for runner in runners for network in runner.networks]
+        losses = []
+        for windows, stop in self._stops(rung):
             plan = Plan(
                 [cell for cell in group.architectures for _ in range(copies)],
-                self.windows[rung],
+                windows,
                 self.config.seed + generation,
                 rates=[rate] * copies * len(runners),
                 hidden=group.hidden(copies),
                 decay=self.config.falling_rates,
                 schedule=self.windows[-1] if self.config.falling_rates else 0,
-                origins=[network for runner in runners for network in runner.networks],
+                origins=networks,
                 average=True,
                 leave=True,
                 held_out=self._held_out_windows(self.windows[rung]),
             )
+            path = self.folder.path / FOLDER / f"{generation + 1}-{rung + 1}{stop}-{group.name}"
             result = self._train(group, path, plan, self._label(generation, rung))
-            left = networks_left(self.session, path, len(plan.architectures))
-            losses = losses_of(result)
-            for place, runner in enumerate(runners):
-                own = slice(place * copies, (place + 1) * copies)
-                held_out = losses[:, own].mean(1).tolist()
-                value = statistics.fmean(outcome.value for outcome in result.outcomes[own])
-                found.append(replace(runner, networks=left[own], rate=rate, held_out=held_out, value=value))
-        return sorted(found, key=lambda runner: runner.loss)
+            networks = networks_left(self.session, path, len(plan.architectures))
+            losses.append(losses_of(result))
+        held_out = of_cells(losses[-1], copies)
+        ahead = of_cells(extrapolated(*losses), copies) if len(losses) > 1 else [[]] * len(runners)
+        ran = []
+        for place, runner in enumerate(runners):
+            own = slice(place * copies, (place + 1) * copies)
+            value = statistics.fmean(outcome.value for outcome in result.outcomes[own])
+            entrant = replace(runner, networks=networks[own], rate=rate)
+            ran.append(replace(entrant, held_out=held_out[place], extrapolated=ahead[place], value=value))
+        return ran
+
+    def _stops(self, rung: int) -> list[tuple[int, str]]:
+        """The windows after which the networks of a rung are measured, with what names the folder of the training."""
+        windows = self.windows[rung]
+        halfway = [(windows // 2, "-halfway")] if extrapolates(self.config, rung) and windows > 1 else []
+        return [*halfway, (windows, "")]
 
     def _train(self, group: Group, path: Path, plan: Plan, label: str) -> StandaloneResult:
         session = replace(self.session, config=group.config)
@@ -363,10 +394,11 @@ class Race(Strategy):
         if rung + 1 == len(self.windows):
             return []
         ranked = sorted(self.course.finished[rung], key=lambda runner: runner.loss)
-        better = -(-len(ranked) // 2)
-        last, most = ranked[better - 1], max(better, int(LARGEST_SHARE * len(ranked)))
+        one_in = cells_of_which_one_goes_on(self.config, rung)
+        better = -(-len(ranked) // one_in)
+        last, most = ranked[better - 1], max(better, int(MOST * len(ranked) / one_in))
         allowed = ranked[:better] + [
-            runner for runner in ranked[better:most] if not are_larger(runner.held_out, last.held_out)
+            runner for runner in ranked[better:most] if not are_larger(runner.compared, last.compared)
         ]
         going = [runner for runner in allowed if (rung, runner.genotype) not in self.course.gone_on]
         self.course.gone_on |= {(rung, runner.genotype) for runner in going}
@@ -411,7 +443,8 @@ class Race(Strategy):
     @classmethod
     def columns(cls, record: Record, network: Record) -> dict[str, str]:
         """The loss, in whose order the cells of a rung stand."""
-        return {"validation loss": figure(network["held_out_loss"], 4, "diverged")}
+        names = {"held_out_loss": "validation loss", "extrapolated_loss": "extrapolated"}
+        return {names[key]: figure(network[key], 4, "diverged") for key in names if key in network}
 
     def _best(self) -> RaceBest:
         winner = self._standings()[0]
@@ -456,7 +489,7 @@ class Race(Strategy):
 
     @classmethod
     def seconds(cls, config: SearchConfig, task: Task, data: Any) -> float:
-        """Estimated seconds, as if half of the cells of each kind left at every rung, and all of a kind were alike."""
+        """Estimated seconds, as if the same part of each kind left at a rung, and all cells of a kind were alike."""
         pool = draw_pool(config)
         kinds = dict.fromkeys(map(kind_of, pool))
         return sum(_seconds_of(kind, pool, config, task, data) for kind in kinds)
@@ -469,20 +502,58 @@ class Race(Strategy):
     def merits(cls, record: Record, place: int, metric: Metric) -> dict[str, Any]:
         network = record["networks"][place]
         merits = super().merits(record, place, metric)
-        return {**merits, "validation loss": network["held_out_loss"], "rate": network.get("rate")}
+        loss = network["held_out_loss"]
+        return {
+            **merits,
+            "validation loss": loss,
+            "compared by": network.get("extrapolated_loss", loss),
+            "rate": network.get("rate"),
+        }
 
     @classmethod
     def score(cls, record: Record, place: int) -> float:
         """The number of rungs that a cell reached, and its loss in the last of them."""
         network = record["networks"][place]
-        loss = network["held_out_loss"]
+        loss = network.get("extrapolated_loss", network["held_out_loss"])
         return float(network["rung"]) + (0.0 if loss is None else 1 / (1 + loss))
 
 
+def extrapolates(config: SearchConfig, rung: int) -> bool:
+    """Whether a rung compares cells by extrapolated losses: until a quarter of a training whose rates fall."""
+    return config.falling_rates and rung + 3 <= config.rungs
+
+
+def extrapolated(halfway: Tensor, last: Tensor) -> Tensor:
+    """Losses of networks as they would be if they went on to fall, `[windows, n]`.
+
+    Small cells learn fast and are overtaken, and how much the losses of others still fall tells by which.
+
+    Args:
+        halfway, last: after half of the windows of a rung, and after all; infinite for networks that diverged.
+
+    Example:
+        >>> extrapolated(torch.tensor([[2.0, 3.0]]), torch.tensor([[1.5, 1.6]]))
+        tensor([[1.2500, 0.9000]])
+    """
+    return torch.where(last.isfinite(), last - EXTRAPOLATED * (halfway - last), last)
+
+
+def cells_of_which_one_goes_on(config: SearchConfig, rung: int) -> int:
+    """Besides those that cannot be told from the last that goes on."""
+    return ONE_IN_EXTRAPOLATED if extrapolates(config, rung) else ONE_IN
+
+
+def shares_left(config: SearchConfig) -> list[float]:
+    """The part of all cells that usually runs each rung."""
+    going_on = [USUALLY / cells_of_which_one_goes_on(config, rung) for rung in range(config.rungs - 1)]
+    return list(accumulate(going_on, mul, initial=1.0))
+
+
 def networks_of_entrant(config: SearchConfig) -> float:
-    """Networks that train for the windows of the first rung, for each cell that enters a race which must fit into a
-    time: at a rung `LEFT` of them go on, for as long as they have trained."""
-    return config.networks_per_cell * (1 + sum(LEFT**rung * 2 ** (rung - 1) for rung in range(1, config.rungs)))
+    """Networks that train for the windows of the first rung, for each cell that enters a race."""
+    return config.networks_per_cell * sum(
+        share * 2 ** max(0, rung - 1) for rung, share in enumerate(shares_left(config))
+    )
 
 
 def tries_rates(config: SearchConfig) -> bool:
@@ -497,6 +568,11 @@ def windows_of_rates(config: SearchConfig, last: int) -> int:
     that fall to zero are told apart by a training half as long.
     """
     return -(-last // 2) if config.falling_rates else last
+
+
+def of_cells(losses: Tensor, copies: int) -> list[list[float]]:
+    """The mean losses of each cell's networks in all windows: `[windows, n]` -> `[n / copies][windows]`."""
+    return [own.mean(1).tolist() for own in losses.split(copies, 1)]
 
 
 def losses_of(result: StandaloneResult) -> Tensor:
@@ -534,17 +610,19 @@ def _seconds_of(kind: str, pool: Sequence[Cell], config: SearchConfig, task: Tas
     of_measured = seconds_per_measured(shaped, cell, task, data)
     first = config.epochs_per_round * task.windows(task.streams(data, "train", config.data_batch), config.bptt)
 
-    def seconds(networks: int, trained: int, so_far: int) -> float:
-        """In windows of the first rung."""
+    def seconds(networks: int, trained: int, so_far: int, times: int = 1) -> float:
+        """In windows of the first rung; measured so many times."""
         measured = held_out_windows(config, task, data, round(first * so_far))
-        return networks * (trained * of_first + measured * of_measured)
+        return networks * (trained * of_first + times * measured * of_measured)
 
     tried = len(typical_cells) * len(config.rate_grid) if tries_rates(config) else 0
     longest = windows_of_rates(config, 2 ** (config.rungs - 1))
     rates = seconds(tried, longest, longest)
     entering = sum(kind_of(cell) == kind for cell in pool)
-    left = [math.ceil(entering / 2**rung) * config.networks_per_cell for rung in range(config.rungs)]
-    return rates + sum(seconds(count, 2 ** max(0, rung - 1), 2**rung) for rung, count in enumerate(left))
+    for rung, share in enumerate(shares_left(config)):
+        networks = math.ceil(share * entering) * config.networks_per_cell
+        rates += seconds(networks, 2 ** max(0, rung - 1), 2**rung, 2 if extrapolates(config, rung) else 1)
+    return rates
 
 
 def held_out_windows(config: SearchConfig, task: Task, data: Any, windows: int) -> int:
