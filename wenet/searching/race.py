@@ -472,13 +472,15 @@ class Race(Strategy):
     @classmethod
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
         """Memory of the call with the most networks: a kind in the first rung, or some of its cells at all rates."""
-        groups = by_shape(draw_pool(config)[: config.batch], config, task_of(config), data)
-        tried = len(config.rate_grid) if tries_rates(config) else 0
+        cells = draw_pool(config)[: config.batch]
+        rates = len(config.rate_grid) if tries_rates(config) else 0
 
-        def networks(cells: int) -> int:
-            return max(config.networks_per_cell * cells, tried * min(TRIED, cells))
+        def networks(group: Group) -> int:
+            size = len(group.places)
+            return max(config.networks_per_cell * size, rates * min(size, len(typical(group.kind, cells))))
 
-        return max(group.memory(data, networks(len(group.places)), processes) for group in groups)
+        groups = by_shape(cells, config, task_of(config), data)
+        return max(group.memory(data, networks(group), processes) for group in groups)
 
     @classmethod
     def outline(cls, config: SearchConfig) -> str:
