@@ -339,9 +339,10 @@ def test_the_report_shows_the_contest(raced):
     assert "The winner" in page or "the winner" in page
 
 
-@pytest.mark.parametrize("moment", [7, 400])
+@pytest.mark.parametrize("moment", [7, 75, 90, 400])
 def test_a_stopped_race_goes_on(raced, text, tmp_path, stop_at, moment, monkeypatch):
-    """In a rung, and in the contest: the same records, the same table, to the last bit."""
+    """While rates are tried, halfway in a rung, after that, and in the contest: the same records and the same table, to
+    the last bit."""
     again = tmp_path / "again"
     stop_at(moment)
     assert search_main([str(text), *RACE, "--out", str(again)]) == 128 + signal.SIGTERM
