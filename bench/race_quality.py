@@ -13,11 +13,11 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
 
 from bench.sessions import pool_parser, session_in
@@ -90,11 +90,12 @@ def _ends(session: Session[SearchConfig], groups: Sequence[Group], windows: int,
 def _scores(session: Session[SearchConfig], groups: Sequence[Group], windows: int) -> np.ndarray:
     """The losses after shares of the windows, `[rungs, cells, rates]`."""
 
+    held_out = held_out_windows(session.config, session.task, session.data, windows // SHARES[-1])
+
     def ran(group: Group) -> np.ndarray:
         origins: list[Origin] = []
         losses = []
         for share in SHARES:
-            held_out = held_out_windows(session.config, session.task, session.data, windows // share)
             more = {"origins": origins, "average": True, "leave": True, "held_out": held_out}
             more |= {"decay": True, "schedule": windows}
             result = _train(session, group, f"race-{share}", _plan(session, group, windows // share, SEED, **more))
@@ -108,8 +109,8 @@ def _scores(session: Session[SearchConfig], groups: Sequence[Group], windows: in
 
 def _extrapolated(scores: np.ndarray) -> np.ndarray:
     """The losses after shares of the windows, extrapolated from half as many; those after the first as they are."""
-    halfway, last = (torch.from_numpy(each) for each in (scores[:-1], scores[1:]))
-    return np.concatenate([scores[:1], extrapolated(halfway, last).numpy()])
+    ahead = [extrapolated(halfway.ravel(), last.ravel()) for halfway, last in pairwise(scores)]
+    return np.stack([scores[0], *(np.reshape(losses, scores[0].shape) for losses in ahead)])
 
 
 def _plan(session: Session[SearchConfig], group: Group, windows: int, seed: int, **more: Any) -> Plan:

@@ -186,7 +186,7 @@ class SearchResult(Shown, SearchOutcome):
     @property
     def table(self) -> Table:
         """All cells, the best first, with what they were ranked by, and their standalone value if an audit measured it.
-        For several runs, their winners."""
+        For several runs, their winners. Figures that no cell has are left out."""
         run, metric = self.run, self.metric
         if run.best.get("runs"):
             return Table(
@@ -195,16 +195,18 @@ class SearchResult(Shown, SearchOutcome):
             )
         audited = {cell["genotype"]: cell[metric.key] for cell in (run.audit or {}).get("networks", [])}
         ranking = final_ranking(run.records, run.settings["keep"], run.strategy)
-        return Table(
+        rows = [
             {
                 "rank": rank,
                 **run.strategy.merits(each.record, each.place, metric),
                 "kept": each.kept,
-                **({f"standalone {metric.name}": audited.get(str(each.genotype))} if audited else {}),
+                f"standalone {metric.name}": audited.get(str(each.genotype)),
                 "cell": str(each.genotype),
             }
             for rank, each in enumerate(ranking, start=1)
-        )
+        ]
+        known = {name for row in rows for name, value in row.items() if value is not None}
+        return Table({name: value for name, value in row.items() if name in known} for row in rows)
 
     @property
     def contestants(self) -> Table:

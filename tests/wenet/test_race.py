@@ -28,8 +28,10 @@ from wenet.searching.contest.trainings import Trained, named_by_rank
 from wenet.searching.halving import HalvingBest
 from wenet.searching.paired import are_larger
 from wenet.searching.race import (
+    Course,
     Race,
     RaceBest,
+    Runner,
     extrapolated,
     extrapolates,
     losses_of,
@@ -168,20 +170,64 @@ def mean_losses(training):
     return torch.tensor(held_out, dtype=torch.float64).mean(0).view(-1, 2).mean(1).tolist()
 
 
-def test_only_a_loss_that_is_finite_is_extrapolated():
-    halfway = torch.tensor([[2.0, 3.0, 2.0, math.inf]])
-    last = torch.tensor([[1.5, 1.6, math.inf, math.inf]])
-    assert extrapolated(halfway, last).tolist() == [pytest.approx([1.25, 0.9, math.inf, math.inf])]
+def test_losses_are_extrapolated_where_that_makes_sense():
+    """Not those of networks that diverged, and by no more than half where one recovered."""
+    halfway = [2.0, 1.4, 1e6, 2.0, math.inf, math.inf]
+    assert extrapolated(halfway, [1.5, 1.6, 3.0, math.inf, math.inf, 1.7]) == pytest.approx(
+        [1.25, 1.7, 1.5, math.inf, math.inf, 1.7]
+    )
 
 
-@pytest.mark.parametrize(("rungs", "extrapolating"), [(1, []), (2, []), (3, [0]), (4, [0, 1])])
-def test_losses_are_extrapolated_until_a_quarter_of_a_training(rungs, extrapolating):
+@pytest.mark.parametrize(
+    ("rungs", "shares"), [(1, [1]), (2, [1, 0.6]), (3, [1, 0.4, 0.24]), (4, [1, 0.6, 0.24, 0.144])]
+)
+def test_losses_are_extrapolated_at_a_quarter_of_a_training(rungs, shares):
     config = resolve_config("race", {"rungs": rungs})
-    assert [rung for rung in range(rungs) if extrapolates(config, rung)] == extrapolating
+    assert [rung for rung in range(rungs) if extrapolates(config, rung)] == ([rungs - 3] if rungs > 2 else [])
+    assert shares_left(config) == pytest.approx(shares)
     constant = replace(config, falling_rates=False)
     assert not any(extrapolates(constant, rung) for rung in range(rungs))
     assert shares_left(constant) == pytest.approx([0.6**rung for rung in range(rungs)])
-    assert shares_left(config)[:2] == pytest.approx([1.0, 0.4 if extrapolating else 0.6][:rungs])
+
+
+def test_a_later_rung_is_extrapolated_from_the_one_before(text, tmp_path):
+    run = tmp_path / "run"
+    assert search_main([str(text), *ALONE, "--rungs", "4", "--epochs-per-round", "0.2", "--out", str(run)]) == 0
+    records = [json.loads(line) for line in (run / "search.jsonl").read_text().splitlines()]
+    before = {network["genotype"]: network["held_out_loss"] for network in records[0]["networks"]}
+    assert ["extrapolated_loss" in record["networks"][0] for record in records] == [False, True, False, False]
+    for network in records[1]["networks"]:
+        loss = network["held_out_loss"]
+        assert network["extrapolated_loss"] == pytest.approx(1.5 * loss - 0.5 * before[network["genotype"]]) != loss
+    plans = dict(plans_of(run))
+    assert not any("halfway" in name for name in plans)
+    assert len({plan["held_out"] for name, plan in plans.items() if name[:4] in ("1-1-", "1-2-")}) == 1
+
+
+def test_a_loss_that_falls_fast_counts_where_losses_are_extrapolated():
+    """Of six cells two go on, and a third that the test cannot tell from the second; not the one that was best."""
+    noise = [0.0, 0.01, -0.01, 0.02]
+
+    def runner(cell, loss, fall):
+        held_out = [loss + each for each in noise]
+        ahead = extrapolated([each + fall for each in held_out], held_out)
+        return Runner(read_cell(cell), [], 0.02, held_out, ahead, loss, 0)
+
+    race = object.__new__(Race)
+    race.windows = [2, 4, 8]
+    alike = replace(runner("relu0", 1.55, 0.5), extrapolated=[1.31, 1.29, 1.30, 1.32])
+    others = [runner(f"identity0 {name}0", 1.7, 0.1) for name in ("tanh", "relu")]
+    cells = [runner("tanh0", 1.4, 0.1), runner("sigmoid0", 1.5, 0.5), runner("identity0", 1.55, 0.5), alike, *others]
+    race.course = Course([cells, [], []])
+    assert [str(going.genotype) for going in race._going_on(0)] == ["sigmoid0", "identity0", "relu0"]
+
+
+def test_scores_fall_with_the_loss_and_rise_with_the_rung():
+    """Whatever its sign: an extrapolated squared error can be below 0."""
+    losses = [(2, 0.5), (2, 1e9), (1, -2.0), (1, -0.5), (1, 0.3), (1, 4.0), (1, None)]
+    cells = [{"rung": rung, "held_out_loss": 1.0, "extrapolated_loss": loss} for rung, loss in losses]
+    scores = [Race.score({"networks": cells}, place) for place in range(len(cells))]
+    assert scores == sorted(set(scores), reverse=True)
 
 
 def test_rates_fall_until_the_end_of_the_last_rung(raced, text, tmp_path):

@@ -200,10 +200,10 @@ def rungs_picture(run: Run) -> Picture:
     ]
     reached = [(r["round"], r[f"valid_{key}"]) for r in records if r[f"valid_{key}"] is not None]
     rungs = max(record["round"] for record in records)
-    halved = f" in each of {rungs} rungs; from rung to rung fewer are trained for longer" * (rungs > 1)
-    looks_ahead = any("extrapolated_loss" in record["networks"][0] for record in records)
-    ranked = "Until a quarter of the training cells rank by how fast their loss falls, too. " * looks_ahead
-    description = f"A point for each cell{halved}. {ranked}" + _from_to("The first cell's", metric, reached, "rung")
+    fewer = f" in each of {rungs} rungs; from rung to rung fewer are trained for longer" * (rungs > 1)
+    ahead = [record["round"] for record in records if "extrapolated_loss" in record["networks"][0]]
+    ranked = "".join(f"Rung {rung} ranks cells by their loss and by how fast it falls. " for rung in ahead[:1])
+    description = f"A point for each cell{fewer}. {ranked}" + _from_to("The first cell's", metric, reached, "rung")
     return Picture("rungs", "Rung by rung", description, drawing, table)
 
 

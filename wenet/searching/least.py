@@ -35,9 +35,11 @@ def least_seconds(session: Session[SearchConfig]) -> float:
     of_window = seconds_per_window(shaped, probed, task, data) / PROBED
     of_measured = seconds_of_measured(shaped, probed, task, data) / PROBED
     networks = _networks_of_race(config, len(cells), len(tried))
+    halfway = extrapolates(config, 0)  # where networks of the first rung are measured once more
+    measured = networks + halfway * min(FEWEST_CELLS, len(cells)) * config.networks_per_cell
     seconds = networks * FEWEST_WINDOWS * of_window
-    seconds += networks * held_out_windows(config, task, data, FEWEST_WINDOWS) * of_measured
-    calls = len(kinds) * (1 + config.rungs + sum(extrapolates(config, rung) for rung in range(config.rungs)))
+    seconds += measured * held_out_windows(config, task, data, FEWEST_WINDOWS) * of_measured
+    calls = len(kinds) * (1 + config.rungs + halfway)
     if config.contest:
         seconds += sum(networks_in(config)) * of_window + kept_for_measuring(session)
         calls += 2 * (len(kinds) + len(task.rivals))

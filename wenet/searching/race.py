@@ -41,11 +41,11 @@ from wenet.words import counted, duration, figure
 from wenet_kernels import Program, WenetError
 
 FOLDER = "rungs"
-# Until a quarter of a training whose rates fall, cells are compared by an extrapolated loss: below the measured one by
-# so much of what it fell in the second half of the rung's windows. It tells more than the loss, so fewer go on.
+# At a quarter of a training whose rates fall, cells are compared by an extrapolated loss: below the measured one by so
+# much of what it fell since half as many windows. It tells more than the loss, so fewer go on.
 EXTRAPOLATED = 0.5
-ONE_IN, ONE_IN_EXTRAPOLATED = 2, 3  # cells of a rung of which the best go on
-MOST, USUALLY = 1.5, 1.2  # times as many, at most and on average, as some cannot be told from the last of these
+ONE_IN, ONE_IN_EXTRAPOLATED = 2, 3  # cells of a rung, of which the best goes on
+MOST, USUALLY = 1.5, 1.2  # times as many go on, at most and on average: those that cannot be told from the last, too
 HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trained on
 # Of a race that must fit into a time: the part of the rest before a contest, and before one with several finalists, the
 # part for trying rates, and by how much the last rung may take too long.
@@ -158,10 +158,11 @@ class Race(Strategy):
 
     At every rung the networks of a cell train on, at the learning rate that suits the last rung, constant or falling to
     zero until the end of it, until they have seen twice as many windows; then cells are compared by their loss on the
-    same held-out windows, with a moving average of the weights. The best half goes on, a third where losses are
-    extrapolated, and those that a paired t-test over the windows cannot tell from the last of it. The next generation
-    takes the places of the others, from the pool or by mutations of the best; its cells have to be among the best of
-    all that ever finished the rung (as in asynchronous successive halving, Li et al. 2020).
+    same held-out windows, with a moving average of the weights. The best half goes on, or the best third where losses
+    are extrapolated, and with it cells that a paired t-test over the windows cannot tell from its last, up to one and a
+    half times as many in all. The next generation takes the places of the others, from the pool or by mutations of the
+    best; its cells have to be among the best of all that ever finished the rung (as in asynchronous successive halving,
+    Li et al. 2020).
     """
 
     best_type = RaceBest
@@ -313,8 +314,8 @@ class Race(Strategy):
         """Train on the networks of one shape, and measure them at each stop of the rung."""
         copies, rate = self.config.networks_per_cell, self.rates[family_of(runners[0].genotype)]
         networks = [network for runner in runners for network in runner.networks]
-        losses = []
-        for windows, stop in self._stops(rung):
+        measured = [[runner.held_out for runner in runners]]  # in the rung before, then at each stop
+        for windows, half in self._stops(rung):
             plan = Plan(
                 [cell for cell in group.architectures for _ in range(copies)],
                 windows,
@@ -326,27 +327,31 @@ class Race(Strategy):
                 origins=networks,
                 average=True,
                 leave=True,
-                held_out=self._held_out_windows(self.windows[rung]),
+                held_out=self._held_out_windows(max(self.windows[rung], self._windows_of_extrapolation())),
             )
-            path = self.folder.path / FOLDER / f"{generation + 1}-{rung + 1}{stop}-{group.name}"
-            result = self._train(group, path, plan, self._label(generation, rung))
+            path = self.folder.path / FOLDER / f"{generation + 1}-{rung + 1}{half and '-halfway'}-{group.name}"
+            result = self._train(group, path, plan, self._label(generation, rung) + half)
             networks = networks_left(self.session, path, len(plan.architectures))
-            losses.append(losses_of(result))
-        held_out = of_cells(losses[-1], copies)
-        ahead = of_cells(extrapolated(*losses), copies) if len(losses) > 1 else [[]] * len(runners)
+            measured.append(of_cells(losses_of(result), copies))
         ran = []
         for place, runner in enumerate(runners):
             own = slice(place * copies, (place + 1) * copies)
+            halfway, held_out = measured[-2][place], measured[-1][place]
             value = statistics.fmean(outcome.value for outcome in result.outcomes[own])
+            ahead = extrapolated(halfway, held_out) if halfway and extrapolates(self.config, rung) else []
             entrant = replace(runner, networks=networks[own], rate=rate)
-            ran.append(replace(entrant, held_out=held_out[place], extrapolated=ahead[place], value=value))
+            ran.append(replace(entrant, held_out=held_out, extrapolated=ahead, value=value))
         return ran
 
     def _stops(self, rung: int) -> list[tuple[int, str]]:
-        """The windows after which the networks of a rung are measured, with what names the folder of the training."""
+        """The windows after which the networks of a rung are measured, and what names the first half on the console."""
         windows = self.windows[rung]
-        halfway = [(windows // 2, "-halfway")] if extrapolates(self.config, rung) and windows > 1 else []
-        return [*halfway, (windows, "")]
+        halfway = extrapolates(self.config, rung) and rung == 0 and windows > 1  # later rungs begin halfway
+        return [(windows // 2, ", first half")] * halfway + [(windows, "")]
+
+    def _windows_of_extrapolation(self) -> int:
+        """After which losses are extrapolated; 0 if none are. What is measured before is measured on as much data."""
+        return sum(windows for rung, windows in enumerate(self.windows) if extrapolates(self.config, rung))
 
     def _train(self, group: Group, path: Path, plan: Plan, label: str) -> StandaloneResult:
         session = replace(self.session, config=group.config)
@@ -394,7 +399,7 @@ class Race(Strategy):
         if rung + 1 == len(self.windows):
             return []
         ranked = sorted(self.course.finished[rung], key=lambda runner: runner.loss)
-        one_in = cells_of_which_one_goes_on(self.config, rung)
+        one_in = ONE_IN_EXTRAPOLATED if any(runner.extrapolated for runner in ranked) else ONE_IN
         better = -(-len(ranked) // one_in)
         last, most = ranked[better - 1], max(better, int(MOST * len(ranked) / one_in))
         allowed = ranked[:better] + [
@@ -442,8 +447,8 @@ class Race(Strategy):
 
     @classmethod
     def columns(cls, record: Record, network: Record) -> dict[str, str]:
-        """The loss, in whose order the cells of a rung stand."""
-        names = {"held_out_loss": "validation loss", "extrapolated_loss": "extrapolated"}
+        """The loss, and the extrapolated loss if cells were ranked by that."""
+        names = {"held_out_loss": "validation loss", "extrapolated_loss": "extrapolated loss"}
         return {names[key]: figure(network[key], 4, "diverged") for key in names if key in network}
 
     def _best(self) -> RaceBest:
@@ -504,51 +509,44 @@ class Race(Strategy):
     def merits(cls, record: Record, place: int, metric: Metric) -> dict[str, Any]:
         network = record["networks"][place]
         merits = super().merits(record, place, metric)
-        loss = network["held_out_loss"]
-        return {
-            **merits,
-            "validation loss": loss,
-            "compared by": network.get("extrapolated_loss", loss),
-            "rate": network.get("rate"),
-        }
+        losses = {"validation loss": network["held_out_loss"], "extrapolated loss": network.get("extrapolated_loss")}
+        return {**merits, **losses, "rate": network.get("rate")}
 
     @classmethod
     def score(cls, record: Record, place: int) -> float:
-        """The number of rungs that a cell reached, and its loss in the last of them."""
+        """The number of rungs that a cell reached, and above it by the loss that ranked it in the last of them."""
         network = record["networks"][place]
         loss = network.get("extrapolated_loss", network["held_out_loss"])
-        return float(network["rung"]) + (0.0 if loss is None else 1 / (1 + loss))
+        return float(network["rung"]) + (0.0 if loss is None else 0.5 - math.atan(loss) / math.pi)
 
 
 def extrapolates(config: SearchConfig, rung: int) -> bool:
-    """Whether a rung compares cells by extrapolated losses: until a quarter of a training whose rates fall."""
-    return config.falling_rates and rung + 3 <= config.rungs
+    """Whether a rung compares cells by extrapolated losses: the one at a quarter of a training whose rates fall."""
+    return config.falling_rates and rung == config.rungs - 3
 
 
-def extrapolated(halfway: Tensor, last: Tensor) -> Tensor:
-    """Losses of networks as they would be if they went on to fall, `[windows, n]`.
+def extrapolated(halfway: Sequence[float], last: Sequence[float]) -> list[float]:
+    """The losses of a cell as they would be if they went on to fall.
 
-    Small cells learn fast and are overtaken, and how much the losses of others still fall tells by which.
+    Small cells learn fast and are overtaken, and how fast the losses of others still fall tells by which.
 
     Args:
-        halfway, last: after half of the windows of a rung, and after all; infinite for networks that diverged.
+        halfway, last: its losses in the same windows after half of the training and after all; infinite if it diverged.
 
     Example:
-        >>> extrapolated(torch.tensor([[2.0, 3.0]]), torch.tensor([[1.5, 1.6]]))
-        tensor([[1.2500, 0.9000]])
+        >>> extrapolated([2.0, 3.0], [1.5, 1.0])  # a loss that halved and more may be that of a network that recovered
+        [1.25, 0.5]
     """
-    return torch.where(last.isfinite(), last - EXTRAPOLATED * (halfway - last), last)
-
-
-def cells_of_which_one_goes_on(config: SearchConfig, rung: int) -> int:
-    """Besides those that cannot be told from the last that goes on."""
-    return ONE_IN_EXTRAPOLATED if extrapolates(config, rung) else ONE_IN
+    return [
+        after - EXTRAPOLATED * min(before - after, abs(after)) if math.isfinite(before + after) else after
+        for before, after in zip(halfway, last, strict=True)
+    ]
 
 
 def shares_left(config: SearchConfig) -> list[float]:
     """The part of all cells that usually runs each rung."""
-    going_on = [USUALLY / cells_of_which_one_goes_on(config, rung) for rung in range(config.rungs - 1)]
-    return list(accumulate(going_on, mul, initial=1.0))
+    one_in = [ONE_IN_EXTRAPOLATED if extrapolates(config, rung) else ONE_IN for rung in range(config.rungs - 1)]
+    return list(accumulate((USUALLY / cells for cells in one_in), mul, initial=1.0))
 
 
 def networks_of_entrant(config: SearchConfig) -> float:

@@ -145,14 +145,15 @@ class SearchConfig(SeriesConfig):
     )
     rungs: int = option(
         4,
-        "rungs of a race; at each one networks have trained twice as long as at the last",
+        "rungs of a race; at each one networks have trained twice as long as at the one before",
         Group.RACE,
         at_least=1,
         at_most=20,
     )
     falling_rates: bool = option(
         False,
-        "let the rates of a race fall to zero until the end of its last rung, as those of the contest do",
+        "let the rates of a race fall to zero until the end of its last rung, as those of the contest do; at a quarter "
+        "of that training cells are compared by an extrapolated loss, and a third of them goes on",
         Group.RACE,
     )
     networks_per_cell: int = option(
