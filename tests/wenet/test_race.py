@@ -211,7 +211,7 @@ def test_a_loss_that_falls_fast_counts_where_losses_are_extrapolated():
     def runner(cell, loss, fall):
         held_out = [loss + each for each in noise]
         ahead = extrapolated([each + fall for each in held_out], held_out)
-        return Runner(read_cell(cell), [], 0.02, held_out, ahead, loss, 0)
+        return Runner(read_cell(cell), [], 0.02, held_out, ahead, loss, 2, 0)
 
     race = object.__new__(Race)
     race.windows = [2, 4, 8]
@@ -220,6 +220,12 @@ def test_a_loss_that_falls_fast_counts_where_losses_are_extrapolated():
     cells = [runner("tanh0", 1.4, 0.1), runner("sigmoid0", 1.5, 0.5), runner("identity0", 1.55, 0.5), alike, *others]
     race.course = Course([cells, [], []])
     assert [str(going.genotype) for going in race._going_on(0)] == ["sigmoid0", "identity0", "relu0"]
+
+
+def test_cells_that_the_time_cut_short_are_ranked_behind():
+    losses = {2: 1.0, 8: 1.5, 7: 0.5}
+    cells = [Runner(read_cell("tanh0"), [], 0.02, [loss], [], loss, windows, 0) for windows, loss in losses.items()]
+    assert [runner.windows for runner in sorted(cells, key=lambda runner: runner.order)] == [8, 7, 2]
 
 
 def test_scores_fall_with_the_loss_and_rise_with_the_rung():
@@ -795,5 +801,6 @@ def test_with_less_time_fewer_cells_train_for_less_long(text):
         of_entrant = networks_of_entrant(race.config)
         whole = of_entrant * 48 * training_windows(session, 0.5)
         count, first = race._sizes(whole / 4, 1.0, 48)
+        assert race._sizes(-1.0, 1.0, 48) == (6, 4)  # the fewest, where no time is left
         assert count == int(48 * part) and first == int(whole / 4 / of_entrant / count)
         assert race._sizes(100 * whole, 1.0, 48)[0] == 48

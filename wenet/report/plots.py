@@ -192,9 +192,10 @@ def rungs_picture(run: Run) -> Picture:
         axes.margins(x=0.15)
         mark_whole_numbers(axes)
         _legend(axes, [("o", BLUE, "goes on"), ("o", ORANGE, "first"), ("o", GREY, "goes no further")], columns=3)
-    table: Table = [["rung", "rank", "genotype", key]]
+    losses = [name for name in ("held_out_loss", "extrapolated_loss") if name in records[0]["networks"][0]]
+    table: Table = [["generation", "rung", "rank", "genotype", key, *losses]]
     table += [
-        [record["round"], rank, cell["genotype"], cell[key]]
+        [record.get("generation", 1), record["round"], rank, cell["genotype"], cell[key], *map(cell.get, losses)]
         for record in records
         for rank, cell in enumerate(record["networks"], start=1)
     ]
@@ -202,8 +203,8 @@ def rungs_picture(run: Run) -> Picture:
     rungs = max(record["round"] for record in records)
     fewer = f" in each of {rungs} rungs; from rung to rung fewer are trained for longer" * (rungs > 1)
     ahead = [record["round"] for record in records if "extrapolated_loss" in record["networks"][0]]
-    ranked = "".join(f"Rung {rung} ranks cells by their loss and by how fast it falls. " for rung in ahead[:1])
-    description = f"A point for each cell{fewer}. {ranked}" + _from_to("The first cell's", metric, reached, "rung")
+    ranked = "".join(f"Rung {rung} ranks by an extrapolated loss, lower where losses fall fast. " for rung in ahead[:1])
+    description = f"A point for each cell{fewer}. {ranked}" + _from_to("The leading cell's", metric, reached, "rung")
     return Picture("rungs", "Rung by rung", description, drawing, table)
 
 

@@ -214,7 +214,7 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove the remains of unfinished writes, ours or the library's, but not a report in the making."""
-        left = set((self.path / "checkpoint").iterdir()) - {*self.checkpoints(), self._best}
+        left = set((self.path / "checkpoint").glob("*")) - {*self.checkpoints(), self._best}
         for path in (*left, *self.path.glob(f".*.json*{PARTIAL}")):
             path.unlink()
 

@@ -127,7 +127,7 @@ class Halving(Strategy):
         record = {
             "round": rung + 1,
             "windows": windows,
-            "tokens": windows * self._steps * self.config.data_batch,  # per network, the last window in full
+            "tokens": windows * len(ranked) * self._steps * self.config.data_batch,  # of all networks
             "train_loss": sum(losses) / len(losses) if losses else None,
             f"valid_{self.metric.key}": reached,
             "seconds_so_far": seconds,

@@ -66,6 +66,7 @@ class Runner:
         held_out: their mean loss in each validation window of the rung, or on each sequence; infinite if one diverged.
         extrapolated: these losses extrapolated, where the rung compares cells by that; else empty.
         value: their mean metric.
+        windows: on which each of them has trained, fewer than those of the rung if the time was up.
         generation: the generation, from 0, in which it entered the race.
     """
 
@@ -75,6 +76,7 @@ class Runner:
     held_out: list[float]
     extrapolated: list[float]
     value: float
+    windows: int
     generation: int
 
     @property
@@ -85,6 +87,11 @@ class Runner:
     @property
     def loss(self) -> float:
         return statistics.fmean(self.compared)
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """By which cells of a rung are sorted: those that the time cut short are behind the others."""
+        return -self.windows, self.loss
 
     def to_dict(self, rung: int, metric: Metric) -> dict[str, Any]:
         finite = math.isfinite(self.loss)
@@ -136,7 +143,7 @@ class RaceBest(StandaloneBest):
         if self.value is None:
             return f"This one came first by chance: {ALL_DIVERGED}."
         return (
-            f"This one came first: after {counted(self.windows, 'window')} it had a validation {metric.name} of "
+            f"This one came first: after {counted(self.windows, 'window')} its validation {metric.name} was "
             f"{figure(self.value, metric.places)} ({counted(self.networks_per_cell, 'network')})."
         )
 
@@ -151,6 +158,7 @@ class Course:
     finished: list[list[Runner]]  # by rung
     gone_on: set[tuple[int, Cell]] = field(default_factory=set)  # rung and cell
     results: list[StandaloneResult] = field(default_factory=list)
+    recorded: int = 0  # windows of networks, in the records so far
 
 
 class Race(Strategy):
@@ -191,7 +199,7 @@ class Race(Strategy):
         self._fit_to_budget()
         for generation in range(self.config.rounds):
             cells = self._new_cells(generation)
-            entrants = [Runner(cell, [], math.nan, [], [], math.nan, generation) for cell in cells]
+            entrants = [Runner(cell, [], math.nan, [], [], math.nan, 0, generation) for cell in cells]
             for rung in range(len(self.windows)):
                 if not entrants or not self._has_time_for(generation, rung, len(entrants)):
                     break
@@ -217,7 +225,8 @@ class Race(Strategy):
             self.rates[family] = self._choose_rate(family, cells)
         kept = kept_for_measuring(self.session)
         self.until = budget.planned(
-            "race_until", lambda: round(budget.spent + self.of_budget * max(0.0, budget.left - kept), 3)
+            "race_until",
+            lambda: round(min(budget.last_moment, budget.spent + self.of_budget * max(0.0, budget.left - kept)), 3),
         )
         of_kind = self.config.networks_per_cell * len(cells) // len(set(map(kind_of, cells)))
         count, first = budget.planned(
@@ -256,7 +265,7 @@ class Race(Strategy):
             each: seconds that a window takes for each network of a call.
             most: cells that there are.
         """
-        windows = seconds / (each * networks_of_entrant(self.config))  # of a single cell
+        windows = max(0.0, seconds) / (each * networks_of_entrant(self.config))  # of a single cell
         wanted = max(WANTED_WINDOWS, training_windows(self.session, min(WANTED_PASSES, self.config.epochs_per_round)))
         affordable = windows / wanted
         if self.config.falling_rates:  # cells need a part of a whole training, so both shrink alike
@@ -277,7 +286,7 @@ class Race(Strategy):
         windows = self.windows[rung] - (self.windows[rung - 1] if rung else 0)
         networks = entrants * self.config.networks_per_cell
         needed = windows * networks * self._seconds_per_network_window()
-        fits = budget.spent + needed < OVER * self.until
+        fits = budget.spent + needed < OVER * self.until and not budget.is_over
         return bool(budget.planned(f"rung_{generation + 1}_{rung + 1}", lambda: fits))
 
     def _new_cells(self, generation: int) -> list[Cell]:
@@ -308,13 +317,14 @@ class Race(Strategy):
             if family not in self.rates:
                 self.rates[family] = self._choose_rate(family, cells)
             found += self._run_group(generation, rung, group, runners)
-        return sorted(found, key=lambda runner: runner.loss)
+        return sorted(found, key=lambda runner: runner.order)
 
     def _run_group(self, generation: int, rung: int, group: Group, runners: Sequence[Runner]) -> list[Runner]:
         """Train on the networks of one shape, and measure them at each stop of the rung."""
         copies, rate = self.config.networks_per_cell, self.rates[family_of(runners[0].genotype)]
         networks = [network for runner in runners for network in runner.networks]
         measured = [[runner.held_out for runner in runners]]  # in the rung before, then at each stop
+        trained = runners[0].windows
         for windows, half in self._stops(rung):
             plan = Plan(
                 [cell for cell in group.architectures for _ in range(copies)],
@@ -333,13 +343,14 @@ class Race(Strategy):
             result = self._train(group, path, plan, self._label(generation, rung) + half)
             networks = networks_left(self.session, path, len(plan.architectures))
             measured.append(of_cells(losses_of(result), copies))
+            trained += result.windows
         ran = []
         for place, runner in enumerate(runners):
             own = slice(place * copies, (place + 1) * copies)
             halfway, held_out = measured[-2][place], measured[-1][place]
             value = statistics.fmean(outcome.value for outcome in result.outcomes[own])
             ahead = extrapolated(halfway, held_out) if halfway and extrapolates(self.config, rung) else []
-            entrant = replace(runner, networks=networks[own], rate=rate)
+            entrant = replace(runner, networks=networks[own], rate=rate, windows=trained)
             ran.append(replace(entrant, held_out=held_out, extrapolated=ahead, value=value))
         return ran
 
@@ -398,7 +409,7 @@ class Race(Strategy):
         """Cells that finished a rung and may now go on for the first time."""
         if rung + 1 == len(self.windows):
             return []
-        ranked = sorted(self.course.finished[rung], key=lambda runner: runner.loss)
+        ranked = sorted(self.course.finished[rung], key=lambda runner: runner.order)
         one_in = ONE_IN_EXTRAPOLATED if any(runner.extrapolated for runner in ranked) else ONE_IN
         better = -(-len(ranked) // one_in)
         last, most = ranked[better - 1], max(better, int(MOST * len(ranked) / one_in))
@@ -414,7 +425,7 @@ class Race(Strategy):
         seen: set[Cell] = set()
         standings = []
         for finished in reversed(self.course.finished):
-            for runner in sorted(finished, key=lambda runner: runner.loss):
+            for runner in sorted(finished, key=lambda runner: runner.order):
                 if runner.genotype not in seen:
                     seen.add(runner.genotype)
                     standings.append(runner)
@@ -423,27 +434,32 @@ class Race(Strategy):
     def _record(self, generation: int, rung: int, ran: Sequence[Runner]) -> None:
         """The record of a rung. The last record of a race is that of the last rung, with all cells that finished it."""
         last = rung + 1 == len(self.windows)
-        ranked = sorted(self.course.finished[rung], key=lambda runner: runner.loss) if last else list(ran)
+        ranked = sorted(self.course.finished[rung], key=lambda runner: runner.order) if last else list(ran)
         seconds = round(sum(result.seconds for result in self.course.results), 3)
+        trained = sum(result.network_windows for result in self.course.results)
         best = ranked[0].to_dict(rung, self.metric)
         record = {
             "round": rung + 1,
             "generation": generation + 1,
-            "windows": self.windows[rung],
-            "tokens": self.windows[rung] * self._steps * self.config.data_batch,
+            "windows": max(runner.windows for runner in ran),
+            "tokens": (trained - self.course.recorded) * self._steps * self.config.data_batch,  # of all networks
             "train_loss": None,
             f"valid_{self.metric.key}": best[self.metric.key],
             "seconds_so_far": seconds,
             "peak_memory_bytes": max(result.peak_memory for result in self.course.results),
             "networks": [runner.to_dict(rung, self.metric) for runner in ranked],
         }
+        self.course.recorded = trained
         self.write_record(record)
+        by = " by extrapolated loss" if ranked[0].extrapolated else ""
         self.session.console.say(
             f"{self._label(generation, rung)} done after {duration(seconds)}: "
-            f"{counted(len(ran), 'cell')}, {counted(self.windows[rung], 'window')}, first, with validation "
+            f"{counted(len(ran), 'cell')}, {counted(record['windows'], 'window')}, first{by}, with validation "
             f"{self.metric.name} {figure(best[self.metric.key], self.metric.places, 'not finite, as all diverged')}: "
             f"{best['genotype']}"
         )
+        if len({runner.windows for runner in ran}) > 1:
+            self.session.console.say("caution   the time was up; cells that it cut short are ranked behind the others")
 
     @classmethod
     def columns(cls, record: Record, network: Record) -> dict[str, str]:
@@ -458,7 +474,7 @@ class Race(Strategy):
         return RaceBest(
             genotype=winner.genotype,
             value=winner.value if math.isfinite(winner.loss) else None,
-            windows=self.windows[rung],
+            windows=winner.windows,
             networks_per_cell=self.config.networks_per_cell,
             rounds_kept=rung,
             rounds=len(self.windows),

@@ -153,7 +153,7 @@ class SearchConfig(SeriesConfig):
     falling_rates: bool = option(
         False,
         "let the rates of a race fall to zero until the end of its last rung, as those of the contest do; at a quarter "
-        "of that training cells are compared by an extrapolated loss, and a third of them goes on",
+        "of that training, if there is a rung, cells are compared by an extrapolated loss, and about a third goes on",
         Group.RACE,
     )
     networks_per_cell: int = option(
