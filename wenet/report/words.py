@@ -316,7 +316,8 @@ def kept_table(run: Run) -> tuple[Row, list[Row]]:
         standalone = [figure(known.get(network["genotype"]), run.metric.places, UNKNOWN)] if known else []
         rows.append((str(rank), *columns.values(), str(network["rounds_kept"]), *standalone, network["genotype"]))
     standalone = [f"standalone {run.metric.name}"] * bool(known)
-    return ("rank", *of_strategy, f"earlier {run.strategy.stage}s", *standalone, "cell"), rows
+    earlier = "earlier rungs" if run.strategy.stage == "rung" else "earlier rounds"
+    return ("rank", *of_strategy, earlier, *standalone, "cell"), rows
 
 
 def contest_table(contest: dict[str, Any], metric: Metric) -> tuple[Row, list[Row]]:
