@@ -229,7 +229,7 @@ def test_cells_that_the_time_cut_short_are_ranked_behind():
 
 
 def test_scores_fall_with_the_loss_and_rise_with_the_rung():
-    """Whatever its sign: an extrapolated squared error can be below 0."""
+    """Whatever its sign."""
     losses = [(2, 0.5), (2, 1e9), (1, -2.0), (1, -0.5), (1, 0.3), (1, 4.0), (1, None)]
     cells = [{"rung": rung, "held_out_loss": 1.0, "extrapolated_loss": loss} for rung, loss in losses]
     scores = [Race.score({"networks": cells}, place) for place in range(len(cells))]

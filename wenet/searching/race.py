@@ -44,8 +44,8 @@ FOLDER = "rungs"
 # At a quarter of a training whose rates fall, cells are compared by an extrapolated loss: below the measured one by so
 # much of what it fell since half as many windows. It tells more than the loss, so fewer go on.
 EXTRAPOLATED = 0.5
-ONE_IN, ONE_IN_EXTRAPOLATED = 2, 3  # cells of a rung, of which the best goes on
-MOST, USUALLY = 1.5, 1.2  # times as many go on, at most and on average: those that cannot be told from the last, too
+ONE_IN, ONE_IN_EXTRAPOLATED = 2, 3  # of so many cells of a rung one goes on
+MOST, USUALLY = 1.5, 1.2  # times as many go on, at most and on average, as some cannot be told from the last of these
 HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trained on
 # Of a race that must fit into a time: the part of the rest before a contest, and before one with several finalists, the
 # part for trying rates, and by how much the last rung may take too long.
@@ -633,12 +633,12 @@ def _seconds_of(kind: str, pool: Sequence[Cell], config: SearchConfig, task: Tas
 
     tried = len(typical_cells) * len(config.rate_grid) if tries_rates(config) else 0
     longest = windows_of_rates(config, 2 ** (config.rungs - 1))
-    rates = seconds(tried, longest, longest)
+    total = seconds(tried, longest, longest)
     entering = sum(kind_of(cell) == kind for cell in pool)
     for rung, share in enumerate(shares_left(config)):
         networks = math.ceil(share * entering) * config.networks_per_cell
-        rates += seconds(networks, 2 ** max(0, rung - 1), 2**rung, 2 if extrapolates(config, rung) else 1)
-    return rates
+        total += seconds(networks, 2 ** max(0, rung - 1), 2**rung, 2 if extrapolates(config, rung) else 1)
+    return total
 
 
 def held_out_windows(config: SearchConfig, task: Task, data: Any, windows: int) -> int:
