@@ -119,3 +119,19 @@ def test_load_genotype_errors(tmp_path):
     (tmp_path / "best.json").write_text('{"recurrent": [["tanh", 7]]}')
     with pytest.raises(WenetError, match=r"best\.json: node 1: ancestor 7"):
         load_genotype(str(tmp_path))
+
+
+def test_cells_numbered_otherwise_are_the_same():
+    cell = Genotype.from_text("tanh0 relu0 tanh2 sigmoid2 mean 1,3")
+    same = [
+        Genotype.from_text(text)
+        for text in ("relu0 sigmoid1 tanh1 tanh0 mean 3,4", "relu0 tanh0 tanh1 sigmoid1 mean 2,3")
+    ]
+    assert {each.canonical() for each in same} == {cell.canonical()}
+    assert cell.canonical().canonical() == cell.canonical()
+    others = (
+        "tanh0 relu0 tanh2 sigmoid2 mean 1,4",
+        "tanh0 relu0 tanh1 sigmoid2 mean 1,3",
+        "tanh0 relu0 tanh2 sigmoid2",
+    )
+    assert not {Genotype.from_text(text).canonical() for text in others} & {cell.canonical()}

@@ -21,7 +21,7 @@ from wenet.programs import load_program
 from wenet.report.words import command, summary
 from wenet.report.write import write_report
 from wenet.run import Session, Surroundings
-from wenet.searching.audit import welch
+from wenet.searching.audit import final_ranking, welch
 from wenet.searching.contest import describe_contest, hold, reached, verdict
 from wenet.searching.contest.contestants import Contestant
 from wenet.searching.contest.trainings import Trained, named_by_rank
@@ -39,6 +39,7 @@ from wenet.searching.race import (
     shares_left,
 )
 from wenet.searching.settings import resolve_config
+from wenet.searching.strategy import last_ranking
 from wenet.tasks import LanguageModelling, task_of
 from wenet.tasks.measures import METRICS
 from wenet.training import Outcome, StandaloneResult, hidden_for, parameter_count, training_windows
@@ -436,6 +437,34 @@ def test_generations_take_the_places(text, tmp_path):
         assert len(found[name][0] | found[name][1]) == 8
         assert records[-1]["round"] == 3
     assert found["pool"][0] == found["mutations"][0] and found["pool"][1] != found["mutations"][1]
+    told = [" ".join(wenet.load(tmp_path / name).best.sentences(METRICS["bpc"])) for name in ("pool", "mutations")]
+    assert "8 random cells raced" in told[0] and "4 random cells and 4 mutations of the best of them raced" in told[1]
+
+
+def test_the_last_ranking_is_that_of_the_furthest_rung():
+    """Of the last generation none may have reached it."""
+    records = [
+        {
+            "round": rung,
+            "networks": [
+                {"genotype": cell, "rounds_kept": rung - 1, "held_out_loss": 1.0, "rung": rung} for cell in cells
+            ],
+        }
+        for rung, cells in ((1, ["tanh0", "relu0"]), (2, ["relu0"]), (1, ["sigmoid0"]))
+    ]
+    assert last_ranking(records) is records[1]
+    ranking = final_ranking(records, 1, Race)
+    assert [(str(cell.genotype), cell.kept) for cell in ranking][0] == ("relu0", True)
+    assert not any(cell.kept for cell in ranking[1:])
+
+
+def test_the_median_cell_was_drawn_at_random(text, tmp_path):
+    flags = ["--pool", "12", "--batch", "6", "--mutate", "--finalists", "2", "--contest", "--contest-epochs", "0.1"]
+    assert search_main([str(text), *without(ALONE, "--no-contest"), *flags, "--out", str(tmp_path / "run")]) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "search.jsonl").read_text().splitlines()]
+    drawn = {network["genotype"] for record in records for network in record["networks"] if network["generation"] == 1}
+    rows = json.loads((tmp_path / "run" / "contest.json").read_text())["contestants"]
+    assert next(row["genotype"] for row in rows if row["name"] == "median cell") in drawn
 
 
 def test_cells_of_all_sizes_are_ranked_and_audited(raced, tmp_path, capsys):
@@ -799,8 +828,8 @@ def test_with_less_time_fewer_cells_train_for_less_long(text):
     for falling, part in ((True, 0.5), (False, 0.25)):
         race = Race(replace(session, config=replace(config, falling_rates=falling)))
         of_entrant = networks_of_entrant(race.config)
-        whole = of_entrant * 48 * training_windows(session, 0.5)
-        count, first = race._sizes(whole / 4, 1.0, 48)
-        assert race._sizes(-1.0, 1.0, 48) == (6, 4)  # the fewest, where no time is left
-        assert count == int(48 * part) and first == int(whole / 4 / of_entrant / count)
-        assert race._sizes(100 * whole, 1.0, 48)[0] == 48
+        whole = of_entrant * 3 * 18 * training_windows(session, 0.5)
+        count, first = race._sizes(whole / 4, 1.0, 18)
+        assert race._sizes(-1.0, 1.0, 18) == (6, 4)  # the fewest, where no time is left
+        assert count == max(6, int(18 * part)) and first == int(whole / 4 / of_entrant / 3 / count)
+        assert race._sizes(100 * whole, 1.0, 18)[0] == 18

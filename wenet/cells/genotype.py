@@ -115,6 +115,29 @@ class Genotype:
         """The nodes that read this one."""
         return [i for i, (_, ancestor) in enumerate(self.recurrent, start=1) if ancestor == node]
 
+    def canonical(self) -> Genotype:
+        """The same function of x and h with its nodes in an order of their own, however they were numbered.
+
+        Examples:
+            >>> print(Genotype.from_text("tanh0 relu0 tanh2").canonical())
+            relu0 tanh1 tanh0
+        """
+        recurrent: list[tuple[str, int]] = []
+        concat: list[int] = []
+
+        def shape(node: int) -> tuple[object, ...]:
+            return (self.recurrent[node - 1][0], node in self.concat, sorted(map(shape, self.children(node))))
+
+        def add(node: int, ancestor: int) -> None:
+            for child in sorted(self.children(node), key=shape):
+                recurrent.append((self.recurrent[child - 1][0], ancestor))
+                place = len(recurrent)
+                concat.extend([place] if child in self.concat else [])
+                add(child, place)
+
+        add(0, 0)
+        return Genotype(recurrent, concat)
+
     def draw(self, notes: Mapping[int, str] | None = None) -> str:
         """Draw the cell as a tree of text. Every node reads one ancestor, so a tree shows the whole cell.
 

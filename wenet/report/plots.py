@@ -24,6 +24,7 @@ from wenet.report.figures import (
 )
 from wenet.report.run import Run
 from wenet.searching.contest import contestant_name, not_diverged, parameters_of_all
+from wenet.searching.strategy import last_ranking
 from wenet.tasks import Baseline, Metric
 from wenet.words import counted, figure
 
@@ -171,7 +172,7 @@ def rungs_picture(run: Run) -> Picture:
     for record in records:
         for cell in record["networks"]:
             furthest[cell["genotype"]] = max(record["round"], furthest.get(cell["genotype"], 0))
-    first = records[-1]["networks"][0]
+    first = last_ranking(records)["networks"][0]
     points = [
         (record["round"], cell[key], "first" if cell is first else furthest[cell["genotype"]] > record["round"])
         for record in records

@@ -19,6 +19,7 @@ from wenet.run.unread import Unread, names_of
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
 from wenet.searching.contest import cautions, contestant_name, parameters_of_all, reached, verdict
 from wenet.searching.settings import INSTEAD
+from wenet.searching.strategy import last_ranking
 from wenet.searching.unread import unread_by_search
 from wenet.tasks import Metric, failure_to_learn
 from wenet.training import TrainConfig, resolve_train_config, unread_by_training
@@ -305,7 +306,7 @@ def _cell_as_text(run: Run) -> str:
 
 def kept_table(run: Run) -> tuple[Row, list[Row]]:
     """Columns and rows of the cells kept by the last stage, with their standalone metric if known."""
-    record, key = run.records[-1], run.metric.key
+    record, key = last_ranking(run.records), run.metric.key
     known = {} if run.audit is None else {cell["genotype"]: cell[key] for cell in run.audit["networks"]}
     known |= {cell["genotype"]: cell[key] for cell in record["networks"] if key in cell}
     rows: list[Row] = []

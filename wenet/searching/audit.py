@@ -17,7 +17,7 @@ from wenet.files import read_json
 from wenet.run import Session
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import train_cells
-from wenet.searching.strategy import RECORDS, Record, Strategy, strategy_of
+from wenet.searching.strategy import RECORDS, Record, Strategy, last_ranking, strategy_of
 from wenet.tasks import Metric
 from wenet.training.standalone import Outcome, training_windows
 from wenet.words import counted, figure_and_spread, share
@@ -44,6 +44,11 @@ class Ranked:
     kept: bool
     record: Record
     place: int
+
+    @property
+    def generation(self) -> int:
+        """Of a race, from 1, in which the cell entered it."""
+        return int(self.record["networks"][self.place].get("generation", 1))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -117,7 +122,7 @@ def begun_audit(folder: Path) -> tuple[int, float] | None:
 
 def final_ranking(records: Sequence[Record], keep: int, strategy: type[Strategy]) -> list[Ranked]:
     """All cells of a search with their last score, the best first."""
-    ranked = {}
+    ranked, last = {}, last_ranking(records)
     for record in records:
         for place, network in enumerate(record["networks"]):
             ranked[network["genotype"]] = Ranked(
@@ -125,7 +130,7 @@ def final_ranking(records: Sequence[Record], keep: int, strategy: type[Strategy]
                 strategy.score(record, place),
                 record["round"],
                 network["rounds_kept"],
-                kept=record is records[-1] and place < keep,
+                kept=record is last and place < keep,
                 record=record,
                 place=place,
             )
@@ -235,7 +240,7 @@ def seniority(records: Sequence[Record], keep: int) -> dict[str, Any]:
     later = [record["networks"] for record in records[1:]]
     again = [sum(network["rounds_kept"] > 0 for network in networks[:keep]) for networks in later]
     there = [sum(network["rounds_kept"] > 0 for network in networks) for networks in later]
-    kept = [network["rounds_kept"] for network in records[-1]["networks"]]
+    kept = [network["rounds_kept"] for network in last_ranking(records)["networks"]]
     found = stats.spearmanr(range(len(kept), 0, -1), kept) if len(set(kept)) > 1 else None
     return {
         "kept_again": sum(again) / sum(there) if later else None,

@@ -52,6 +52,7 @@ HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trai
 RACE_SHARE, SHARE_BEFORE_FINALISTS, RATES_SHARE, OVER = 0.4, 0.3, 0.1, 1.15
 FEWEST_CELLS, FEWEST_WINDOWS, WANTED_WINDOWS = 6, 4, 30  # the last two of a first rung
 WANTED_PASSES = 0.5  # over the data in a first rung, if the settings do not ask for fewer
+PATIENCE = 100  # times as many mutations as are wanted are tried
 ALL_DIVERGED = "all that were left diverged"
 TRIED, TRIED_IN_ALL = 2, 4  # cells of a kind, and of a family, on which rates are tried; at least one of each kind
 
@@ -115,9 +116,11 @@ class RaceBest(StandaloneBest):
         value: the metric on the validation part, as far as the rung was measured on it; the mean of its networks.
         windows: number of windows that its networks were trained on.
         networks_per_cell: number of its networks.
+        mutations: how many of the cells are mutations of better ones; the others were drawn at random.
     """
 
     networks_per_cell: int
+    mutations: int = 0
     more_training: ClassVar[str] = "--rungs"
     rate: ClassVar[str] = "--rates"
 
@@ -125,9 +128,11 @@ class RaceBest(StandaloneBest):
         return f"a race of {counted(self.networks_searched, 'cell')}"
 
     def _course(self) -> str:
+        cells = counted(self.networks_searched - self.mutations, "random cell")
+        mutations = f" and {counted(self.mutations, 'mutation')} of the best of them" if self.mutations else ""
         return (
-            f"{counted(self.networks_searched, 'random cell')} raced: their networks trained side by side, and at "
-            "every rung those that did worse on held-out data left."
+            f"{cells}{mutations} raced: their networks trained side by side, and at every rung those that did worse on "
+            "held-out data left."
         )
 
     def _how_it_came_first(self, metric: Metric) -> str:
@@ -168,9 +173,9 @@ class Race(Strategy):
     zero until the end of it, until they have seen twice as many windows; then cells are compared by their loss on the
     same held-out windows, with a moving average of the weights. The best half goes on, or the best third where losses
     are extrapolated, and with it cells that a paired t-test over the windows cannot tell from its last, up to one and a
-    half times as many in all. The next generation takes the places of the others, from the pool or by mutations of the
-    best; its cells have to be among the best of all that ever finished the rung (as in asynchronous successive halving,
-    Li et al. 2020).
+    half times as many in all. The next generation comes from the pool, or by mutations of the best cells so far (as in
+    evolution, Real et al. 2019); its cells have to be among the best of all that ever finished the rung (as in
+    asynchronous successive halving, Li et al. 2020).
     """
 
     best_type = RaceBest
@@ -187,7 +192,7 @@ class Race(Strategy):
         self._steps = session.task.window_steps(session.data, self.config)
         self.pool = draw_pool(self.config)
         self.generator = random.Random(self.config.seed)
-        self.entering = self.config.batch  # cells of the first generation
+        self.size = self.config.batch  # of a generation
         self.rates: dict[str, float] = {}  # by family
         self.course = Course([[] for _ in self.windows])
         share = SHARE_BEFORE_FINALISTS if self.config.finalists > 1 else RACE_SHARE
@@ -237,9 +242,8 @@ class Race(Strategy):
                 len(cells),
             ),
         )
-        self.pool = self.pool[:count] + self.pool[self.config.batch :]
         self.windows = [first * 2**rung for rung in range(self.config.rungs)]
-        self.entering = count
+        self.size = count
 
     def _fitting_windows_of_rates(self, budget: Budget, cells: Sequence[Cell]) -> int:
         """Windows with which trying rates takes a small part of the time, no more than the last rung may have."""
@@ -259,13 +263,14 @@ class Race(Strategy):
         return seconds / training_windows(self.session, 1.0)
 
     def _sizes(self, seconds: float, each: float, most: int) -> tuple[int, int]:
-        """The number of cells, and the windows of the first rung, that fit into so many seconds.
+        """The cells of a generation, and the windows of the first rung, that fit into so many seconds.
 
         Args:
             each: seconds that a window takes for each network of a call.
             most: cells that there are.
         """
-        windows = max(0.0, seconds) / (each * networks_of_entrant(self.config))  # of a single cell
+        each_cell = each * networks_of_entrant(self.config) * self.config.rounds
+        windows = max(0.0, seconds) / each_cell  # of a single cell in each generation
         wanted = max(WANTED_WINDOWS, training_windows(self.session, min(WANTED_PASSES, self.config.epochs_per_round)))
         affordable = windows / wanted
         if self.config.falling_rates:  # cells need a part of a whole training, so both shrink alike
@@ -291,21 +296,24 @@ class Race(Strategy):
 
     def _new_cells(self, generation: int) -> list[Cell]:
         """The next of the pool; or mutations of the best cells so far, each of them new to the race."""
-        first = self.entering + (generation - 1) * self.config.batch if generation else 0
-        from_pool = self.pool[first : first + (self.config.batch if generation else self.entering)]
-        if generation == 0 or not self.config.mutate:
+        from_pool = self.pool[generation * self.size : (generation + 1) * self.size]
+        if not self._mutates(generation):
             return from_pool
         seen = {identity(runner.genotype) for runner in self.course.finished[0]}
-        parents = [runner.genotype for runner in self._standings()[: self.config.keep]]
+        parents = [runner.genotype for runner in self._standings()]
         cells: list[Cell] = []
-        for _ in range(100 * len(from_pool)):  # small spaces run out
-            cell = space_of(self.config).mutated(self.generator.choice(parents), self.generator, self.config)
+        for tried in range(PATIENCE * len(from_pool)):  # a small space runs out
+            best = parents[: self.config.keep + tried // len(from_pool)]  # small cells have few mutations
+            cell = space_of(self.config).mutated(self.generator.choice(best), self.generator, self.config)
             if identity(cell) not in seen:
                 seen.add(identity(cell))
                 cells.append(cell)
             if len(cells) == len(from_pool):
                 break
         return cells
+
+    def _mutates(self, generation: int) -> bool:
+        return self.config.mutate and generation > 0
 
     def _run_rung(self, generation: int, rung: int, entrants: Sequence[Runner]) -> list[Runner]:
         """Train the entrants' networks on, all of one shape at once."""
@@ -432,7 +440,7 @@ class Race(Strategy):
         return standings
 
     def _record(self, generation: int, rung: int, ran: Sequence[Runner]) -> None:
-        """The record of a rung. The last record of a race is that of the last rung, with all cells that finished it."""
+        """The record of a rung; that of the last rung has all cells that ever finished it."""
         last = rung + 1 == len(self.windows)
         ranked = sorted(self.course.finished[rung], key=lambda runner: runner.order) if last else list(ran)
         seconds = round(sum(result.seconds for result in self.course.results), 3)
@@ -476,6 +484,7 @@ class Race(Strategy):
             value=winner.value if math.isfinite(winner.loss) else None,
             windows=winner.windows,
             networks_per_cell=self.config.networks_per_cell,
+            mutations=sum(self._mutates(runner.generation) for runner in self.course.finished[0]),
             rounds_kept=rung,
             rounds=len(self.windows),
             rounds_planned=len(self.windows),
@@ -505,9 +514,11 @@ class Race(Strategy):
 
     @classmethod
     def outline(cls, config: SearchConfig) -> str:
+        mutations = max(0, config.pool - config.batch) if config.mutate else 0
         return (
-            f"{pool_in_words(config)}, {counted(config.networks_per_cell, 'network')} each, "
-            f"{counted(config.rungs, 'rung')}"
+            pool_in_words(config)
+            + (f" ({mutations} of them mutations)" if mutations else "")
+            + f", {counted(config.networks_per_cell, 'network')} each, {counted(config.rungs, 'rung')}"
         )
 
     @classmethod

@@ -124,7 +124,7 @@ def _drawn(config: SearchConfig) -> tuple[Cell, ...]:
 
 def identity(cell: Cell) -> Cell:
     """The same for all cells that differ in nothing but how they are written."""
-    return canonical(cell) if isinstance(cell, Program) else cell
+    return canonical(cell) if isinstance(cell, Program) else cell.canonical()
 
 
 def known_name(cell: Cell) -> str | None:

@@ -312,6 +312,11 @@ class Strategy(ABC):
         return {}
 
 
+def last_ranking(records: Sequence[Record]) -> Record:
+    """The record in which a search ranked its cells last: of a race the last of the furthest rung, else the last."""
+    return max(reversed(records), key=lambda record: record["round"])
+
+
 def strategy_of(config: SearchConfig) -> type[Strategy]:
     """The strategy of the settings."""
     return strategy_named("repeated" if config.runs > 1 else config.strategy)

@@ -42,6 +42,8 @@ class Contestant:
 def contestants_of(session: Session[SearchConfig]) -> list[Contestant]:
     """The finalists, the first of the search first, then the runner-up, the median cell, and the task's rivals.
 
+    The median is that of cells drawn at random, without their mutations.
+
     Where there are several finalists, a rival that took part in the search as a cell is one of them; there are not two
     contestants then that differ in nothing but the name.
     """
@@ -57,9 +59,10 @@ def contestants_of(session: Session[SearchConfig]) -> list[Contestant]:
     named: dict[str, Architecture] = {}
     if not several and others:
         named[RUNNER_UP] = others.pop(0)
-    if len(cells) > 4 and others:
-        middle = len(cells) // 2
-        named[MEDIAN] = min(others, key=lambda cell: abs(cells.index(cell) - middle))
+    drawn = [cell.genotype for cell in ranking if not (config.mutate and cell.generation > 1)]
+    if len(drawn) > 4 and (left := [cell for cell in others if cell in drawn]):
+        middle = len(drawn) // 2
+        named[MEDIAN] = min(left, key=lambda cell: abs(drawn.index(cell) - middle))
     wanted = parameters_of(session, cells[0])
 
     def sized(name: str, architecture: Architecture, finalist: bool = False, rival: bool = False) -> Contestant:
