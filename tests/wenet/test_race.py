@@ -212,7 +212,7 @@ def test_a_loss_that_falls_fast_counts_where_losses_are_extrapolated():
     def runner(cell, loss, fall):
         held_out = [loss + each for each in noise]
         ahead = extrapolated([each + fall for each in held_out], held_out)
-        return Runner(read_cell(cell), [], 0.02, held_out, ahead, loss, 2, 0)
+        return Runner(read_cell(cell), 0, rate=0.02, held_out=held_out, extrapolated=ahead, value=loss, windows=2)
 
     race = object.__new__(Race)
     race.windows = [2, 4, 8]
@@ -225,7 +225,7 @@ def test_a_loss_that_falls_fast_counts_where_losses_are_extrapolated():
 
 def test_cells_that_the_time_cut_short_are_ranked_behind():
     losses = {2: 1.0, 8: 1.5, 7: 0.5}
-    cells = [Runner(read_cell("tanh0"), [], 0.02, [loss], [], loss, windows, 0) for windows, loss in losses.items()]
+    cells = [Runner(read_cell("tanh0"), 0, held_out=[loss], windows=windows) for windows, loss in losses.items()]
     assert [runner.windows for runner in sorted(cells, key=lambda runner: runner.order)] == [8, 7, 2]
 
 
@@ -426,7 +426,7 @@ def test_trials_are_as_long_as_trainings(raced):
 
 def test_generations_take_the_places(text, tmp_path):
     flags = [*ALONE, "--batch", "4"]
-    for name, more in (("pool", []), ("mutations", ["--mutate"])):
+    for name, more in (("pool", ["--no-mutate"]), ("mutations", ["--mutate"])):
         assert search_main([str(text), *flags, *more, "--out", str(tmp_path / name)]) == 0
     found = {}
     for name in ("pool", "mutations"):
@@ -437,7 +437,9 @@ def test_generations_take_the_places(text, tmp_path):
         assert len(found[name][0] | found[name][1]) == 8
         assert records[-1]["round"] == 3
     assert found["pool"][0] == found["mutations"][0] and found["pool"][1] != found["mutations"][1]
-    told = [" ".join(wenet.load(tmp_path / name).best.sentences(METRICS["bpc"])) for name in ("pool", "mutations")]
+    told = [
+        " ".join(wenet.load(tmp_path / name).best.sentences(LanguageModelling.metric)) for name in ("pool", "mutations")
+    ]
     assert "8 random cells raced" in told[0] and "4 random cells and 4 mutations of the best of them raced" in told[1]
 
 
@@ -454,7 +456,7 @@ def test_the_last_ranking_is_that_of_the_furthest_rung():
     ]
     assert last_ranking(records) is records[1]
     ranking = final_ranking(records, 1, Race)
-    assert [(str(cell.genotype), cell.kept) for cell in ranking][0] == ("relu0", True)
+    assert str(ranking[0].genotype) == "relu0" and ranking[0].kept
     assert not any(cell.kept for cell in ranking[1:])
 
 

@@ -44,6 +44,7 @@ MIXTURE = ["--preset", "quick"]
             "--audit-epochs is for --audit; leave out that, or --audit 0",
         ),
         ([*MIXTURE, "--pool", "4", "--keep", "9"], "--keep is above the 4 cells of --pool; lower it"),
+        ([*DAG, "--pool", "4", "--mutate"], "--mutate has no meaning where all cells race at once"),
         ([*DAG, "--rates", "0.01,0.01"], "--rates has a number twice; name each once"),
         ([*DAG, "--data-dir", "/nonexistent"], "--data-dir /nonexistent is no folder that can be read; name another"),
         ([*MIXTURE, "--horizon", "1"], "--horizon has no meaning for --task language; leave it out, or say"),

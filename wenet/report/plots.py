@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -164,6 +165,9 @@ def search_curves_picture(run: Run) -> Picture:
     return Picture("learning", "Learning curves of the mixture", description, drawing, table)
 
 
+APART = 0.12  # of a rung, between generations
+
+
 def rungs_picture(run: Run) -> Picture:
     """The metric of each cell in each rung, and whether it went on or won."""
     records, metric = run.records, run.metric
@@ -173,10 +177,15 @@ def rungs_picture(run: Run) -> Picture:
         for cell in record["networks"]:
             furthest[cell["genotype"]] = max(record["round"], furthest.get(cell["genotype"], 0))
     first = last_ranking(records)["networks"][0]
+    ranked = _ranked_in_rungs(records)
+    generations = max(cell.get("generation", 1) for _, cell in ranked.values())
     points = [
-        (record["round"], cell[key], "first" if cell is first else furthest[cell["genotype"]] > record["round"])
-        for record in records
-        for cell in record["networks"]
+        (
+            rung + min(APART, 0.6 / generations) * (cell.get("generation", 1) - (generations + 1) / 2),
+            cell[key],
+            "first" if cell is first else furthest[genotype] > rung,
+        )
+        for (rung, genotype), (_, cell) in ranked.items()
         if cell[key] is not None
     ]
     with styled():
@@ -195,18 +204,33 @@ def rungs_picture(run: Run) -> Picture:
         _legend(axes, [("o", BLUE, "goes on"), ("o", ORANGE, "first"), ("o", GREY, "goes no further")], columns=3)
     losses = [name for name in ("held_out_loss", "extrapolated_loss") if name in records[0]["networks"][0]]
     table: Table = [["generation", "rung", "rank", "genotype", key, *losses]]
-    table += [
-        [record.get("generation", 1), record["round"], rank, cell["genotype"], cell[key], *map(cell.get, losses)]
-        for record in records
-        for rank, cell in enumerate(record["networks"], start=1)
-    ]
+    table += sorted(
+        (
+            [cell.get("generation", 1), rung, rank, cell["genotype"], cell[key], *map(cell.get, losses)]
+            for (rung, _), (rank, cell) in ranked.items()
+        ),
+        key=itemgetter(0, 1, 2),
+    )
     reached = [(r["round"], r[f"valid_{key}"]) for r in records if r[f"valid_{key}"] is not None]
     rungs = max(record["round"] for record in records)
     fewer = f" in each of {rungs} rungs; from rung to rung fewer are trained for longer" * (rungs > 1)
     ahead = [record["round"] for record in records if "extrapolated_loss" in record["networks"][0]]
-    ranked = "".join(f"Rung {rung} ranks by an extrapolated loss, lower where losses fall fast. " for rung in ahead[:1])
-    description = f"A point for each cell{fewer}. {ranked}" + _from_to("The leading cell's", metric, reached, "rung")
+    beside = f"In a rung its {generations} generations stand side by side. " * (generations > 1)
+    by = "".join(f"Rung {rung} ranks by an extrapolated loss, lower where losses fall fast. " for rung in ahead[:1])
+    description = f"A point for each cell{fewer}. {beside}{by}" + _from_to(
+        "The leading cell's", metric, reached, "rung"
+    )
     return Picture("rungs", "Rung by rung", description, drawing, table)
+
+
+def _ranked_in_rungs(records: Sequence[Record]) -> dict[tuple[int, str], tuple[int, Record]]:
+    """By rung and cell its rank there and what is known of it, as ranked last: each generation that ends ranks the
+    cells of the last rung once more."""
+    return {
+        (record["round"], cell["genotype"]): (rank, cell)
+        for record in records
+        for rank, cell in enumerate(record["networks"], start=1)
+    }
 
 
 def audit_picture(audit: Record, metric: Metric) -> Picture:

@@ -59,26 +59,26 @@ TRIED, TRIED_IN_ALL = 2, 4  # cells of a kind, and of a family, on which rates a
 
 @dataclass(frozen=True)
 class Runner:
-    """A cell that has finished a rung.
+    """A cell that has finished a rung, or enters the race.
 
     Attributes:
+        generation: the generation, from 0, in which it entered the race.
         networks: the places of its networks, from which the next rung continues.
         rate: the learning rate of its networks.
         held_out: their mean loss in each validation window of the rung, or on each sequence; infinite if one diverged.
         extrapolated: these losses extrapolated, where the rung compares cells by that; else empty.
         value: their mean metric.
         windows: on which each of them has trained, fewer than those of the rung if the time was up.
-        generation: the generation, from 0, in which it entered the race.
     """
 
     genotype: Cell
-    networks: list[Origin]
-    rate: float
-    held_out: list[float]
-    extrapolated: list[float]
-    value: float
-    windows: int
     generation: int
+    networks: list[Origin] = field(default_factory=list)
+    rate: float = math.nan
+    held_out: list[float] = field(default_factory=list)
+    extrapolated: list[float] = field(default_factory=list)
+    value: float = math.nan
+    windows: int = 0
 
     @property
     def compared(self) -> list[float]:
@@ -204,7 +204,7 @@ class Race(Strategy):
         self._fit_to_budget()
         for generation in range(self.config.rounds):
             cells = self._new_cells(generation)
-            entrants = [Runner(cell, [], math.nan, [], [], math.nan, 0, generation) for cell in cells]
+            entrants = [Runner(cell, generation) for cell in cells]
             for rung in range(len(self.windows)):
                 if not entrants or not self._has_time_for(generation, rung, len(entrants)):
                     break

@@ -50,8 +50,16 @@ class SearchConfig(SeriesConfig):
         "words; numbers for sequences",
     )
     pool: int = option(10_000, "cells to search in total", Group.FIRST, metavar="T", at_least=1, at_most=100_000)
-    batch: int = option(100, "new cells in each round", Group.FIRST, metavar="B", at_least=1)
-    keep: int = option(20, "cells kept from each round for the next", Group.MIXTURE, metavar="K", at_least=1)
+    batch: int = option(
+        100, "new cells in each round, or in each generation of a race", Group.FIRST, metavar="B", at_least=1
+    )
+    keep: int = option(
+        20,
+        "cells kept from each round for the next, or mutated for the next generation of a race",
+        Group.MIXTURE,
+        metavar="K",
+        at_least=1,
+    )
     epochs_per_round: float = option(
         2.0, "passes over the training data in each round, or in the first rung", Group.FIRST, metavar="F", above=0
     )
@@ -165,7 +173,7 @@ class SearchConfig(SeriesConfig):
     )
     mutate: bool = option(
         False,
-        "replace cells that left a race by mutations of the best instead of cells from the pool",
+        "after the first generation of a race, race mutations of the --keep best cells instead of cells from the pool",
         Group.RACE,
     )
     rates: str = option(

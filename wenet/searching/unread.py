@@ -49,6 +49,9 @@ def _of_numbers(config: SearchConfig) -> list[Unread]:
     cells = config.pool + len(config.initial_cells_given)
     if config.keep > cells:
         found.append(Unread(("keep",), f"is above the {counted(cells, 'cell')} of --pool; lower it"))
+    if config.rounds == 1:
+        why = "has no meaning where all cells race at once; leave it out, or make --batch smaller than --pool"
+        found.append(Unread(("mutate",), why))
     for name, text, grid in (
         ("rates", config.rates, config.rate_grid),
         ("weight_decays", config.weight_decays, config.decay_grid),
