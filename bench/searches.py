@@ -6,7 +6,9 @@ that most cells of the race had, so the windows in which the race tried rates do
 race does, its cost would be that of the whole race. Its best cells then train as the finalists of the contest do.
 Differences are those of whole searches: the mean of a contestant's trainings in one search is one value, and p is that
 of a paired t-test. A file for each text and seed lies under --out; the same command goes on where it was stopped. With
---nodes the pools have other sizes, and contests are held between cells alone.
+--nodes the pools have other sizes, and contests are held between cells alone. With --anew both winners of each search
+train so many times more, from new seeds, and are compared by these trainings alone: the few of a contest differ more
+than the winners do.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +28,18 @@ import torch
 import wenet
 from bench.paired import compared, written
 from bench.sessions import session_in
+from wenet.cells import read_cell
 from wenet.run import resolve_machine
 from wenet.searching.contest import hold_contest
 from wenet.searching.race import FOLDER, Race, RaceBest
 from wenet.searching.settings import resolve_config
+from wenet.searching.shapes import by_shape
 from wenet.searching.strategy import RECORDS
 from wenet.tasks import CharacterModelling, task_of
+from wenet.training import Plan, train_standalone
 
+TWO = ("winner", "random search")  # that are trained anew
+FIRST_SEED = 1000  # of trainings anew, with that of the search on top
 CONTESTANTS = ("winner", "random search", "lstm", "gru", "median cell")
 
 
@@ -42,6 +50,8 @@ def main() -> None:
         for name in options.datasets:
             settings = {"seed": seed} if options.nodes is None else {"seed": seed, "nodes": options.nodes}
             measure(options.out, name, options.data_dir, settings, rivals=options.nodes is None)
+            if options.anew:
+                train_anew(options.out, name, options.data_dir, seed, options.anew)
     print(table(options.out))
 
 
@@ -110,6 +120,31 @@ def random_search(folder: Path, raced: Path, given: dict[str, Any], data_dir: Pa
     return {"cells": cells, "windows_of_networks": best.network_windows, **held}
 
 
+def train_anew(out: Path, name: str, data_dir: Path | None, seed: int, trainings: int) -> None:
+    """Train both winners of a search so many times more, and keep their values on the test part in its result."""
+    label = f"{Path(name).stem}-{seed}"
+    path = out / f"{label}.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if len(result.get("anew", {}).get("winner", [])) == trainings:
+        return
+    config = resolve_machine(resolve_config("race", {**result["settings"], "dataset": name}))
+    data = task_of(config).load(config, data_dir)
+    rows = {name: row for name in TWO if (row := row_of(result, name)) is not None}
+    found: dict[tuple[str, float], list[float]] = {}
+    with session_in(out / "anew" / f"{label}-{trainings}", config, data) as session:
+        for cell, rate in dict.fromkeys((row["genotype"], row["rate"]) for row in rows.values()):
+            (group,) = by_shape([read_cell(cell)], config, session.task, data)
+            own, folder = replace(session, config=group.config), session.folder.path / str(len(found))
+            networks = group.architectures * trainings
+            rates, windows = [rate] * trainings, result["contest"]["windows"]
+            plan = Plan(networks, windows, FIRST_SEED + seed, rates=rates, decay=True, test=True)
+            outcomes = train_standalone(own, folder, plan, cell).outcomes
+            found[cell, rate] = [math.nan if outcome.test is None else outcome.test for outcome in outcomes]
+    result["anew"] = {name: found[row["genotype"], row["rate"]] for name, row in rows.items()}
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"{label}, anew: {', '.join(f'{name} {mean_anew(result, name):.4f}' for name in TWO)}", flush=True)
+
+
 def windows_of_rungs(raced: Path) -> int:
     """Those of all networks of a race, but for its trials of rates."""
     results = raced.glob(f"{FOLDER}/[0-9]*/result.json")
@@ -124,10 +159,20 @@ def usual_rate(raced: Path) -> float:
 
 def mean_of(result: dict[str, Any], name: str) -> float:
     """Of a contestant's trainings in one search, on the test part; not a number if it did not take part."""
+    row = row_of(result, name)
+    return math.nan if row is None else float(row["mean"])
+
+
+def mean_anew(result: dict[str, Any], name: str) -> float:
+    """The same of its trainings anew."""
+    return statistics.fmean(result["anew"][name]) if "anew" in result else math.nan
+
+
+def row_of(result: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """A contestant in the table of its contest; None if it did not take part."""
     contest = result["random search"] if name == "random search" else result["contest"]
     wanted = "winner" if name == "random search" else name
-    found = [row["mean"] for row in contest["contestants"] if row["name"] == wanted]
-    return float(found[0]) if found else math.nan
+    return next((row for row in contest["contestants"] if row["name"] == wanted), None)
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -137,12 +182,20 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def table(out: Path) -> str:
-    """As Markdown."""
-    lines = [f"| text | searches | {' | '.join(CONTESTANTS)} |", "|---|---|" + "---|" * len(CONTESTANTS)]
+    """As Markdown: what the contests say, and below what trainings anew do."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*-[0-9]*.json"))]
+    trained = [result for result in results if "anew" in result]
+    parts = [_table(results, CONTESTANTS, mean_of), *([_table(trained, TWO, mean_anew)] if trained else [])]
+    return "\n\n".join(parts)
+
+
+def _table(
+    results: Sequence[dict[str, Any]], names: Sequence[str], mean: Callable[[dict[str, Any], str], float]
+) -> str:
+    lines = [f"| text | searches | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
     for text in dict.fromkeys(result["text"] for result in results):
         own = [result for result in results if result["text"] == text]
-        found = {name: [mean_of(result, name) for result in own] for name in CONTESTANTS}
+        found = {name: [mean(result, name) for result in own] for name in names}
         cells = [_cell(values, [] if name == "winner" else found["winner"]) for name, values in found.items()]
         lines.append(f"| {text} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -159,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("datasets", nargs="*", default=["sotu", "ptb"], metavar="TEXT", help="as in wenet-search")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument("--nodes", metavar="L[-L]", help="of the cells, by default as in wenet-search")
+    parser.add_argument("--anew", type=int, default=0, metavar="N", help="trainings of both winners (default: none)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default: %(default)s")
     parser.add_argument("--data-dir", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("runs/searches"), metavar="DIR", help="default: %(default)s")
