@@ -46,6 +46,7 @@ FOLDER = "rungs"
 EXTRAPOLATED = 0.5
 ONE_IN, ONE_IN_EXTRAPOLATED = 2, 3  # of so many cells of a rung one goes on
 MOST, USUALLY = 1.5, 1.2  # times as many go on, at most and on average, as some cannot be told from the last of these
+OF_MUTATIONS = 1.4  # the same on average over all generations, as mutations are better than the cells before them
 HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trained on
 # Of a race that must fit into a time: the part of the rest before a contest, and before one with several finalists, the
 # part for trying rates, and by how much the last rung may take too long.
@@ -573,7 +574,8 @@ def extrapolated(halfway: Sequence[float], last: Sequence[float]) -> list[float]
 def shares_left(config: SearchConfig) -> list[float]:
     """The part of all cells that usually runs each rung."""
     one_in = [ONE_IN_EXTRAPOLATED if extrapolates(config, rung) else ONE_IN for rung in range(config.rungs - 1)]
-    return list(accumulate((USUALLY / cells for cells in one_in), mul, initial=1.0))
+    usually = OF_MUTATIONS if config.mutate and config.rounds > 1 else USUALLY
+    return list(accumulate((usually / cells for cells in one_in), mul, initial=1.0))
 
 
 def networks_of_entrant(config: SearchConfig) -> float:
