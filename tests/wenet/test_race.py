@@ -820,6 +820,8 @@ def test_memory_counts_the_networks_that_try_rates(text):
     data = task.load(configs[0], None)
     one, two, many = (Race.memory(config, data, 1) for config in configs)
     assert one == two < many  # of 2 cells 2 networks race, and 1, 2 and 20 are tried
+    mixed = replace(configs[0], pool=24, batch=12, nodes="1-4", mutate=True)
+    assert Race.memory(mixed, data, 1) > Race.memory(replace(mixed, mutate=False), data, 1)  # all may be of one kind
 
 
 def test_with_less_time_fewer_cells_train_for_less_long(text):

@@ -508,19 +508,17 @@ class Race(Strategy):
 
         def networks(group: Group) -> int:
             size = len(group.places)
-            return max(config.networks_per_cell * size, rates * min(size, len(typical(group.kind, cells))))
+            raced = len(cells) if mutations_in(config) else size  # all mutations may be of one kind
+            return max(config.networks_per_cell * raced, rates * min(size, len(typical(group.kind, cells))))
 
         groups = by_shape(cells, config, task_of(config), data)
         return max(group.memory(data, networks(group), processes) for group in groups)
 
     @classmethod
     def outline(cls, config: SearchConfig) -> str:
-        mutations = max(0, config.pool - config.batch) if config.mutate else 0
-        return (
-            pool_in_words(config)
-            + (f" ({mutations} of them mutations)" if mutations else "")
-            + f", {counted(config.networks_per_cell, 'network')} each, {counted(config.rungs, 'rung')}"
-        )
+        of_them = f" ({mutations_in(config)} of them mutations)" if mutations_in(config) else ""
+        networks, rungs = counted(config.networks_per_cell, "network"), counted(config.rungs, "rung")
+        return f"{pool_in_words(config)}{of_them}, {networks} each, {rungs}"
 
     @classmethod
     def seconds(cls, config: SearchConfig, task: Task, data: Any) -> float:
@@ -546,6 +544,11 @@ class Race(Strategy):
         network = record["networks"][place]
         loss = network.get("extrapolated_loss", network["held_out_loss"])
         return float(network["rung"]) + (0.0 if loss is None else 0.5 - math.atan(loss) / math.pi)
+
+
+def mutations_in(config: SearchConfig) -> int:
+    """How many cells of a race are mutations of others, at most."""
+    return max(0, config.pool - config.batch) if config.mutate else 0
 
 
 def extrapolates(config: SearchConfig, rung: int) -> bool:
@@ -574,7 +577,7 @@ def extrapolated(halfway: Sequence[float], last: Sequence[float]) -> list[float]
 def shares_left(config: SearchConfig) -> list[float]:
     """The part of all cells that usually runs each rung."""
     one_in = [ONE_IN_EXTRAPOLATED if extrapolates(config, rung) else ONE_IN for rung in range(config.rungs - 1)]
-    usually = OF_MUTATIONS if config.mutate and config.rounds > 1 else USUALLY
+    usually = OF_MUTATIONS if mutations_in(config) else USUALLY
     return list(accumulate((usually / cells for cells in one_in), mul, initial=1.0))
 
 
