@@ -142,7 +142,7 @@ def train_anew(out: Path, name: str, data_dir: Path | None, seed: int, trainings
             found[cell, rate] = [math.nan if outcome.test is None else outcome.test for outcome in outcomes]
     result["anew"] = {name: found[row["genotype"], row["rate"]] for name, row in rows.items()}
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{label}, anew: {', '.join(f'{name} {mean_anew(result, name):.4f}' for name in TWO)}", flush=True)
+    print(f"{label}, anew: {', '.join(f'{name} {mean_anew(result, name):.4f}' for name in rows)}", flush=True)
 
 
 def windows_of_rungs(raced: Path) -> int:

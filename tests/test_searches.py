@@ -44,7 +44,7 @@ def test_a_random_search_costs_no_more_than_the_race(tmp_path):
     assert list(anew) == ["winner", "random search"] and all(len(values) == 4 for values in anew.values())
     for name, values in anew.items():
         assert not set(values) & set(contested[name]["test"]) and abs(values[0] - contested[name]["mean"]) < 0.5
-    same = contested["winner"]["genotype"] == contested["random search"]["genotype"]
+    same = all(contested["winner"][key] == contested["random search"][key] for key in ("genotype", "rate"))
     assert (anew["winner"] == anew["random search"]) is same
     before = path.stat().st_mtime_ns
     searches.train_anew(tmp_path / "out", str(text), None, 1, 4)

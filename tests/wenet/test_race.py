@@ -7,13 +7,14 @@ import re
 import shutil
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import wenet
-from wenet import WenetError, random_genotypes
-from wenet.cells import mutated, random_mixed_genotypes, read_cell
+from wenet import Genotype, WenetError, random_genotypes
+from wenet.cells import load_genotype, mutated, random_mixed_genotypes, read_cell
 from wenet.cli.rank import main as rank_main
 from wenet.cli.search import main as search_main
 from wenet.data import load_corpus
@@ -21,13 +22,14 @@ from wenet.programs import load_program
 from wenet.report.words import command, summary
 from wenet.report.write import write_report
 from wenet.run import Session, Surroundings
-from wenet.searching.audit import final_ranking, welch
+from wenet.searching.audit import final_ranking, seniority, welch
 from wenet.searching.contest import describe_contest, hold, reached, verdict
-from wenet.searching.contest.contestants import Contestant
+from wenet.searching.contest.contestants import Contestant, contestants_of
 from wenet.searching.contest.trainings import Trained, named_by_rank
 from wenet.searching.halving import HalvingBest
 from wenet.searching.paired import are_larger
 from wenet.searching.race import (
+    OVER,
     Course,
     Race,
     RaceBest,
@@ -39,6 +41,7 @@ from wenet.searching.race import (
     shares_left,
 )
 from wenet.searching.settings import resolve_config
+from wenet.searching.space import identity
 from wenet.searching.strategy import last_ranking
 from wenet.tasks import LanguageModelling, task_of
 from wenet.tasks.measures import METRICS
@@ -183,12 +186,13 @@ def test_losses_are_extrapolated_where_that_makes_sense():
     ("rungs", "shares"), [(1, [1]), (2, [1, 0.6]), (3, [1, 0.4, 0.24]), (4, [1, 0.6, 0.24, 0.144])]
 )
 def test_losses_are_extrapolated_at_a_quarter_of_a_training(rungs, shares):
-    config = resolve_config("race", {"rungs": rungs})
+    config = resolve_config("race", {"rungs": rungs, "mutate": False})
     assert [rung for rung in range(rungs) if extrapolates(config, rung)] == ([rungs - 3] if rungs > 2 else [])
     assert shares_left(config) == pytest.approx(shares)
     constant = replace(config, falling_rates=False)
     assert not any(extrapolates(constant, rung) for rung in range(rungs))
     assert shares_left(constant) == pytest.approx([0.6**rung for rung in range(rungs)])
+    assert shares_left(replace(constant, mutate=True)) == pytest.approx([0.7**rung for rung in range(rungs)])
 
 
 def test_a_later_rung_is_extrapolated_from_the_one_before(text, tmp_path):
@@ -440,33 +444,86 @@ def test_generations_take_the_places(text, tmp_path):
     told = [
         " ".join(wenet.load(tmp_path / name).best.sentences(LanguageModelling.metric)) for name in ("pool", "mutations")
     ]
-    assert "8 random cells raced" in told[0] and "4 random cells and 4 mutations of the best of them raced" in told[1]
+    assert "8 random cells raced" in told[0] and "4 random cells and 4 mutations of the best raced" in told[1]
 
 
 def test_the_last_ranking_is_that_of_the_furthest_rung():
     """Of the last generation none may have reached it."""
     records = [
-        {
-            "round": rung,
-            "networks": [
-                {"genotype": cell, "rounds_kept": rung - 1, "held_out_loss": 1.0, "rung": rung} for cell in cells
-            ],
-        }
-        for rung, cells in ((1, ["tanh0", "relu0"]), (2, ["relu0"]), (1, ["sigmoid0"]))
+        record_of(1, ["tanh0", "relu0"], 1.0, generation=1),
+        record_of(2, ["relu0"], 1.0, generation=1),
+        record_of(1, ["sigmoid0"], 1.0, generation=2),
     ]
     assert last_ranking(records) is records[1]
     ranking = final_ranking(records, 1, Race)
     assert str(ranking[0].genotype) == "relu0" and ranking[0].kept
     assert not any(cell.kept for cell in ranking[1:])
+    assert seniority(records[::2], 1)["kept_again"] is None  # nothing there was ever kept
 
 
-def test_the_median_cell_was_drawn_at_random(text, tmp_path):
-    flags = ["--pool", "12", "--batch", "6", "--mutate", "--finalists", "2", "--contest", "--contest-epochs", "0.1"]
-    assert search_main([str(text), *without(ALONE, "--no-contest"), *flags, "--out", str(tmp_path / "run")]) == 0
-    records = [json.loads(line) for line in (tmp_path / "run" / "search.jsonl").read_text().splitlines()]
-    drawn = {network["genotype"] for record in records for network in record["networks"] if network["generation"] == 1}
-    rows = json.loads((tmp_path / "run" / "contest.json").read_text())["contestants"]
-    assert next(row["genotype"] for row in rows if row["name"] == "median cell") in drawn
+def test_the_median_cell_is_that_of_cells_drawn_at_random(text):
+    """Mutations would lift it."""
+    drawn = ["tanh0", "relu0", "sigmoid0", "identity0", "tanh0 tanh0", "relu0 relu0"]
+    mutations = ["tanh0 relu0", "tanh0 sigmoid0", "tanh0 identity0", "relu0 sigmoid0", "relu0 identity0", "relu0 tanh1"]
+    records = [record_of(1, drawn, 2.0, generation=1), record_of(1, mutations, 1.0, generation=2)]
+    for mutate, median in ((True, drawn[3]), (False, drawn[0])):
+        found = contested(text, records, mutate=mutate)
+        assert [str(each.architecture) for each in found if each.name == "median cell"] == [median]
+        assert [str(each.architecture) for each in found if each.finalist] == mutations[:4]
+
+
+def test_a_rival_among_the_cells_takes_part_once(text):
+    """However its nodes are numbered there."""
+    rival = load_genotype("darts-v2")
+    cells = [str(cell) for cell in random_genotypes(5, 8, 1)] + [str(rival.canonical())]
+    assert rival != rival.canonical()
+    found = contested(text, [record_of(1, cells, 1.0, generation=1)], nodes="8", finalists=2)
+    cells = [each for each in found if isinstance(each.architecture, Genotype)]
+    (same,) = [each for each in cells if identity(each.architecture) == rival.canonical()]
+    assert same.name == "darts-v2" and same.finalist
+
+
+def record_of(rung, cells, loss, generation):
+    """A record of a race in which each cell is a little worse than the one before."""
+    of_all = {"rung": rung, "rounds_kept": rung - 1, "generation": generation}
+    networks = [{**of_all, "genotype": cell, "held_out_loss": loss + 0.01 * n} for n, cell in enumerate(cells)]
+    return {"round": rung, "generation": generation, "networks": networks}
+
+
+def contested(text, records, **settings):
+    """The contestants after a race with these records."""
+    given = {"dataset": str(text), "precision": "fp32", "parameters": 3000, "data_batch": 4, "bptt": 6}
+    config = resolve_config("race", {**given, **settings})
+    task, folder = task_of(config), SimpleNamespace(records=lambda _: records)
+    return contestants_of(Session(config, None, task, task.load(config, None), folder, None, Surroundings()))
+
+
+@pytest.mark.parametrize(("seconds", "begun", "ended"), [(4.5, 1, 0), (9.0, 1, 1), (30.0, 3, 3)])
+def test_a_generation_begins_if_there_is_time_for_all_of_it(text, monkeypatch, seconds, begun, ended):
+    """Its two cells take 2, 1 and 2 seconds in the rungs, 4.2 is expected; a race ends where a rung does not fit."""
+    given = {"pool": 6, "batch": 2, "data_batch": 4, "bptt": 6, "nodes": "1-2", "epochs_per_round": 1.0}
+    config = resolve_config("race", {"dataset": str(text), **given})
+    task, folder = task_of(config), SimpleNamespace(write_json=lambda *_: None)
+    budget = SimpleNamespace(spent=0.0, is_over=False, planned=lambda name, choose: choose())
+    race = Race(Session(config, None, task, task.load(config, None), folder, None, Surroundings(), budget))
+    race.until, ran = seconds / OVER, []
+
+    def run_rung(generation, rung, entrants):
+        budget.spent += len(entrants) * (1, 1, 2)[rung]
+        ran.append(rung + 1)
+        lower = [Runner(each.genotype, generation, held_out=[-generation]) for each in entrants]
+        return [replace(runner, windows=race.windows[rung]) for runner in lower]
+
+    for name, stand_in in (
+        ("_fit_to_budget", lambda: None),
+        ("_run_rung", run_rung),
+        ("_record", lambda *_: None),
+        ("_seconds_per_network_window", lambda: 1 / race.windows[0]),
+        ("_best", lambda: SimpleNamespace(to_dict=lambda _: {})),
+    ):
+        monkeypatch.setattr(race, name, stand_in)
+    race.run()
+    assert (ran.count(1), ran.count(3)) == (begun, ended)
 
 
 def test_cells_of_all_sizes_are_ranked_and_audited(raced, tmp_path, capsys):
@@ -833,7 +890,8 @@ def test_with_less_time_fewer_cells_train_for_less_long(text):
         race = Race(replace(session, config=replace(config, falling_rates=falling)))
         of_entrant = networks_of_entrant(race.config)
         whole = of_entrant * 3 * 18 * training_windows(session, 0.5)
-        count, first = race._sizes(whole / 4, 1.0, 18)
-        assert race._sizes(-1.0, 1.0, 18) == (6, 4)  # the fewest, where no time is left
-        assert count == max(6, int(18 * part)) and first == int(whole / 4 / of_entrant / 3 / count)
-        assert race._sizes(100 * whole, 1.0, 18)[0] == 18
+        generations, count, first = race._sizes(whole / 4, 1.0, 18)
+        assert race._sizes(-1.0, 1.0, 18) == (1, 6, 4)  # the fewest, where no time is left
+        assert (generations, count) == (min(3, int(54 * part) // 6), int(54 * part / generations))
+        assert first == int(whole / 4 / of_entrant / generations / count)
+        assert race._sizes(100 * whole, 1.0, 18)[:2] == (3, 18)

@@ -116,7 +116,7 @@ class Genotype:
         return [i for i, (_, ancestor) in enumerate(self.recurrent, start=1) if ancestor == node]
 
     def canonical(self) -> Genotype:
-        """The same function of x and h with its nodes in an order of their own, however they were numbered.
+        """The same cell with its nodes in an order that does not depend on their numbers.
 
         Examples:
             >>> print(Genotype.from_text("tanh0 relu0 tanh2").canonical())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -31,6 +31,8 @@ from wenet.words import counted, figure
 
 Record = dict[str, Any]
 Table = list[list[Any]]
+FATES = {"goes no further": GREY, "goes on": BLUE, "first": ORANGE}  # of a cell in a rung
+APART = 0.12  # of a rung, between generations, if there is room
 MOST_MARKED = 30  # rounds; with more, points on a line would run together
 MOST_ROUNDS = 100  # on the page's slider; of longer searches every second, third, ... round
 
@@ -165,72 +167,72 @@ def search_curves_picture(run: Run) -> Picture:
     return Picture("learning", "Learning curves of the mixture", description, drawing, table)
 
 
-APART = 0.12  # of a rung, between generations
-
-
 def rungs_picture(run: Run) -> Picture:
     """The metric of each cell in each rung, and whether it went on or won."""
-    records, metric = run.records, run.metric
+    rungs, metric = _ranked_in_rungs(run.records), run.metric
     key = metric.key
-    furthest: dict[str, int] = {}
-    for record in records:
-        for cell in record["networks"]:
-            furthest[cell["genotype"]] = max(record["round"], furthest.get(cell["genotype"], 0))
-    first = last_ranking(records)["networks"][0]
-    ranked = _ranked_in_rungs(records)
-    generations = max(cell.get("generation", 1) for _, cell in ranked.values())
-    points = [
-        (
-            rung + min(APART, 0.6 / generations) * (cell.get("generation", 1) - (generations + 1) / 2),
-            cell[key],
-            "first" if cell is first else furthest[genotype] > rung,
-        )
-        for (rung, genotype), (_, cell) in ranked.items()
-        if cell[key] is not None
-    ]
+    cells = [(rung, rank, cell) for rung, ranked in rungs.items() for rank, cell in enumerate(ranked, start=1)]
+    furthest = {cell["genotype"]: rung for rung, _, cell in cells}
+    first = last_ranking(run.records)["networks"][0]
+    generations = max(_generation(cell) for _, _, cell in cells)
+    apart = min(APART, 0.6 / generations)
+
+    def fate(rung: int, cell: Record) -> str:
+        went_on = furthest[cell["genotype"]] > rung
+        return "first" if cell is first else "goes on" if went_on else "goes no further"
+
     with styled():
         drawing = new_drawing(3.1)
         axes = drawing.add_subplot()
-        for fate, colour in ((False, GREY), (True, BLUE), ("first", ORANGE)):
-            group = [(rung, value) for rung, value, its_fate in points if its_fate is fate]
+        for wanted, colour in FATES.items():
+            group = [
+                (rung + apart * (_generation(cell) - (generations + 1) / 2), cell[key])
+                for rung, _, cell in cells
+                if cell[key] is not None and fate(rung, cell) == wanted
+            ]
             if group:
                 axes.plot(*zip(*group, strict=True), "o", color=colour, markersize=4, alpha=0.8)
-        if points:
+        if any(cell[key] is not None for _, _, cell in cells):
             axes.set_yscale("log")
             _plain_ticks(axes)
         axes.set(xlabel="rung", ylabel=f"validation {metric.name}, standalone")
         axes.margins(x=0.15)
         mark_whole_numbers(axes)
-        _legend(axes, [("o", BLUE, "goes on"), ("o", ORANGE, "first"), ("o", GREY, "goes no further")], columns=3)
-    losses = [name for name in ("held_out_loss", "extrapolated_loss") if name in records[0]["networks"][0]]
+        _legend(axes, [("o", FATES[name], name) for name in ("goes on", "first", "goes no further")], columns=3)
+    losses = [name for name in ("held_out_loss", "extrapolated_loss") if name in run.records[0]["networks"][0]]
     table: Table = [["generation", "rung", "rank", "genotype", key, *losses]]
-    table += sorted(
-        (
-            [cell.get("generation", 1), rung, rank, cell["genotype"], cell[key], *map(cell.get, losses)]
-            for (rung, _), (rank, cell) in ranked.items()
-        ),
-        key=itemgetter(0, 1, 2),
-    )
-    reached = [(r["round"], r[f"valid_{key}"]) for r in records if r[f"valid_{key}"] is not None]
-    rungs = max(record["round"] for record in records)
-    fewer = f" in each of {rungs} rungs; from rung to rung fewer are trained for longer" * (rungs > 1)
-    ahead = [record["round"] for record in records if "extrapolated_loss" in record["networks"][0]]
-    beside = f"In a rung its {generations} generations stand side by side. " * (generations > 1)
+    table += [
+        [_generation(cell), rung, rank, cell["genotype"], cell[key], *map(cell.get, losses)]
+        for rung, rank, cell in cells
+    ]
+    return Picture("rungs", "Rung by rung", _rungs_in_words(rungs, generations, metric), drawing, table)
+
+
+def _rungs_in_words(rungs: Mapping[int, Sequence[Record]], generations: int, metric: Metric) -> str:
+    fewer = f" in each of {len(rungs)} rungs; from rung to rung fewer are trained for longer" * (len(rungs) > 1)
+    beside = "Within a rung generations stand side by side, the first on the left. " * (generations > 1)
+    ahead = [rung for rung, ranked in rungs.items() if "extrapolated_loss" in ranked[0]]
     by = "".join(f"Rung {rung} ranks by an extrapolated loss, lower where losses fall fast. " for rung in ahead[:1])
-    description = f"A point for each cell{fewer}. {beside}{by}" + _from_to(
-        "The leading cell's", metric, reached, "rung"
-    )
-    return Picture("rungs", "Rung by rung", description, drawing, table)
+    reached = [(rung, ranked[0][metric.key]) for rung, ranked in rungs.items() if ranked[0][metric.key] is not None]
+    return f"A point for each cell{fewer}. {beside}{by}" + _from_to("The leading cell's", metric, reached, "rung")
 
 
-def _ranked_in_rungs(records: Sequence[Record]) -> dict[tuple[int, str], tuple[int, Record]]:
-    """By rung and cell its rank there and what is known of it, as ranked last: each generation that ends ranks the
-    cells of the last rung once more."""
-    return {
-        (record["round"], cell["genotype"]): (rank, cell)
-        for record in records
-        for rank, cell in enumerate(record["networks"], start=1)
-    }
+def _ranked_in_rungs(records: Sequence[Record]) -> dict[int, list[Record]]:
+    """By rung all cells that finished it, in whatever generation, the best first."""
+    rungs: dict[int, dict[str, Record]] = {}
+    for record in records:
+        rungs.setdefault(record["round"], {}).update({cell["genotype"]: cell for cell in record["networks"]})
+    return {rung: sorted(cells.values(), key=_loss_that_ranked) for rung, cells in sorted(rungs.items())}
+
+
+def _loss_that_ranked(cell: Record) -> float:
+    """Infinite if the network diverged. Successive halving records none: its cells are sorted already."""
+    loss = cell.get("extrapolated_loss", cell.get("held_out_loss", 0.0))
+    return math.inf if loss is None else loss
+
+
+def _generation(cell: Record) -> int:
+    return int(cell.get("generation", 1))
 
 
 def audit_picture(audit: Record, metric: Metric) -> Picture:

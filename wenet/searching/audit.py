@@ -243,7 +243,7 @@ def seniority(records: Sequence[Record], keep: int) -> dict[str, Any]:
     kept = [network["rounds_kept"] for network in last_ranking(records)["networks"]]
     found = stats.spearmanr(range(len(kept), 0, -1), kept) if len(set(kept)) > 1 else None
     return {
-        "kept_again": sum(again) / sum(there) if later else None,
+        "kept_again": sum(again) / sum(there) if any(there) else None,
         "by_chance": statistics.fmean(min(1, keep / len(networks)) for networks in later) if later else None,
         "spearman": None if found is None else {"value": float(found.statistic), "p": float(found.pvalue)},
     }

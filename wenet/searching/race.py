@@ -53,7 +53,7 @@ HELD_OUT_SHARE = 4  # a rung is measured on at most one token for this many trai
 RACE_SHARE, SHARE_BEFORE_FINALISTS, RATES_SHARE, OVER = 0.4, 0.3, 0.1, 1.15
 FEWEST_CELLS, FEWEST_WINDOWS, WANTED_WINDOWS = 6, 4, 30  # the last two of a first rung
 WANTED_PASSES = 0.5  # over the data in a first rung, if the settings do not ask for fewer
-PATIENCE = 100  # times as many mutations as are wanted are tried
+PATIENCE = 100  # mutations tried at most, for each that is wanted
 ALL_DIVERGED = "all that were left diverged"
 TRIED, TRIED_IN_ALL = 2, 4  # cells of a kind, and of a family, on which rates are tried; at least one of each kind
 
@@ -130,7 +130,7 @@ class RaceBest(StandaloneBest):
 
     def _course(self) -> str:
         cells = counted(self.networks_searched - self.mutations, "random cell")
-        mutations = f" and {counted(self.mutations, 'mutation')} of the best of them" if self.mutations else ""
+        mutations = f" and {counted(self.mutations, 'mutation')} of the best" if self.mutations else ""
         return (
             f"{cells}{mutations} raced: their networks trained side by side, and at every rung those that did worse on "
             "held-out data left."
@@ -193,7 +193,7 @@ class Race(Strategy):
         self._steps = session.task.window_steps(session.data, self.config)
         self.pool = draw_pool(self.config)
         self.generator = random.Random(self.config.seed)
-        self.size = self.config.batch  # of a generation
+        self.generations, self.size = self.config.rounds, self.config.batch  # and the cells of each
         self.rates: dict[str, float] = {}  # by family
         self.course = Course([[] for _ in self.windows])
         share = SHARE_BEFORE_FINALISTS if self.config.finalists > 1 else RACE_SHARE
@@ -203,19 +203,26 @@ class Race(Strategy):
     def run(self) -> RaceBest:
         """Run all generations, resuming where they were stopped."""
         self._fit_to_budget()
-        for generation in range(self.config.rounds):
-            cells = self._new_cells(generation)
-            entrants = [Runner(cell, generation) for cell in cells]
-            for rung in range(len(self.windows)):
-                if not entrants or not self._has_time_for(generation, rung, len(entrants)):
-                    break
-                ran = self._run_rung(generation, rung, entrants)
-                self.course.finished[rung] += ran
-                self._record(generation, rung, ran)
-                entrants = self._going_on(rung)
+        for generation in range(self.generations):
+            if not self._run_generation(generation):
+                break
         best = self._best()
         self.folder.write_json("best.json", best.to_dict(self.metric))
         return best
+
+    def _run_generation(self, generation: int) -> bool:
+        """Run all rungs of a generation; whether there was time for them."""
+        entrants = [Runner(cell, generation) for cell in self._new_cells(generation)]
+        for rung in range(len(self.windows)):
+            if not entrants:
+                break
+            if not self._has_time_for(generation, rung, len(entrants)):
+                return False
+            ran = self._run_rung(generation, rung, entrants)
+            self.course.finished[rung] += ran
+            self._record(generation, rung, ran)
+            entrants = self._going_on(rung)
+        return True
 
     def _fit_to_budget(self) -> None:
         """Choose how many cells race, and for how long, from how long it takes to try their rates."""
@@ -235,8 +242,8 @@ class Race(Strategy):
             lambda: round(min(budget.last_moment, budget.spent + self.of_budget * max(0.0, budget.left - kept)), 3),
         )
         of_kind = self.config.networks_per_cell * len(cells) // len(set(map(kind_of, cells)))
-        count, first = budget.planned(
-            "race",
+        self.generations, self.size, first = budget.planned(
+            "sizes_of_race",
             lambda: self._sizes(
                 self.until - budget.spent,
                 self._seconds_per_network_window() or self._probed_seconds(cells, of_kind),
@@ -244,14 +251,13 @@ class Race(Strategy):
             ),
         )
         self.windows = [first * 2**rung for rung in range(self.config.rungs)]
-        self.size = count
 
     def _fitting_windows_of_rates(self, budget: Budget, cells: Sequence[Cell]) -> int:
         """Windows with which trying rates takes a small part of the time, no more than the last rung may have."""
         kinds, rates = dict.fromkeys(map(kind_of, cells)), len(self.config.rate_grid)
         tried = [len(typical(kind, cells)) for kind in kinds]
         each = self._probed_seconds(cells, max(tried) * rates)
-        _, first = self._sizes(self.of_budget * budget.left, each, len(cells))
+        *_, first = self._sizes(self.of_budget * budget.left, each, len(cells))
         fitting = int(RATES_SHARE * budget.total / (sum(tried) * rates * each))
         return min(max(FEWEST_WINDOWS, fitting), windows_of_rates(self.config, first * 2 ** (self.config.rungs - 1)))
 
@@ -263,21 +269,21 @@ class Race(Strategy):
         seconds = seconds_per_network(shaped, cell, 1.0, task, data, side_by_side=side_by_side)
         return seconds / training_windows(self.session, 1.0)
 
-    def _sizes(self, seconds: float, each: float, most: int) -> tuple[int, int]:
-        """The cells of a generation, and the windows of the first rung, that fit into so many seconds.
+    def _sizes(self, seconds: float, each: float, most: int) -> tuple[int, int, int]:
+        """The generations, the cells of each, and the windows of the first rung, that fit into so many seconds.
 
         Args:
             each: seconds that a window takes for each network of a call.
-            most: cells that there are.
+            most: cells that a generation may have.
         """
-        each_cell = each * networks_of_entrant(self.config) * self.config.rounds
-        windows = max(0.0, seconds) / each_cell  # of a single cell in each generation
+        windows = max(0.0, seconds) / (each * networks_of_entrant(self.config))  # of a single cell
         wanted = max(WANTED_WINDOWS, training_windows(self.session, min(WANTED_PASSES, self.config.epochs_per_round)))
         affordable = windows / wanted
         if self.config.falling_rates:  # cells need a part of a whole training, so both shrink alike
-            affordable = math.sqrt(most * affordable)
-        count = max(min(FEWEST_CELLS, most), min(most, int(affordable)))
-        return count, max(FEWEST_WINDOWS, int(windows / count))
+            affordable = math.sqrt(most * self.config.rounds * affordable)
+        generations = max(1, min(self.config.rounds, int(affordable) // FEWEST_CELLS))
+        count = max(min(FEWEST_CELLS, most), min(most, int(affordable / generations)))
+        return generations, count, max(FEWEST_WINDOWS, int(windows / (generations * count)))
 
     def _seconds_per_network_window(self) -> float:
         """In the trainings so far; 0 before the first."""
@@ -285,13 +291,16 @@ class Race(Strategy):
         return sum(result.seconds for result in self.course.results) / networks if networks else 0.0
 
     def _has_time_for(self, generation: int, rung: int, entrants: int) -> bool:
-        """Whether a rung fits into what is left of the time; the first of a race is always run."""
+        """Whether a rung fits into what is left of the time, and at the first of a generation all its rungs do; the
+        first of a race is always run."""
         budget = self.session.budget
         if budget is None or (generation, rung) == (0, 0):
             return True
-        windows = self.windows[rung] - (self.windows[rung - 1] if rung else 0)
-        networks = entrants * self.config.networks_per_cell
-        needed = windows * networks * self._seconds_per_network_window()
+        if rung == 0:
+            needed = self.windows[0] * entrants * networks_of_entrant(self.config)
+        else:
+            needed = (self.windows[rung] - self.windows[rung - 1]) * entrants * self.config.networks_per_cell
+        needed *= self._seconds_per_network_window()
         fits = budget.spent + needed < OVER * self.until and not budget.is_over
         return bool(budget.planned(f"rung_{generation + 1}_{rung + 1}", lambda: fits))
 
@@ -301,7 +310,8 @@ class Race(Strategy):
         if not self._mutates(generation):
             return from_pool
         seen = {identity(runner.genotype) for runner in self.course.finished[0]}
-        parents = [runner.genotype for runner in self._standings()]
+        standings = self._standings()
+        parents = [runner.genotype for runner in standings if math.isfinite(runner.loss)] or [standings[0].genotype]
         cells: list[Cell] = []
         for tried in range(PATIENCE * len(from_pool)):  # a small space runs out
             best = parents[: self.config.keep + tried // len(from_pool)]  # small cells have few mutations

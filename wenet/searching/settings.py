@@ -100,7 +100,10 @@ class SearchConfig(SeriesConfig):
         Group.CELLS,
     )
     activations: str = option(
-        ",".join(ACTIVATIONS), "activations that nodes are drawn from", Group.CELLS, metavar="NAME,NAME..."
+        ",".join(ACTIVATIONS),
+        "activations that nodes are drawn from (mutations of programs may have any)",
+        Group.CELLS,
+        metavar="NAME,NAME...",
     )
     initial_cells: str | None = option(
         None, "cells that compete in the first round: one a line, or a JSON list", Group.CELLS, metavar="FILE"
@@ -173,7 +176,7 @@ class SearchConfig(SeriesConfig):
     )
     mutate: bool = option(
         False,
-        "after the first generation of a race, race mutations of the --keep best cells instead of cells from the pool",
+        "after the first generation of a race, race mutations of its best cells instead of cells from the pool",
         Group.RACE,
     )
     rates: str = option(

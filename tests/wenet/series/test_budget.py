@@ -67,8 +67,8 @@ def test_a_budget_is_kept(tmp_path):
     assert failure is not None and "raise --minutes or" in failure
     assert found.finished and len(found.contest["contestants"]) >= 5
     chosen = dict(words.course_rows(found.run))  # in the report
-    raced, windows = budget["plans"]["race"]
-    assert chosen["cells that raced"] == f"{raced} of at most 4"
+    generations, raced, windows = budget["plans"]["sizes_of_race"]
+    assert generations == 1 and chosen["cells that raced"] == f"{raced} of at most 4"
     assert chosen["windows trained on by the end of each rung"].split(", ")[0] == f"{windows:,}"
     assert f" of {counted(found.contest['windows'], 'window')} each" in chosen["contest"]
     settings = {row[0]: row[1] for row in words.setting_rows(found.run)}
