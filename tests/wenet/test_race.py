@@ -447,6 +447,14 @@ def test_generations_take_the_places(text, tmp_path):
     assert "8 random cells raced" in told[0] and "4 random cells and 4 mutations of the best raced" in told[1]
 
 
+def test_a_small_space_runs_out_of_mutations(text, tmp_path, capsys):
+    flags = ["--activations", "tanh", "--pool", "6", "--batch", "3", "--out", str(tmp_path / "run")]
+    assert search_main([str(text), *without(ALONE, "--pool", "--batch"), *flags]) == 0
+    assert "generation 2: 0 cells in place of 3, as the best cells have no other mutations" in capsys.readouterr().out
+    best = wenet.load(tmp_path / "run").best
+    assert (best.networks_searched, best.mutations) == (3, 0)
+
+
 def test_the_last_ranking_is_that_of_the_furthest_rung():
     """Of the last generation none may have reached it."""
     records = [

@@ -320,7 +320,11 @@ class Race(Strategy):
                 seen.add(identity(cell))
                 cells.append(cell)
             if len(cells) == len(from_pool):
-                break
+                return cells
+        self.session.console.say(
+            f"generation {generation + 1}: {counted(len(cells), 'cell')} in place of {len(from_pool)}, as the best "
+            "cells have no other mutations"
+        )
         return cells
 
     def _mutates(self, generation: int) -> bool:
