@@ -49,14 +49,14 @@ def main() -> None:
     for seed in range(1, options.seeds + 1):
         for name in options.datasets:
             settings = {"seed": seed} if options.nodes is None else {"seed": seed, "nodes": options.nodes}
-            measure(options.out, name, options.data_dir, settings, rivals=options.nodes is None)
+            path = measure(options.out, name, options.data_dir, settings, rivals=options.nodes is None)
             if options.anew:
-                train_anew(options.out, name, options.data_dir, seed, options.anew)
+                train_anew(path, name, options.data_dir, options.anew)
     print(table(options.out))
 
 
-def measure(out: Path, name: str, data_dir: Path | None, settings: dict[str, Any], rivals: bool = True) -> None:
-    """Search by a race and at random, unless the result is there.
+def measure(out: Path, name: str, data_dir: Path | None, settings: dict[str, Any], rivals: bool = True) -> Path:
+    """Search by a race and at random, unless the result is there; returns its file.
 
     Args:
         rivals: whether LSTM, GRU and published cells take part in the contest of the race.
@@ -64,7 +64,7 @@ def measure(out: Path, name: str, data_dir: Path | None, settings: dict[str, Any
     label = f"{Path(name).stem}-{settings['seed']}"
     path = out / f"{label}.json"
     if path.exists():
-        return
+        return path
     folder = out / "runs" / label
     given = {**settings, "dataset": name}
     contest = whole(folder, given, data_dir) if rivals else among_cells(folder, given, {}, data_dir)[1]
@@ -80,6 +80,7 @@ def measure(out: Path, name: str, data_dir: Path | None, settings: dict[str, Any
     }
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"{label}: {summary(result)}", flush=True)
+    return path
 
 
 def whole(folder: Path, given: dict[str, Any], data_dir: Path | None) -> dict[str, Any]:
@@ -120,10 +121,8 @@ def random_search(folder: Path, raced: Path, given: dict[str, Any], data_dir: Pa
     return {"cells": cells, "windows_of_networks": best.network_windows, **held}
 
 
-def train_anew(out: Path, name: str, data_dir: Path | None, seed: int, trainings: int) -> None:
+def train_anew(path: Path, name: str, data_dir: Path | None, trainings: int) -> None:
     """Train both winners of a search so many times more, and keep their values on the test part in its result."""
-    label = f"{Path(name).stem}-{seed}"
-    path = out / f"{label}.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     if len(result.get("anew", {}).get("winner", [])) == trainings:
         return
@@ -131,18 +130,18 @@ def train_anew(out: Path, name: str, data_dir: Path | None, seed: int, trainings
     data = task_of(config).load(config, data_dir)
     rows = {name: row for name in TWO if (row := row_of(result, name)) is not None}
     found: dict[tuple[str, float], list[float]] = {}
-    with session_in(out / "anew" / f"{label}-{trainings}", config, data) as session:
+    with session_in(path.parent / "anew" / f"{path.stem}-{trainings}", config, data) as session:
         for cell, rate in dict.fromkeys((row["genotype"], row["rate"]) for row in rows.values()):
             (group,) = by_shape([read_cell(cell)], config, session.task, data)
             own, folder = replace(session, config=group.config), session.folder.path / str(len(found))
             networks = group.architectures * trainings
             rates, windows = [rate] * trainings, result["contest"]["windows"]
-            plan = Plan(networks, windows, FIRST_SEED + seed, rates=rates, decay=True, test=True)
+            plan = Plan(networks, windows, FIRST_SEED + config.seed, rates=rates, decay=True, test=True)
             outcomes = train_standalone(own, folder, plan, cell).outcomes
             found[cell, rate] = [math.nan if outcome.test is None else outcome.test for outcome in outcomes]
     result["anew"] = {name: found[row["genotype"], row["rate"]] for name, row in rows.items()}
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{label}, anew: {', '.join(f'{name} {mean_anew(result, name):.4f}' for name in rows)}", flush=True)
+    print(f"{path.stem}, anew: {', '.join(f'{name} {mean_anew(result, name):.4f}' for name in rows)}", flush=True)
 
 
 def windows_of_rungs(raced: Path) -> int:

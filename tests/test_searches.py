@@ -38,7 +38,7 @@ def test_a_random_search_costs_no_more_than_the_race(tmp_path):
     searches.measure(tmp_path / "out", str(text), None, {**SMALL, "seed": 1})
     assert path.stat().st_mtime_ns == before
     assert f"{searches.mean_of(result, 'random search'):.4f}" in searches.table(tmp_path / "out")
-    searches.train_anew(tmp_path / "out", str(text), None, 1, 4)
+    searches.train_anew(path, str(text), None, 4)
     anew = json.loads(path.read_text())["anew"]
     contested = {name: searches.row_of(result, name) for name in anew}
     assert list(anew) == ["winner", "random search"] and all(len(values) == 4 for values in anew.values())
@@ -47,7 +47,7 @@ def test_a_random_search_costs_no_more_than_the_race(tmp_path):
     same = all(contested["winner"][key] == contested["random search"][key] for key in ("genotype", "rate"))
     assert (anew["winner"] == anew["random search"]) is same
     before = path.stat().st_mtime_ns
-    searches.train_anew(tmp_path / "out", str(text), None, 1, 4)
+    searches.train_anew(path, str(text), None, 4)
     assert path.stat().st_mtime_ns == before and searches.table(tmp_path / "out").count("| winner |") == 2
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from wenet.report.figures import (
 )
 from wenet.report.run import Run
 from wenet.searching.contest import contestant_name, not_diverged, parameters_of_all
-from wenet.searching.strategy import last_ranking
+from wenet.searching.strategy import generation_of, last_ranking
 from wenet.tasks import Baseline, Metric
 from wenet.words import counted, figure
 
@@ -169,12 +168,12 @@ def search_curves_picture(run: Run) -> Picture:
 
 def rungs_picture(run: Run) -> Picture:
     """The metric of each cell in each rung, and whether it went on or won."""
-    rungs, metric = _ranked_in_rungs(run.records), run.metric
+    rungs, metric = _ranked_in_rungs(run), run.metric
     key = metric.key
     cells = [(rung, rank, cell) for rung, ranked in rungs.items() for rank, cell in enumerate(ranked, start=1)]
     furthest = {cell["genotype"]: rung for rung, _, cell in cells}
     first = last_ranking(run.records)["networks"][0]
-    generations = max(_generation(cell) for _, _, cell in cells)
+    generations = max(generation_of(cell) for _, _, cell in cells)
     apart = min(APART, 0.6 / generations)
 
     def fate(rung: int, cell: Record) -> str:
@@ -186,7 +185,7 @@ def rungs_picture(run: Run) -> Picture:
         axes = drawing.add_subplot()
         for wanted, colour in FATES.items():
             group = [
-                (rung + apart * (_generation(cell) - (generations + 1) / 2), cell[key])
+                (rung + apart * (generation_of(cell) - (generations + 1) / 2), cell[key])
                 for rung, _, cell in cells
                 if cell[key] is not None and fate(rung, cell) == wanted
             ]
@@ -202,7 +201,7 @@ def rungs_picture(run: Run) -> Picture:
     losses = [name for name in ("held_out_loss", "extrapolated_loss") if name in run.records[0]["networks"][0]]
     table: Table = [["generation", "rung", "rank", "genotype", key, *losses]]
     table += [
-        [_generation(cell), rung, rank, cell["genotype"], cell[key], *map(cell.get, losses)]
+        [generation_of(cell), rung, rank, cell["genotype"], cell[key], *map(cell.get, losses)]
         for rung, rank, cell in cells
     ]
     return Picture("rungs", "Rung by rung", _rungs_in_words(rungs, generations, metric), drawing, table)
@@ -217,22 +216,17 @@ def _rungs_in_words(rungs: Mapping[int, Sequence[Record]], generations: int, met
     return f"A point for each cell{fewer}. {beside}{by}" + _from_to("The leading cell's", metric, reached, "rung")
 
 
-def _ranked_in_rungs(records: Sequence[Record]) -> dict[int, list[Record]]:
+def _ranked_in_rungs(run: Run) -> dict[int, list[Record]]:
     """By rung all cells that finished it, in whatever generation, the best first."""
-    rungs: dict[int, dict[str, Record]] = {}
-    for record in records:
-        rungs.setdefault(record["round"], {}).update({cell["genotype"]: cell for cell in record["networks"]})
-    return {rung: sorted(cells.values(), key=_loss_that_ranked) for rung, cells in sorted(rungs.items())}
-
-
-def _loss_that_ranked(cell: Record) -> float:
-    """Infinite if the network diverged. Successive halving records none: its cells are sorted already."""
-    loss = cell.get("extrapolated_loss", cell.get("held_out_loss", 0.0))
-    return math.inf if loss is None else loss
-
-
-def _generation(cell: Record) -> int:
-    return int(cell.get("generation", 1))
+    rungs: dict[int, dict[str, tuple[float, Record]]] = {}
+    for record in run.records:
+        scored = rungs.setdefault(record["round"], {})
+        for place, cell in enumerate(record["networks"]):
+            scored[cell["genotype"]] = run.strategy.score(record, place), cell
+    return {
+        rung: [cell for _, cell in sorted(scored.values(), key=lambda each: -each[0])]
+        for rung, scored in sorted(rungs.items())
+    }
 
 
 def audit_picture(audit: Record, metric: Metric) -> Picture:

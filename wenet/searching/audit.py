@@ -17,7 +17,7 @@ from wenet.files import read_json
 from wenet.run import Session
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import train_cells
-from wenet.searching.strategy import RECORDS, Record, Strategy, last_ranking, strategy_of
+from wenet.searching.strategy import RECORDS, Record, Strategy, generation_of, last_ranking, strategy_of
 from wenet.tasks import Metric
 from wenet.training.standalone import Outcome, training_windows
 from wenet.words import counted, figure_and_spread, share
@@ -47,8 +47,7 @@ class Ranked:
 
     @property
     def generation(self) -> int:
-        """Of a race, from 1, in which the cell entered it."""
-        return int(self.record["networks"][self.place].get("generation", 1))
+        return generation_of(self.record["networks"][self.place])
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -317,6 +317,11 @@ def last_ranking(records: Sequence[Record]) -> Record:
     return max(reversed(records), key=lambda record: record["round"])
 
 
+def generation_of(network: Record) -> int:
+    """The generation, from 1, in which a network of a record entered its race; 1 in a search without generations."""
+    return int(network.get("generation", 1))
+
+
 def strategy_of(config: SearchConfig) -> type[Strategy]:
     """The strategy of the settings."""
     return strategy_named("repeated" if config.runs > 1 else config.strategy)

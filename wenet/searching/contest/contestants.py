@@ -52,8 +52,9 @@ def contestants_of(session: Session[SearchConfig]) -> list[Contestant]:
     cells = [cell.genotype for cell in ranking]
     rivals = {name: _rival(name, config) for name in task.rivals}
     several, identities = config.finalists > 1, [identity(cell) for cell in cells]
-    taking_part = {name: rival for name, rival in rivals.items() if several and _identity(rival) in set(identities)}
-    known = set(map(_identity, taking_part.values()))
+    cells_among_rivals = {name: identity(rival) for name, rival in rivals.items() if not isinstance(rival, str)}
+    taking_part = {name: same for name, same in cells_among_rivals.items() if several and same in set(identities)}
+    known = set(taking_part.values())
     own = [cell for cell, same in zip(cells, identities, strict=True) if same not in known]
     finalists, others = own[: config.finalists], own[config.finalists :]
     named: dict[str, Architecture] = {}
@@ -81,10 +82,6 @@ def _rival(name: str, config: SearchConfig) -> Architecture:
     if name not in LAYERS:
         return load_genotype(name)
     return identity(LAYERS[name]) if config.has_programs else name
-
-
-def _identity(architecture: Architecture) -> Architecture:
-    return architecture if isinstance(architecture, str) else identity(architecture)
 
 
 def parameters_of(session: Session[SearchConfig], first: Architecture) -> int:
