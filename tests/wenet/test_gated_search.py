@@ -22,7 +22,7 @@ from wenet.nn import CellRNN, LanguageModel, StandaloneCellRNN, StandaloneLangua
 from wenet.run import Interrupt, Session, Surroundings
 from wenet.searching.contest import table
 from wenet.searching.contest.contestants import Contestant
-from wenet.searching.race import TRIED, family_of, typical
+from wenet.searching.race.rates import TRIED, family_of, typical
 from wenet.searching.settings import resolve_config
 from wenet.searching.shapes import by_shape
 from wenet.searching.space import draw_pool, identity, space_of

@@ -28,18 +28,12 @@ from wenet.searching.contest.contestants import Contestant, contestants_of
 from wenet.searching.contest.trainings import Trained, named_by_rank
 from wenet.searching.halving import HalvingBest
 from wenet.searching.paired import are_larger
-from wenet.searching.race import (
-    OVER,
-    Course,
-    Race,
-    RaceBest,
-    Runner,
-    extrapolated,
-    extrapolates,
-    losses_of,
-    networks_of_entrant,
-    shares_left,
-)
+from wenet.searching.race import Race, RaceBest
+from wenet.searching.race.course import Course, Runner
+from wenet.searching.race.fitting import fitting_sizes
+from wenet.searching.race.losses import extrapolated, losses_of
+from wenet.searching.race.race import OVER
+from wenet.searching.race.rungs import extrapolates, networks_of_entrant, shares_left
 from wenet.searching.settings import resolve_config
 from wenet.searching.space import identity
 from wenet.searching.strategy import last_ranking
@@ -218,13 +212,11 @@ def test_a_loss_that_falls_fast_counts_where_losses_are_extrapolated():
         ahead = extrapolated([each + fall for each in held_out], held_out)
         return Runner(read_cell(cell), 0, rate=0.02, held_out=held_out, extrapolated=ahead, value=loss, windows=2)
 
-    race = object.__new__(Race)
-    race.windows = [2, 4, 8]
     alike = replace(runner("relu0", 1.55, 0.5), extrapolated=[1.31, 1.29, 1.30, 1.32])
     others = [runner(f"identity0 {name}0", 1.7, 0.1) for name in ("tanh", "relu")]
     cells = [runner("tanh0", 1.4, 0.1), runner("sigmoid0", 1.5, 0.5), runner("identity0", 1.55, 0.5), alike, *others]
-    race.course = Course([cells, [], []])
-    assert [str(going.genotype) for going in race._going_on(0)] == ["sigmoid0", "identity0", "relu0"]
+    course = Course([cells, [], []])
+    assert [str(going.genotype) for going in course.going_on(0)] == ["sigmoid0", "identity0", "relu0"]
 
 
 def test_cells_that_the_time_cut_short_are_ranked_behind():
@@ -895,11 +887,11 @@ def test_with_less_time_fewer_cells_train_for_less_long(text):
     task = task_of(config)
     session = Session(config, None, task, task.load(config, None), None, None, Surroundings())
     for falling, part in ((True, 0.5), (False, 0.25)):
-        race = Race(replace(session, config=replace(config, falling_rates=falling)))
-        of_entrant = networks_of_entrant(race.config)
+        own = replace(session, config=replace(config, falling_rates=falling))
+        of_entrant = networks_of_entrant(own.config)
         whole = of_entrant * 3 * 18 * training_windows(session, 0.5)
-        generations, count, first = race._sizes(whole / 4, 1.0, 18)
-        assert race._sizes(-1.0, 1.0, 18) == (1, 6, 4)  # the fewest, where no time is left
+        generations, count, first = fitting_sizes(own, whole / 4, 1.0, 18)
+        assert fitting_sizes(own, -1.0, 1.0, 18) == (1, 6, 4)  # the fewest, where no time is left
         assert (generations, count) == (min(3, int(54 * part) // 6), int(54 * part / generations))
         assert first == int(whole / 4 / of_entrant / generations / count)
-        assert race._sizes(100 * whole, 1.0, 18)[:2] == (3, 18)
+        assert fitting_sizes(own, 100 * whole, 1.0, 18)[:2] == (3, 18)

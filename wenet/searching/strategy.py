@@ -322,6 +322,11 @@ def generation_of(network: Record) -> int:
     return int(network.get("generation", 1))
 
 
+def are_mutations(config: SearchConfig, generation: int) -> bool:
+    """Whether the cells of a generation of a race, from 1, are mutations of others."""
+    return config.mutate and generation > 1
+
+
 def strategy_of(config: SearchConfig) -> type[Strategy]:
     """The strategy of the settings."""
     return strategy_named("repeated" if config.runs > 1 else config.strategy)

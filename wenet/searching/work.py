@@ -18,7 +18,7 @@ from wenet.run.unread import Unread, check_read
 from wenet.searching.audit import describe_audit, run_audit, usual_audit
 from wenet.searching.contest import contest_withdrawn, describe_contest, estimate_contest, hold_contest
 from wenet.searching.estimate import estimate_search, estimate_search_memory
-from wenet.searching.least import least_seconds
+from wenet.searching.race import least_seconds
 from wenet.searching.settings import PARAMETERS_OF_A_WORD, PRESETS, RACE, SearchConfig, resolve_config
 from wenet.searching.shapes import config_for
 from wenet.searching.space import space_of

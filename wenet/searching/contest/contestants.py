@@ -11,7 +11,7 @@ from wenet.searching.audit import final_ranking
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import config_for
 from wenet.searching.space import identity
-from wenet.searching.strategy import RECORDS, strategy_of
+from wenet.searching.strategy import RECORDS, are_mutations, strategy_of
 from wenet.training import Architecture, parameter_count
 
 WINNER, RUNNER_UP, MEDIAN = "winner", "runner-up", "median cell"
@@ -60,7 +60,7 @@ def contestants_of(session: Session[SearchConfig]) -> list[Contestant]:
     named: dict[str, Architecture] = {}
     if not several and others:
         named[RUNNER_UP] = others.pop(0)
-    drawn = [cell.genotype for cell in ranking if not (config.mutate and cell.generation > 1)]
+    drawn = [cell.genotype for cell in ranking if not are_mutations(config, cell.generation)]
     if len(drawn) > 4 and (left := [cell for cell in others if cell in drawn]):
         middle = len(drawn) // 2
         named[MEDIAN] = min(left, key=lambda cell: abs(drawn.index(cell) - middle))

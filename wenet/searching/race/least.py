@@ -5,15 +5,9 @@ from __future__ import annotations
 from wenet.run import Session
 from wenet.run.budget import LEAST_AFTERWARDS
 from wenet.searching.contest import kept_for_measuring, networks_in
-from wenet.searching.race import (
-    FEWEST_CELLS,
-    FEWEST_WINDOWS,
-    extrapolates,
-    held_out_windows,
-    networks_of_entrant,
-    tries_rates,
-    typical,
-)
+from wenet.searching.race.fitting import FEWEST_CELLS, FEWEST_WINDOWS
+from wenet.searching.race.rates import tries_rates, typical
+from wenet.searching.race.rungs import extrapolates, held_out_windows, networks_of_entrant
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import config_for
 from wenet.searching.space import draw_pool
