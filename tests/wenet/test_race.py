@@ -1,5 +1,6 @@
 """Races and contests on a small text: who leaves, who comes back after a stop, and what may be claimed."""
 
+import csv
 import json
 import math
 import random
@@ -198,6 +199,10 @@ def test_a_later_rung_is_extrapolated_from_the_one_before(text, tmp_path):
     for network in records[1]["networks"]:
         loss = network["held_out_loss"]
         assert network["extrapolated_loss"] == pytest.approx(1.5 * loss - 0.5 * before[network["genotype"]]) != loss
+    write_report(run)
+    with (run / "figures" / "rungs.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["extrapolated_loss"]]
+    assert {row["rung"] for row in rows} == {"2"} and len(rows) == len(records[1]["networks"])
     plans = dict(plans_of(run))
     assert not any("halfway" in name for name in plans)
     assert len({plan["held_out"] for name, plan in plans.items() if name[:4] in ("1-1-", "1-2-")}) == 1

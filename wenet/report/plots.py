@@ -198,13 +198,18 @@ def rungs_picture(run: Run) -> Picture:
         axes.margins(x=0.15)
         mark_whole_numbers(axes)
         _legend(axes, [("o", FATES[name], name) for name in ("goes on", "first", "goes no further")], columns=3)
-    losses = [name for name in ("held_out_loss", "extrapolated_loss") if name in run.records[0]["networks"][0]]
-    table: Table = [["generation", "rung", "rank", "genotype", key, *losses]]
-    table += [
+    words = _rungs_in_words(rungs, generations, metric)
+    return Picture("rungs", "Rung by rung", words, drawing, _rungs_table(cells, key))
+
+
+def _rungs_table(cells: Sequence[tuple[int, int, Record]], key: str) -> Table:
+    """Of rungs, ranks and cells."""
+    losses = [name for name in ("held_out_loss", "extrapolated_loss") if any(name in cell for _, _, cell in cells)]
+    rows = [
         [generation_of(cell), rung, rank, cell["genotype"], cell[key], *map(cell.get, losses)]
         for rung, rank, cell in cells
     ]
-    return Picture("rungs", "Rung by rung", _rungs_in_words(rungs, generations, metric), drawing, table)
+    return [["generation", "rung", "rank", "genotype", key, *losses], *rows]
 
 
 def _rungs_in_words(rungs: Mapping[int, Sequence[Record]], generations: int, metric: Metric) -> str:
