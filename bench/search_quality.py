@@ -35,15 +35,15 @@ from wenet.run import Session
 from wenet.run.console import Console
 from wenet.run.machine import resolve_machine
 from wenet.run.settings import flag
-from wenet.searching.audit import RESAMPLES, final_ranking, summary, training_windows
+from wenet.searching.audit import RESAMPLES, final_ranking, summary
 from wenet.searching.repeated import overlap
 from wenet.searching.settings import SearchConfig, resolve_config
 from wenet.searching.space import Dag
 from wenet.searching.strategy import RECORDS, strategy_of
 from wenet.tasks import LanguageModelling, Metric, task_of
+from wenet.training import Plan, StandaloneResult, train_standalone, training_windows
 from wenet.training.standalone import RECORDS as TRAINING_RECORDS
 from wenet.training.standalone import RESULT as TRAINING_RESULT
-from wenet.training.standalone import Plan, StandaloneResult, train_standalone
 from wenet.version import VERSION
 from wenet.words import duration
 from wenet_kernels import ACTIVATIONS

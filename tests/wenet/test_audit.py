@@ -14,7 +14,8 @@ from wenet.searching.estimate import estimate_search_memory
 from wenet.searching.mixture import Mixture
 from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling
-from wenet.training.standalone import Outcome, StandaloneTraining
+from wenet.training.outcome import Outcome
+from wenet.training.standalone import StandaloneTraining
 
 from .helpers import TINY, fails, words
 

@@ -13,9 +13,9 @@ from wenet.cells import load_genotype
 from wenet.nn import DagRNN, LanguageModel
 from wenet.searching.settings import resolve_config
 from wenet.tasks import task_of
+from wenet.training import build_standalone
 from wenet.training.nt_asgd import build_model
 from wenet.training.settings import resolve_train_config
-from wenet.training.standalone import build_standalone
 
 from .helpers import write_text
 

@@ -14,7 +14,8 @@ from wenet.data import load_corpus
 from wenet.run import Interrupt, Session, Stopped, Surroundings
 from wenet.searching.settings import resolve_config
 from wenet.tasks import LanguageModelling
-from wenet.training.standalone import Origin, Plan, StandaloneResult, StandaloneTraining, train_standalone
+from wenet.training import Origin, Plan, StandaloneResult, train_standalone
+from wenet.training.standalone import StandaloneTraining
 from wenet_kernels import backends
 
 from .helpers import REGULARISED

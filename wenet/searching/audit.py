@@ -19,7 +19,7 @@ from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import train_cells
 from wenet.searching.strategy import RECORDS, Record, Strategy, generation_of, last_ranking, strategy_of
 from wenet.tasks import Metric
-from wenet.training.standalone import Outcome, training_windows
+from wenet.training import Outcome, training_windows
 from wenet.words import counted, figure_and_spread, share
 
 FOLDER, RESULT, BEGUN = "audit", "audit.json", "audit-begun.json"

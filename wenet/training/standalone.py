@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from wenet.cells import Cell
 from wenet.files import WRITTEN_AGAIN, read_json
 from wenet.parallel import Ranks
 from wenet.run import RunFolder, Session, peak_memory, wait_until
 from wenet.run.upgrade import without_the_whole
-from wenet.tasks import Measurement, Metric
-from wenet.training.architectures import Architecture, build_standalone, read_architecture
+from wenet.tasks import Measurement
+from wenet.training.architectures import build_standalone
+from wenet.training.outcome import Outcome, StandaloneResult
+from wenet.training.plan import Origin, Plan
 from wenet.training.trainer import Progress, Trainer, random_tensors, restore_random, restore_training
 from wenet.words import counted
 from wenet_kernels import WenetError
@@ -30,183 +31,6 @@ CURVE_POINTS = 20  # records of a training, at equal distances
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 READING = 60.0  # seconds in which other ranks have read a checkpoint that this one waits for
 LARGEST_WEIGHT = 1e15  # a network with larger ones is frozen, as the product of two might overflow
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of training one network.
-
-    Attributes:
-        genotype: its cell, or the name of a layer.
-        value: the task's metric on the validation part; infinitely bad if training diverged.
-        train_loss: mean over the last twentieth of the training.
-        diverged_at: the window in which training diverged.
-        test: the metric on the test part, if the plan includes it.
-        valid_loss: the loss on the validation part, which decides between equal metrics.
-    """
-
-    genotype: Architecture
-    value: float
-    train_loss: float | None
-    diverged_at: int | None
-    test: float | None = None
-    valid_loss: float | None = None
-
-    @property
-    def cell(self) -> Cell:
-        """The cell of a network that has one."""
-        assert not isinstance(self.genotype, str)
-        return self.genotype
-
-    def to_dict(self, metric: Metric) -> dict[str, Any]:
-        """Convert to JSON, with the metric under its own key."""
-        values = {
-            "genotype": str(self.genotype),
-            metric.key: self.value if math.isfinite(self.value) else None,
-            "train_loss": self.train_loss,
-            "diverged_at": self.diverged_at,
-            "valid_loss": self.valid_loss if self.diverged_at is None else None,
-        }
-        return values if self.test is None else {**values, "test": self.test if math.isfinite(self.test) else None}
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any], metric: Metric) -> Outcome:
-        measured = metric.worst if value[metric.key] is None else value[metric.key]
-        test = value.get("test")
-        if "test" in value and test is None:  # measured, and not finite
-            test = metric.worst
-        loss = value.get("valid_loss")  # earlier versions had none
-        architecture = read_architecture(value["genotype"])
-        return cls(architecture, measured, value["train_loss"], value["diverged_at"], test, loss)
-
-    def order(self, metric: Metric) -> tuple[float, float]:
-        """What to sort by, the best first: the metric, and where it is equal the loss."""
-        return metric.order(self.value), math.inf if self.valid_loss is None else self.valid_loss
-
-
-@dataclass(frozen=True)
-class StandaloneResult:
-    """Outcomes of one training in the order of its cells, and its cost.
-
-    Attributes:
-        network_windows: networks times windows trained on.
-        peak_memory: bytes.
-        held_out: each network's loss in each validation window, `[windows][n]`, if the plan includes them.
-    """
-
-    outcomes: list[Outcome]
-    network_windows: int
-    seconds: float
-    peak_memory: int
-    held_out: list[list[float]] | None = None
-
-    @property
-    def windows(self) -> int:
-        """Windows that each network was trained on."""
-        return self.network_windows // len(self.outcomes)
-
-    def to_dict(self, metric: Metric) -> dict[str, Any]:
-        values = {**asdict(self), "outcomes": [outcome.to_dict(metric) for outcome in self.outcomes]}
-        return values if self.held_out is not None else {k: v for k, v in values.items() if k != "held_out"}
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any], metric: Metric) -> StandaloneResult:
-        return cls(**{**value, "outcomes": [Outcome.from_dict(outcome, metric) for outcome in value["outcomes"]]})
-
-    @classmethod
-    def of_parts(cls, parts: Sequence[StandaloneResult]) -> StandaloneResult:
-        """Concatenate the results of parallel trainings in rank order."""
-        return cls(
-            [outcome for part in parts for outcome in part.outcomes],
-            sum(part.network_windows for part in parts),
-            max(part.seconds for part in parts),
-            max(part.peak_memory for part in parts),
-            _side_by_side([part.held_out for part in parts]),
-        )
-
-
-def _side_by_side(parts: Sequence[list[list[float]] | None]) -> list[list[float]] | None:
-    """Join losses of all ranks' networks, window by window."""
-    measured = [part for part in parts if part is not None]
-    windows = zip(*measured, strict=True)
-    return [[loss for part in window for loss in part] for window in windows] if measured else None
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The origin of a network: the folder of a training that left its networks, and its place there."""
-
-    folder: Path
-    place: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The networks of a standalone training, and how to train them.
-
-    Attributes:
-        architectures: one per network, all of one kind, as `kind_of` has it.
-        windows: number of windows to train on, including earlier ones of networks that continue from other trainings;
-            at its end the text starts over.
-        seed: seed of initial weights and dropouts.
-        rates: Adam's rate of each network; empty if all use that of the settings.
-        decay: whether rates fall linearly to zero, window by window.
-        schedule: number of windows after which rates that fall reach zero, if others continue from these networks;
-            0 if that is after `windows`.
-        weight_decays: of each network; empty if all use that of the settings.
-        origins: the origin of each network; empty if all start anew.
-        average: whether networks are measured with a moving average of their weights. If training is to continue, rates
-            must stay high, and the weights themselves are noisy.
-        leave: whether the networks stay in the folder, so that others can continue from them.
-        test: whether the test part is measured in the end.
-        held_out: number of validation windows to measure and record one by one; None measures all.
-        hidden: the hidden size of each network; empty if all have that of the settings, the largest.
-        checks: at most so many times, and once a pass, networks are measured during training; each ends with the
-            weights that were best. Early stopping, in effect, where the rest would overfit.
-    """
-
-    architectures: Sequence[Architecture]
-    windows: int
-    seed: int
-    rates: Sequence[float] = ()
-    decay: bool = False
-    schedule: int = 0
-    origins: Sequence[Origin] = ()
-    average: bool = False
-    leave: bool = False
-    test: bool = False
-    held_out: int | None = None
-    checks: int = 0
-    hidden: Sequence[int] = ()
-    weight_decays: Sequence[float] = ()
-
-    def stored(self) -> dict[str, Any]:
-        """Convert for `config.json`, leaving out default values."""
-        unusual = {
-            "rates": list(self.rates),
-            "decay": self.decay,
-            "schedule": self.schedule,
-            "origins": [[origin.folder.name, origin.place] for origin in self.origins],
-            "average": self.average,
-            "leave": self.leave,
-            "test": self.test,
-            "held_out": self.held_out,
-            "checks": self.checks,
-            "hidden": list(self.hidden),
-            "weight_decays": list(self.weight_decays),
-        }
-        return {
-            "genotypes": [str(architecture) for architecture in self.architectures],
-            "windows": self.windows,
-            "seed": self.seed,
-            **{name: value for name, value in unusual.items() if value},
-        }
-
-    def of(self, part: slice) -> Plan:
-        """The plan for some of the networks."""
-        divided = ("architectures", "rates", "origins", "hidden", "weight_decays")
-        parts = {name: getattr(self, name)[part] for name in divided}
-        return replace(self, **parts)
 
 
 @dataclass
