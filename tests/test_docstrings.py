@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -12,32 +13,12 @@ from wenet.genotypes import load_genotype
 
 from .wenet.helpers import write_text
 
+ROOT = Path(__file__).parent.parent
 MODULES = [
-    "wenet.api",
-    "wenet.cells.gated",
-    "wenet.cells.genotype",
-    "wenet.cells.kinds",
-    "wenet.cells.published",
-    "wenet.cells.space",
-    "wenet.cells.traced",
-    "wenet.estimators",
-    "wenet.exporting.formats",
-    "wenet.nn.cell_rnn",
-    "wenet.nn.language",
-    "wenet.nn.rnn",
-    "wenet.nn.sequence",
-    "wenet.nn.standalone_cells",
-    "wenet.nn.weighted",
-    "wenet.results",
-    "wenet.training.held_out",
-    "wenet_kernels.activations",
-    "wenet_kernels.cells",
-    "wenet_kernels.backend",
-    "wenet_kernels.op",
-    "wenet_kernels.programs.batch",
-    "wenet_kernels.programs.canonical",
-    "wenet_kernels.programs.op",
-    "wenet_kernels.programs.program",
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in ("wenet", "wenet_kernels", "bench")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if ">>> " in path.read_text(encoding="utf-8")
 ]
 PUBLIC = [
     *(getattr(wenet, name) for name in wenet.__all__ if inspect.isfunction(getattr(wenet, name))),
