@@ -16,6 +16,7 @@ from wenet.searching.space import draw_pool, pool_in_words
 from wenet.searching.strategy import OF_MIXTURES, OF_RACES, RECORDS, Record, StandaloneBest, Strategy
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import (
+    Cost,
     Outcome,
     StandaloneResult,
     kind_of,
@@ -122,7 +123,7 @@ class Halving(Strategy):
     def _record(self, rung: int, ranked: Sequence[Outcome], results: Sequence[StandaloneResult]) -> None:
         windows, best = self._windows(rung), ranked[0]
         losses = [outcome.train_loss for outcome in ranked if outcome.train_loss is not None]
-        seconds = round(sum(result.seconds for result in results), 3)
+        cost = Cost.of(results)
         reached = best.value if math.isfinite(best.value) else None
         record = {
             "round": rung + 1,
@@ -130,13 +131,13 @@ class Halving(Strategy):
             "tokens": windows * len(ranked) * self._steps * self.config.data_batch,  # of all networks
             "train_loss": sum(losses) / len(losses) if losses else None,
             f"valid_{self.metric.key}": reached,
-            "seconds_so_far": seconds,
-            "peak_memory_bytes": max(result.peak_memory for result in results),
+            "seconds_so_far": cost.seconds,
+            "peak_memory_bytes": cost.peak_memory,
             "networks": [{**outcome.to_dict(self.metric), "rounds_kept": rung} for outcome in ranked],
         }
         self.write_record(record)
         self.session.console.say(
-            f"rung {rung + 1}/{len(self.rungs)} done after {duration(seconds)}: {counted(len(ranked), 'cell')}, "
+            f"rung {rung + 1}/{len(self.rungs)} done after {duration(cost.seconds)}: {counted(len(ranked), 'cell')}, "
             f"{counted(windows, 'window')}, best validation {self.metric.name} "
             f"{figure(reached, self.metric.places, 'not finite, as all diverged')}: "
             f"{best.genotype}"
@@ -153,7 +154,7 @@ class Halving(Strategy):
             rounds=len(self.rungs),
             rounds_planned=len(self.rungs),
             networks_searched=self.config.pool,
-            network_windows=sum(result.network_windows for result in results),
+            network_windows=Cost.of(results).network_windows,
             seconds=last["seconds_so_far"],
             peak_memory_bytes=last["peak_memory_bytes"],
         )

@@ -14,6 +14,7 @@ from wenet.searching.space import space_of
 from wenet.tasks import Task, task_of
 from wenet.training import (
     Architecture,
+    Cost,
     Plan,
     StandaloneResult,
     TooFewParameters,
@@ -231,9 +232,7 @@ def train_cells(
         for group, part in zip(groups, parts, strict=True)
         for place, outcome in zip(group.places, part.outcomes, strict=True)
     }
+    cost = Cost.of(parts)
     return StandaloneResult(
-        [outcomes[place] for place in range(len(cells))],
-        sum(part.network_windows for part in parts),
-        round(sum(part.seconds for part in parts), 3),
-        max(part.peak_memory for part in parts),
+        [outcomes[place] for place in range(len(cells))], cost.network_windows, cost.seconds, cost.peak_memory
     )

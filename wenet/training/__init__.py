@@ -26,7 +26,7 @@ from wenet.training.estimate import (
 from wenet.training.held_out import SETTINGS, evaluate
 from wenet.training.memory import INTERPRETER, network_weights, recurrence_bytes, standalone_memory
 from wenet.training.nt_asgd import build_cell, trained_model
-from wenet.training.outcome import Outcome, StandaloneResult
+from wenet.training.outcome import Cost, Outcome, StandaloneResult
 from wenet.training.plan import Origin, Plan
 from wenet.training.settings import LSTMS, SOFTMAXES, TRAIN_PRESETS, TRAINS_TEXT, TrainConfig, resolve_train_config
 from wenet.training.standalone import READING, networks_left, train_standalone, training_windows
@@ -45,6 +45,7 @@ __all__ = [
     "TRAIN_PRESETS",
     "Architecture",
     "Cache",
+    "Cost",
     "Dynamic",
     "Estimate",
     "ModelTrainer",

@@ -105,6 +105,29 @@ class StandaloneResult:
         )
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What trainings took, one after another.
+
+    Attributes:
+        network_windows: networks times windows trained on.
+        seconds: to a thousandth.
+        peak_memory: bytes; 0 before the first training.
+    """
+
+    network_windows: int
+    seconds: float
+    peak_memory: int
+
+    @classmethod
+    def of(cls, results: Sequence[StandaloneResult]) -> Cost:
+        return cls(
+            sum(result.network_windows for result in results),
+            round(sum(result.seconds for result in results), 3),
+            max((result.peak_memory for result in results), default=0),
+        )
+
+
 def _side_by_side(parts: Sequence[list[list[float]] | None]) -> list[list[float]] | None:
     """Join losses of all ranks' networks, window by window."""
     measured = [part for part in parts if part is not None]

@@ -28,7 +28,7 @@ from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import grouped
 from wenet.searching.space import identity
 from wenet.searching.strategy import RECORDS, Best, Final, Record, strategy_of
-from wenet.training import StandaloneResult
+from wenet.training import Cost
 from wenet.words import counted
 from wenet_kernels import WenetError
 
@@ -70,12 +70,14 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
             trainings.append(train_group(session, group, entrants, chosen, windows))
         trained += by_contestant(session, group, entrants, chosen, trainings[-1])
     trained, trained_for = named_by_rank(trained, session.task.metric), [each.windows for each in trainings]
+    cost = Cost.of(trials + trainings)
     result: dict[str, Any] = session.ranks.on_first(
         lambda: {
             **_settings(session),
             "windows": windows,
             "windows_trained": [min(trained_for), max(trained_for)],  # fewer where the time was up
-            **_cost(trials + trainings),
+            "network_windows": cost.network_windows,
+            "seconds": cost.seconds,
             "trials": _trial_rows(session, contestants, tried, going_on),
             "contestants": table_of(session, trained),
         }
@@ -188,10 +190,3 @@ def _trial_rows(
         }
         for place, contestant in enumerate(contestants)
     ]
-
-
-def _cost(results: Sequence[StandaloneResult]) -> dict[str, Any]:
-    return {
-        "network_windows": sum(each.network_windows for each in results),
-        "seconds": round(sum(each.seconds for each in results), 3),
-    }

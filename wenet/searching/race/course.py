@@ -102,12 +102,3 @@ class Course:
         going = [runner for runner in allowed if (rung, runner.genotype) not in self.gone_on]
         self.gone_on |= {(rung, runner.genotype) for runner in going}
         return [runner for runner in going if math.isfinite(runner.loss)]
-
-    def totals(self) -> tuple[int, float, int]:
-        """Windows of networks, seconds, and the peak of memory in bytes, of all trainings so far."""
-        results = self.results
-        return (
-            sum(result.network_windows for result in results),
-            sum(result.seconds for result in results),
-            max((result.peak_memory for result in results), default=0),
-        )

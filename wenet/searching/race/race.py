@@ -32,6 +32,7 @@ from wenet.searching.space import draw_pool, identity, pool_in_words, space_of
 from wenet.searching.strategy import OF_MIXTURES, Record, Strategy, are_mutations
 from wenet.tasks import Metric, Task
 from wenet.training import (
+    Cost,
     Plan,
     StandaloneResult,
     kind_of,
@@ -236,8 +237,8 @@ class Race(Strategy):
 
     def _seconds_per_network_window(self) -> float:
         """In the trainings so far; 0 before the first."""
-        network_windows, seconds, _ = self.course.totals()
-        return seconds / network_windows if network_windows else 0.0
+        cost = Cost.of(self.course.results)
+        return cost.seconds / cost.network_windows if cost.network_windows else 0.0
 
     def _has_time_for(self, generation: int, rung: int, entrants: int) -> bool:
         """Whether a rung fits into what is left of the time, and at the first of a generation all its rungs do; the
@@ -259,24 +260,25 @@ class Race(Strategy):
         it."""
         last = rung + 1 == len(self.windows)
         ranked = self.course.ranked(rung) if last else list(ran)
-        trained, seconds, peak_memory = self.course.totals()
+        cost = Cost.of(self.course.results)
+        trained = cost.network_windows - self.course.recorded  # by all networks, since the last record
         best = ranked[0].to_dict(rung, self.metric)
         record = {
             "round": rung + 1,
             "generation": generation + 1,
             "windows": max(runner.windows for runner in ran),
-            "tokens": (trained - self.course.recorded) * self._steps * self.config.data_batch,  # of all networks
+            "tokens": trained * self._steps * self.config.data_batch,
             "train_loss": None,
             f"valid_{self.metric.key}": best[self.metric.key],
-            "seconds_so_far": round(seconds, 3),
-            "peak_memory_bytes": peak_memory,
+            "seconds_so_far": cost.seconds,
+            "peak_memory_bytes": cost.peak_memory,
             "networks": [runner.to_dict(rung, self.metric) for runner in ranked],
         }
-        self.course.recorded = trained
+        self.course.recorded = cost.network_windows
         self.write_record(record)
         by = " by extrapolated loss" if ranked[0].extrapolated else ""
         self.session.console.say(
-            f"{self._label(generation, rung)} done after {duration(record['seconds_so_far'])}: "
+            f"{self._label(generation, rung)} done after {duration(cost.seconds)}: "
             f"{counted(len(ran), 'cell')}, {counted(record['windows'], 'window')}, first{by}, with validation "
             f"{self.metric.name} {figure(best[self.metric.key], self.metric.places, 'not finite, as all diverged')}: "
             f"{best['genotype']}"
@@ -287,7 +289,7 @@ class Race(Strategy):
     def _best(self) -> RaceBest:
         winner = self.course.standings()[0]
         entered = self.course.finished[0]
-        network_windows, seconds, peak_memory = self.course.totals()
+        cost = Cost.of(self.course.results)
         return RaceBest(
             genotype=winner.genotype,
             value=winner.value if math.isfinite(winner.loss) else None,
@@ -298,9 +300,9 @@ class Race(Strategy):
             rounds=len(self.windows),
             rounds_planned=len(self.windows),
             networks_searched=len(entered),
-            network_windows=network_windows,
-            seconds=round(seconds, 3),
-            peak_memory_bytes=peak_memory,
+            network_windows=cost.network_windows,
+            seconds=cost.seconds,
+            peak_memory_bytes=cost.peak_memory,
         )
 
     @classmethod
