@@ -20,6 +20,7 @@ from wenet.training.memory import recurrence_bytes
 from wenet.training.settings import resolve_train_config
 from wenet_kernels import cpu
 
+from ..needs import needs_bf16, needs_native
 from .helpers import results, words
 
 SMALL = {"preset": "quick", "hidden": 8, "data_batch": 4, "eval_batch": 2, "bptt": 6, "device": "cpu", "backend": "cpu"}
@@ -32,12 +33,6 @@ RACE = {
     **{"blocks": "2-4", "epochs_per_round": 0.4, "rates": "0.01,0.03", "known": False},
     **{"contest_epochs": 0.5, "contest_seeds": 2},
 }
-
-needs_native = pytest.mark.skipif(cpu.status() != "ready", reason="no native kernels")
-needs_bf16 = pytest.mark.skipif(
-    cpu.status() != "ready" or cpu.refusal(torch.float32, "bf16") != "",
-    reason="no native kernels, or a processor that does not multiply bf16",
-)
 
 
 def flags(settings):

@@ -9,13 +9,9 @@ from bench.parity import relative_error
 from wenet_kernels import CellBatch, WenetError, cpu, dag_rnn, reference, resolve_backend
 from wenet_kernels.recurrence import Recurrence
 
+from ..needs import needs_bf16, needs_native
 from .cases import Case, RandomCell, draw_seed, make_case, run_op, weights_to_round
 from .threads import same_on_threads
-
-needs_bf16 = pytest.mark.skipif(
-    cpu.status() != "ready" or cpu.refusal(torch.float32, "bf16") != "",
-    reason="no native kernels, or a processor that does not multiply bf16",
-)
 
 # T, n, M, H, L: whole vectors, and odd or short ends of rows, hidden units and vectors of columns.
 SIZES = [(2, 3, 20, 33, 8), (3, 2, 7, 45, 4), (2, 1, 1, 1, 2)]
@@ -149,7 +145,7 @@ def test_another_instruction_set_is_an_error(monkeypatch):
         resolve_backend("cpu", precision="bf16")
 
 
-@pytest.mark.skipif(cpu.status() != "ready", reason="no native kernels")
+@needs_native
 def test_a_processor_without_such_products_is_an_error(monkeypatch):
     monkeypatch.setattr(cpu, "BF16_KERNEL_SETS", ())
     o = make_case((1, 1, 2, 3, 1, "highway", "weighted", None, False), dtype=torch.float32)
@@ -158,7 +154,7 @@ def test_a_processor_without_such_products_is_an_error(monkeypatch):
             dag_rnn(*o.positional, precision="bf16", backend=backend)
 
 
-@pytest.mark.skipif(cpu.status() != "ready", reason="no native kernels")
+@needs_native
 def test_double_precision_has_no_bf16_products():
     with pytest.raises(WenetError, match="no products of torch.float64 in precision 'bf16'"):
         resolve_backend("cpu", "cpu", torch.float64, "bf16")

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.needs import needs_native
 from tests.wenet_kernels.program_cases import ProgramCase, error, program_case
 from tests.wenet_kernels.threads import same_on_threads
-from wenet_kernels import Program, ProgramBatch, WenetError, cell_rnn, native_status
+from wenet_kernels import Program, ProgramBatch, WenetError, cell_rnn
 from wenet_kernels.cpu import INSTRUCTION_SET_VARIABLE, KERNEL_SETS
 
-NATIVE = pytest.mark.skipif("pure Python" in native_status(), reason=native_status())
-BACKENDS = ["reference", pytest.param("cpu", marks=NATIVE)]
+BACKENDS = ["reference", pytest.param("cpu", marks=needs_native)]
 
 # Values that are kept, and others that backward computes again; read by products, by other instructions, by several
 # of them, as a new state, as the output, and by batchnorm itself; a state as it comes. No bias directly before it,
@@ -76,7 +76,7 @@ def test_derivatives_agree_with_differences(name, mixed, backend):
         assert torch.autograd.gradgradcheck(function, case.leaves)
 
 
-@NATIVE
+@needs_native
 @pytest.mark.parametrize("instruction_set", KERNEL_SETS)
 def test_native_against_the_reference(instruction_set, monkeypatch):
     monkeypatch.setenv(INSTRUCTION_SET_VARIABLE, instruction_set)
@@ -85,7 +85,7 @@ def test_native_against_the_reference(instruction_set, monkeypatch):
             assert error(found, expected) < 1e-12, case.batch
 
 
-@NATIVE
+@needs_native
 def test_single_precision_against_double():
     for case in cases(torch.float32):
         trios = zip(case.results("cpu"), case.double().results("reference"), case.results("reference"), strict=True)
@@ -93,7 +93,7 @@ def test_single_precision_against_double():
             assert error(found.double(), truth) <= 2 * error(eager.double(), truth) + 1e-5, case.batch
 
 
-@NATIVE
+@needs_native
 def test_the_same_bits_on_any_number_of_threads():
     for case in cases(torch.float32):
         same_on_threads(lambda case=case: case.results("cpu"), case.batch)

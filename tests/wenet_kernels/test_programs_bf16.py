@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from tests.needs import needs_bf16, needs_native
 from tests.wenet_kernels.cases import weights_to_round
 from tests.wenet_kernels.program_cases import EXAMPLES, ProgramCase, drawn_case, error, program_case
 from tests.wenet_kernels.threads import same_on_threads
@@ -21,12 +22,6 @@ from wenet_kernels.programs.evaluation import ProgramRun
 from wenet_kernels.programs.layer import projected_cell_rnn
 
 SMALL = 0.1  # errors of smaller results are beside this, as sums in fp32 that should be zero are not quite
-
-needs_native = pytest.mark.skipif(cpu.status() != "ready", reason="no native kernels")
-needs_bf16 = pytest.mark.skipif(
-    cpu.status() != "ready" or cpu.refusal(torch.float32, "bf16") != "",
-    reason="no native kernels, or a processor that does not multiply bf16",
-)
 
 
 class RoundedProduct(torch.autograd.Function):

@@ -7,16 +7,17 @@ import random
 import pytest
 import torch
 
+from tests.needs import needs_native
 from tests.wenet_kernels.program_cases import EXAMPLES, ProgramCase, drawn_case, error, program_case
 from tests.wenet_kernels.threads import same_on_threads, threads
-from wenet_kernels import Program, native_status
+from wenet_kernels import Program
 from wenet_kernels.cpu import INSTRUCTION_SET_VARIABLE, KERNEL_SETS
 from wenet_kernels.programs import cpu as native
 from wenet_kernels.programs.evaluation import ProgramRun
 from wenet_kernels.programs.instructions import ACTIVATIONS
 from wenet_kernels.programs.reference import EQUATIONS
 
-pytestmark = pytest.mark.skipif("pure Python" in native_status(), reason=native_status())
+pytestmark = needs_native
 
 
 @pytest.mark.parametrize("instruction_set", KERNEL_SETS)

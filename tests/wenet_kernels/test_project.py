@@ -5,6 +5,7 @@ import torch
 
 from wenet_kernels import WenetError, backends, project
 
+from ..needs import needs_native
 from .threads import same_on_threads, threads
 
 READY = [name for name in ("reference", "cpu") if backends()[name] == "ready"]  # Triton leaves it to PyTorch
@@ -38,7 +39,7 @@ def test_matches_the_equation(sizes, backend):
         torch.testing.assert_close(own, expected)
 
 
-@pytest.mark.skipif("cpu" not in READY, reason=f"native kernels: {backends()['cpu']}")
+@needs_native
 def test_every_instruction_set_and_number_of_threads(monkeypatch):
     from wenet_kernels import _native
 
@@ -51,7 +52,7 @@ def test_every_instruction_set_and_number_of_threads(monkeypatch):
             torch.testing.assert_close(one, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif("cpu" not in READY, reason=f"native kernels: {backends()['cpu']}")
+@needs_native
 @pytest.mark.parametrize("count", [1, 2])
 def test_subnormal_numbers_are_zero_within_a_call(count):
     """They take many times as long; the caller's own arithmetic keeps them."""

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.needs import needs_native
 from tests.wenet_kernels.program_cases import EXAMPLES, random_program
 from tests.wenet_kernels.threads import same_on_threads
-from wenet_kernels import ProgramBatch, WenetError, cell_rnn, native_status, project
+from wenet_kernels import ProgramBatch, WenetError, cell_rnn, project
 from wenet_kernels.cpu import INSTRUCTION_SET_VARIABLE, KERNEL_SETS
 from wenet_kernels.programs.instructions import ACTIVATIONS
 from wenet_kernels.programs.layer import projected_cell_rnn
@@ -62,7 +63,7 @@ def test_equal_to_the_operators_to_the_last_bit(text, masked):
         assert torch.equal(got, wanted)
 
 
-@pytest.mark.skipif("pure Python" in native_status(), reason=native_status())
+@needs_native
 @pytest.mark.parametrize("instruction_set", KERNEL_SETS)
 def test_drawn_programs_on_any_number_of_threads(instruction_set, monkeypatch):
     """The native kernels project a few steps at a time, and those of one network give the input's derivative too."""
