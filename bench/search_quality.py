@@ -349,8 +349,8 @@ def _reasons(searches: Sequence[Quality], standalone: Standalone) -> dict[str, f
 
 
 def _tau(first: np.ndarray, second: np.ndarray) -> float:
-    """Kendall's tau; zero if all values on one side are equal."""
-    return float(np.nan_to_num(stats.kendalltau(first, second).statistic))
+    """Kendall's tau; zero if there is no order on one side, as of one value or of equal ones."""
+    return 0.0 if len(first) < 2 else float(np.nan_to_num(stats.kendalltau(first, second).statistic))
 
 
 def _mean_between(scores: Sequence[np.ndarray]) -> float | None:

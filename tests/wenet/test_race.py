@@ -775,7 +775,7 @@ def test_lines_of_a_contest_name_all_sizes_and_stand_below_each_other():
         (["--rates", "0"], "--rates must be numbers above 0"),
         (["--runs", "2"], "say --no-contest"),
         (["--contest-seeds", "1"], "--contest-seeds must be at least 2"),
-        (["--initial-cells", "tanh0"], "--initial-cells is for --strategy wenet"),
+        (["--initial-cells", "tanh0"], "--initial-cells has no meaning for --strategy race; leave it out, or say"),
         (["--parameters", "10"], "--parameters must be at least 50 for these data and cells, not 10"),
     ],
 )

@@ -26,7 +26,6 @@ from wenet.training import (
     windows_measured,
 )
 from wenet.words import counted, duration, figure
-from wenet_kernels import WenetError
 
 FOLDER = "rungs"
 
@@ -158,11 +157,6 @@ class Halving(Strategy):
             seconds=last["seconds_so_far"],
             peak_memory_bytes=last["peak_memory_bytes"],
         )
-
-    @classmethod
-    def check(cls, config: SearchConfig, processes: int = 1) -> None:
-        if config.initial_cells is not None:
-            raise WenetError("--initial-cells is for --strategy wenet; the baseline draws its cells at random")
 
     @classmethod
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:

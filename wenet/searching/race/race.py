@@ -41,7 +41,6 @@ from wenet.training import (
     training_windows,
 )
 from wenet.words import counted, duration, figure
-from wenet_kernels import WenetError
 
 FOLDER = "rungs"
 PATIENCE = 100  # mutations tried at most, for each that is wanted
@@ -147,9 +146,9 @@ class Race(Strategy):
         networks = [network for runner in runners for network in runner.networks]
         measured = [[runner.held_out for runner in runners]]  # in the rung before, then at each stop
         trained = runners[0].windows
-        plan = self._plan(generation, rung, group, self.rates[family_of(runners[0].genotype)])
+        rate = self.rates[family_of(runners[0].genotype)]
         for windows, suffix, part in self._stops(rung):
-            plan = replace(plan, windows=windows, origins=networks)
+            plan = replace(self._plan(generation, rung, group, windows, rate), origins=networks)
             path = self.folder.path / FOLDER / f"{generation + 1}-{rung + 1}{suffix}-{group.name}"
             result = self._train(group, path, plan, self._label(generation, rung) + part)
             networks = networks_left(self.session, path, len(plan.architectures))
@@ -161,17 +160,17 @@ class Race(Strategy):
             halfway, held_out = measured[-2][place], measured[-1][place]
             value = statistics.fmean(outcome.value for outcome in result.outcomes[own])
             ahead = extrapolated(halfway, held_out) if halfway and extrapolates(self.config, rung) else []
-            entrant = replace(runner, networks=networks[own], rate=plan.rates[0], windows=trained)
+            entrant = replace(runner, networks=networks[own], rate=rate, windows=trained)
             ran.append(replace(entrant, held_out=held_out, extrapolated=ahead, value=value))
         return ran
 
-    def _plan(self, generation: int, rung: int, group: Group, rate: float) -> Plan:
-        """How a group trains in a rung, if it trains from new weights and does not stop on the way."""
+    def _plan(self, generation: int, rung: int, group: Group, windows: int, rate: float) -> Plan:
+        """How a group trains from new weights in a rung, for so many windows."""
         copies = self.config.networks_per_cell
         architectures = [cell for cell in group.architectures for _ in range(copies)]
         return Plan(
             architectures,
-            self.windows[rung],
+            windows,
             self.config.seed + generation,
             rates=[rate] * len(architectures),
             hidden=group.hidden(copies),
@@ -304,11 +303,6 @@ class Race(Strategy):
             seconds=cost.seconds,
             peak_memory_bytes=cost.peak_memory,
         )
-
-    @classmethod
-    def check(cls, config: SearchConfig, processes: int = 1) -> None:
-        if config.initial_cells is not None:
-            raise WenetError("--initial-cells is for --strategy wenet; a race draws its cells at random")
 
     @classmethod
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
