@@ -1,15 +1,14 @@
 """`python -m bench.searches TEXT`: many default searches, each beside a random search that costs as much.
 
-A search races its cells and ends with its contest. The random search draws the same cells in the same order, and trains
-as many of them, as long as the race trains its last, as the windows of the race allow. It is given the learning rate
-that most cells of the race had, so the windows in which the race tried rates do not count: had it to try rates as the
-race does, its cost would be that of the whole race. Its best cells then train as the finalists of the contest do.
-Differences are those of whole searches: the mean of a contestant's trainings in one search is one value, and p is that
-of a paired t-test. A file for each text and seed lies under --out; the same command goes on where it was stopped. With
---nodes the pools have other sizes, and contests are held between cells alone. With --anew both winners of each search
-train so many times more, from new seeds, and are compared by these trainings alone: the few of a contest differ more
-than the winners do.
-"""
+A search races its cells and ends with its contest. The random search draws from the same pool, whose first cells are
+the first generation of the race, and trains as many, as long as the race trains its last, as the windows of the race
+allow. It is given the learning rate that most cells of the race had, so the windows in which the race tried rates do
+not count: had it to try rates as the race does, its cost would be that of the whole race. Its best cells then train as
+the finalists of the contest do. Differences are those of whole searches: the mean of a contestant's trainings in one
+search is one value, and p is that of a paired t-test. A file for each text and seed lies under --out; the same command
+goes on where it was stopped. With --nodes the pools have other sizes, and contests are held between cells alone. With
+--anew both winners of each search train so many times more, from new seeds, and are compared by these trainings alone:
+the few of a contest differ more than the winners do. """
 
 from __future__ import annotations
 
@@ -64,6 +63,9 @@ def measure(out: Path, name: str, data_dir: Path | None, settings: dict[str, Any
     label = f"{Path(name).stem}-{settings['seed']}"
     path = out / f"{label}.json"
     if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        if there != settings:
+            raise SystemExit(f"{path} holds a search with other settings, {there}; name another --out")
         return path
     folder = out / "runs" / label
     given = {**settings, "dataset": name}

@@ -12,7 +12,8 @@ from wenet.cli.search import main as search_main
 from wenet.searching.audit import Ranked, choose, correlation, final_ranking, seniority, verdict
 from wenet.searching.estimate import estimate_search_memory
 from wenet.searching.mixture import Mixture
-from wenet.searching.settings import resolve_config
+from wenet.searching.settings import STRATEGIES, resolve_config
+from wenet.searching.strategy import strategy_named
 from wenet.tasks import LanguageModelling
 from wenet.training.outcome import Outcome
 from wenet.training.standalone import StandaloneTraining
@@ -61,6 +62,11 @@ def test_seniority():
     assert found["kept_again"] == 0
     assert found["by_chance"] == pytest.approx(1 / 3)
     assert found["spearman"]["value"] == 0
+
+
+def test_seniority_is_that_of_cells_kept_from_round_to_round():
+    """In a race, and in halving, every cell of a later rung was kept, whatever its merit."""
+    assert [name for name in STRATEGIES if strategy_named(name).keeps_cells] == ["wenet"]
 
 
 def test_survivors_and_one_of_each_stratum():

@@ -6,13 +6,17 @@ import signal
 
 import pytest
 
+import wenet
 from wenet import random_genotypes, resume_search
 from wenet.cli.rank import main as rank_main
 from wenet.cli.search import main as search_main
 from wenet.data import load_corpus
+from wenet.searching import halving
 from wenet.searching.halving import network_rounds, rungs
 from wenet.searching.repeated import overlap
 from wenet.searching.settings import resolve_config
+from wenet.tasks import LanguageModelling
+from wenet.training import Outcome, StandaloneResult
 
 from .helpers import TINY as REFERENCE
 from .helpers import results, without
@@ -95,6 +99,34 @@ def test_stopped_runs_go_on(text, tmp_path, stop_at, step, capsys):
     for path in ("best.json", "run-1/best.json", "run-2/best.json"):
         found, expected = (json.loads((folder / path).read_text()) for folder in (run, whole))
         assert (found["text"], found.get("runs")) == (expected["text"], expected.get("runs"))
+
+
+def test_several_races_count_their_mutations(text, tmp_path):
+    """Cells that a race makes of others are not of the pool, so that runs have them in common shows nothing."""
+    sizes = ["--parameters", "900", "--nodes", "1-2", "--pool", "7", "--batch", "3", "--keep", "2", "--rungs", "2"]
+    data = ["--level", "words", "--data-batch", "4", "--eval-batch", "2", "--bptt", "6", "--epochs-per-round", "0.3"]
+    runs = ["--no-contest", "--runs", "2", "--pool-seed", "5", "--audit-epochs", "0.3", "--lr", "0.02"]
+    run = tmp_path / "runs"
+    flags = [*sizes, *data, "--rates", "0.01", *runs, "--out", str(run)]
+    assert search_main([str(text), "--preset", "race", *flags]) == 0
+    best = wenet.load(run).best
+    assert (best.networks_searched, best.mutations, best.overlap) == (14, 8, None)
+    assert "Of 6 random cells and 8 mutations of the best" in " ".join(best.sentences(LanguageModelling.metric))
+
+
+def test_equal_values_are_ranked_by_loss(text, tmp_path, monkeypatch):
+    """Where a metric has few values, as of few sequences, the order of the pool would decide."""
+
+    def train(session, path, cells, windows, seed, label):
+        losses = (1.0 + pool.index(str(cell)) % 3 for cell in cells)
+        outcomes = [Outcome(cell, 5.0, None, None, valid_loss=loss) for cell, loss in zip(cells, losses, strict=True)]
+        return StandaloneResult(outcomes, windows * len(cells), 1.0, 1)
+
+    pool = [str(cell) for cell in random_genotypes(7, 3, seed=1)]
+    monkeypatch.setattr(halving, "train_cells", train)
+    assert search_main([str(text), *HALVING, "--out", str(tmp_path / "run")]) == 0
+    first, *_ = results(tmp_path / "run")
+    assert [network["genotype"] for network in first["networks"]] == [pool[place] for place in (0, 3, 6, 1, 4, 2, 5)]
 
 
 def test_overlap():

@@ -1,6 +1,7 @@
 """The search space as data: activations by flag and by function, and known cells to start from."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,15 +17,18 @@ from wenet import (
     search,
     train,
 )
+from wenet.cells import random_mixed_genotypes
 from wenet.cells.published import load_genotypes
 from wenet.cli.cell import main as cell_main
 from wenet.cli.search import main as search_main
 from wenet.run.console import Console
 from wenet.run.interrupt import Stopped
 from wenet.searching.mixture import Mixture
+from wenet.searching.settings import resolve_config
+from wenet.searching.space import draw_pool, identity
 from wenet_kernels.activations import REGISTERED
 
-from .helpers import REGULARISED, TINY, results
+from .helpers import REGULARISED, TINY, results, without
 from .test_resume import fails
 
 SMALL = {
@@ -70,6 +74,27 @@ def test_a_search_draws_from_the_activations_named(text, tmp_path):
     names = {name for cells in networks(run) for cell in cells for name in Genotype.from_text(cell).activations}
     assert names == {"relu", "identity"}
     assert json.loads((run / "config.json").read_text())["settings"]["activations"] == "relu,identity"
+
+
+@pytest.mark.parametrize("nodes", ["2", "1-3"])
+def test_the_cells_of_a_pool_are_different(nodes):
+    """Not only in how nodes are numbered: `tanh0 relu0` is `relu0 tanh0`. A larger pool goes on from a smaller."""
+    config = resolve_config("race", {"nodes": nodes, "activations": "tanh,relu", "pool": 7, "batch": 7})
+    pool = draw_pool(config)
+    drawn = random_mixed_genotypes(60, config.node_counts, config.seed, ["tanh", "relu"])
+    assert len({identity(cell) for cell in pool}) == 7 <= len({identity(cell) for cell in drawn}) < len(set(drawn))
+    places = [drawn.index(cell) for cell in pool]
+    assert places == sorted(places) and draw_pool(replace(config, pool=5, batch=5)) == pool[:5]
+    assert all(identity(cell) in map(identity, pool) for cell in drawn[: places[-1]])
+
+
+def test_a_pool_is_no_larger_than_the_space(text, tmp_path, capsys):
+    settings = {"nodes": "2", "activations": "tanh,relu", "pool": 7, "batch": 7}  # chains of 2, or 2 side by side
+    assert len(draw_pool(resolve_config("race", settings))) == 7
+    message = fails(capsys, text, *without(TINY, "--nodes", "--pool"), "--nodes", "1", "--pool", "5", "--out", tmp_path)
+    assert "--pool must be at most 4, not 5: there are no more different cells of 1 node" in message
+    both = resolve_config("race", {"space": "both", "nodes": "1", "pool": 20, "batch": 10})
+    assert len({identity(cell) for cell in draw_pool(both)}) == 20
 
 
 def test_initial_cells_compete_in_the_first_round(text, tmp_path):

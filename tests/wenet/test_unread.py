@@ -41,7 +41,7 @@ MIXTURE = ["--preset", "quick"]
         ),
         (
             [*MIXTURE, "--audit", "0", "--audit-epochs", "3"],
-            "--audit-epochs is for --audit; leave out that, or --audit 0",
+            "--audit-epochs is for --audit or --runs; leave out that, or --audit 0",
         ),
         ([*MIXTURE, "--pool", "4", "--keep", "9"], "--keep is above the 4 cells of --pool; lower it"),
         ([*DAG, "--pool", "4", "--mutate"], "--mutate has no meaning where all cells race at once"),
@@ -91,9 +91,19 @@ def test_a_search_reads_what_decides_the_rest(preset, strategy):
     assert {"blocks", "states", "known"} <= unread <= {field.name for field in dataclasses.fields(SearchConfig)}
 
 
+def test_several_runs_train_their_winners_standalone():
+    """At the rate of all standalone trainings, whatever the rates of a race."""
+    alone = {"runs": 2, "contest": False, "audit": 0}
+    for given in ({"lr": 0.02}, {"standalone_lr": 0.02}, {"audit_epochs": 0.5}):
+        check_read({**alone, **given}, unread_by_search(resolve_config("race", {**alone, **given})))
+    given = {**alone, "lr": 0.02, "standalone_lr": 0.01}
+    assert "lr" in names_of(unread_by_search(resolve_config("race", given)))
+
+
+@pytest.mark.parametrize("runs", [1, 2])
 @pytest.mark.parametrize("strategy", ["wenet", "race", "random"])
-def test_a_search_that_has_not_learned_names_settings_that_it_reads(strategy):
-    config = resolve_config("quick", {"strategy": strategy})
+def test_a_search_that_has_not_learned_names_settings_that_it_reads(strategy, runs):
+    config = resolve_config("quick", {"strategy": strategy, "runs": runs, "contest": False})
     best = strategy_of(config).best_type
     unread = {f"--{name.replace('_', '-')}" for name in names_of(unread_by_search(config))}
     assert not {best.more_training, best.rate} & unread

@@ -7,7 +7,7 @@ from wenet.cells.instances import PROGRAMS, program_of
 from wenet.cells.kinds import Cell, cell_from_dict, cell_to_dict, draw_cell, load_cell, load_program, read_cell
 from wenet.cells.published import PUBLISHED, load_genotype, load_genotypes
 from wenet.cells.source import layer_source, model_source, trained_layer_source, written_step
-from wenet.cells.space import check_activations, mutated, random_genotypes, random_mixed_genotypes
+from wenet.cells.space import cells_in_all, check_activations, mutated, random_genotypes, random_mixed_genotypes
 from wenet.cells.traced import cell
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "cell",
     "cell_from_dict",
     "cell_to_dict",
+    "cells_in_all",
     "check_activations",
     "common_structure",
     "describe_common",

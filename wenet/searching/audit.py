@@ -68,7 +68,8 @@ def run_audit(session: Session[SearchConfig]) -> dict[str, Any]:
     """
     config, folder, metric = session.config, session.folder, session.task.metric
     records = folder.records(RECORDS)
-    ranking = final_ranking(records, config.keep, strategy_of(config))
+    strategy = strategy_of(config)
+    ranking = final_ranking(records, config.keep, strategy)
     chosen = choose(ranking, config.audit, config.seed)
     windows = training_windows(session, config.audit_epochs)
     session.console.say(
@@ -89,7 +90,7 @@ def run_audit(session: Session[SearchConfig]) -> dict[str, Any]:
         "total_seconds": round(searched + training.seconds, 3),
         "peak_memory_bytes": training.peak_memory,
         **verdict(chosen, training.outcomes, metric, config.seed),
-        "seniority": seniority(records, config.keep),
+        "seniority": seniority(records, config.keep) if strategy.keeps_cells else None,
         "networks": [
             {**cell.to_dict(), **outcome.to_dict(metric)}
             for cell, outcome in zip(chosen, training.outcomes, strict=True)
@@ -251,7 +252,7 @@ def seniority(records: Sequence[Record], keep: int) -> dict[str, Any]:
 def describe_audit(audit: dict[str, Any], metric: Metric) -> list[str]:
     """The verdict in lines, for a terminal."""
     kept, rejected, p = audit["kept"], audit["rejected"], audit["kept_better_p"]
-    again, places = audit["seniority"]["kept_again"], metric.places
+    places, order = metric.places, audit["seniority"]
     compared = "" if p is None else f"; one-sided test that the kept are better: p = {p:.3f}"
     lines = [
         f"audit     {counted(audit['cells'], 'cell')} trained standalone for {counted(audit['epochs'], 'epoch')}",
@@ -260,10 +261,10 @@ def describe_audit(audit: dict[str, Any], metric: Metric) -> list[str]:
         f"Spearman's rho {correlation_in_words(audit['spearman'], audit['confidence'])}",
         f"          kept {spread_in_words(kept, places)}, rejected {spread_in_words(rejected, places)}{compared}",
     ]
-    if again is not None:
+    if order is not None and order["kept_again"] is not None:
         lines.append(
-            f"          from round to round {share(again)} of the kept cells were kept again; chance would keep "
-            f"{audit['seniority']['by_chance']:.0%}"
+            f"          from round to round {share(order['kept_again'])} of the kept cells were kept again; chance "
+            f"would keep {order['by_chance']:.0%}"
         )
     return lines
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from wenet.cells import Cell, read_cell
 from wenet.run import Session
@@ -39,6 +39,8 @@ class HalvingBest(StandaloneBest):
         windows: number of windows it was trained on in the last rung.
     """
 
+    first: ClassVar[str] = "the best cell of the last rung"
+
     def _field(self) -> str:
         return f"successive halving of {counted(self.networks_searched, 'cell')}"
 
@@ -59,9 +61,6 @@ class HalvingBest(StandaloneBest):
             return "All that were trained last diverged, so this one comes first by chance."
         value = figure(self.value, metric.places)
         return f"Of the last that were trained standalone this one has the best validation {metric.name}, {value}."
-
-    def reached(self) -> tuple[str, float | None]:
-        return "the best cell of the last rung", self.value
 
 
 class Halving(Strategy):
@@ -91,7 +90,7 @@ class Halving(Strategy):
         for rung in range(len(self.rungs)):
             results += self._train_rung(rung, cells)
             outcomes = [outcome for result in results[-self._groups(cells) :] for outcome in result.outcomes]
-            ranked = sorted(outcomes, key=lambda outcome: self.metric.order(outcome.value))
+            ranked = sorted(outcomes, key=lambda outcome: outcome.order(self.metric))
             self._record(rung, ranked, results)
             better = ranked[: -(-len(ranked) // 2)]
             cells = [outcome.cell for outcome in better]
@@ -160,8 +159,8 @@ class Halving(Strategy):
 
     @classmethod
     def memory(cls, config: SearchConfig, data: Any, processes: int) -> int:
-        groups = by_shape(draw_pool(config)[: config.batch], config, task_of(config), data)
-        return max(group.memory(data, len(group.places), processes) for group in groups)
+        groups = by_shape(draw_pool(config), config, task_of(config), data)  # any of a kind may train at once
+        return max(group.memory(data, min(config.batch, len(group.places)), processes) for group in groups)
 
     @classmethod
     def outline(cls, config: SearchConfig) -> str:

@@ -192,6 +192,7 @@ class Mixture(Strategy, ModelTrainer):
     """
 
     best_type = MixtureBest
+    keeps_cells = True
     unread = OF_RACES
     figures = ("weights", "trajectories", "learning")
     records = RECORDS

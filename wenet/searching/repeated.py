@@ -15,7 +15,17 @@ from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.audit import run_audit
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import largest_memory, train_cells
-from wenet.searching.strategy import RECORDS, Record, StandaloneBest, Strategy, read_best, strategy_of, unfinished_part
+from wenet.searching.strategy import (
+    RECORDS,
+    Record,
+    StandaloneBest,
+    Strategy,
+    cells_in_words,
+    last_ranking,
+    read_best,
+    strategy_of,
+    unfinished_part,
+)
 from wenet.tasks import Metric, Task
 from wenet.training import training_windows
 from wenet.words import counted, duration, figure, share
@@ -30,7 +40,8 @@ class RepeatedBest(StandaloneBest):
         windows: number of windows of that training.
         ranking_seconds: seconds of that training.
         runs: the winners' outcomes, the best first.
-        overlap: share of kept cells that two searches have in common, if all used one pool.
+        overlap: share of kept cells that two searches have in common, if all used one pool and nothing but that.
+        mutations: how many of the cells are mutations of others.
         own: the contents of `best.json` of the search that found the cell.
     """
 
@@ -38,7 +49,10 @@ class RepeatedBest(StandaloneBest):
     runs: list[dict[str, Any]]
     overlap: dict[str, float] | None
     own: dict[str, Any]
+    mutations: int = 0
     more_training: ClassVar[str] = "--audit-epochs"
+    rate: ClassVar[str] = "--standalone-lr"
+    first: ClassVar[str] = "the best of the winners"
 
     @classmethod
     def _in_file(cls, values: dict[str, Any], metric: Metric) -> dict[str, Any]:
@@ -68,13 +82,10 @@ class RepeatedBest(StandaloneBest):
 
     def sentences(self, metric: Metric) -> Iterator[str]:
         yield (
-            f"Of {self.networks_searched:,} random cells, searched in {len(self.runs)} runs, this one won: the winners "
-            f"of all runs were trained standalone, and it has the best validation {metric.name}, "
+            f"Of {cells_in_words(self.networks_searched, self.mutations)}, searched in {len(self.runs)} runs, this one "
+            f"won: the winners of all runs were trained standalone, and it has the best validation {metric.name}, "
             f"{figure(self.value, metric.places, 'diverged')}."
         )
-
-    def reached(self) -> tuple[str, float | None]:
-        return "the best of the winners", self.value
 
 
 class Repeated(Strategy):
@@ -115,8 +126,9 @@ class Repeated(Strategy):
         winners = [cell_from_dict(best["genotype"]) for best in bests]
         path = session.folder.path / "ranking"
         training = train_cells(session, path, winners, windows, config.seed, "ranking")
-        order = sorted(range(len(winners)), key=lambda number: metric.order(training.outcomes[number].value))
-        first = bests[order[0]]
+        order = sorted(range(len(winners)), key=lambda number: training.outcomes[number].order(metric))
+        first, mutations = bests[order[0]], sum(best.get("mutations", 0) for best in bests)
+        of_one_pool = config.pool_seed is not None and not mutations
         best = RepeatedBest(
             genotype=winners[order[0]],
             value=training.outcomes[order[0]].to_dict(metric)[metric.key],
@@ -130,8 +142,9 @@ class Repeated(Strategy):
             ranking_seconds=training.seconds,
             peak_memory_bytes=max(training.peak_memory, *(best["peak_memory_bytes"] for best in bests)),
             runs=[{"run": number + 1, **training.outcomes[number].to_dict(metric)} for number in order],
-            overlap=None if config.pool_seed is None else overlap(self._kept(), config.pool),
+            overlap=overlap(self._kept(), config.pool) if of_one_pool else None,
             own=first,
+            mutations=mutations,
         )
         session.folder.write_json("best.json", best.to_dict(metric))
         return best
@@ -140,7 +153,7 @@ class Repeated(Strategy):
         """The K cells that each run kept in the end."""
         kept = []
         for number in range(self.session.config.runs):
-            last = self.session.folder.records(f"run-{number + 1}/{RECORDS}")[-1]
+            last = last_ranking(self.session.folder.records(f"run-{number + 1}/{RECORDS}"))
             kept.append([network["genotype"] for network in last["networks"][: self.session.config.keep]])
         return kept
 

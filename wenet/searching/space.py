@@ -6,9 +6,10 @@ import random
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Protocol
 
-from wenet.cells import Cell, Genotype, mutated, random_genotypes, random_mixed_genotypes
+from wenet.cells import Cell, Genotype, cells_in_all, mutated, random_mixed_genotypes
 from wenet.cells.gated import mutated as mutated_program
 from wenet.cells.gated import random_mixed_programs
 from wenet.cells.instances import PROGRAMS, program_of
@@ -35,10 +36,27 @@ class Dag:
     unread: tuple[str, ...] = ("blocks", "states", "known")
 
     def draw(self, config: SearchConfig) -> list[Genotype]:
+        cells = self.draw_at_most(config)
+        if len(cells) < config.pool:
+            raise WenetError(
+                f"--pool must be at most {len(cells)}, not {config.pool}: there are no more different cells of "
+                f"{self.outline(config)} with these --activations"
+            )
+        return cells
+
+    def draw_at_most(self, config: SearchConfig) -> list[Genotype]:
+        """Different cells, as many as the pool wants or as there are. Those that differ only in how their nodes are
+        numbered count as one."""
         activations, counts = config.activations.split(","), config.node_counts
-        if len(counts) > 1:
-            return random_mixed_genotypes(config.pool, counts, config.seed_of_pool, activations)
-        return random_genotypes(config.pool, counts[0], config.seed_of_pool, activations)
+        there_are, tried = sum(cells_in_all(number, activations) for number in counts), config.pool
+        while True:
+            drawn = random_mixed_genotypes(min(tried, there_are), counts, config.seed_of_pool, activations)
+            different: dict[Cell, Genotype] = {}
+            for cell in drawn:
+                different.setdefault(identity(cell), cell)
+            if len(different) >= config.pool or tried >= there_are:
+                return list(different.values())[: config.pool]
+            tried *= 2
 
     def mutated(self, cell: Cell, generator: random.Random, config: SearchConfig) -> Cell:
         assert isinstance(cell, Genotype)
@@ -84,8 +102,9 @@ class Both(Gated):
         gated, known = super().draw(config), 0
         while known < len(gated) and known_name(gated[known]) is not None:
             known += 1
-        nodes = (program_of(cell, config.form, bias=True) for cell in Dag().draw(config))
-        drawn = [*gated[:known], *(cell for pair in zip(gated[known:], nodes, strict=False) for cell in pair)]
+        nodes = [program_of(cell, config.form, bias=True) for cell in Dag().draw_at_most(config)]
+        turns = zip_longest(gated[known:], nodes)
+        drawn = [*gated[:known], *(cell for pair in turns for cell in pair if cell is not None)]
         return list({identity(cell): cell for cell in drawn}.values())[: config.pool]
 
     def outline(self, config: SearchConfig) -> str:

@@ -68,7 +68,7 @@ class Best:
     network_windows: int
     seconds: float
     peak_memory_bytes: int
-    more_training: ClassVar[str] = "--epochs-per-round"  # the flags for it,
+    more_training: ClassVar[str] = "--epochs-per-round"  # the flags for it, if the strategy trained what was reached,
     rate: ClassVar[str] = "--lr"  # and for a learning rate
 
     @property
@@ -115,6 +115,10 @@ class Best:
         """The last trained model in words, and its metric, None if not finite; or None if nothing was trained."""
         return None
 
+    def flags_of_training(self) -> tuple[str, str]:
+        """For more training, and for a learning rate, of what was reached."""
+        return self.more_training, self.rate
+
     def failure_to_learn(self, metric: Metric, baseline: Baseline | None, in_minutes: bool) -> str | None:
         """A warning if the last trained model does not beat the baseline, and so cannot distinguish cells.
 
@@ -125,8 +129,10 @@ class Best:
         failure = reached and failure_to_learn(*reached, metric, baseline)
         if not failure:
             return None
-        more = "--minutes" if in_minutes else self.more_training
-        mend = f"lower {self.rate}" if reached and reached[1] is None else f"raise {more} or change {self.rate}"
+        more, rate = self.flags_of_training()
+        if in_minutes:
+            more = "--minutes"
+        mend = f"lower {rate}" if reached and reached[1] is None else f"raise {more} or change {rate}"
         return f"{failure}. The ranking of the cells means nothing yet: {mend}"
 
     def is_ranked_by_chance(self) -> bool:
@@ -149,6 +155,13 @@ class StandaloneBest(Best):
     windows: int
     finalists: int = field(default=0, kw_only=True)
     preferred: bool = field(default=False, kw_only=True)
+    first: ClassVar[str]  # the cell that came first by the strategy alone, in words
+
+    def reached(self) -> tuple[str, float | None]:
+        return "the best finalist" if self.finalists else self.first, self.value
+
+    def flags_of_training(self) -> tuple[str, str]:
+        return ("--contest-epochs", "--rates") if self.finalists else super().flags_of_training()
 
     def after_final(self, final: Final) -> Self:
         return replace(
@@ -241,6 +254,7 @@ class Strategy(ABC):
 
     best_type: ClassVar[type[Best]] = Best
     stage: ClassVar[str] = "round"  # the stage of a record
+    keeps_cells: ClassVar[bool] = False  # from stage to stage, beside new ones
     figures: ClassVar[tuple[str, ...]] = ()  # figures of the records in the report
     unread: ClassVar[tuple[str, ...]] = ()  # settings that it does not read
 
@@ -320,6 +334,12 @@ def last_ranking(records: Sequence[Record]) -> Record:
 def generation_of(network: Record) -> int:
     """The generation, from 1, in which a network of a record entered its race; 1 in a search without generations."""
     return int(network.get("generation", 1))
+
+
+def cells_in_words(searched: int, mutations: int) -> str:
+    """The cells of a search, some of them mutations of others."""
+    of_them = f" and {counted(mutations, 'mutation')} of the best" if mutations else ""
+    return f"{counted(searched - mutations, 'random cell')}{of_them}"
 
 
 def are_mutations(config: SearchConfig, generation: int) -> bool:

@@ -11,7 +11,7 @@ from wenet.tasks import TASKS
 from wenet.words import counted
 
 DECIDED = ("epochs_per_round", "contest_epochs")  # by --minutes
-OF_AUDITS = ("audit_epochs", "standalone_lr")
+OF_STANDALONE = ("audit_epochs", "standalone_lr")
 OF_CONTESTS = ("finalists", "contest_epochs", "contest_seeds", "weight_decays")
 
 
@@ -61,7 +61,7 @@ def _of_numbers(config: SearchConfig) -> list[Unread]:
     if config.space == "gated" and not (config.contest and TASKS[config.task].reads == "text"):
         # In the contest on a text gated cells meet a DAG cell.
         found.append(Unread(("form",), "has no meaning for --space gated; leave it out, or say --space dag"))
-    if config.strategy == "race" and not (config.audit and config.standalone_lr is None):
+    if config.strategy == "race" and not (_ranks_standalone(config) and config.standalone_lr is None):
         why = f"has no meaning for --strategy race, which chooses among --rates; say --rates {config.lr:g}"
         found.append(Unread(("lr",), why))
     if config.parameters is not None:
@@ -76,8 +76,8 @@ def _of_numbers(config: SearchConfig) -> list[Unread]:
 def _of_parts(config: SearchConfig) -> list[Unread]:
     """Settings of an audit or contest that there may still be."""
     found = []
-    if not config.audit:
-        found.append(Unread(OF_AUDITS, "is for --audit", later=("audit",)))
+    if not _ranks_standalone(config):
+        found.append(Unread(OF_STANDALONE, "is for --audit or --runs", later=("audit",)))
     if config.strategy == "wenet" and config.runs == 1 and not (config.audit or config.contest):
         why = "is for standalone networks, as of --audit, --contest, --runs or --strategy race"
         found.append(Unread(("sampled_words",), why, later=("audit", "contest")))
@@ -86,3 +86,8 @@ def _of_parts(config: SearchConfig) -> list[Unread]:
         if config.strategy != "race":
             found.append(Unread(("rates",), "is for --contest or --strategy race", later=("contest",)))
     return found
+
+
+def _ranks_standalone(config: SearchConfig) -> bool:
+    """Whether an audit or the winners of several runs train standalone."""
+    return bool(config.audit) or config.runs > 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from wenet.searching.strategy import StandaloneBest
+from wenet.searching.strategy import StandaloneBest, cells_in_words
 from wenet.tasks import Metric
 from wenet.words import counted, figure
 
@@ -27,16 +27,16 @@ class RaceBest(StandaloneBest):
     mutations: int = 0
     more_training: ClassVar[str] = "--rungs"
     rate: ClassVar[str] = "--rates"
+    first: ClassVar[str] = "the first cell of the race"
 
     def _field(self) -> str:
         return f"a race of {counted(self.networks_searched, 'cell')}"
 
     def _course(self) -> str:
-        cells = counted(self.networks_searched - self.mutations, "random cell")
-        mutations = f" and {counted(self.mutations, 'mutation')} of the best" if self.mutations else ""
+        cells = cells_in_words(self.networks_searched, self.mutations)
         return (
-            f"{cells}{mutations} raced: their networks trained side by side, and at every rung those that did worse on "
-            "held-out data left."
+            f"{cells} raced: their networks trained side by side, and at every rung those that did worse on held-out "
+            "data left."
         )
 
     def _how_it_came_first(self, metric: Metric) -> str:
@@ -55,6 +55,3 @@ class RaceBest(StandaloneBest):
             f"This one came first: after {counted(self.windows, 'window')} its validation {metric.name} was "
             f"{figure(self.value, metric.places)} ({counted(self.networks_per_cell, 'network')})."
         )
-
-    def reached(self) -> tuple[str, float | None]:
-        return "the best finalist" if self.finalists else "the first cell of the race", self.value

@@ -49,9 +49,10 @@ class Runner:
         return statistics.fmean(self.compared)
 
     @property
-    def order(self) -> tuple[int, float]:
-        """By which cells of a rung are sorted: those that the time cut short are behind the others."""
-        return -self.windows, self.loss
+    def order(self) -> tuple[bool, int, float]:
+        """By which cells of a rung are sorted: those that the time cut short are behind the others, and those that
+        diverged behind these."""
+        return not math.isfinite(self.loss), -self.windows, self.loss
 
     def to_dict(self, rung: int, metric: Metric) -> dict[str, Any]:
         finite = math.isfinite(self.loss)
@@ -61,6 +62,7 @@ class Runner:
             "held_out_loss": statistics.fmean(self.held_out) if finite else None,
             **({"extrapolated_loss": self.loss if finite else None} if self.extrapolated else {}),
             "rate": self.rate,
+            "windows": self.windows,
             "rung": rung + 1,
             "rounds_kept": rung,
             "generation": self.generation + 1,

@@ -56,7 +56,13 @@ def _seconds_of(kind: str, pool: Sequence[Cell], config: SearchConfig, task: Tas
 
 def memory_of_race(config: SearchConfig, data: Any, processes: int) -> int:
     """Bytes that the call with the most networks needs: a kind in the first rung, or some of its cells at all rates."""
-    cells = draw_pool(config)[: config.batch]
+    pool, size = draw_pool(config), config.batch
+    drawn = 1 if mutations_in(config) else config.rounds
+    generations = [pool[number * size : (number + 1) * size] for number in range(drawn)]
+    return max(_memory_of_generation(cells, config, data, processes) for cells in generations)
+
+
+def _memory_of_generation(cells: Sequence[Cell], config: SearchConfig, data: Any, processes: int) -> int:
     rates = len(config.rate_grid) if tries_rates(config) else 0
 
     def networks(group: Group) -> int:

@@ -233,6 +233,10 @@ class Race(Strategy):
             ),
         )
         self.windows = rungs_from(first, self.config.rungs)
+        self.session.console.say(
+            f"the time allows {counted(self.generations, 'generation')} of {counted(self.size, 'cell')}, the best of "
+            f"them trained for {counted(self.windows[-1], 'window')}"
+        )
 
     def _seconds_per_network_window(self) -> float:
         """In the trainings so far; 0 before the first."""
@@ -251,7 +255,7 @@ class Race(Strategy):
         return bool(budget.planned(f"rung_{generation + 1}_{rung + 1}", lambda: fits))
 
     def _label(self, generation: int, rung: int) -> str:
-        which = f"generation {generation + 1}/{self.config.rounds}, " if self.config.rounds > 1 else ""
+        which = f"generation {generation + 1}/{self.generations}, " if self.generations > 1 else ""
         return f"{which}rung {rung + 1}/{len(self.windows)}"
 
     def _record(self, generation: int, rung: int, ran: Sequence[Runner]) -> None:
@@ -325,7 +329,7 @@ class Race(Strategy):
     @classmethod
     def merits(cls, record: Record, place: int, metric: Metric) -> dict[str, Any]:
         network = record["networks"][place]
-        merits = super().merits(record, place, metric)
+        merits = {**super().merits(record, place, metric), "windows": windows_of(record, network)}
         losses = {"validation loss": network["held_out_loss"], "extrapolated loss": network.get("extrapolated_loss")}
         return {**merits, **losses, "rate": network.get("rate")}
 
@@ -337,7 +341,18 @@ class Race(Strategy):
 
     @classmethod
     def score(cls, record: Record, place: int) -> float:
-        """The number of rungs that a cell reached, and above it by the loss that ranked it in the last of them."""
+        """The number of rungs that a cell reached, and above it by the loss that ranked it in the last of them; the
+        lower half of what is above it is for cells that the time cut short there, sorted by windows first."""
         network = record["networks"][place]
         loss = network.get("extrapolated_loss", network["held_out_loss"])
-        return float(network["rung"]) + (0.0 if loss is None else 0.5 - math.atan(loss) / math.pi)
+        if loss is None:
+            return float(network["rung"])
+        merit = 0.5 - math.atan(loss) / math.pi  # from 0 to 1
+        windows, most = windows_of(record, network), max(windows_of(record, other) for other in record["networks"])
+        part = 1 + merit if windows == most else (windows + merit) / (most + 1)
+        return float(network["rung"]) + part / 2
+
+
+def windows_of(record: Record, network: Record) -> int:
+    """On which a network of a record has trained; records of earlier versions have one number for all."""
+    return int(network["windows"] if "windows" in network else record["windows"])
