@@ -236,7 +236,8 @@ class StandaloneTraining(Trainer):
         if done % self.record_every == 0 or self.progress.windows == self.plan.windows:
             self._record()
         steps, rows = inputs.shape[:2]
-        self.console.advance(self.label, steps * rows, f"mean loss {float(loss[self.alive].mean()):.3f}")
+        # One that is about to diverge would decide the mean.
+        self.console.advance(self.label, steps * rows, f"median loss {float(loss[self.alive].median()):.3f}")
 
     def _differentiate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Compute gradients; returns each network's loss and gradient norm, `[n]`, and the last states `[n, M, H]`, if
