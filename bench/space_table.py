@@ -10,6 +10,7 @@ import argparse
 import json
 import lzma
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bench.sessions import session_in
 from wenet.cells import PUBLISHED, Genotype, load_genotype, random_mixed_genotypes
 from wenet.run import Session, resolve_machine
 from wenet.searching.settings import SearchConfig, resolve_config
-from wenet.searching.shapes import by_shape, session_for
+from wenet.searching.shapes import by_shape, config_for
 from wenet.tasks import task_of
 from wenet.training import Plan, StandaloneResult, train_standalone
 
@@ -61,7 +62,7 @@ def trained(
     session: Session[SearchConfig], cells: Sequence[Genotype], seed: int, windows: int, name: str
 ) -> list[dict[str, Any]]:
     """A row for each of the cells: its value and its training losses on the way."""
-    own = session_for(cells[0], session)
+    own = replace(session, config=config_for(cells[0], session.config, session.task, session.data))
     folder = session.folder.path / name
     plan = Plan(cells, windows, seed, rates=[RATE] * len(cells), decay=True)
     result: StandaloneResult = train_standalone(own, folder, plan, f"training {name}")

@@ -18,13 +18,12 @@ from wenet.searching import (
     OF_NUMBERS,
     PRESETS,
     SEARCH,
-    begun_audit,
+    added_settings,
     hold_tournament,
     resolve_config,
     run_search,
     usual_preset,
 )
-from wenet.searching.contest import FOLDER as CONTEST_FOLDER
 from wenet.searching.contest import RESULT
 from wenet.training import LSTMS, SOFTMAXES, TRAIN, TRAIN_PRESETS, TRAINS_TEXT, resolve_train_config, run_training
 from wenet_kernels import WenetError, check_choice
@@ -164,14 +163,14 @@ def resume_search(
     surroundings = _only_surroundings(options)
     if loss is not None:
         named_loss(loss)
-    if audit is None:
-        audit, audit_epochs = begun_audit(Path(folder)) or (None, audit_epochs)
     if contest is False and (Path(folder) / RESULT).exists():
         raise WenetError(f"the contest of {folder} has chosen its winner; leave out --no-contest")
-    if contest is None and (Path(folder) / CONTEST_FOLDER).exists():
-        contest = True  # one was begun
-    changes = {"audit": audit, "audit_epochs": audit_epochs, "contest": contest}
+    given = {"audit": audit, "audit_epochs": audit_epochs, "contest": contest}
+    given = {name: value for name, value in given.items() if value is not None}
+    changes = {**added_settings(Path(folder)), **given}
     with Session.resume(SEARCH, folder, surroundings, **changes) as session:
+        if audit_epochs is not None and not session.config.audit and session.config.runs == 1:
+            raise WenetError("--audit-epochs is for --audit or --runs; say --audit too")
         outcome = run_search(session)
         _write_report(session)
         return SearchResult(**vars(outcome))

@@ -57,6 +57,15 @@ def test_the_last_score_of_every_cell_counts():
     }
 
 
+def test_kept_cells_come_first():
+    """Though one that was rejected had a larger share of an earlier mixture."""
+    records = [
+        {"round": 1, "uniform_weight": 0.2, "networks": [network("tanh0", 0.9), network("relu0", 0.1)]},
+        {"round": 2, "uniform_weight": 0.5, "networks": [network("sigmoid0", 0.51), network("identity0", 0.49)]},
+    ]
+    assert [str(cell.genotype) for cell in final_ranking(records, 1, Mixture)][:2] == ["sigmoid0", "tanh0"]
+
+
 def test_seniority():
     found = seniority(RECORDS, keep=1)
     assert found["kept_again"] == 0
@@ -167,6 +176,11 @@ def test_too_few_cells_and_other_settings(text, tmp_path, capsys):
     assert "--audit must be at least 4" in fails(capsys, text, *TINY, "--audit", "3", "--out", tmp_path / "run")
     assert search_main([str(text), *TINY, *AUDIT, "--out", str(tmp_path / "run")]) == 0
     assert "begun with other settings" in fails(capsys, "--resume", tmp_path / "run", "--audit", "6")
+    assert "begun with other settings" in fails(capsys, "--resume", tmp_path / "run", "--audit-epochs", "0.4")
+    short = ["--epochs-per-round", "0.05", "--pool", "3", "--out", str(tmp_path / "without")]
+    assert search_main([str(text), *TINY, *short]) == 0
+    message = fails(capsys, "--resume", tmp_path / "without", "--audit-epochs", "0.4")
+    assert "--audit-epochs is for --audit or --runs; say --audit too" in message
 
 
 def test_an_audit_of_more_cells_than_there_are(text, tmp_path, capsys):

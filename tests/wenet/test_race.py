@@ -20,13 +20,14 @@ from wenet.cli.rank import main as rank_main
 from wenet.cli.search import main as search_main
 from wenet.data import load_corpus
 from wenet.programs import load_program
-from wenet.report.words import command, summary
+from wenet.report.words import caveats, command, summary
 from wenet.report.write import write_report
 from wenet.run import Session, Surroundings
 from wenet.searching.audit import final_ranking, welch
 from wenet.searching.contest import describe_contest, hold, reached, verdict
 from wenet.searching.contest.contestants import Contestant, contestants_of
 from wenet.searching.contest.trainings import Trained, named_by_rank
+from wenet.searching.contest.trials import where_others
 from wenet.searching.halving import HalvingBest
 from wenet.searching.paired import are_larger
 from wenet.searching.race import Race, RaceBest, estimate
@@ -36,8 +37,9 @@ from wenet.searching.race.losses import extrapolated, losses_of
 from wenet.searching.race.race import OVER
 from wenet.searching.race.rungs import extrapolates, networks_of_entrant, shares_left
 from wenet.searching.settings import resolve_config
+from wenet.searching.shapes import config_for
 from wenet.searching.space import draw_pool, identity
-from wenet.searching.strategy import last_ranking
+from wenet.searching.strategy import Final, last_ranking
 from wenet.tasks import Baseline, LanguageModelling, task_of
 from wenet.tasks.measures import METRICS
 from wenet.training import Outcome, StandaloneResult, hidden_for, parameter_count, training_windows
@@ -425,6 +427,30 @@ def test_a_refused_resume_leaves_the_result_as_it_was(raced, tmp_path):
     assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
 
 
+def test_a_winner_whose_trainings_diverged_in_part_says_how_many():
+    cell, windows = read_cell("tanh0"), 8
+    one, all_of_them = (Final(cell, {}, values, windows, 4, False) for values in ([1.5, math.inf, 2.5], [math.inf] * 3))
+    assert (one.value, one.diverged, all_of_them.value, all_of_them.diverged) == (2.0, 1, None, 3)
+    costs = {"rounds_kept": 0, "rounds": 1, "rounds_planned": 1, "networks_searched": 3, "network_windows": 1}
+    best = HalvingBest(cell, **costs, seconds=1.0, peak_memory_bytes=1, value=1.0, windows=2).after_final(one)
+    for said in (best.how_it_won(METRICS["rmse"]), *best.sentences(METRICS["rmse"])):
+        assert "2.0000 (1 training diverged)" in said
+    assert best.failure_to_learn(METRICS["rmse"], Baseline("guessing", 3.0), in_minutes=False) is None
+
+
+def test_one_weight_decay_asked_for_is_that_of_the_contest():
+    usual = resolve_config("numbers", {"task": "classify", "dataset": "x.csv", "weight_decays": "0"})
+    assert where_others(usual, [0.0]) == [] and where_others(replace(usual, weight_decays="0.001"), [1e-3]) == [1e-3]
+
+
+def test_cells_of_other_sizes_than_those_given_to_a_search(text):
+    """Rivals, and cells that `wenet-rank` compares with."""
+    given = {"dataset": str(text), "nodes": "2", "initial_cells": "tanh0 relu1", "precision": "fp32"}
+    config = resolve_config("quick", given)
+    task = task_of(config)
+    assert config_for(load_genotype("darts-v2"), config, task, task.load(config, None)).nodes == "8"
+
+
 def test_trials_are_as_long_as_trainings(raced):
     contest = json.loads((raced / "contest.json").read_text())
     plans = [json.loads(path.read_text()) for path in raced.glob("contest/*/config.json")]
@@ -610,11 +636,14 @@ def test_a_contest_is_added_to_a_finished_search(text, tmp_path, stop_at, monkey
     assert search_main(["--resume", str(run), "--contest"]) == 128 + signal.SIGTERM
     with pytest.raises(WenetError, match="has not ended; continue with wenet-search --resume"):
         _ = wenet.load(run).model
+    assert not wenet.load(run).run.finished and "--contest" in command(wenet.load(run).run)
     monkeypatch.undo()
     assert search_main(["--resume", str(run)]) == 0
     rows = {row["name"]: row for row in json.loads((run / "contest.json").read_text())["contestants"]}
     assert rows["winner"]["hidden"] == 8 and rows["lstm"]["parameters"] >= rows["winner"]["parameters"]
     assert wenet.load(run).model.rnn.hidden_size == 8
+    assert wenet.load(run).run.finished and "--contest" in command(wenet.load(run).run)
+    assert not any("was not measured" in each for each in caveats(wenet.load(run).run))
     assert "has chosen its winner; leave out --no-contest" in fails(capsys, "--resume", run, "--no-contest")
     best = json.loads((run / "best.json").read_text())
     other = next(row["genotype"] for row in rows.values() if row["genotype"] not in ("lstm", "gru", best["text"]))
@@ -706,10 +735,10 @@ def test_several_verdicts_are_one_sentence():
     known = (("lstm", 60.0, 0.01), ("gru", 60.0, 0.01), ("rnn", 40.0, 0.01))
     rows += [{"name": name, "mean": mean, "p": p, "genotype": name} for name, mean, p in known]
     text = verdict({"contestants": rows}, LanguageModelling.metric)
-    assert "the winner is better than lstm and gru, and is worse than rnn (p" in text
+    assert "the winner is better than lstm and gru, and is worse than rnn (Welch" in text
     rows[2]["p"] = 0.5
     text = verdict({"contestants": rows}, LanguageModelling.metric)
-    assert "is better than lstm, is not shown to differ from gru, and is worse than rnn (p" in text
+    assert "is better than lstm, is not shown to differ from gru, and is worse than rnn (Welch" in text
 
 
 def test_no_more_is_claimed_than_was_measured():
@@ -718,15 +747,15 @@ def test_no_more_is_claimed_than_was_measured():
     def said(p, mean, other=50.0, cell="tanh0", rivals=("lstm", "gru")):
         rows = [{"name": "winner", "mean": mean, "p": None, "genotype": cell}]
         rows += [{"name": name, "mean": other, "p": p, "genotype": name} for name in rivals]
-        return verdict({"contestants": rows}, metric, rivals)
+        return verdict({"contestants": rows}, metric)
 
-    assert "the winner is better than lstm and gru (p" in said(0.01, 48.0)
+    assert "the winner is better than lstm and gru (Welch" in said(0.01, 48.0)
     itself = said(0.01, 48.0, cell=str(load_program("lstm-program")))
-    assert "the winner is the published cell lstm and is better than gru (p" in itself
+    assert "the winner is the published cell lstm and is better than gru (Welch" in itself
     itself = said(0.01, 48.0, cell=str(load_program("lstm-program")), rivals=("lstm", "gru", "rnn"))
-    assert "the winner is the published cell lstm, and is better than gru and rnn (p" in itself
+    assert "the winner is the published cell lstm, and is better than gru and rnn (Welch" in itself
     assert "is worse than lstm" in said(0.01, 52.0)
-    assert "than lstm, gru and rnn (p" in said(0.01, 52.0, rivals=("lstm", "gru", "rnn"))
+    assert "than lstm, gru and rnn (Welch" in said(0.01, 52.0, rivals=("lstm", "gru", "rnn"))
     assert "is not shown to differ from lstm" in said(0.2, 40.0)
     for uncompared in (said(None, 48.0), said(0.01, None)):
         assert uncompared == "the winner cannot be compared with lstm and gru"

@@ -23,7 +23,7 @@ from wenet.report.figures import (
     styled,
 )
 from wenet.report.run import Run
-from wenet.searching.contest import contestant_name, not_diverged, parameters_of_all
+from wenet.searching.contest import contestant_name, not_diverged, parameters_of_all, windows_of_all
 from wenet.searching.strategy import generation_of, last_ranking
 from wenet.tasks import Baseline, Metric
 from wenet.words import counted, figure
@@ -235,20 +235,23 @@ def _ranked_in_rungs(run: Run) -> dict[int, list[Record]]:
 
 
 def audit_picture(audit: Record, metric: Metric) -> Picture:
-    """The search's score against the metric after standalone training; diverged cells are at the upper edge."""
+    """The search's score against the metric after standalone training; diverged cells are at the edge of the worst."""
     cells, tau, key = audit["networks"], audit["kendall"], metric.key
     finite = [cell[key] for cell in cells if cell[key] is not None]
-    top = max(finite) + 0.15 * (max(finite) - min(finite) or 1) if finite else 1.0
+    beyond = 0.15 * (max(finite) - min(finite) or 1) if finite else 0.0
+    edge = 1.0
+    if finite:
+        edge = max(finite) + beyond if metric.lower_is_better else min(finite) - beyond
     with styled():
         drawing = new_drawing(3.4)
         axes = drawing.add_subplot()
         for kept, marker, colour in ((True, "o", ORANGE), (False, "s", BLUE)):
             group = [cell for cell in cells if cell["kept"] is kept]
-            heights = [top if cell[key] is None else cell[key] for cell in group]
+            heights = [edge if cell[key] is None else cell[key] for cell in group]
             axes.plot([c["score"] for c in group], heights, marker, color=colour, markeredgecolor=PAPER, markersize=7)
         for cell in cells:
             if cell[key] is None:
-                axes.annotate("diverged", (cell["score"], top), (6, 0), textcoords="offset points", va="center")
+                axes.annotate("diverged", (cell["score"], edge), (6, 0), textcoords="offset points", va="center")
         axes.set(xlabel="score by the search", ylabel=f"validation {metric.name}, standalone")
         axes.margins(y=0.22)
         if tau["low"] is not None:
@@ -260,7 +263,7 @@ def audit_picture(audit: Record, metric: Metric) -> Picture:
     description = (
         f"{counted(len(cells), 'cell')} as points: across the score by which the search ranked them, upwards their "
         f"{metric.name} after standalone training for {counted(audit['epochs'], 'epoch')}. Where the search ranks "
-        "well, points fall to the right."
+        f"well, points {'fall' if metric.lower_is_better else 'rise'} to the right."
     )
     return Picture("audit", "Score of the search and standalone training", description, drawing, table)
 
@@ -286,7 +289,7 @@ def contest_picture(contest: Record, metric: Metric) -> Picture:
     better = "left" if metric.lower_is_better else "right"
     description = (
         f"A point for each training of a contestant, a line at their mean; further {better} is better. All models have "
-        f"{parameters_of_all(contest)} parameters and were trained on {counted(contest['windows'], 'window')}, each "
+        f"{parameters_of_all(contest)} parameters and were trained on {windows_of_all(contest)}, each "
         f"at its own best {chosen}."
     )
     return Picture("contest", "The contest", description, drawing, table)

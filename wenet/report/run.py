@@ -14,6 +14,7 @@ from wenet.run import NEW_RUN, stored_baseline
 from wenet.run.budget import Spent, spent_in
 from wenet.run.upgrade import upgraded
 from wenet.searching import Best, SearchConfig, Strategy, read_best, resolve_config, strategy_of, unfinished_part
+from wenet.searching.added import added_settings
 from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.contest import RESULT as CONTEST
 from wenet.searching.strategy import RECORDS as SEARCH_RECORDS
@@ -30,6 +31,7 @@ class Run:
     """A search or a training, read from its files.
 
     Attributes:
+        config: the contents of `config.json`, with the settings of an audit or contest that came later.
         records: one record per round or epoch.
         best: the contents of `best.json`; empty if there is none yet.
         audit: the contents of `audit.json`, if there was an audit.
@@ -120,9 +122,17 @@ def read_run(path: Path) -> Run:
     search = config["kind"] == "search"
     records = _read_records(path / RECORDS[config["kind"]], "networks" if search else "epoch", flaws)
     best = _read(path / "best.json", "genotype" if search else "cell")
+    if search:
+        config = {**config, "settings": {**config["settings"], **added_settings(path)}}
     audit, contest = _read(path / AUDIT, "networks"), _read(path / CONTEST, "contestants")
     audit = None if audit is None else _upgraded_audit(audit)
     return Run(path, config["kind"], config, records, best or {}, audit, contest, flaws)
+
+
+def parts_of(run: Run) -> list[Run]:
+    """The searches of a run with --runs that have begun."""
+    folders = (run.path / f"run-{number + 1}" for number in range(run.settings["runs"]))
+    return [read_run(folder) for folder in folders if (folder / "config.json").exists()]
 
 
 def _read(path: Path, key: str) -> dict[str, Any] | None:

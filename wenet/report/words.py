@@ -13,7 +13,7 @@ from typing import Any
 from wenet.cells import PROGRAMS, PUBLISHED
 from wenet.data import KEPT
 from wenet.nn import OWN
-from wenet.report.run import Run
+from wenet.report.run import Run, parts_of
 from wenet.run import Config, as_flag, flag
 from wenet.run.unread import Unread, names_of
 from wenet.searching import SearchConfig, correlation_in_words, resolve_config, spread_in_words, usual_audit
@@ -53,7 +53,8 @@ def _progress(run: Run) -> str:
     """How many rounds, rungs or epochs of all have ended."""
     if run.kind == "train":
         return f"{len(run.records)} of {counted(run.settings['epochs'], 'epoch')}"
-    return f"{len(run.records)} of {counted(run.strategy.stages(run.search_config), run.strategy.stage)}"
+    done = len(run.records) if run.settings["runs"] == 1 else sum(part.finished for part in parts_of(run))
+    return f"{done} of {counted(run.strategy.stages(run.search_config), run.strategy.stage)}"
 
 
 def summary(run: Run) -> list[str]:
@@ -123,7 +124,7 @@ def _search_caveats(run: Run) -> Iterator[str]:
     elif run.unfinished_part is not None:
         yield f"The {run.unfinished_part} has not ended."
     if winner is not None and winner.is_ranked_by_chance():
-        if run.audit is None:
+        if run.audit is None and run.contest is None:
             yield f"Whether the cell beats a random one was not measured. Measure it with: `{_audit_command(run)}`"
         passes = counted(settings["epochs_per_round"], "pass")
         yield (
@@ -361,7 +362,7 @@ def run_columns(run: Run) -> Row:
 
 def run_rows(run: Run) -> list[Row]:
     key, places = run.metric.key, run.metric.places
-    return [(str(one["run"]), figure(one[key], places), one["genotype"]) for one in run.best["runs"]]
+    return [(str(one["run"]), figure(one[key], places, "diverged"), one["genotype"]) for one in run.best["runs"]]
 
 
 def epoch_columns(run: Run) -> Row:

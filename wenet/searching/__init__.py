@@ -1,6 +1,7 @@
 """Searching: strategies, and measurements of their results."""
 
-from wenet.searching.audit import begun_audit, correlation_in_words, final_ranking, spread_in_words, usual_audit
+from wenet.searching.added import added_settings
+from wenet.searching.audit import correlation_in_words, final_ranking, spread_in_words, usual_audit
 from wenet.searching.settings import OF_NUMBERS, PRESETS, SearchConfig, resolve_config, usual_preset
 from wenet.searching.strategy import Best, Strategy, read_best, strategy_of, unfinished_part
 from wenet.searching.tournament import hold_tournament
@@ -15,7 +16,7 @@ __all__ = [
     "SearchConfig",
     "SearchOutcome",
     "Strategy",
-    "begun_audit",
+    "added_settings",
     "correlation_in_words",
     "final_ranking",
     "hold_tournament",

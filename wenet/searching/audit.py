@@ -121,7 +121,7 @@ def begun_audit(folder: Path) -> tuple[int, float] | None:
 
 
 def final_ranking(records: Sequence[Record], keep: int, strategy: type[Strategy]) -> list[Ranked]:
-    """All cells of a search with their last score, the best first."""
+    """All cells of a search with their last score, the best first: those kept at the end come before all others."""
     ranked, last = {}, last_ranking(records)
     for record in records:
         for place, network in enumerate(record["networks"]):
@@ -134,7 +134,7 @@ def final_ranking(records: Sequence[Record], keep: int, strategy: type[Strategy]
                 record=record,
                 place=place,
             )
-    return sorted(ranked.values(), key=lambda cell: -cell.score)
+    return sorted(ranked.values(), key=lambda cell: (not cell.kept, -cell.score))
 
 
 def choose(ranking: Sequence[Ranked], count: int, seed: int) -> list[Ranked]:

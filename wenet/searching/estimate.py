@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from wenet.searching.contest import networks_at_once
 from wenet.searching.mixture import build_mixture, build_optimizer
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import largest_memory
@@ -29,10 +30,10 @@ def estimate_search(config: SearchConfig, task: Task, data: Any) -> Estimate:
 
 
 def estimate_search_memory(config: SearchConfig, data: Any, processes: int = 1) -> int:
-    """Peak memory of each process in bytes, in a step of the search or of the audit after it."""
+    """Peak memory of each process in bytes, in a step of the search, or of the audit or contest after it."""
     searching = strategy_of(config).memory(config, data, processes)
-    audited = largest_memory(config, data, min(config.audit, config.pool), processes)
-    return INTERPRETER + max(searching, audited)
+    standalone = max(min(config.audit, config.pool), networks_at_once(config) if config.contest else 0)
+    return INTERPRETER + max(searching, largest_memory(config, data, standalone, processes))
 
 
 def _seconds(config: SearchConfig, task: Task, data: Any) -> float:

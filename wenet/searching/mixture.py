@@ -26,6 +26,7 @@ from wenet.searching.strategy import (
     Strategy,
     final_in_sentences,
     final_in_words,
+    final_value,
 )
 from wenet.tasks import Metric, Task, task_of
 from wenet.training import ModelTrainer, Progress, network_weights, recurrence_bytes, restore_random, restore_training
@@ -94,8 +95,9 @@ class MixtureBest(Best):
         weight, uniform_weight: its share of the last mixture, and an equal share.
         held_out_loss: the loss that ranked it, if not ranked by weight.
         mixture_value: validation metric of the last mixture as a whole; None if it is not finite.
-        finalists, preferred: as in `StandaloneBest`.
-        final_value, final_windows: the mean metric of its trainings there, None if one diverged, and their length.
+        finalists, preferred, diverged: as in `StandaloneBest`.
+        final_value, final_windows: the mean metric of its trainings there, None if all diverged, and their length.
+        initial: how many of the cells were given to the search; the others were drawn at random.
     """
 
     weight: float
@@ -106,6 +108,8 @@ class MixtureBest(Best):
     preferred: bool = field(default=False, kw_only=True)
     final_value: float | None = field(default=None, kw_only=True)
     final_windows: int = field(default=0, kw_only=True)
+    diverged: int = field(default=0, kw_only=True)
+    initial: int = field(default=0, kw_only=True)
 
     def after_final(self, final: Final) -> Self:
         network, names = final.network, ("weight", "uniform_weight", "held_out_loss")
@@ -116,6 +120,7 @@ class MixtureBest(Best):
             preferred=final.preferred,
             final_value=final.value,
             final_windows=final.windows,
+            diverged=final.diverged,
             rounds_kept=network.get("rounds_kept", 0) + 1,
             **{name: network[name] for name in names if name in network},
         )
@@ -133,9 +138,8 @@ class MixtureBest(Best):
         networks = counted(self.networks_searched, "network")
         searched = f"best of {networks}"
         if self.finalists:
-            final = final_in_words(
-                self.finalists, self.preferred, networks, self.final_value, self.final_windows, metric
-            )
+            value = final_value(self.final_value, self.diverged, metric)
+            final = final_in_words(self.finalists, self.preferred, networks, value, self.final_windows, metric)
             return f"{final}; weight {self.weight:.4f}, where equal weights would be {self.uniform_weight:.4f}"
         if self.held_out_loss is not None:
             searched += f": validation loss {self.held_out_loss:.3f} of its own output"
@@ -158,7 +162,9 @@ class MixtureBest(Best):
         return [f"mixture   validation {metric.name} {value}, of all networks of the last round together"]
 
     def sentences(self, metric: Metric) -> Iterator[str]:
-        cells = counted(self.networks_searched, "random cell")
+        cells = counted(self.networks_searched - self.initial, "random cell")
+        if self.initial:
+            cells += f" and {self.initial} of --initial-cells"
         share = f"{self.weight / self.uniform_weight:.2f} times an equal share of {self.uniform_weight:.4f}"
         if self.held_out_loss is None:
             how = f"has the largest weight in the last mixture, {self.weight:.4f}: {share}"
@@ -167,7 +173,8 @@ class MixtureBest(Best):
             weight = f"its weight in the last mixture is {share}"
             how = f"has the lowest loss by its own output on held-out text, {loss}; {weight}"
         if self.finalists:
-            final = final_in_sentences(self.finalists, self.preferred, self.final_value, self.final_windows, metric)
+            value = final_value(self.final_value, self.diverged, metric)
+            final = final_in_sentences(self.finalists, self.preferred, value, self.final_windows, metric)
             yield f"{cells} trained as a mixture. {final} Its weight in the mixture was {share}."
         else:
             yield f"Of {cells} this one {how}. {self._how_long_kept_in_a_sentence()}"
@@ -368,7 +375,7 @@ class Mixture(Strategy, ModelTrainer):
     def _best(self) -> MixtureBest:
         """The winner so far."""
         records = self.folder.records(RECORDS)
-        winner, last = self.progress.kept[0], records[-1]
+        winner, last, initial = self.progress.kept[0], records[-1], len(self.config.initial_cells_given)
         return MixtureBest(
             genotype=winner.genotype,
             weight=winner.weight,
@@ -377,7 +384,8 @@ class Mixture(Strategy, ModelTrainer):
             rounds_kept=winner.rounds_kept,
             rounds=self.progress.round,
             rounds_planned=self.config.rounds,
-            networks_searched=min(self.progress.round * self.config.batch, self.config.pool),
+            networks_searched=min(self.progress.round * self.config.batch, self.config.pool) + initial,
+            initial=initial,
             network_windows=sum(record["windows"] * len(record["networks"]) for record in records),
             mixture_value=last[self.valid_key],
             seconds=last["seconds_so_far"],

@@ -183,20 +183,13 @@ def config_for(
     generous = generous or isinstance(architecture, str)
     nodes = str(architecture.nodes) if isinstance(architecture, Genotype) else config.nodes
     wanted = parameters or config.parameters
-    shaped = replace(config, nodes=nodes)
+    shaped = config if nodes == config.nodes else replace(config, nodes=nodes, initial_cells=None)
     if wanted is None:
         return shaped
     key = (wanted, generous, shaped, str(architecture), type(task), task.inputs(data, shaped), task.outputs(data))
     if key not in _SIZES:
         _SIZES[key] = hidden_for(wanted, shaped, architecture, task, data, generous)
     return replace(shaped, hidden=_SIZES[key])
-
-
-def session_for(
-    architecture: Architecture, session: Session[SearchConfig], parameters: int | None = None
-) -> Session[SearchConfig]:
-    """The session with the settings of `config_for`."""
-    return replace(session, config=config_for(architecture, session.config, session.task, session.data, parameters))
 
 
 def train_cells(

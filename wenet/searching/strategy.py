@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,10 +44,18 @@ class Final:
     preferred: bool
 
     @property
+    def diverged(self) -> int:
+        """The number of its trainings that diverged."""
+        return len(self.values) - len(self._finite)
+
+    @property
     def value(self) -> float | None:
-        """The mean, or None if a training diverged."""
-        values = self.values
-        return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else None
+        """The mean of the trainings that did not diverge; None if all did."""
+        return statistics.fmean(self._finite) if self._finite else None
+
+    @property
+    def _finite(self) -> list[float]:
+        return [value for value in self.values if math.isfinite(value)]
 
 
 @dataclass(frozen=True)
@@ -145,16 +154,18 @@ class StandaloneBest(Best):
     """A winner by the metric of standalone training.
 
     Attributes:
-        value: its metric on the validation part; None if training diverged.
+        value: its metric on the validation part; None if training diverged, of several trainings all.
         windows: number of windows of that training.
         finalists: of so many it won the contest, whose value and windows these are; 0 if the strategy alone chose it.
         preferred: whether others of them had better figures, but were not shown to be better.
+        diverged: so many of its trainings in the contest diverged, and do not count.
     """
 
     value: float | None
     windows: int
     finalists: int = field(default=0, kw_only=True)
     preferred: bool = field(default=False, kw_only=True)
+    diverged: int = field(default=0, kw_only=True)
     first: ClassVar[str]  # the cell that came first by the strategy alone, in words
 
     def reached(self) -> tuple[str, float | None]:
@@ -171,6 +182,7 @@ class StandaloneBest(Best):
             windows=final.windows,
             finalists=final.finalists,
             preferred=final.preferred,
+            diverged=final.diverged,
         )
 
     @classmethod
@@ -188,13 +200,15 @@ class StandaloneBest(Best):
     def how_it_won(self, metric: Metric) -> str:
         if not self.finalists:
             return self._how_it_came_first(metric)
-        return final_in_words(self.finalists, self.preferred, self._field(), self.value, self.windows, metric)
+        value = final_value(self.value, self.diverged, metric)
+        return final_in_words(self.finalists, self.preferred, self._field(), value, self.windows, metric)
 
     def sentences(self, metric: Metric) -> Iterator[str]:
         if not self.finalists:
             yield f"{self._course()} {self._place(metric)}"
             return
-        final = final_in_sentences(self.finalists, self.preferred, self.value, self.windows, metric)
+        value = final_value(self.value, self.diverged, metric)
+        final = final_in_sentences(self.finalists, self.preferred, value, self.windows, metric)
         yield f"{self._course()} {final}"
 
     def _field(self) -> str:
@@ -214,23 +228,29 @@ class StandaloneBest(Best):
         raise NotImplementedError
 
 
-def final_in_words(
-    finalists: int, preferred: bool, field: str, value: float | None, windows: int, metric: Metric
-) -> str:
+def final_value(value: float | None, diverged: int, metric: Metric) -> str | None:
+    """The mean of a winner's trainings, and how many of them it leaves out; None if all diverged."""
+    if value is None:
+        return None
+    return figure(value, metric.places) + (f" ({counted(diverged, 'training')} diverged)" if diverged else "")
+
+
+def final_in_words(finalists: int, preferred: bool, field: str, value: str | None, windows: int, metric: Metric) -> str:
     """A winner's place among finalists, for a terminal.
 
     Args:
-        preferred, value, windows: as in `StandaloneBest`.
+        preferred, windows: as in `StandaloneBest`.
+        value: from `final_value`.
         field: what finalists came from.
     """
     won = "not shown to be worse than any" if preferred else "best"
     which = f"{won} of {finalists} finalists from {field}"
     if value is None:
         return f"{which}, though its trainings diverged"
-    return f"{which}: mean validation {metric.name} {figure(value, metric.places)} after {counted(windows, 'window')}"
+    return f"{which}: mean validation {metric.name} {value} after {counted(windows, 'window')}"
 
 
-def final_in_sentences(finalists: int, preferred: bool, value: float | None, windows: int, metric: Metric) -> str:
+def final_in_sentences(finalists: int, preferred: bool, value: str | None, windows: int, metric: Metric) -> str:
     """The same for the report."""
     merit = "This one is the best of them"
     if preferred:
@@ -238,8 +258,7 @@ def final_in_sentences(finalists: int, preferred: bool, value: float | None, win
     which = f"Then {finalists} finalists trained from new weights. {merit}"
     if value is None:
         return f"{which}, though its trainings diverged."
-    reached = figure(value, metric.places)
-    return f"{which}: after {counted(windows, 'window')} it has a mean validation {metric.name} of {reached}."
+    return f"{which}: after {counted(windows, 'window')} it has a mean validation {metric.name} of {value}."
 
 
 class Strategy(ABC):

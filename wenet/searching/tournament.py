@@ -22,7 +22,7 @@ from wenet.run import (
 )
 from wenet.searching.audit import summary, welch
 from wenet.searching.settings import SearchConfig
-from wenet.searching.shapes import Group, by_shape, session_for
+from wenet.searching.shapes import Group, by_shape, config_for
 from wenet.searching.work import SEARCH
 from wenet.tasks import Metric, task_of
 from wenet.training import LAYERS, Architecture, Plan, parameter_count, train_standalone, training_windows
@@ -86,12 +86,12 @@ def _rank(session: Session[SearchConfig], entrants: Mapping[str, Architecture], 
 def _groups(session: Session[SearchConfig], entrants: Mapping[str, Architecture]) -> list[Group]:
     """What trains at once, all at hidden sizes that give as many parameters as the first cell has."""
     first = next(iter(entrants.values()))
-    sized = session_for(first, session)
-    wanted = parameter_count(sized.config, first, session.task, session.data)
+    sized = config_for(first, session.config, session.task, session.data)
+    wanted = parameter_count(sized, first, session.task, session.data)
     groups = by_shape(list(entrants.values()), session.config, session.task, session.data, wanted)
     for group in groups:
         if group.kind in LAYERS:
-            size, of_cell = group.config.hidden, sized.config.hidden
+            size, of_cell = group.config.hidden, sized.hidden
             session.console.say(
                 f"{group.kind}: one layer of size {size}, with as many parameters as a cell of {of_cell}"
             )
@@ -123,7 +123,7 @@ def describe_ranking(result: dict[str, Any], metric: Metric) -> str:
     lines = [f"validation {metric.name} after {counted(result['epochs'], 'epoch')}, mean over {counted(seeds, 'seed')}"]
     for cell in result["cells"]:
         diverged = f", {cell['diverged']} diverged" if cell["diverged"] else ""
-        against = "" if cell["p"] is None else f", differs from {cell['against']} at p = {cell['p']:.3f}"
+        against = "" if cell["p"] is None else f", p = {cell['p']:.3f} against {cell['against']}"
         reached = figure_and_spread(cell["mean"], cell["sd"], metric.places, "diverged")
         lines.append(f"{reached}{diverged}  {cell['name']}{against}")
         lines.append(f"    {cell['genotype']}")

@@ -5,8 +5,10 @@ import re
 import wenet
 from wenet.programs import load_program
 from wenet.report import words
+from wenet.report.plots import audit_picture
 from wenet.searching.contest import describe_contest
 from wenet.tasks import LanguageModelling
+from wenet.tasks.measures import METRICS
 
 from ..series.test_searches import SHORT, sums
 
@@ -21,6 +23,19 @@ def test_it_speaks_of_numbers(tmp_path):
     assert not listed & {"--blocks", "--hidden", "--mix-lr", "--norm", "--lr", "--audit-epochs"}
     assert listed >= {"--nodes", "--rungs", "--rates"} and "cells that raced 4 of at most 4" in " ".join(said.split())
     assert "training steps a second" in said and "the paper searches" not in said
+
+
+def test_good_cells_are_where_the_metric_has_them():
+    """An accuracy rises with the score, and a cell that diverged is at the lower edge."""
+    cells = [{"genotype": name, "score": score, "kept": score > 1, "round": 1} for name, score in (("a", 1), ("b", 2))]
+    undefined = {"low": None}
+    for key, word, edge in (("accuracy", "rise", min), ("rmse", "fall", max)):
+        networks = [*({**cell, key: 0.5 + cell["score"] / 9} for cell in cells), {**cells[0], "score": 0, key: None}]
+        picture = audit_picture({"networks": networks, "kendall": undefined, "epochs": 1, "cells": 3}, METRICS[key])
+        assert f"points {word} to the right" in picture.description
+        (axes,) = picture.drawing.axes
+        heights = [height for line in axes.lines for height in line.get_ydata()]
+        assert [note.xy[1] for note in axes.texts if note.get_text() == "diverged"] == [edge(heights)]
 
 
 def test_contestants_that_are_published_cells_have_their_names():

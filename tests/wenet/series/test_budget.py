@@ -133,15 +133,19 @@ def test_all_contestants_end_early_where_the_machine_is_slower(tmp_path, monkeyp
     windows = [result["network_windows"] // len(result["outcomes"]) for result in trained]
     assert len(windows) > 2 and max(windows) < found.contest["windows"] and min(windows) > max(windows) / 4
     assert found.contest["windows_trained"] == [min(windows), max(windows)]
-    assert f"trainings ended after {min(windows):,} to {max(windows):,} of" in str(found)
+    assert f"contestants trained on {min(windows):,} to {max(windows):,} of" in str(found)
+    assert found.best.windows in windows
 
 
 def test_a_contest_that_was_cut_short_says_so():
     assert cautions({"windows": 40}) == cautions({"windows": 40, "windows_trained": [40, 40]}) == []
     [said] = cautions({"windows": 40, "windows_trained": [7, 40]})
-    assert "only 7 of 40 windows" in said
+    assert "trained on 7 to 40 of 40 windows, so these figures do not compare contestants fairly" in said
     said, short = cautions({"windows": 40, "windows_trained": [7, 9]})
-    assert "after 7 to 9 of 40 windows" in said and short == "trainings of 9 windows say little about longer ones"
+    assert "7 to 9 of 40 windows, so" in said and short == "trainings of 9 windows say little about longer ones"
+    assert cautions({"windows": 40, "windows_trained": [20, 20]}) == [
+        "the time was up: contestants trained on 20 of 40 windows"
+    ]
     assert cautions({"windows": 1}) == ["trainings of 1 window say little about longer ones"]
 
 

@@ -2,7 +2,7 @@
 
 from wenet.searching.contest.contestants import WINNER
 from wenet.searching.contest.hold import contest_withdrawn, hold_contest
-from wenet.searching.contest.length import estimate_contest, kept_for_measuring, networks_in
+from wenet.searching.contest.length import estimate_contest, kept_for_measuring, networks_at_once, networks_in
 from wenet.searching.contest.model import RESULT, read_winner, winners_model
 from wenet.searching.contest.trials import CHECKS, FOLDER
 from wenet.searching.contest.verdict import (
@@ -15,6 +15,7 @@ from wenet.searching.contest.verdict import (
     published_name,
     reached,
     verdict,
+    windows_of_all,
 )
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "estimate_contest",
     "hold_contest",
     "kept_for_measuring",
+    "networks_at_once",
     "networks_in",
     "not_diverged",
     "parameters_of_all",
@@ -37,5 +39,6 @@ __all__ = [
     "reached",
     "read_winner",
     "verdict",
+    "windows_of_all",
     "winners_model",
 ]

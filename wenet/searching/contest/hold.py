@@ -82,7 +82,7 @@ def hold_contest(session: Session[SearchConfig], best: Best) -> tuple[Best, dict
             "contestants": table_of(session, trained),
         }
     )
-    best = _confirmed(session, best, trained, windows, sum(contestants[place].finalist for place in going_on))
+    best = _confirmed(session, best, trained, sum(contestants[place].finalist for place in going_on))
     session.folder.write_json(RESULT, result)
     return best, result
 
@@ -141,9 +141,7 @@ def _announced(
     )
 
 
-def _confirmed(
-    session: Session[SearchConfig], best: Best, trained: Sequence[Trained], windows: int, finalists: int
-) -> Best:
+def _confirmed(session: Session[SearchConfig], best: Best, trained: Sequence[Trained], finalists: int) -> Best:
     """The winner of the search, which several finalists may have become."""
     if finalists == 1:
         return best
@@ -151,7 +149,7 @@ def _confirmed(
     values = [outcome.value for outcome in winner.outcomes]
     beaten = any(each.entrant.finalist and each.order(metric) < winner.order(metric) for each in trained)
     cell = winner.outcomes[0].cell
-    best = best.after_final(Final(cell, _network_of(session, cell), values, windows, finalists, preferred=beaten))
+    best = best.after_final(Final(cell, _network_of(session, cell), values, winner.windows, finalists, beaten))
     session.folder.write_json("best.json", best.to_dict(metric))
     return best
 

@@ -151,6 +151,13 @@ def networks_in(config: SearchConfig) -> tuple[int, int]:
     return tried * len(grid_of(config)), trained * config.contest_seeds
 
 
+def networks_at_once(config: SearchConfig) -> int:
+    """How many networks train in one call of a contest, at most: if all cells of the search are of one kind."""
+    cells = 2 - (config.finalists > 1)  # the runner-up, if it is no finalist, and the median cell
+    tried, trained = config.finalists + cells, min(config.finalists, FULLY) + cells
+    return max(tried * len(grid_of(config)), trained * config.contest_seeds)
+
+
 def estimate_contest(session: Session[SearchConfig]) -> float:
     """Seconds of the contest, as if all contestants were like the largest cell of the search."""
     sized, cell, side_by_side = _largest_contestant(session.config, session.task, session.data)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from wenet.run import Session
 from wenet.searching.contest.contestants import RUNNER_UP, WINNER, Contestant
-from wenet.searching.contest.trials import Trial, checks_in, place_of, where_several
+from wenet.searching.contest.trials import Trial, checks_in, place_of, where_others
 from wenet.searching.paired import are_larger
 from wenet.searching.settings import SearchConfig
 from wenet.searching.shapes import Group
@@ -32,6 +32,7 @@ class Trained:
     Attributes:
         trial: the best, whose rate and weight decay these have.
         outcomes, networks: one for each seed.
+        windows: on which each was trained, fewer than planned if the time was up.
         held_out: of finalists, the mean loss in each validation window, or on each sequence; infinite if one of them
             diverged.
     """
@@ -40,6 +41,7 @@ class Trained:
     trial: Trial
     outcomes: list[Outcome]
     networks: list[Origin]
+    windows: int
     held_out: list[float]
 
     def best(self, metric: Metric) -> int:
@@ -76,7 +78,7 @@ def train_group(
         hidden=group.hidden(seeds),
         held_out=windows_measured(session.config, session.task, session.data, "valid") if has_finalists else None,
         checks=checks_in(session),
-        weight_decays=where_several(session.config, [trial.weight_decay for trial in chosen for _ in range(seeds)]),
+        weight_decays=where_others(session.config, [trial.weight_decay for trial in chosen for _ in range(seeds)]),
     )
     own, path = place_of(session, group, "training")
     names = " and ".join(entrant.name for entrant in entrants)
@@ -97,7 +99,7 @@ def by_contestant(
         held_out = [statistics.fmean(losses[own]) for losses in training.held_out or []]
         if any(outcome.diverged_at is not None for outcome in training.outcomes[own]):
             held_out = [math.inf] * len(held_out)
-        yield Trained(entrant, trial, training.outcomes[own], left[own], held_out)
+        yield Trained(entrant, trial, training.outcomes[own], left[own], training.windows, held_out)
 
 
 def named_by_rank(trained: Sequence[Trained], metric: Metric) -> list[Trained]:

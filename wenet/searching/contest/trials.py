@@ -53,7 +53,7 @@ def try_all(session: Session[SearchConfig], group: Group, windows: int) -> Stand
         decay=True,
         hidden=group.hidden(len(grid)),
         checks=checks_in(session),
-        weight_decays=where_several(session.config, [weight_decay for _, weight_decay in grid] * len(group.places)),
+        weight_decays=where_others(session.config, [weight_decay for _, weight_decay in grid] * len(group.places)),
     )
     return train_standalone(*place_of(session, group, "trials"), plan, f"trials, {group.title}")
 
@@ -79,9 +79,9 @@ def places_to_train(contestants: Sequence[Contestant], tried: Mapping[int, Trial
     return [place for place in range(len(contestants)) if place not in left_out]
 
 
-def where_several(config: SearchConfig, weight_decays: list[float]) -> list[float]:
+def where_others(config: SearchConfig, weight_decays: list[float]) -> list[float]:
     """Nothing where all have the weight decay of the settings."""
-    return weight_decays if len(config.decay_grid) > 1 else []
+    return [] if config.decay_grid == [config.weight_decay] else weight_decays
 
 
 def checks_in(session: Session[SearchConfig]) -> int:

@@ -40,6 +40,14 @@ def parameters_of_all(result: Mapping[str, Any]) -> str:
     return " to ".join(f"{count:,}" for count in dict.fromkeys((min(counts), max(counts))))
 
 
+def windows_of_all(result: Mapping[str, Any]) -> str:
+    """The number of windows that the contestants trained on, and of how many planned where the time was up."""
+    windows = result["windows"]
+    fewest, most = result.get("windows_trained", [windows, windows])  # earlier versions did not say
+    trained = " to ".join(f"{count:,}" for count in dict.fromkeys((fewest, most)))
+    return f"{trained} of {counted(windows, 'window')}" if fewest < windows else counted(windows, "window")
+
+
 def reached(row: Mapping[str, Any], metric: Metric) -> str:
     """What a contestant reached on the test part, and how many of its trainings diverged, which do not count."""
     diverged = diverged_in(row)
@@ -63,13 +71,9 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
     """Sentences on trainings that ended early, or were too short to say much."""
     windows, found = result["windows"], []
     fewest, most = result.get("windows_trained", [windows, windows])  # earlier versions did not say
-    if most < windows:
-        found.append(f"the time was up: trainings ended after {fewest:,} to {most:,} of {counted(windows, 'window')}")
-    elif fewest < windows:
-        found.append(
-            f"the time was up: some contestants trained on only {fewest:,} of {counted(windows, 'window')}, so these "
-            "figures do not compare them fairly"
-        )
+    if fewest < windows:
+        unfair = ", so these figures do not compare contestants fairly" if fewest < most else ""
+        found.append(f"the time was up: contestants trained on {windows_of_all(result)}{unfair}")
     if most < FEWEST:
         found.append(f"trainings of {counted(most, 'window')} say little about longer ones")
     return found
@@ -91,7 +95,7 @@ def published_name(row: Mapping[str, Any]) -> str | None:
     return None if row["name"] in LAYERS else known_name(read_cell(row["genotype"]))
 
 
-def verdict(result: Mapping[str, Any], metric: Metric, layers: Sequence[str] = tuple(LAYERS)) -> str:
+def verdict(result: Mapping[str, Any], metric: Metric) -> str:
     """A sentence that compares the winner with PyTorch's layers, and claims only what the trainings show."""
     if all(row["mean"] is None for row in result["contestants"]):
         return "all trainings diverged, so nothing was compared: lower --rates"
@@ -99,11 +103,11 @@ def verdict(result: Mapping[str, Any], metric: Metric, layers: Sequence[str] = t
     same = known_name(read_cell(winner["genotype"]))
     found: dict[str, list[str]] = {}
     for row in result["contestants"]:
-        if row["name"] in layers and row["name"] != (same or "").removesuffix("-tanh"):
+        if row["name"] in LAYERS and row["name"] != (same or "").removesuffix("-tanh"):
             found.setdefault(_compared(winner, row, metric), []).append(row["name"])
     parts = [f"{relation} {_listed(names)}" for relation, names in found.items()]
     itself = [] if same is None else [f"is the published cell {same}"]
-    test = "" if set(found) <= {INCOMPARABLE, SAME} else " (p < 0.05, Welch's t-test)"
+    test = "" if set(found) <= {INCOMPARABLE, SAME} else " (Welch's t-test at the 5% level)"
     return f"the winner {_sentences([*itself, *parts])}{test}"
 
 
