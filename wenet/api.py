@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
@@ -98,13 +99,13 @@ def search(
             task on numbers the path of a file, or the data themselves: a pair of sequences and targets (x, y), x alone
             for a forecast, a dictionary of "train", "valid" and "test", or a `torch.utils.data` Dataset of pairs. x is
             an array or tensor `[N, T, F]`, or a list of arrays `[T, F]` of different length.
-        preset: "paper", "quick" or "race"; by default "paper" with a GPU and "race" without. "numbers" for a task on
-            numbers, where it is the default.
+        preset: "paper", "quick", "race" or "words"; by default "paper" with a GPU, and without one "race" or, for a
+            text read by words, "words". "numbers" for a task on numbers, where it is the default.
         config_file: settings that rank below the options.
-        options: any field of `Surroundings` (`out`, `data_dir`, `console` ...) and of `SearchConfig`. With a task on
-            numbers `loss` may be a function, called as PyTorch's losses are: predictions `[M, K]` and targets `[M]` or
-            `[M, K]`, standardised, give a number. Several processes
-            of torchrun that make the same call divide the networks of each round, or with `runs` whole runs.
+        options: what surrounds the run (`out`, `data_dir`, `console` ...; `help(wenet.search)` lists all) and any field
+            of `SearchConfig`. With a task on numbers `loss` may be a function, called as PyTorch's losses are:
+            predictions `[M, K]` and targets `[M]` or `[M, K]`, standardised, give a number. Several processes of
+            torchrun that make the same call divide the networks of each round, or with `runs` whole runs.
 
     Raises:
         WenetError: a setting is impossible, the text is missing or unusable, memory is too small, or training diverged.
@@ -247,7 +248,8 @@ def rank_cells(
 
     Args:
         cells: cells in any form that `load_genotype` takes. The first must be the folder of a search, which provides
-            the text and all settings. "lstm" stands for one LSTM layer whose model has as many parameters.
+            the text and all settings. "lstm", "gru" and "rnn" stand for one layer of PyTorch. All have as many
+            parameters as the first.
         out: folder for `ranking.json` and the trainings.
         seeds: trainings of each cell, at least 2.
         epochs: passes over the training text; by default the search's `audit_epochs`.
@@ -258,8 +260,7 @@ def rank_cells(
         two-sided t-test against the first cell. Diverged trainings are counted, and left out of mean and test.
 
     Raises:
-        WenetError: there are fewer than two cells or seeds, cells differ in size, there is no such run, or its text
-            changed.
+        WenetError: there are fewer than two cells or seeds, there is no such run, or its text changed.
         Stopped: SIGINT or SIGTERM came; a checkpoint was written first.
 
     Examples:
@@ -286,6 +287,8 @@ def _settings(
         check_choice("--loss", given["loss"], LOSSES)
     if dataset is not None:
         given["dataset"] = dataset
+    if not isinstance(given.get("dataset", ""), str):
+        raise WenetError(f"--dataset must be text, not {given['dataset']!r}")
     preset_in_file = given.pop("preset", None)
     if "task" not in given and "numbers" not in (preset, preset_in_file) and is_file_of_series(given.get("dataset")):
         mend = f"; say --task {', '.join(OF_NUMBERS)}" if work is SEARCH else f", and {TRAINS_TEXT}"
@@ -297,8 +300,9 @@ def _settings(
 def _on_the_text_of_its_run(given: dict[str, Any], surroundings: Surroundings) -> tuple[dict[str, Any], Surroundings]:
     """If the cell comes from a run and no text is named, take the run's text; any other text is read by words or
     characters like the run's."""
-    folder = Path(given.get("cell", ""))
-    if not (folder / "config.json").is_file():
+    cell = given.get("cell")
+    folder = Path(cell) if isinstance(cell, str) else None
+    if folder is None or not os.path.isfile(folder / "config.json"):
         return given, surroundings
     run = read_run(folder)
     level = run.settings["level"]

@@ -79,7 +79,7 @@ def _text(path: Path, mend: str) -> str:
 def _parsed(text: str, path: Path, mend: str, where: str = "") -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WenetError(f"{path} is damaged ({where}{error}); {mend}") from None
     if not isinstance(value, dict):
         raise WenetError(f"{path} is damaged ({where}no JSON object); {mend}")

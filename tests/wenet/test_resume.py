@@ -1,5 +1,6 @@
 """A run killed or stopped at any moment goes on to the same end, to the last bit."""
 
+import errno
 import json
 import os
 import random
@@ -15,6 +16,8 @@ from filelock import FileLock
 
 from wenet import WenetError, resume_search, search
 from wenet.cli.search import main as search_main
+from wenet.data import KEPT
+from wenet.run import RunFolder
 from wenet.run.upgrade import upgraded
 from wenet.searching.estimate import Estimate
 from wenet.searching.settings import SearchConfig
@@ -198,7 +201,17 @@ def test_lost_records(stopped, capsys):
     assert "the checkpoint knows of 1" in fails(capsys, "--resume", stopped)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"kind": "search", "format": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"kind": "search", "format": 1}',
+        '{"kind": "search", "format": 1, "settings": "abc"}',
+        "[" * 9999,
+    ],
+)
 def test_unreadable_settings(stopped, capsys, content):
     (stopped / "config.json").write_text(content)
     assert "config.json" in fails(capsys, "--resume", stopped)
@@ -244,6 +257,46 @@ def test_checkpoint_is_all_that_is_read(stopped, monkeypatch):
     monkeypatch.setattr(pickle, "Unpickler", refuse)
     monkeypatch.setattr(torch, "load", refuse)
     resume_search(stopped)
+
+
+@pytest.mark.parametrize("content", ["a = " + "9" * 5000, "a = " + "[" * 9999, "\xff"])
+def test_settings_in_a_file_that_cannot_be_read(text, tmp_path, capsys, content):
+    (tmp_path / "settings.toml").write_text(content, encoding="latin-1")
+    assert "settings.toml is not valid TOML" in fails(capsys, text, "--config", tmp_path / "settings.toml")
+
+
+def test_a_place_that_may_not_be_read_is_said_to_be_so(monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "/root/cell.json")
+
+    monkeypatch.setattr("wenet.cli.search.resume_search", refuse)
+    assert "/root/cell.json: Permission denied" in fails(capsys, "--resume", "run")
+
+
+def test_parts_go_on_in_another_session(tmp_path):
+    """With other threads or a newer PyTorch; not with other settings."""
+    settings = {"kind": "search", "settings": {"pool": 3, "audit": 0}, "threads": 2, "versions": {"torch": "1"}}
+    RunFolder.open_or_create(tmp_path / "part", settings, is_part=True).close()
+    later = {**settings, "threads": 1, "versions": {"torch": "2"}, "settings": {"pool": 3, "audit": 24}}
+    RunFolder.open_or_create(tmp_path / "part", later, is_part=True).close()
+    with pytest.raises(WenetError, match="was begun with other settings"):
+        RunFolder.open_or_create(tmp_path / "part", {**settings, "settings": {"pool": 4}}, is_part=True)
+    with pytest.raises(WenetError, match="was begun with other settings"):  # a ranking's epochs are such a setting
+        RunFolder.open_or_create(tmp_path / "part", later)
+
+
+def test_what_a_run_needs_is_there_before_its_settings(tmp_path):
+    """After a kill between the two a new run may take the folder over."""
+
+    def killed(path):
+        (path / KEPT).write_text("arrays")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RunFolder.create(tmp_path / "run", {"kind": "search"}, killed)
+    assert not (tmp_path / "run" / "config.json").exists()
+    RunFolder.create(tmp_path / "run", {"kind": "search"}, lambda path: (path / KEPT).write_text("arrays")).close()
+    assert (tmp_path / "run" / KEPT).exists()
 
 
 def test_out_that_cannot_be_written(text, tmp_path):

@@ -161,6 +161,9 @@ def without(name):
         (None, [], "cannot read mine.pt: No such file"),
         (b"", [], "mine.pt is not a file of plain tensors"),
         (b"PK of something else", [], "mine.pt is not a file of plain tensors"),
+        (b"hello world", [], "mine.pt is not a file of plain tensors"),
+        (b"\x80\x02)", [], "mine.pt is not a file of plain tensors"),
+        ({**DagRNN(5, 7, CELL).state_dict(), "weight_input": torch.zeros(())}, [], "are not those of a whole DagRNN"),
         (nn.Linear(2, 3), [], "not a file of plain tensors; save model.state_dict(), not the model"),
         (nn.Linear(2, 3).state_dict(), [], "mine.pt holds no weights of a DagRNN or CellRNN"),
         (3, [], "mine.pt holds no weights of a DagRNN or CellRNN"),
@@ -187,6 +190,34 @@ def test_errors(content, flags, message, capsys):
     assert message in errors
     assert errors.count("\n") == 1
     assert not Path("layer.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--out", "."], "--out . must end in .py for --format module"),
+        (["--out", "layer.safetensors"], "must end in .py for --format module"),
+        (
+            ["--out", "layer.onnx", "--format", "torch-export", "--hidden", "3"],
+            "must end in .pt2 for --format torch-export",
+        ),
+        (
+            ["--out", "none/layer.pt2", "--format", "torch-export", "--hidden", "3"],
+            "there is no folder none for layer.pt2",
+        ),
+    ],
+)
+def test_files_that_cannot_be_written_or_loaded(flags, message, capsys):
+    assert cell_main(["export", "darts-v2", *flags]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and errors.count("\n") == 1
+
+
+def test_a_file_without_a_name_given_can_be_imported(tmp_path):
+    path = tmp_path / "1"
+    path.write_text(CELL.to_json())
+    assert [file.name for file in export(path)] == ["cell_1.py"]
+    assert hasattr(imported(Path("cell_1.py")), "Cell")
 
 
 def test_other_errors(capsys):

@@ -176,10 +176,6 @@ def test_bad_files_of_cells(text, tmp_path, capsys, content, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (
-            ["--initial-cells", "tanh0 relu1 relu1", "--strategy", "random"],
-            "--initial-cells has no meaning for --strategy random; leave it out, or say --strategy wenet",
-        ),
         (["--initial-cells", "no-such-file.json"], "no file of cells 'no-such-file.json'"),
         (["--activations", "tanh,cube"], "unknown activation 'cube'; choose from tanh, relu, sigmoid, identity"),
         (["--activations", "tanh,tanh"], "each named once"),

@@ -104,6 +104,6 @@ def _program_in(path: Path) -> Program | None:
         value = json.loads((path / "best.json" if path.is_dir() else path).read_text(encoding="utf-8"))
         value = value.get("genotype", value)
         is_program = "program" in value
-    except (OSError, AttributeError, TypeError, ValueError):
+    except (OSError, AttributeError, TypeError, ValueError, RecursionError):
         return None
     return Program.from_json(json.dumps(value)) if is_program else None

@@ -85,6 +85,8 @@ def _of_system(error: OSError) -> str:
     if error.errno == errno.ENOSPC and error.filename is None:
         _give_up_output()
         return f"cannot write: {error.strerror}; make room, or send the output elsewhere"
+    if error.errno in (errno.EACCES, errno.EPERM) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     raise error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
@@ -99,6 +101,7 @@ def export(
             raise WenetError(f"{package} is not installed; pip install 'wenet-rnn[export]'")
     sizes = {"--input": input_size, "--hidden": hidden_size, "--seed": seed}
     path = as_path(out) or _default_file(source, format)
+    _check_file(path, format)
     if isinstance(source, str | Path) and is_weight_file(Path(source)):
         _refuse({**sizes, "--form": form}, "a file of weights has its own")
         return _export_layer(saved_layer(Path(source), layer), format, path)
@@ -122,7 +125,16 @@ def export(
 
 def _default_file(source: str | Path | Cell, format: str) -> Path:
     """A file in the current folder, with a name that Python can import."""
-    return Path(re.sub(r"\W+", "_", Path(str(source)).name).strip("_") + SUFFIXES[format])
+    name = re.sub(r"\W+", "_", Path(str(source)).name).strip("_")
+    return Path((name if name.isidentifier() else f"cell_{name}".rstrip("_")) + SUFFIXES[format])
+
+
+def _check_file(path: Path, format: str) -> None:
+    """Refuse a file that could not be written or loaded; others beside it have its name with other endings."""
+    if path.suffix != SUFFIXES[format]:
+        raise WenetError(f"--out {path} must end in {SUFFIXES[format]} for --format {format}")
+    if not os.path.isdir(path.parent):
+        raise WenetError(f"there is no folder {path.parent} for {path.name}; make it, or name another file with --out")
 
 
 def _check_new(path: Path) -> None:
@@ -412,5 +424,6 @@ def _without_warnings_in_the_log() -> Iterator[None]:
 def _reporting_failed_write(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise WenetError(f"cannot write {path}: {error.strerror}; name another file with --out") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise WenetError(f"cannot write {path}: {reason}; name another file with --out") from None

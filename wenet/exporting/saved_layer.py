@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -54,7 +52,7 @@ def saved_layer(path: Path, name: str | None = None) -> DagRNN | CellRNN:
     try:
         layer = _layer(weights)
         layer.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise WenetError(f"the weights in {path} are not those of a whole {kind}: {reason}") from None
     return layer
@@ -65,7 +63,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except OSError as error:
         raise WenetError(f"cannot read {path}: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, ValueError):
+    except Exception:  # the readers raise errors of many kinds
         raise WenetError(f"{path} is not a file of plain tensors; save model.state_dict(), not the model") from None
     return dict(_flat(content))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,9 +112,9 @@ def read_run(path: Path) -> Run:
     Raises:
         WenetError: the path is no run folder, or its settings or result cannot be read.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise WenetError(f"no run folder {path}")
-    if not (path / "config.json").exists():
+    if not os.path.exists(path / "config.json"):
         raise WenetError(f"{path} has no config.json, so it is no run folder")
     config = upgraded(read_json(path / "config.json", NEW_RUN))
     if config.get("kind") not in RECORDS or not isinstance(config.get("settings"), dict):

@@ -3,7 +3,13 @@
 from wenet.run.console import Console
 from wenet.run.folder import NEW_RUN, RunFolder, read_tensors, write_tensors
 from wenet.run.interrupt import Interrupt, Stopped, wait_until
-from wenet.run.machine import default_preset, peak_memory, pytorch_products_in, resolve_machine
+from wenet.run.machine import (
+    default_preset,
+    explaining_out_of_memory,
+    peak_memory,
+    pytorch_products_in,
+    resolve_machine,
+)
 from wenet.run.session import (
     Session,
     Surroundings,
@@ -33,6 +39,7 @@ __all__ = [
     "as_flag",
     "as_path",
     "default_preset",
+    "explaining_out_of_memory",
     "flag",
     "peak_memory",
     "pytorch_products_in",

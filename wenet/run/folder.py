@@ -16,16 +16,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from wenet.data import KEPT
 from wenet.files import PARTIAL, WRITTEN_AGAIN, read_json, read_records, written_whole
-from wenet.run.upgrade import upgraded
+from wenet.run.upgrade import upgraded, without_the_whole
 from wenet.words import counted
 from wenet_kernels import WenetError
 
 KEPT_CHECKPOINTS = 2
+OF_SESSIONS = ("threads", "versions", "data_dir")  # in `config.json`, and another in a session that goes on
+FULL = (errno.ENOSPC, errno.EDQUOT)
 NEW_RUN = "start a new run"  # the mend of what cannot be made again
 
 # Left by a run that was killed before it wrote its settings; a new run may take over a folder with only these.
-_UNBORN = (".lock", "checkpoint")
+_UNBORN = (".lock", "checkpoint", KEPT)
 
 
 class RunFolder:
@@ -43,15 +46,20 @@ class RunFolder:
         self._lock = lock
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
+    def create(
+        cls, path: Path, config: Mapping[str, Any], keep: Callable[[Path], object] = lambda path: None
+    ) -> RunFolder:
         """Start a new run.
+
+        Args:
+            keep: writes what the run cannot go on without; it is there before `config.json` is.
 
         Raises:
             WenetError: the folder is not empty, is in use, or cannot be written.
         """
-        if path.exists() and not path.is_dir():
+        if os.path.exists(path) and not os.path.isdir(path):
             raise WenetError(f"{path} is a file; name another folder with --out")
-        if (path / "config.json").exists():
+        if os.path.exists(path / "config.json"):
             raise WenetError(f"{path} holds a run already; continue it with --resume {path} or name another --out")
         if _holds_files(path):
             raise WenetError(f"{path} is not empty; name another folder with --out")
@@ -60,6 +68,8 @@ class RunFolder:
         except OSError as error:
             raise WenetError(f"cannot create {path}: {error.strerror}; name another folder with --out") from None
         run = cls(path, config, _lock(path))
+        with _reporting_failed_write(path):
+            keep(path)
         run.write_json("config.json", config)
         return run
 
@@ -75,9 +85,9 @@ class RunFolder:
         Raises:
             WenetError: the folder holds no run, is in use, or its settings cannot be read.
         """
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise WenetError(f"no run folder {path}")
-        if not (path / "config.json").exists():
+        if not os.path.exists(path / "config.json"):
             raise WenetError(f"{path} has no config.json, so no run was started there; start one with --out {path}")
         lock = _lock(path, wait, to_read)
         try:
@@ -91,7 +101,7 @@ class RunFolder:
 
     @classmethod
     def open_or_create(cls, path: Path, config: Mapping[str, Any], is_part: bool = False) -> RunFolder:
-        """Open the run with these settings, or start it.
+        """Open the run with these settings, or start it. It may have begun in another session.
 
         Args:
             is_part: whether it lies within another, which makes it again.
@@ -105,7 +115,7 @@ class RunFolder:
                 raise WenetError(f"{path} has lost its config.json; {mend}")
             return cls.create(path, config)
         run = cls.open(path, mend=mend)
-        if run.config != config:
+        if _lasting(run.config, is_part) != _lasting(config, is_part):
             run.close()
             raise WenetError(f"{path} was begun with other settings; delete it to begin anew")
         return run
@@ -133,7 +143,7 @@ class RunFolder:
 
     def append_record(self, name: str, record: Mapping[str, Any]) -> None:
         """Append a line to a list of records; it is on disk when this returns."""
-        with _reporting_full_disk(self.path / name), open(self.path / name, "a", encoding="utf-8") as file:
+        with _reporting_failed_write(self.path / name), open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -220,7 +230,7 @@ class RunFolder:
 
     def _write_tensors(self, path: Path, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         metadata = {"progress": json.dumps(progress), "config": self._config_hash()}
-        with _reporting_full_disk(path, self._sweep), written_whole(path) as partial:
+        with _reporting_failed_write(path, self._sweep), written_whole(path) as partial:
             write_tensors(partial, tensors, metadata)
 
     def _read_tensors(self, path: Path, mend: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -238,7 +248,7 @@ class RunFolder:
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.path / name
-        with _reporting_full_disk(path), written_whole(path) as partial, open(partial, "wb") as file:
+        with _reporting_failed_write(path), written_whole(path) as partial, open(partial, "wb") as file:
             file.write(content)
 
 
@@ -268,20 +278,34 @@ def read_tensors(path: Path, mend: str) -> tuple[dict[str, Tensor], dict[str, st
         raise WenetError(f"{path} is damaged ({error}); {mend}") from None
 
 
+def _lasting(config: Mapping[str, Any], is_part: bool) -> dict[str, Any]:
+    """What every session of a run has in common; of a part, but for what the whole may be given later."""
+    lasting = {name: value for name, value in upgraded(config).items() if name not in OF_SESSIONS}
+    return {**lasting, "settings": without_the_whole(lasting["settings"])} if is_part else lasting
+
+
 def _holds_files(path: Path) -> bool:
     """Whether there is more in a folder than a run leaves there that was killed before it wrote its settings."""
-    return path.is_dir() and any(entry.name not in _UNBORN and entry.suffix != PARTIAL for entry in path.iterdir())
+    return os.path.isdir(path) and any(
+        entry.name not in _UNBORN and entry.suffix != PARTIAL for entry in path.iterdir()
+    )
 
 
 @contextmanager
-def _reporting_full_disk(path: Path, tidy: Callable[[], object] = lambda: None) -> Iterator[None]:
+def _reporting_failed_write(path: Path, tidy: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Report a failed write as one line about the file, after removing the unfinished part."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         tidy()
         reason = getattr(error, "strerror", None) or error
-        raise WenetError(f"cannot write {path}: {reason}; make room, then go on with --resume") from None
+        mend = "; make room, then go on with --resume" if _is_full(error) else ""
+        raise WenetError(f"cannot write {path}: {reason}{mend}") from None
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a disk is full; the library of tensors says so in words alone."""
+    return getattr(error, "errno", None) in FULL or any(os.strerror(each) in str(error) for each in FULL)
 
 
 def _lock(path: Path, wait: float = 0, may_lack: bool = False) -> FileLock:
@@ -290,7 +314,7 @@ def _lock(path: Path, wait: float = 0, may_lack: bool = False) -> FileLock:
     try:
         lock.acquire(timeout=wait)
     except Timeout:
-        raise WenetError(f"{path} is in use by another process; wait for it or name another --out") from None
+        raise WenetError(f"{path} is in use by another process; wait for it, or name another folder") from None
     except OSError as error:
         if not (may_lack and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)):
             raise WenetError(f"cannot write in {path}: {error.strerror}") from None

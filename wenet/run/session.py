@@ -212,13 +212,16 @@ class Session(Generic[AnyConfig]):
             **work.stored(cell),
         }
         ranks.check_same(stored)
-        with _held(work, ranks, lambda: RunFolder.create(folder, stored)) as (run, interrupt):
+
+        def keep(path: Path) -> None:
+            if arrays is not None:
+                data.raw.save(path / KEPT)
+
+        with _held(work, ranks, lambda: RunFolder.create(folder, stored, keep)) as (run, interrupt):
             budget = _budget(config, run, started)
             session = cls(config, cell, task, data, run, interrupt, surroundings, budget)
-            if arrays is not None:
-                data.raw.save(run.path / KEPT)
-            work.announce(session, given)
             with session._at_work(work):
+                work.announce(session, given)
                 yield session
 
     @classmethod
@@ -366,7 +369,7 @@ def stored_config(run: RunFolder, work: Work[AnyConfig]) -> AnyConfig:
             raise KeyError
         stored = dict(run.config["settings"])
         return work.resolve(stored.pop("preset"), stored)
-    except (KeyError, TypeError, WenetError) as error:
+    except (KeyError, TypeError, ValueError, WenetError) as error:
         reason = f" ({error})" if isinstance(error, WenetError) else ""
         raise WenetError(
             f"{run.path / 'config.json'} is not of {work.noun} by this version{reason}; {NEW_RUN}"

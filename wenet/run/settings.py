@@ -177,7 +177,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WenetError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML or UTF-8, an endless number, or brackets without end
         raise WenetError(f"{path} is not valid TOML: {error}") from None
     return {name.replace("-", "_"): value for name, value in values.items()}
 

@@ -15,6 +15,7 @@ from wenet.run import (
     RunFolder,
     Session,
     Surroundings,
+    explaining_out_of_memory,
     pytorch_products_in,
     run_settings,
     stored_config,
@@ -53,7 +54,7 @@ def hold_tournament(
     with Interrupt() as interrupt, closing(RunFolder.open_or_create(out, settings)) as run:
         session = Session(config, None, task, data, run, interrupt, surroundings)
         try:
-            with pytorch_products_in(config):
+            with explaining_out_of_memory("name fewer cells"), pytorch_products_in(config):
                 return _rank(session, entrants, seeds)
         finally:
             session.console.stop()

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from wenet.data import UNKNOWN, batchify, encode_held_out, units_of
 from wenet.nn import LanguageModel
-from wenet.run import Console, RunFolder, as_path, resolve_machine, stored_config, stored_data
+from wenet.run import (
+    Console,
+    RunFolder,
+    as_path,
+    explaining_out_of_memory,
+    pytorch_products_in,
+    resolve_machine,
+    stored_config,
+    stored_data,
+)
 from wenet.run.settings import lowering
 from wenet.tasks import Metric, task_of
 from wenet.training.adaptive import Cache, Dynamic, cache_cross_entropy, dynamic_cross_entropy, statistics_stream
@@ -75,7 +84,8 @@ def evaluate(
     given: dict[str, Any] = {
         name: value for name, value in {**sizes, "precision": precision}.items() if value is not None
     }
-    with closing(RunFolder.open(Path(folder), to_read=True)) as run:
+    advice = "lower --eval-batch or --test-batch"
+    with closing(RunFolder.open(Path(folder), to_read=True)) as run, explaining_out_of_memory(advice):
         stored = stored_config(run, TRAIN)
         task = task_of(stored)
         genotype = TRAIN.stored_cell(run.config)
@@ -100,9 +110,13 @@ def evaluate(
             rows = given.get(setting, 1) if dynamic else getattr(config, setting)
             with lowering(setting):
                 stream = batchify(held_out[part], rows, part).to(config.device)
-            record[part] = _score(measure, part, stream, unknown, mend, task.metric)
+            with pytorch_products_in(config):
+                record[part] = _score(measure, part, stream, unknown, mend, task.metric)
             console.say(_describe(part, record[part], rows, task.metric))
-        run.append_record(RECORDS, record)
+        try:
+            run.append_record(RECORDS, record)
+        except WenetError as error:  # of a run that lies where nothing can be written
+            console.say(f"caution   {error}; these figures are kept nowhere else")
     return record
 
 

@@ -304,10 +304,14 @@ class StandaloneTraining(Trainer):
                 f"{self.progress.windows + 1} and is frozen, the others go on: {self.plan.architectures[network]}"
             )
 
+    def _since_the_last_record(self) -> int:
+        """In windows."""
+        last = self.folder.records(RECORDS)[-1]["windows"] if self.progress.records else self.begun
+        return self.progress.windows - int(last)
+
     def _record(self) -> None:
         """Record each network's mean loss since the last record."""
-        since = self.progress.windows - self.begun - self.progress.records * self.record_every
-        losses = (self.loss_sum / since).tolist()
+        losses = (self.loss_sum / self._since_the_last_record()).tolist()
         record = {
             "windows": self.progress.windows,
             "train_loss": [loss if alive else None for loss, alive in zip(losses, self.alive.tolist(), strict=True)],
@@ -354,7 +358,7 @@ class StandaloneTraining(Trainer):
 
     def _cut_short(self) -> None:
         done, planned = self.progress.windows, counted(self.plan.windows, "window")
-        if (done - self.begun) % self.record_every:
+        if self._since_the_last_record():
             self._record()
         self.console.say(f"caution   {self.label}: the time is up after {done} of {planned}")
 

@@ -149,6 +149,8 @@ class Trainer(ABC):
         """Write a checkpoint."""
         self.lap()
         self.folder.save_checkpoint(self.progress.to_dict(), {**tensors, **random_tensors(self.device)})
+        if self.session.budget is not None:
+            self.session.budget.keep()
         self._saved = time.monotonic()
 
     def lap(self) -> float:

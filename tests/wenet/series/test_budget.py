@@ -2,22 +2,28 @@
 
 import json
 import re
+import signal
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import wenet
+from bench.sessions import session_in
 from wenet import WenetError
 from wenet.cli.search import main as search_main
+from wenet.programs import load_program
 from wenet.report import words
+from wenet.run import Stopped, resolve_machine
 from wenet.run.budget import Budget, Spent
 from wenet.searching.contest import cautions, hold
 from wenet.searching.contest.length import Times, end_of_trainings, seconds_of_a_window, windows_of_trainings
 from wenet.searching.settings import resolve_config
 from wenet.tasks import Baseline, LanguageModelling, task_of
-from wenet.training import seconds_of_measured, windows_measured
+from wenet.training import Plan, seconds_of_measured, train_standalone, windows_measured
+from wenet.training.standalone import StandaloneTraining
 from wenet.words import counted
 
 from ..helpers import fails
@@ -119,6 +125,45 @@ def test_time_that_is_up_ends_trainings(tmp_path, monkeypatch):
     assert 0 < found.contest["windows_trained"][0] <= found.contest["windows"]
     budget = json.loads((tmp_path / "run" / "budget.json").read_text())
     assert budget["seconds"] < 40
+
+
+@pytest.mark.parametrize("after", [3, 7])
+def test_a_training_whose_time_is_up_may_be_stopped_as_it_is_measured(after, tmp_path, monkeypatch):
+    """Its last record is written once, and has the loss of the windows that it had."""
+    whole = short_training(tmp_path / "whole", after, monkeypatch)
+    real, calls = StandaloneTraining.measure, []
+
+    def measure(self, *given):
+        if not calls:
+            calls.append(1)
+            self.session.interrupt.requested = signal.SIGTERM
+        return real(self, *given)
+
+    monkeypatch.setattr(StandaloneTraining, "measure", measure)
+    with pytest.raises(Stopped):
+        short_training(tmp_path / "run", after, monkeypatch)
+    assert short_training(tmp_path / "run", after, monkeypatch) == whole
+    assert all(loss > 0 for record in whole for loss in record["train_loss"])
+
+
+def short_training(folder, windows, monkeypatch):
+    """The losses recorded of a training whose time is up after so many of 60 windows."""
+    config = resolve_config("numbers", {"task": "classify", "dataset": "arrays", "precision": "fp32"})
+    config, task = resolve_machine(replace(config, backend="reference", hidden=4, parameters=None)), task_of(config)
+    over = SimpleNamespace(is_over=False, keep=lambda: None)
+    with session_in(folder, config, task.take(sums(60))) as session:
+        session = replace(session, budget=over)
+        count = StandaloneTraining.count
+
+        def counted(self, *given):
+            count(self, *given)
+            over.is_over = self.progress.windows >= windows
+
+        monkeypatch.setattr(StandaloneTraining, "count", counted)
+        over.is_over = (folder / "part" / "train.jsonl").exists()
+        train_standalone(session, folder / "part", Plan([load_program("gru-program")], 60, 1), "training")
+        monkeypatch.setattr(StandaloneTraining, "count", count)
+    return [{**r, "seconds_so_far": 0} for r in session.folder.records("part/train.jsonl")]
 
 
 def test_all_contestants_end_early_where_the_machine_is_slower(tmp_path, monkeypatch):

@@ -674,6 +674,14 @@ def test_a_ts_file(tmp_path):
     assert series.values[:3].tolist() == [[1, 4], [2, 5], [3, 6]] and np.isnan(series.values[4, 1])
 
 
+def test_targets_too_large_for_whole_numbers_stay_as_they_are(tmp_path):
+    text = "a,target\n1,1e20\n2,2e20\n3,{}\n"
+    found = read_series(write(tmp_path / "large.csv", text.format(5)), Reading(targeted=True))
+    assert found.targets.tolist() == [1e20, 2e20, 5]
+    with pytest.raises(WenetError, match="target 3 is missing or not finite"):
+        read_series(write(tmp_path / "endless.csv", text.format("inf")), Reading(targeted=True))
+
+
 def test_arrays_in_files(tmp_path):
     x, y = drawn(20)
     np.savez(tmp_path / "both.npz", x=x, y=y)
@@ -696,6 +704,7 @@ def test_arrays_in_files(tmp_path):
         ("open.csv", 'a,b\n"' + "1,2\n" * 40_000, "is no table: field larger than field limit"),
         ("empty.csv", "a,b,kind\n", "has 1 row; a table of sequences has more"),
         ("label.csv", "a,b,kind\n1,2,\n3,4,down\n", "line 2: column 'kind' is empty"),
+        ("numbers.csv", '""\n0\n1\n2\n', "has no columns but the numbers of its rows"),
         ("wide.csv", "a,b,kind\n1,2,3,4\n3,4,5\n", "line 2: 4 columns, where the first line has 3"),
         ("uneven.ts", "@data\n1,2:3:a\n", "line 2: features of different length"),
         ("none.ts", "@problemName None\n", "has no sequences after @data"),

@@ -29,6 +29,7 @@ from wenet_kernels import WenetError
 
 DIVIDERS = {"\t": "tabs", ";": "';'", "|": "'|'", ",": "','", " ": "spaces"}  # of tables that others write
 BESIDE_NUMBERS = ",'%$€£¥"  # what stands in numbers as people write them
+LARGEST_WHOLE = 2.0**53  # up to which a float holds every whole number
 SEEN_ROWS = 20  # of a table, from which its divider is told
 UNKNOWN_CELLS = ("", "?")  # in place of a label
 MISSING = ("", "?", "nan", "na", "n/a", "null", "none")  # in lower case, how tables write a value that is missing
@@ -137,6 +138,8 @@ def _table(path: Path, reading: Reading) -> Series:
     numbered = not first[0].strip() and _are_row_numbers([row.cells[0] for row in rows[1:]], first[1:])
     rows = [Row(row.line, row.cells[1:]) for row in rows] if numbered else rows
     first = rows[0].cells
+    if not first:
+        raise WenetError(f"{path} has no columns but the numbers of its rows")
     named = _are_names(*(row.cells for row in rows), numbered=numbered)
     names = [cell.strip() for cell in first] if named else [str(number + 1) for number in range(len(first))]
     rows = rows[1:] if named else rows
@@ -309,8 +312,8 @@ def _row_a_sequence(path: Path, names: list[str], rows: list[Row], target: str) 
 
 
 def _as_whole(targets: Array) -> Array:
-    """Labels such as 1.0 as whole numbers, where all are."""
-    if targets.dtype.kind == "f" and (targets == np.round(targets)).all():
+    """Labels such as 1.0 as whole numbers, where all are, and are so small that none is rounded."""
+    if targets.dtype.kind == "f" and (np.abs(targets) <= LARGEST_WHOLE).all() and (targets == np.round(targets)).all():
         return targets.astype(np.int64)
     return targets
 
