@@ -97,8 +97,7 @@ class Numbers:
         """The metric of the most frequent class, or of the training part's mean, on the validation part."""
         outputs = torch.zeros(data.outputs)
         if self.of_classes():
-            targets = data.train.targets
-            outputs[targets.bincount(minlength=data.outputs).argmax()] = 1
+            outputs[_class_counts(data).argmax()] = 1
         found = self._constant(data, outputs)
         return _baseline("the most frequent class" if self.of_classes() else "the training mean", found)
 
@@ -222,6 +221,13 @@ def fitting_batch(sequences: int, usual: int) -> int:
 def _baseline(name: str, value: float) -> Baseline | None:
     """None where the metric is beyond all numbers."""
     return Baseline(name, float(f"{value:.7g}")) if math.isfinite(value) else None
+
+
+def _class_counts(data: SeriesData) -> Tensor:
+    """How often the training part has each class, `[K]`; with a target a step its tensor has those of all parts."""
+    part = Batches(data, data.train, BASELINE_ROWS)
+    targets = torch.cat([part.batch(number)[1].flatten() for number in range(len(part))])
+    return targets[targets >= 0].bincount(minlength=data.outputs)  # below stands what is behind an end
 
 
 def _there(inputs: Tensor, every_step: bool) -> Tensor:

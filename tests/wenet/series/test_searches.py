@@ -16,6 +16,7 @@ from wenet.nn import LAYERS
 from wenet.report.run import read_run
 from wenet.report.words import command
 from wenet.searching import resolve_config
+from wenet.tasks import task_of
 from wenet_kernels import Program
 from wenet_kernels.programs import canonical
 
@@ -107,8 +108,6 @@ def test_the_model_gives_the_figure_of_the_contest(classified):
     winner = next(row for row in classified.contest["contestants"] if row["name"] == "winner")
     again = wenet.load(classified.folder)
     run = json.loads((classified.folder / "config.json").read_text())
-    from wenet.tasks import task_of
-
     stored = dict(run["settings"])
     data = task_of(resolve_config(stored.pop("preset"), stored)).take(sums())
     assert data.fingerprint == run["corpus"]
@@ -180,6 +179,24 @@ def test_a_label_for_each_step(tmp_path):
     assert found.predict(x).shape == y.shape and (found.predict(x) == y).mean() > 0.75
     with pytest.raises(WenetError, match="--metric"):
         wenet.search((x, y), task="label", metric="mase", out=tmp_path / "other", **SHORT)
+
+
+def test_the_baseline_counts_labels_of_the_training_part_alone():
+    """Also where a sequence's end leaves places without a label in a batch."""
+    rng = np.random.default_rng(1)
+    x = {part: [rng.normal(size=(steps, 1)) for steps in (2, 4, 3)] for part in ("train", "valid", "test")}
+    ones = {
+        "train": 1,
+        "valid": 2,
+        "test": 4,
+    }  # labels 1 in each sequence, from its end; in the training part the fewer
+    given = {
+        part: (x[part], [(np.arange(len(one)) >= len(one) - ones[part]).astype(int) for one in x[part]]) for part in x
+    }
+    task = task_of(resolve_config("numbers", {"task": "label"}))
+    data = task.take(given)
+    assert data.train.targets.bincount().argmax() == 1 and data.train.lengths.sum() == 9
+    assert task.baseline(data) == ("the most frequent class", pytest.approx(3 / 9))
 
 
 def test_a_table_with_a_label_for_each_step(tmp_path, capsys):
