@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -94,6 +96,34 @@ def test_drawn_programs_on_any_number_of_threads(instruction_set, monkeypatch):
         for one, reference in zip(same_on_threads(native, cells), expected, strict=True):
             # Some derivatives are sums of many numbers that cancel.
             assert (one - reference).norm() < 1e-9 * (reference.norm() + 1e-3), (cells, steps, rows, inputs, hidden)
+
+
+OTHER_INSTRUCTIONS = """
+import os, torch
+from wenet_kernels import ProgramBatch
+from wenet_kernels.programs.layer import projected_cell_rnn
+cells = ProgramBatch("h | tanh(linear(x, h))")
+shapes = [(4, 3, 5), (1, 5, 64), (1, 1, 3, 64), (1, 64, 64), (cells.vectors, 64)]
+leaves = [torch.randn(shape).requires_grad_() for shape in shapes]
+os.environ["WENET_INSTRUCTION_SET"] = {first!r}
+output, _ = projected_cell_rnn(*leaves, cells, backend="cpu")
+os.environ["WENET_INSTRUCTION_SET"] = {second!r}
+try:
+    output.sum().backward()
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@needs_native
+def test_backward_refuses_what_another_instruction_set_kept():
+    """In a process of its own: the kernels would read memory that is not theirs."""
+    if len(KERNEL_SETS) == 1:
+        pytest.skip("a single instruction set here")
+    for first, second in (KERNEL_SETS[::-1][:2], KERNEL_SETS[-2:]):  # each has vectors of another width
+        script = OTHER_INSTRUCTIONS.format(first=first, second=second)
+        found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False)
+        assert found.stdout.startswith("WenetError kept must have shape"), (found.returncode, found.stderr)
 
 
 def results(found, leaves: list[Tensor]) -> list[Tensor]:

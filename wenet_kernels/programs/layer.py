@@ -16,7 +16,7 @@ from wenet_kernels.programs.backend import settled
 from wenet_kernels.programs.batch import ProgramBatch
 from wenet_kernels.programs.evaluation import ProgramEvaluation, ProgramGradients, ProgramRun
 from wenet_kernels.programs.op import carried_states, cell_rnn
-from wenet_kernels.programs.run_checks import check_run
+from wenet_kernels.programs.run_checks import check_evaluation, check_run
 from wenet_kernels.registration import is_plain, recorded
 
 
@@ -116,7 +116,9 @@ class _ProjectedCellRNN(torch.autograd.Function):
         given = (ProgramEvaluation(output, apart, kept), grad_output, grad_apart)
         wants_x = ctx.needs_input_grad[0]
         if direct and ctx.backend == "cpu" and (states.shape[1] == 1 or not wants_x):
-            *of_product, found = cpu.backward_of_input(ProgramRun(*operands), x, weight_input, *given, wants_x)
+            r = ProgramRun(*operands)
+            check_evaluation(r, given[0], operators.evaluation_shapes(r, True, "cpu"), *given[1:])
+            *of_product, found = cpu.backward_of_input(r, x, weight_input, *given, wants_x)
             return *of_product, found.states, found.weight, found.vectors, None, None, None, None
         through_cells = operators.CellRNNBackward.compute if direct else operators.cell_rnn_backward
         through_product = products.ProjectBackward.compute if direct else products.project_backward

@@ -88,7 +88,7 @@ class CellRNNBackward(Operator):
         evaluation, r, backend = _split(arguments)
         check_run(r)
         settled(backend, r.pre, r.precision, r.programs)
-        check_evaluation(r, evaluation, _shapes(r, True, backend), grad_output, grad_apart)
+        check_evaluation(r, evaluation, evaluation_shapes(r, True, backend), grad_output, grad_apart)
         if r.states.numel() == 0:
             return ProgramGradients(*(gradient.zero_() for gradient in _empty_gradients(r)))
         with without_autocast(r.pre.device):
@@ -117,7 +117,7 @@ def _split(arguments: Sequence[Any]) -> tuple[ProgramEvaluation, ProgramRun, str
     return ProgramEvaluation(*arguments[:kept]), ProgramRun(*arguments[kept:-1]), arguments[-1]
 
 
-def _shapes(r: ProgramRun, keep: bool, backend: str) -> tuple[tuple[int, ...], ...]:
+def evaluation_shapes(r: ProgramRun, keep: bool, backend: str) -> tuple[tuple[int, ...], ...]:
     """The shapes of a `ProgramEvaluation`; nothing is kept of an empty data batch."""
     steps, apart = r.pre.shape[0], ProgramBatch(r.programs).apart
     kept = BACKENDS[backend].kept_shape(r) if keep and r.states.numel() > 0 else (0,)
@@ -125,7 +125,7 @@ def _shapes(r: ProgramRun, keep: bool, backend: str) -> tuple[tuple[int, ...], .
 
 
 def _empty_evaluation(r: ProgramRun, keep: bool, backend: str) -> ProgramEvaluation:
-    return ProgramEvaluation(*(r.pre.new_empty(shape) for shape in _shapes(r, keep, backend)))
+    return ProgramEvaluation(*(r.pre.new_empty(shape) for shape in evaluation_shapes(r, keep, backend)))
 
 
 def _empty_gradients(r: ProgramRun) -> ProgramGradients:
