@@ -250,7 +250,7 @@ class SearchResult(Shown, SearchOutcome):
         """Predictions of the winner's trained model for sequences of numbers.
 
         Args:
-            x: sequences in the forms that `search` takes, without targets.
+            x: sequences without targets, as arrays, a list or a data set of the forms that `search` takes.
 
         Returns:
             As in `wenet.nn.SequenceModel.predict`: labels, numbers, or the steps that follow.

@@ -27,6 +27,7 @@ from wenet.data.series import (
     load_series,
     prepare,
     read_series,
+    sequences_alone,
     series_of,
 )
 from wenet.data.sources import check_data_dir
@@ -69,6 +70,7 @@ __all__ = [
     "mean_window",
     "prepare",
     "read_series",
+    "sequences_alone",
     "series_of",
     "units_of",
     "window",

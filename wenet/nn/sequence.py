@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from wenet.data import LAYOUTS, Series, check_columns, first_values, inputs_of, is_list, series_of
+from wenet.data import LAYOUTS, Series, check_columns, first_values, inputs_of, is_list, sequences_alone, series_of
 from wenet.nn.checks import check_no_end, check_probability
 from wenet.nn.dropout import locked_dropout
 from wenet.nn.losses import LOSSES, batch_losses, is_loss, row_losses
@@ -27,7 +27,7 @@ def _is_one(x: Any) -> bool:
     """Whether x is a single sequence that is to be continued."""
     if is_list(x):
         return all(np.isscalar(each) for each in x)
-    return np.ndim(x) < 3
+    return np.ndim(x) in (1, 2)
 
 
 class _Readout(nn.Module):
@@ -218,8 +218,8 @@ class SequenceModel(_Readout):
         """Predict from arrays; sequences of different length come as a list.
 
         Args:
-            x: as in training, `[N, T, F]`, `[N, T]` or a list of `[T, F]`; of a forecast also one sequence `[T, F]` or
-                `[T]`, of which the last steps count.
+            x: as in training, `[N, T, F]`, `[N, T]`, a list of `[T, F]` or a data set of them, in whose order
+                predictions are; of a forecast also one sequence `[T, F]` or `[T]`, of which the last steps count.
             layout: as in training.
 
         Returns:
@@ -230,6 +230,7 @@ class SequenceModel(_Readout):
             WenetError: x has another number of features, or columns of other names; values are infinite, or so large
                 that no prediction is finite, or missing as none was in training, or where a forecast counts from them.
         """
+        x = sequences_alone(x)
         found = self._outputs(x, layout)
         if not self.classes:
             found = [each[..., 0] if self.flat else each for each in found]
@@ -248,7 +249,9 @@ class SequenceModel(_Readout):
         """
         if not self.classes:
             raise WenetError("this model predicts numbers, and so has no probabilities; call predict")
-        scores = [torch.softmax(torch.from_numpy(each), -1).numpy() for each in self._outputs(x, layout)]
+        scores = [
+            torch.softmax(torch.from_numpy(each), -1).numpy() for each in self._outputs(sequences_alone(x), layout)
+        ]
         return np.stack(scores) if len({each.shape for each in scores}) == 1 else scores
 
     @torch.no_grad()
@@ -263,28 +266,43 @@ class SequenceModel(_Readout):
                 f"x needs as many features as in training, {self.features_in}, not {series.features}{mend}"
             )
         check_columns(series.columns, self.columns, "x", "training")
-        if not self.marked and np.isnan(series.values).any():
-            step = int(np.isnan(series.values).any(1).argmax())
-            raise WenetError(f"x, {series.place(step)}: a value is missing, as none was in training; fill it in")
-        if np.isinf(series.values).any():
-            step = int(np.isinf(series.values).any(1).argmax())
-            raise WenetError(f"x, {series.place(step)}: a value is infinite; give finite ones")
+        self._check_values(series)
         values = np.split(series.values, series.starts[1:])
         if self.window:
-            self._check_counted_from(series)
             values = [each[-self.window :] for each in values]
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
+        try:
+            return self._outputs_of(values)
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _outputs_of(self, values: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """What the model gives for sequences `[T, F]`, some at a time."""
         found = []
         for first in range(0, len(values), PREDICTED_ROWS):
             some = [torch.from_numpy(each) for each in values[first : first + PREDICTED_ROWS]]
             lengths = torch.tensor([len(each) for each in some])
             device = self.head_bias.device
             padded = pad_sequence(some, batch_first=True).to(device)
-            outputs = self(padded, lengths.to(device)).cpu().numpy()
+            scores = self(padded, lengths.to(device)).cpu()
+            outputs = (scores.float() if scores.dtype == torch.bfloat16 else scores).numpy()  # NumPy has no bf16
             self._check_near(padded, outputs, first)
             each_step = self.readout == "steps"
             found += [row[:length] if each_step else row for row, length in zip(outputs, lengths.tolist(), strict=True)]
         return found
+
+    def _check_values(self, series: Series) -> None:
+        """Refuse values that are infinite, or missing as none was in training or where a forecast counts from them."""
+        if not self.marked and np.isnan(series.values).any():
+            step = int(np.isnan(series.values).any(1).argmax())
+            raise WenetError(f"x, {series.place(step)}: a value is missing, as none was in training; fill it in")
+        if np.isinf(series.values).any():
+            step = int(np.isinf(series.values).any(1).argmax())
+            raise WenetError(f"x, {series.place(step)}: a value is infinite; give finite ones")
+        if self.window:
+            self._check_counted_from(series)
 
     def _check_near(self, x: Tensor, outputs: NDArray[Any], before: int) -> None:
         """Refuse values that are not finite once they are standardised, or of which no prediction is finite.
@@ -331,7 +349,7 @@ class SequenceModel(_Readout):
         there = torch.ones_like(inputs[..., -1])  # [T, M]
         if lengths is not None:
             within = torch.arange(x.shape[1], device=x.device).unsqueeze(1) < lengths
-            check_no_end(self.rnn.cells, ~within)
+            check_no_end(getattr(self.rnn, "cells", None), ~within)  # which a layer of PyTorch lacks
             inputs, there = inputs.where(within.unsqueeze(-1), 0), within.to(inputs.dtype)
         output, _ = self.rnn(inputs)  # [T, M, H]
         features = self.features(output.unsqueeze(1), there)[0]

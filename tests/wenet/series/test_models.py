@@ -143,6 +143,74 @@ def test_predictions_are_labels():
         single(x[0])
 
 
+class Numbered(torch.utils.data.Dataset):
+    """Sequences by number, without an error behind the last."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, number):
+        return self.items[number % len(self.items)]
+
+
+@pytest.mark.parametrize("horizon", [0, 1])
+def test_predictions_from_data_sets(horizon):
+    """As from a list; of a forecast from each sequence, also where there is one or its items are rows."""
+    kind = {"repeats": (0, 1, 2, 0), "horizon": 1} if horizon else {"classes": ("a", "b", "c", "d")}
+    single = one_of(models("last", "mse"), 0, "last", **kind)
+    x = np.random.default_rng(1).normal(size=(4, STEPS, FEATURES))
+    wanted, tensor = single.predict(x), torch.from_numpy(x)
+    assert len(wanted) == 4
+    alone = torch.utils.data.TensorDataset(tensor)
+    for form in (Numbered(list(x)), Numbered(tensor), alone, torch.utils.data.DataLoader(alone, 2), (x, None)):
+        assert (single.predict(form) == wanted).all()
+        if not horizon:
+            assert np.allclose(single.predict_proba(form), single.predict_proba(x))
+    assert single.predict(Numbered(list(x[:1]))).shape == wanted[:1].shape
+    with pytest.raises(WenetError, match="give a data set of sequences alone"):
+        single.predict(torch.utils.data.TensorDataset(tensor, tensor))
+    with pytest.raises(WenetError, match="x is a dictionary; give the sequences of one part"):
+        single.predict({"train": x, "test": x})
+
+
+def test_a_layer_of_pytorch_reads_sequences_of_any_length():
+    torch.manual_seed(1)
+    scaling = (torch.zeros(FEATURES), torch.ones(FEATURES), torch.zeros(OUTPUTS), torch.ones(OUTPUTS))
+    single = SequenceModel(nn.LSTM(FEATURES + 1, HIDDEN), OUTPUTS, scaling)
+    x = torch.randn(2, STEPS, FEATURES)
+    found = single(x, torch.tensor([STEPS, 3]))
+    assert torch.allclose(found[1], single(x[1:, :3])[0], atol=1e-6)
+    assert np.allclose(single.predict([x[0], x[1, :3]]), found.detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [(), ("a", "b", "c", "d")])
+def test_predictions_of_a_model_in_bf16(classes):
+    targets = (torch.zeros(0), torch.ones(0)) if classes else (torch.zeros(OUTPUTS), torch.ones(OUTPUTS))
+    single = SequenceModel(
+        nn.GRU(FEATURES + 1, HIDDEN), OUTPUTS, (torch.zeros(FEATURES), torch.ones(FEATURES), *targets), classes=classes
+    ).bfloat16()
+    x = np.random.default_rng(1).normal(size=(3, STEPS, FEATURES))
+    scores = single(torch.from_numpy(x)).float().detach().numpy()
+    if classes:
+        assert single.predict(x).tolist() == ["abcd"[row.argmax()] for row in scores]
+        assert np.allclose(single.predict_proba(x).sum(1), 1, atol=1e-5)
+    else:
+        assert np.allclose(single.predict(x), scores, atol=0.01)
+
+
+def test_a_prediction_leaves_the_mode_as_it_was():
+    single = one_of(models("last", "ce"), 0, "last", classes=("a", "b", "c", "d")).train()
+    single.rnn.eval()
+    single.predict(np.zeros((2, STEPS, FEATURES)))
+    assert single.training and not single.rnn.training
+    with pytest.raises(WenetError, match="NaN|too far"):
+        single.float().predict(np.full((2, STEPS, FEATURES), 1e300))
+    assert single.training
+
+
 @pytest.mark.parametrize(
     ("shape", "lengths", "message"),
     [

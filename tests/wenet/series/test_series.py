@@ -555,6 +555,33 @@ def test_data_sets_of_sequences_alone():
     assert series_of(Numbered([1.0, 2.0], [3.0, 4.0, 5.0]), False).lengths.tolist() == [2, 3]
 
 
+class Endless:
+    """Sequences by number, with a length but no IndexError behind it, and not of a class of PyTorch."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, number):
+        return drawn()[0][number % 40]
+
+
+def test_data_sets_end_at_their_length():
+    x, y = drawn()
+    assert series_of(Endless(), False).fingerprint() == series_of(list(x), False).fingerprint()
+    wanted = series_of((list(x), y), True).fingerprint()
+    for inputs, targets in ((Endless(), y), (Endless(), Numbered(*y)), (Numbered(*x), y)):
+        assert series_of((inputs, targets), True).fingerprint() == wanted
+    with pytest.raises(WenetError, match="a forecast takes sequences alone"):
+        series_of((Endless(), y), False)
+
+
+@pytest.mark.parametrize("values", [np.arange(5.0), [0.0, 1.0, 2.0, 3.0, 4.0], np.arange(10.0).reshape(2, 5)])
+def test_a_single_series_with_features_before_steps(values):
+    turned = np.asarray(values).reshape(-1, 5).T
+    assert series_of(values, False, "nft").values.tolist() == turned.tolist()
+    assert series_of(values, False, "nft").lengths.tolist() == [5]
+
+
 @pytest.mark.parametrize(
     ("given", "targeted", "message"),
     [

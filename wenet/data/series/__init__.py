@@ -1,6 +1,15 @@
 """Sequences of numbers: from arrays and files to batches of standardised examples."""
 
-from wenet.data.series.arrays import LAYOUTS, check_counts, column_names, inputs_of, is_list, is_missing, series_of
+from wenet.data.series.arrays import (
+    LAYOUTS,
+    check_counts,
+    column_names,
+    inputs_of,
+    is_list,
+    is_missing,
+    sequences_alone,
+    series_of,
+)
 from wenet.data.series.examples import Batches, Examples, SeriesData, first_values
 from wenet.data.series.files import ARRAYS, READERS, TABLES, Reading, ending_of, is_file_of_series, read_series
 from wenet.data.series.preparation import Preparation
@@ -35,5 +44,6 @@ __all__ = [
     "load_series",
     "prepare",
     "read_series",
+    "sequences_alone",
     "series_of",
 ]

@@ -38,29 +38,41 @@ def series_of(
         return given
     if isinstance(given, Mapping):
         return _of_parts(given, targeted, layout, name, every_step)
-    if _is_dataset(given):
-        given = _of_dataset(given, targeted)
     if not targeted:
-        if isinstance(given, tuple) and len(given) == 2 and given[1] is None:
-            given = given[0]
+        given = sequences_alone(given, name)
         if _is_pair(given):
             raise WenetError(f"{name}: a forecast takes sequences alone, x and not (x, y)")
         return _untargeted(given, layout, name)
+    given = _of_dataset(given, targeted) if _is_dataset(given) else given
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise WenetError(f"{name}: give sequences and targets as a pair (x, y), not {type(given).__name__} alone")
-    values, lengths, columns = _sequences(given[0], layout, name)
-    targets = _step_targets(given[1], lengths, name) if every_step else _targets(given[1], lengths, name)
+    x, y = (_of_dataset(each, False) if _is_dataset(each) else each for each in given)
+    values, lengths, columns = _sequences(x, layout, name)
+    targets = _step_targets(y, lengths, name) if every_step else _targets(y, lengths, name)
     return Series(name, values, lengths, targets, columns=columns)
 
 
 def inputs_of(given: Any, layout: str = "ntf", name: str = "x") -> Series:
-    """Sequences alone, in the forms that x has in a pair (x, y).
+    """Sequences alone, in the forms that x has in a pair (x, y), or a data set of them.
 
     Raises:
         WenetError: as in `series_of`.
     """
-    values, lengths, columns = _sequences(given, layout, name)
+    values, lengths, columns = _sequences(sequences_alone(given, name), layout, name)
     return Series(name, values, lengths, columns=columns)
+
+
+def sequences_alone(given: Any, name: str = "x") -> Any:
+    """What is given as an array or a list: a data set as the list of its sequences, and x of a pair (x, None).
+
+    Raises:
+        WenetError: it is a dictionary, or a data set of pairs or without a length.
+    """
+    if isinstance(given, Mapping):
+        raise WenetError(f"{name} is a dictionary; give the sequences of one part, such as data['test']")
+    if isinstance(given, tuple) and len(given) == 2 and given[1] is None:
+        given = given[0]
+    return _of_dataset(given, False) if _is_dataset(given) else given
 
 
 def _of_parts(given: Mapping[str, Any], targeted: bool, layout: str, name: str, every_step: bool) -> Series:
@@ -78,7 +90,14 @@ def _of_parts(given: Mapping[str, Any], targeted: bool, layout: str, name: str, 
 
 
 def _is_dataset(given: Any) -> bool:
-    return isinstance(given, torch.utils.data.Dataset | torch.utils.data.DataLoader)
+    """Whether these are sequences by number, which end at their length and perhaps with no IndexError.
+
+    NumPy reads such an object until it raises one.
+    """
+    if isinstance(given, torch.utils.data.Dataset | torch.utils.data.DataLoader):
+        return True
+    kind = type(given)
+    return hasattr(kind, "__getitem__") and not (hasattr(kind, "__iter__") or hasattr(kind, "__array__"))
 
 
 def _of_dataset(given: Any, targeted: bool) -> Any:
@@ -95,7 +114,7 @@ def _of_dataset(given: Any, targeted: bool) -> Any:
             raise WenetError("a data set must give pairs (x, y)")
         return [x for x, _ in items], [y for _, y in items]
     if any(isinstance(item, tuple) and len(item) > 1 for item in items):
-        raise WenetError("a forecast takes a data set of sequences alone, x and not (x, y)")
+        raise WenetError("give a data set of sequences alone, x and not (x, y)")
     return [item[0] if isinstance(item, tuple) else item for item in items]  # a TensorDataset gives (x,)
 
 
@@ -132,12 +151,18 @@ def _untargeted(given: Any, layout: str, name: str) -> Series:
     columns = _feature_names(given, layout)
     if not is_list(given):
         array = _numbers(given, name)
-        if array.ndim in (1, 2):
-            given = array[None, :, None] if array.ndim == 1 else array[None]
+        given = _one_sequence(array, layout) if array.ndim in (1, 2) else given
     elif all(np.isscalar(each) for each in given):
-        given = _numbers(given, name)[None, :, None]
+        given = _one_sequence(_numbers(given, name), layout)
     values, lengths, of_each = _sequences(given, layout, name)
     return Series(name, values, lengths, columns=columns or of_each)
+
+
+def _one_sequence(array: Array, layout: str) -> Array:
+    """A single sequence `[T]`, `[T, F]` or in the layout nft `[F, T]` as several."""
+    if array.ndim == 1:
+        array = array[None] if layout == "nft" else array[:, None]
+    return array[None]
 
 
 def _sequences(given: Any, layout: str, name: str) -> tuple[Array, Array, tuple[str, ...]]:
