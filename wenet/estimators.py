@@ -101,6 +101,7 @@ class _Estimator:
             **(self.options or {}),
         }
         if self.folder is not None:
+            _check_new(Path(self.folder))
             self._take(search(data, task=self.task, out=self.folder, **settings), keep=True)
         else:
             with tempfile.TemporaryDirectory() as folder:
@@ -112,6 +113,7 @@ class _Estimator:
         assert isinstance(model, SequenceModel)
         self.model_, self.cell_, self.n_features_in_ = model, found.genotype, model.features_in
         self.contest_ = found.contest
+        vars(self).pop("found_", None)  # that of an earlier fit
         if keep:
             self.found_ = found
 
@@ -136,9 +138,17 @@ class _Estimator:
         return self.model_
 
 
-def _fitting_batch(count: int) -> int:
-    """Sequences of a batch, so that there are some batches in the training part of so many sequences."""
-    return max(1, min(32, count // 8))
+def _check_new(folder: Path) -> None:
+    """Refuse a place that holds something; a search would advise what an estimator cannot do."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise WenetError(f"{folder} is not empty, and one folder is for one fit; set folder to a new place")
+
+
+def _check_alike(found: Array, wanted: Array) -> None:
+    """Refuse a y that is not one row for each prediction, with as many columns."""
+    check_counts(len(found), len(wanted), "x")
+    if found.shape != wanted.shape:
+        raise WenetError(f"y has the shape {list(wanted.shape)} and predictions {list(found.shape)}; give it as in fit")
 
 
 def _there(y: Any) -> Any:
@@ -152,6 +162,11 @@ def _numbers(y: Any) -> Array:
         return np.asarray(_there(y), dtype=np.float64)
     except (TypeError, ValueError):
         raise WenetError("y must be numbers; SequenceClassifier takes labels that are texts") from None
+
+
+def _as_columns(numbers: Array) -> Array:
+    """`[N, K]`, also of `[N]`."""
+    return numbers[:, None] if numbers.ndim == 1 else numbers
 
 
 def _labels(y: Any) -> Array:
@@ -218,13 +233,9 @@ class SequenceClassifier(_Estimator):
             raise WenetError(f"a label such as {fractions[0]} is no class; SequenceRegressor predicts numbers")
         if len(classes) == 1:
             raise WenetError(f"all labels are {labels.tolist()[0]!r}; a classification needs two classes at least")
-        self._count = len(labels)
         self._search(x, _kept(labels, numbers))
         self.classes_ = classes  # once there is a model for them: a fit that fails leaves the one before
         return self
-
-    def _settings(self) -> dict[str, Any]:
-        return {"data_batch": _fitting_batch(self._count)}
 
     def predict(self, x: Any) -> Array:
         """Labels `[N]`."""
@@ -239,7 +250,7 @@ class SequenceClassifier(_Estimator):
     def score(self, x: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of right labels."""
         found, labels = self.predict(x), _labels(y)
-        check_counts(len(found), len(labels), "x")
+        _check_alike(found, labels)
         return float(np.average(found == labels, weights=sample_weight))
 
 
@@ -272,13 +283,8 @@ class SequenceRegressor(_Estimator):
         Raises:
             WenetError: as in `wenet.search`.
         """
-        targets = _numbers(y)
-        self._count = len(targets)
-        self._search(x, targets)
+        self._search(x, _numbers(y))
         return self
-
-    def _settings(self) -> dict[str, Any]:
-        return {"data_batch": _fitting_batch(self._count)}
 
     def predict(self, x: Any) -> Array:
         """Numbers `[N]` or `[N, K]`."""
@@ -289,10 +295,11 @@ class SequenceRegressor(_Estimator):
 
         Where a target of y is constant it is 0, or 1 for the very values; NaN for a single sequence.
         """
-        wanted, found = _numbers(y).reshape(len(y), -1), self.predict(x)
-        check_counts(len(found), len(wanted), "x")
-        found = found.reshape(len(y), -1)
-        weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight)
+        wanted, found = (_as_columns(each) for each in (_numbers(y), self.predict(x)))
+        _check_alike(found, wanted)
+        if not np.isfinite(wanted).all():
+            raise WenetError("y has a number that is missing or not finite; leave its sequence out")
+        weights = np.ones(len(found)) if sample_weight is None else np.asarray(sample_weight)
         mean = np.average(wanted, axis=0, weights=weights)
         left = np.average((wanted - found) ** 2, axis=0, weights=weights)
         spread = np.average((wanted - mean) ** 2, axis=0, weights=weights)

@@ -36,6 +36,10 @@ def test_a_classifier():
     assert model.score(few, column) == model.score(few, y[:30])
     with pytest.raises(WenetError, match="30 sequences but 7 targets; there must be one for each"):
         model.score(few, y[:7])
+    with pytest.raises(WenetError, match="30 sequences but 0 targets"):
+        model.score(few, [])
+    with pytest.raises(WenetError, match=r"y has the shape \[30, 2\] and predictions \[30\]"):
+        model.score(few, np.stack([y[:30]] * 2, 1))
     again = SequenceClassifier(**SHORT, options=OPTIONS).fit(x, y[:, np.newaxis])
     assert (again.predict(few) == model.predict(few)).all()
     with pytest.raises(WenetError, match="all labels are 'up'; a classification needs two classes"):
@@ -104,6 +108,14 @@ def test_scores_of_targets_that_do_not_vary():
     x = np.zeros((4, 3, 1))
     assert Fixed().score(x, np.full(4, 7.0)) == 0.0 and np.isnan(Fixed().score(x[:1], [1.0]))
     assert Fixed().score(x, Fixed().predict(x)) == 1.0 and Fixed().score(x[:2], [1.0, 2.0]) == 1.0
+    assert Fixed().score(x, [[1.0], [2.0], [1.0], [2.0]]) == 1.0
+    for y, message in (
+        ([], "4 sequences but 0 targets"),
+        ([1.0, 2.0, np.nan, 2.0], "y has a number that is missing or not finite"),
+        (np.ones((4, 2)), r"y has the shape \[4, 2\] and predictions \[4, 1\]"),
+    ):
+        with pytest.raises(WenetError, match=message):
+            Fixed().score(x, y)
     with pytest.raises(WenetError, match="a label such as 0.5 is no class; SequenceRegressor predicts numbers"):
         SequenceClassifier().fit(np.zeros((4, 3, 1)), [0.5, 1.0, 0.5, 1.0])
 
@@ -129,6 +141,15 @@ def test_a_forecaster(tmp_path):
     several = np.empty(2, dtype=object)
     several[:] = [waves()[:50], waves()[:70]]
     assert model.predict(several).shape == model.predict(list(several)).shape == (2, 3, 2)
+
+
+def test_a_folder_is_for_one_fit(tmp_path):
+    model = Forecaster(12, 3, **SHORT, options={**OPTIONS, "contest_epochs": 1.0}, folder=str(tmp_path / "run"))
+    assert model.fit(waves()).found_.finished
+    with pytest.raises(WenetError, match="run is not empty, and one folder is for one fit; set folder to a new place"):
+        model.fit(waves())
+    assert model.found_.finished
+    assert not hasattr(model.set_params(folder=None).fit(waves()), "found_")
 
 
 def test_what_cannot_be_fitted_is_said_in_words():
