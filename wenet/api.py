@@ -302,7 +302,7 @@ def _on_the_text_of_its_run(given: dict[str, Any], surroundings: Surroundings) -
     characters like the run's."""
     cell = given.get("cell")
     folder = Path(cell) if isinstance(cell, str) else None
-    if folder is None or not os.path.isfile(folder / "config.json"):
+    if folder is None or not os.path.isfile(folder / "config.json"):  # no error for a long cell
         return given, surroundings
     run = read_run(folder)
     level = run.settings["level"]

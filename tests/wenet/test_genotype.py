@@ -1,10 +1,15 @@
 import json
+from pathlib import Path
 
 import pytest
 
+from wenet.api import _on_the_text_of_its_run
 from wenet.cells.genotype import Genotype
 from wenet.cells.published import DARTS_V2, ENAS, PUBLISHED, load_genotype
 from wenet.cells.space import random_genotypes
+from wenet.cli.cell import main as cell_main
+from wenet.exporting.winner import has_trained_winner
+from wenet.run.session import Surroundings
 from wenet_kernels import WenetError
 
 
@@ -104,6 +109,17 @@ def test_load_genotype(tmp_path):
     assert load_genotype(str(tmp_path / "cell.json")) == DARTS_V2
     (tmp_path / "best.json").write_text(json.dumps({"genotype": DARTS_V2.to_dict(), "weight": 0.1}))
     assert load_genotype(str(tmp_path)) == DARTS_V2
+
+
+def test_cells_longer_than_a_files_name(tmp_path):
+    text = " ".join(f"tanh{node}" for node in range(60))
+    cell = load_genotype(text)
+    assert cell.nodes == 60 and str(cell) == text
+    assert not has_trained_winner(Path(text))
+    assert _on_the_text_of_its_run({"cell": text}, Surroundings())[0] == {"cell": text}
+    assert cell_main(["show", text, "--draw", str(tmp_path / "cell.svg")]) == 0
+    with pytest.raises(WenetError, match="no cell 'xxx"):
+        load_genotype(5000 * "x")
 
 
 def test_load_genotype_errors(tmp_path):

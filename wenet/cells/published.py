@@ -68,11 +68,10 @@ def load_genotype(source: Genotype | str | Path, besides: Sequence[str] = ()) ->
         return PUBLISHED[source][0]
     if re.fullmatch(r"random:\d+", source):
         return random_genotypes(1, RANDOM_NODES, int(source.removeprefix("random:")))[0]
-    path = Path(source)
-    if path.is_dir():
-        return _read_genotype(path / "best.json")
-    if path.is_file():
-        return _read_genotype(path)
+    if os.path.isdir(source):  # unlike those of Path, no error for a cell too long to be a file's name
+        return _read_genotype(Path(source) / "best.json")
+    if os.path.isfile(source):
+        return _read_genotype(Path(source))
     if any(character.isdigit() for character in source) and "/" not in source and not source.endswith(".json"):
         try:
             return Genotype.from_text(source)
@@ -110,7 +109,7 @@ def load_genotypes(source: str) -> list[Genotype]:
     Raises:
         WenetError: there are no cells, or an entry is no cell; the message gives its place.
     """
-    is_file = os.path.isfile(source)  # unlike Path.is_file, no error for text too long to be a file name
+    is_file = os.path.isfile(source)
     if not is_file and not re.fullmatch(CELLS, source):
         raise WenetError(f"no file of cells {source!r}")
     try:

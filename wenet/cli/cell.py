@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def _dag_cell(source: str) -> Genotype:
 
 def _title(cell: str) -> str:
     """The title of a cell's picture: its name, or the last part of a path."""
-    return Path(cell).name if Path(cell).exists() else cell
+    return Path(cell).name if os.path.exists(cell) else cell
 
 
 def _random_cells(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -382,7 +383,7 @@ def stored_kind(folder: Path) -> tuple[str, str] | None:
     Raises:
         WenetError: its settings cannot be read.
     """
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):  # no error for a cell too long to be a folder's name
         return None
     stored = upgraded(read_json(folder / "config.json", NEW_RUN, "kind", "settings"))
     return stored["kind"], stored["settings"]["task"]
