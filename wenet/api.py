@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from wenet.cells import Genotype
 from wenet.data import is_file_of_series
-from wenet.nn import LOSSES, named_loss
+from wenet.nn import LOSSES, forget_loss, named_loss
 from wenet.report.run import read_run
 from wenet.results import SearchResult, TrainResult
 from wenet.run import TEXT_SETTINGS, Session, Surroundings, Work, default_preset
@@ -172,6 +172,8 @@ def resume_search(
     with Session.resume(SEARCH, folder, surroundings, **changes) as session:
         if audit_epochs is not None and not session.config.audit and session.config.runs == 1:
             raise WenetError("--audit-epochs is for --audit or --runs; say --audit too")
+        if loss is None:
+            forget_loss(session.config.loss)  # a run knows it by its name, which several functions may have
         outcome = run_search(session)
         _write_report(session)
         return SearchResult(**vars(outcome))

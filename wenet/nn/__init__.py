@@ -5,7 +5,7 @@ from wenet.nn.cross_entropy import CHUNK
 from wenet.nn.divided import DividedDagRNN
 from wenet.nn.dropout import draw_rows
 from wenet.nn.language import LanguageModel, StandaloneLanguageModels
-from wenet.nn.losses import LOSSES, OWN, is_loss, named_loss
+from wenet.nn.losses import LOSSES, OWN, forget_loss, is_loss, named_loss
 from wenet.nn.lstm import LAYERS, StackedLSTM, StandaloneRNN
 from wenet.nn.mixing import Mixing
 from wenet.nn.program_parameters import split_row
@@ -38,6 +38,7 @@ __all__ = [
     "WeightedCellRNN",
     "WeightedDagRNN",
     "draw_rows",
+    "forget_loss",
     "is_loss",
     "named_loss",
     "split_row",

@@ -29,6 +29,11 @@ def named_loss(function: Loss) -> str:
     return name
 
 
+def forget_loss(name: str | None) -> None:
+    """Forget the function of a name, as another one of the same name may have taken its place since."""
+    _OWN.pop(name or "", None)
+
+
 def is_loss(name: str) -> bool:
     """Whether settings may have this name."""
     return name in LOSSES or name.startswith(OWN)
