@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from wenet_kernels import native
 from wenet_kernels.native import sources_digest
 
 from .bare_checkout import bare_environment
@@ -48,8 +49,30 @@ def test_a_bare_checkout_is_enough(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    without_native = "not built, as no C++ compiler was found at installation"
-    assert done.stdout.splitlines() == [version, without_native, f"{tmp_path}/.cache/wenet", "sotu"]
+    found, without_native, *others = done.stdout.splitlines()
+    assert [found, *others] == [version, f"{tmp_path}/.cache/wenet", "sotu"]
+    if any(path.suffix in (".so", ".pyd") for path in (ROOT / "wenet_kernels").glob("_native.*")):  # but hidden
+        assert without_native.startswith("built, but it cannot be loaded (cannot import name '_native'")
+    else:
+        assert without_native == "not built at installation (no C++ compiler, or WENET_NATIVE=0)"
+
+
+@pytest.mark.parametrize(
+    ("file", "reason", "said"),
+    [
+        (None, "cannot import name '_native'", "not built at installation (no C++ compiler, or WENET_NATIVE=0)"),
+        ("_native.pyi", "cannot import name '_native'", "not built at installation"),
+        ("_native.cpython-39-x86.so", "cannot import name '_native'", "built, but it cannot be loaded (cannot import"),
+        (None, "libgomp.so.1: cannot open", "built, but it cannot be loaded (libgomp.so.1: cannot open); run pip"),
+    ],
+)
+def test_why_there_is_no_native_module(tmp_path, monkeypatch, file, reason, said):
+    if file is not None:
+        (tmp_path / file).touch()
+    for name, value in (("native", None), ("IS_STALE", False), ("_reason", reason)):
+        monkeypatch.setattr(native, name, value)
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    assert native.absence().startswith(said)
 
 
 def test_the_build_needs_no_torch():
@@ -58,8 +81,8 @@ def test_the_build_needs_no_torch():
 
 
 def test_native_module():
-    native = pytest.importorskip("wenet_kernels._native", reason="the native module is not built")
-    assert native.instruction_sets()[0] == "portable"
+    module = pytest.importorskip("wenet_kernels._native", reason="the native module is not built")
+    assert module.instruction_sets()[0] == "portable"
 
 
 def test_a_native_module_of_other_sources_is_not_called():

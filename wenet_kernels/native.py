@@ -1,4 +1,4 @@
-"""The compiled part of the package, absent if it was installed without a C++ compiler."""
+"""The compiled part of the package, absent if it was installed without a C++ compiler, or cannot be loaded."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+_reason = ""  # why it cannot be loaded
+
 if TYPE_CHECKING:
     from wenet_kernels import _native
 else:
     try:
         from wenet_kernels import _native
-    except ImportError:
-        _native = None
+    except ImportError as error:
+        _native, _reason = None, str(error).split("\n")[0]
 
 
 def sources_digest(checkout: Path) -> str | None:
@@ -34,7 +36,12 @@ def absence() -> str:
     """The reason why there is no native module; empty if there is one."""
     if IS_STALE:
         return "built from other sources than these; run pip install again"
-    return "not built, as no C++ compiler was found at installation" if native is None else ""
+    if native is not None:
+        return ""
+    beside = any(path.suffix in (".so", ".pyd") for path in Path(__file__).parent.glob("_native.*"))
+    if beside or not _reason.startswith("cannot import name"):  # as where there is no such module
+        return f"built, but it cannot be loaded ({_reason}); run pip install again with this Python"
+    return "not built at installation (no C++ compiler, or WENET_NATIVE=0)"
 
 
 def native_status() -> str:
