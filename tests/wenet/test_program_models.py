@@ -205,6 +205,13 @@ def test_what_programs_cannot(capsys, run, tmp_path):
     fails(capsys, cell_main, ["show", "lstn"], "did you mean lstm")
     fails(capsys, cell_main, ["export", "gru", "--form", "plain", "--out", str(tmp_path / "c.py")], "leave out --form")
     fails(capsys, train_main, ["sotu", "--cell", "h | tanh(linear(x)"], "no expression")
-    with pytest.raises(WenetError, match="holds a program"):
-        wenet.nn.DagRNN(3, 4, str(run))
+    program = load_program(run)
+    for cell, what in (
+        (str(run), "holds a program"),
+        (program, "the cell is a program"),
+        (str(program), "the cell is a program"),
+    ):
+        with pytest.raises(WenetError, match=f"{what}, and a DAG cell is needed; use wenet.nn.CellRNN") as error:
+            wenet.nn.DagRNN(3, 4, cell)
+        assert "Program(" not in str(error.value) and "\n" not in str(error.value)
     assert CellRNN(3, 4, run).program == load_program(run)

@@ -12,7 +12,7 @@ from typing import Any
 from wenet.cells.genotype import Genotype
 from wenet.cells.space import random_genotypes
 from wenet.files import WRITTEN_AGAIN
-from wenet_kernels import WenetError, activation_names, did_you_mean
+from wenet_kernels import Program, WenetError, activation_names, did_you_mean
 
 # Liu et al., DARTS: Differentiable Architecture Search, 2019: first and second order.
 DARTS_V1 = Genotype.from_text("relu0 relu1 tanh2 relu3 relu4 identity1 relu5 relu1")
@@ -61,6 +61,8 @@ def load_genotype(source: Genotype | str | Path, besides: Sequence[str] = ()) ->
     """
     if isinstance(source, Genotype):
         return source
+    if isinstance(source, Program):
+        raise _not_of_programs("the cell is a program")
     if not isinstance(source, str | Path):
         raise WenetError(f"a cell must be a Genotype, or a name such as 'darts-v2', not {source!r}")
     source = str(source)
@@ -72,6 +74,8 @@ def load_genotype(source: Genotype | str | Path, besides: Sequence[str] = ()) ->
         return _read_genotype(Path(source) / "best.json")
     if os.path.isfile(source):
         return _read_genotype(Path(source))
+    if "|" in source:
+        raise _not_of_programs("the cell is a program")
     if any(character.isdigit() for character in source) and "/" not in source and not source.endswith(".json"):
         try:
             return Genotype.from_text(source)
@@ -81,6 +85,10 @@ def load_genotype(source: Genotype | str | Path, besides: Sequence[str] = ()) ->
     names = [*PUBLISHED, *besides]
     mend = did_you_mean(source, names) or f"name a file, a run folder, random:SEED or one of {', '.join(names)}"
     raise WenetError(f"no cell {source!r}: {mend}")
+
+
+def _not_of_programs(what: str) -> WenetError:
+    return WenetError(f"{what}, and a DAG cell is needed; use wenet.nn.CellRNN, or layer(...) of a result")
 
 
 def _read_genotype(path: Path) -> Genotype:
@@ -94,7 +102,7 @@ def _read_genotype(path: Path) -> Genotype:
         raise WenetError(f"{path} holds no cell: {error}{mend}") from None
     value = value["genotype"] if isinstance(value, dict) and "genotype" in value else value
     if isinstance(value, dict) and "program" in value:
-        raise WenetError(f"{path} holds a program, and a DAG cell is needed; a program is a layer as wenet.nn.CellRNN")
+        raise _not_of_programs(f"{path} holds a program")
     try:
         return Genotype.from_dict(value)
     except WenetError as error:
