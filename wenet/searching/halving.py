@@ -1,4 +1,4 @@
-"""The baseline of every search: random cells under successive halving (Jamieson and Talwalkar 2016)."""
+"""What a mixture is compared with: random cells under successive halving (Jamieson and Talwalkar 2016)."""
 
 from __future__ import annotations
 
