@@ -21,14 +21,16 @@ class Description:
         cells: as text, separated by semicolons.
         form: the form of the cells, "highway" or "plain".
         layout: the version of the tensors' layout.
+        sizes: the hidden size of each cell, where they may differ; labels of earlier versions lack them.
     """
 
     cells: str
     form: str
     layout: int = LAYOUT
+    sizes: tuple[int, ...] = ()
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps({name: value for name, value in asdict(self).items() if value != ()})
 
     def to_tensor(self) -> Tensor:
         """Encode as bytes, on the CPU even where the model is on the device "meta"."""
@@ -42,7 +44,8 @@ class Description:
             WenetError: the bytes are no description, or name a layout that this version does not know.
         """
         try:
-            description = cls(**json.loads(bytes(tensor.to(torch.uint8).tolist())))
+            found = json.loads(bytes(tensor.to(torch.uint8).tolist()))
+            description = cls(**{**found, "sizes": tuple(found.get("sizes", ()))})
         except (AttributeError, TypeError, ValueError):
             raise WenetError("these weights do not name their cell; their file is damaged") from None
         if description.layout != LAYOUT:
@@ -59,3 +62,6 @@ class Description:
         for ours, other in zip(here, there, strict=True):
             if ours != other:
                 raise WenetError(f"the weights of {layer} are those of the cell '{other}', but the layer has '{ours}'")
+        if self.sizes and found.sizes and self.sizes != found.sizes:
+            ours, other = (", ".join(map(str, sizes)) for sizes in (self.sizes, found.sizes))
+            raise WenetError(f"the weights of {layer} are of hidden sizes {other}, but the layer has {ours}")

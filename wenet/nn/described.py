@@ -20,6 +20,7 @@ class LayerOfCells(nn.Module):
 
     forms: tuple[str, ...] = FORMS  # that its cells may have
     described_cells: str  # as text, separated by semicolons
+    described_sizes: tuple[int, ...] = ()  # of the cells, where they may differ
 
     def __init__(
         self,
@@ -51,13 +52,16 @@ class LayerOfCells(nn.Module):
         raise WenetError(f"torch.jit.script cannot read a {type(self).__name__}; use torch.jit.trace, or torch.export")
 
     def get_extra_state(self) -> Tensor:
-        return Description(self.described_cells, self.form).to_tensor()
+        return self._description().to_tensor()
+
+    def _description(self) -> Description:
+        return Description(self.described_cells, self.form, sizes=self.described_sizes)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Do nothing: the label was compared before the weights were loaded."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         found = state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
-        own = Description(self.described_cells, self.form)
+        own = self._description()
         own.check_same(Description.from_tensor(found), prefix.rstrip(".") or "this layer")
         super()._load_from_state_dict(state_dict, prefix, *arguments)

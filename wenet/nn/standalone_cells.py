@@ -66,14 +66,31 @@ class StandaloneCellRNN(LayerOfCells):
         self.sizes = tuple(sizes) or (hidden_size,) * len(programs)
         if len(self.sizes) != len(programs) or not all(1 <= size <= hidden_size for size in self.sizes):
             raise WenetError(f"sizes must name a size from 1 to {hidden_size} for each of {len(programs)} networks")
+        self.described_sizes = self.sizes  # weights have one shape for several
         pairs = zip(programs, self.sizes, strict=True)
         longest = max(program.parameters(input_size, size) for program, size in pairs)
         self.weights = nn.Parameter(torch.empty(len(programs), longest))
-        for name, places in self._places().items():
-            self.register_buffer(name, places, persistent=False)
-        units = torch.arange(hidden_size) < torch.tensor(self.sizes).unsqueeze(1)  # [n, H]
-        self.register_buffer("units", units, persistent=False)  # that a network has
+        self._make_tables()
         self.reset_parameters()
+
+    def _make_tables(self) -> None:
+        """Make what follows from the cells and sizes, where the weights are, in buffers of which no file has a copy."""
+        device = self.weights.device
+        sizes = torch.tensor(self.sizes, device=device).unsqueeze(1)
+        units = torch.arange(self.hidden_size, device=device) < sizes  # [n, H], that a network has
+        for name, table in {**self._places(), "units": units}.items():
+            self.register_buffer(name, table, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> StandaloneCellRNN:
+        """Convert or move the weights, and make the tables anew, which `to_empty` leaves without values."""
+        super()._apply(fn, recurse)
+        self._make_tables()
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        if self.weights.device != self.get_buffer("units").device:  # assigned to a layer on the device meta
+            self._make_tables()
 
     @property
     def count(self) -> int:

@@ -289,6 +289,34 @@ def small_and_large():
     return models, single, sizes
 
 
+def test_weights_name_their_sizes():
+    """Also where a layer without values, of which no memory is read, takes them."""
+    from wenet.nn import StandaloneCellRNN
+    from wenet.programs import random_programs
+
+    programs, x = random_programs(2, states=1, seed=3), torch.randn(4, 2, 3)
+
+    def layer(*sizes):
+        return StandaloneCellRNN(3, 8, programs, sizes=sizes)
+
+    rnn = layer(8, 5)
+    weights, wanted = rnn.state_dict(), rnn(x)[0]
+    for other in (layer(8, 6), layer(8, 8)):
+        assert other.weights.shape == rnn.weights.shape
+        with pytest.raises(WenetError, match="the weights of this layer are of hidden sizes 8, 5, but the layer has 8"):
+            other.load_state_dict(weights)
+        other.load_state_dict({"weights": weights["weights"]})  # as an earlier version wrote them
+    with torch.device("meta"):
+        empty, assigned = layer(8, 5), layer(8, 5)
+    empty.to_empty(device="cpu").load_state_dict(weights)
+    assigned.load_state_dict(weights, assign=True)
+    moved = layer(8, 5).to_empty(device="cpu")
+    moved.load_state_dict(weights)
+    for each in (empty, assigned, moved):
+        assert torch.equal(each(x)[0][:, 0], wanted[:, 0]) and torch.equal(each(x)[0][:, 1, :, :5], wanted[:, 1, :, :5])
+        assert torch.equal(each.units, rnn.units)
+
+
 def test_networks_of_different_sizes_train_as_each_alone():
     torch.manual_seed(4)
     models, single, sizes = small_and_large()
