@@ -558,21 +558,25 @@ def test_data_sets_of_sequences_alone():
 class Endless:
     """Sequences by number, with a length but no IndexError behind it, and not of a class of PyTorch."""
 
+    def __init__(self, items):
+        self.items = items
+
     def __len__(self):
         return 40
 
     def __getitem__(self, number):
-        return drawn()[0][number % 40]
+        return self.items[number % 40]
 
 
 def test_data_sets_end_at_their_length():
     x, y = drawn()
-    assert series_of(Endless(), False).fingerprint() == series_of(list(x), False).fingerprint()
+    assert series_of(Endless(x), False).fingerprint() == series_of(list(x), False).fingerprint()
     wanted = series_of((list(x), y), True).fingerprint()
-    for inputs, targets in ((Endless(), y), (Endless(), Numbered(*y)), (Numbered(*x), y)):
+    for inputs, targets in ((Endless(x), y), (Endless(x), Numbered(*y)), (Numbered(*x), y)):
         assert series_of((inputs, targets), True).fingerprint() == wanted
+    assert series_of([Endless(x[:, 0]), Endless(x[:, 0])], False).lengths.tolist() == [40, 40]
     with pytest.raises(WenetError, match="a forecast takes sequences alone"):
-        series_of((Endless(), y), False)
+        series_of((Endless(x), y), False)
 
 
 @pytest.mark.parametrize("values", [np.arange(5.0), [0.0, 1.0, 2.0, 3.0, 4.0], np.arange(10.0).reshape(2, 5)])

@@ -46,7 +46,7 @@ def series_of(
     given = _of_dataset(given, targeted) if _is_dataset(given) else given
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise WenetError(f"{name}: give sequences and targets as a pair (x, y), not {type(given).__name__} alone")
-    x, y = (_of_dataset(each, False) if _is_dataset(each) else each for each in given)
+    x, y = (sequences_alone(each, name) for each in given)
     values, lengths, columns = _sequences(x, layout, name)
     targets = _step_targets(y, lengths, name) if every_step else _targets(y, lengths, name)
     return Series(name, values, lengths, targets, columns=columns)
@@ -72,6 +72,8 @@ def sequences_alone(given: Any, name: str = "x") -> Any:
         raise WenetError(f"{name} is a dictionary; give the sequences of one part, such as data['test']")
     if isinstance(given, tuple) and len(given) == 2 and given[1] is None:
         given = given[0]
+    if type(given) in (list, tuple):
+        return type(given)(_of_dataset(each, False) if _is_dataset(each) else each for each in given)
     return _of_dataset(given, False) if _is_dataset(given) else given
 
 
