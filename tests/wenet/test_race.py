@@ -354,7 +354,7 @@ def test_a_cell_wins_where_it_is_shown_to_beat_the_rivals_that_raced(of_cell, lo
         cell = load_program("gru") if rival else load_program("mgu")
         loss = sum(held_out) / len(held_out)
         outcomes = [Outcome(cell, value, None, None, value, loss) for value in values]
-        return Trained(Contestant(name, cell, resolve_config("race"), True, rival), None, outcomes, [], held_out)
+        return Trained(Contestant(name, cell, resolve_config("race"), True, rival), None, outcomes, [], 8, held_out)
 
     finalists = [trained("finalist 1", of_cell, losses, False)]
     if of_rival is not None:

@@ -267,10 +267,10 @@ def test_settings_in_a_file_that_cannot_be_read(text, tmp_path, capsys, content)
 
 def test_a_place_that_may_not_be_read_is_said_to_be_so(monkeypatch, capsys):
     def refuse(*_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied", "/root/cell.json")
+        raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/cell.json")
 
     monkeypatch.setattr("wenet.cli.search.resume_search", refuse)
-    assert "/root/cell.json: Permission denied" in fails(capsys, "--resume", "run")
+    assert "/elsewhere/cell.json: Permission denied" in fails(capsys, "--resume", "run")
 
 
 def test_parts_go_on_in_another_session(tmp_path):

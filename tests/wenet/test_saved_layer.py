@@ -195,16 +195,9 @@ def test_errors(content, flags, message, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--out", "."], "--out . must end in .py for --format module"),
-        (["--out", "layer.safetensors"], "must end in .py for --format module"),
-        (
-            ["--out", "layer.onnx", "--format", "torch-export", "--hidden", "3"],
-            "must end in .pt2 for --format torch-export",
-        ),
-        (
-            ["--out", "none/layer.pt2", "--format", "torch-export", "--hidden", "3"],
-            "there is no folder none for layer.pt2",
-        ),
+        (["--out", "."], "--out . must end in .py, as a module does"),
+        (["--out", "layer.safetensors"], "must end in .py, as a module does"),
+        (["--out", "none/layer.pt2", "--format", "torch-export", "--hidden", "3"], "there is no folder none; name"),
     ],
 )
 def test_files_that_cannot_be_written_or_loaded(flags, message, capsys):

@@ -17,6 +17,7 @@ from wenet.run.machine import resolve_machine
 from wenet.searching import mixture
 from wenet.searching.mixture import Mixture, SearchProgress, build_mixture, build_optimizer
 from wenet.searching.settings import SearchConfig, resolve_config
+from wenet.searching.space import draw_pool
 from wenet.tasks import LanguageModelling
 from wenet.tasks.language import perplexity
 from wenet.training.architectures import build_standalone
@@ -196,7 +197,7 @@ def test_planted_cells_are_kept(text, tmp_path, plant, monkeypatch):
     settings = {**PLANTED, "pool": 100, "batch": 100, "keep": 20, "epochs_per_round": 6, "backend": "auto"}
     recalls = []
     for seed in range(1, 6):
-        good = random_genotypes(100, 3, seed)[7::20]
+        good = draw_pool(resolve_config("quick", {**settings, "seed": seed}))[7::20]
         plant(good)
         search(str(text), out=tmp_path / str(seed), seed=seed, **settings)
         kept = [network["genotype"] for network in results(tmp_path / str(seed))[0]["networks"][:20]]

@@ -30,7 +30,10 @@ MIXTURE = ["--preset", "quick"]
         ([*GATED, "--activations", "tanh"], "--activations has no meaning for --space gated"),
         ([*GATED, "--no-contest", "--form", "plain"], "--form has no meaning for --space gated"),
         ([*DAG, "--mix-lr", "0.1"], "--mix-lr has no meaning for --strategy race; leave it out, or say --strategy"),
-        ([*MIXTURE, "--strategy", "random", "--initial-cells", "tanh0"], "--initial-cells has no meaning for"),
+        (
+            [*MIXTURE, "--strategy", "random", "--nodes", "1", "--initial-cells", "tanh0"],
+            "--initial-cells has no meaning for",
+        ),
         ([*DAG, "--norm", "batch"], "--norm has no meaning for --strategy race"),
         ([*DAG, "--lr", "0.003"], "--lr has no meaning for --strategy race, which chooses among --rates; say --rates"),
         ([*DAG, "--hidden", "8", "--parameters", "900"], "--hidden has no meaning with --parameters"),

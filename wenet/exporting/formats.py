@@ -130,11 +130,11 @@ def _default_file(source: str | Path | Cell, format: str) -> Path:
 
 
 def _check_file(path: Path, format: str) -> None:
-    """Refuse a file that could not be written or loaded; others beside it have its name with other endings."""
-    if path.suffix != SUFFIXES[format]:
-        raise WenetError(f"--out {path} must end in {SUFFIXES[format]} for --format {format}")
+    """Refuse a file that could not be written or loaded; beside a module its weights have the same name."""
+    if format == "module" and path.suffix != SUFFIXES[format]:
+        raise WenetError(f"--out {path} must end in {SUFFIXES[format]}, as a module does")
     if not os.path.isdir(path.parent):
-        raise WenetError(f"there is no folder {path.parent} for {path.name}; make it, or name another file with --out")
+        raise WenetError(f"cannot write {path}: there is no folder {path.parent}; name another file with --out")
 
 
 def _check_new(path: Path) -> None:

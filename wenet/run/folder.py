@@ -24,6 +24,7 @@ from wenet_kernels import WenetError
 
 KEPT_CHECKPOINTS = 2
 OF_SESSIONS = ("threads", "versions", "data_dir")  # in `config.json`, and another in a session that goes on
+SHOWN = 40  # characters of a name that is too long
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NEW_RUN = "start a new run"  # the mend of what cannot be made again
 
@@ -66,6 +67,8 @@ class RunFolder:
         try:
             (path / "checkpoint").mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise WenetError(f"a name is too long for a file: {str(path)[:SHOWN]}...; name another") from None
             raise WenetError(f"cannot create {path}: {error.strerror}; name another folder with --out") from None
         run = cls(path, config, _lock(path))
         with _reporting_failed_write(path):
