@@ -8,7 +8,8 @@ the finalists of the contest do. Differences are those of whole searches: the me
 search is one value, and p is that of a paired t-test. A file for each text and seed lies under --out; the same command
 goes on where it was stopped. With --nodes the pools have other sizes, and contests are held between cells alone. With
 --anew both winners of each search train so many times more, from new seeds, and are compared by these trainings alone:
-the few of a contest differ more than the winners do."""
+the few of a contest differ more than the winners do.
+"""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from wenet_kernels import WenetError
 
+SHOWN = 40  # characters of a name that is too long
 PARTIAL = ".partial"  # suffix of files that are still being written
 DELETE = "delete it, and "
 WRITTEN_AGAIN = f"{DELETE}--resume writes it again"  # the mend of what a run can make from its other files
@@ -36,6 +37,11 @@ def written_whole(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def too_long(name: object) -> str:
+    """The error of a name that is too long for a file, in a line."""
+    return f"a name is too long for a file: {str(name)[:SHOWN]}...; name another"
 
 
 def read_json(path: Path, mend: str, *keys: str) -> dict[str, Any]:

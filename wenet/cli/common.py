@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from wenet.files import too_long
 from wenet.parallel import joined
 from wenet.run import Config, Console, Group, Stopped, Surroundings, as_flag, flag, read_config_file, value_type
 from wenet.searching import usual_preset
@@ -21,8 +22,6 @@ from wenet.words import quoted
 from wenet_kernels import LostRanks, WenetError, did_you_mean
 
 Result = TypeVar("Result")
-
-SHOWN = 40  # characters of a name that is too long
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,7 +80,7 @@ def _replace_what_cannot_be_shown() -> None:
 def _of_system(error: OSError) -> str:
     """An error of the system in a line, if it is one that a user may mend."""
     if error.errno == errno.ENAMETOOLONG:
-        return f"a name is too long for a file: {str(error.filename)[:SHOWN]}...; name another"
+        return too_long(error.filename)
     if error.errno == errno.ENOSPC and error.filename is None:
         _give_up_output()
         return f"cannot write: {error.strerror}; make room, or send the output elsewhere"

@@ -14,8 +14,16 @@ from wenet.files import WRITTEN_AGAIN, read_json
 from wenet.run import NEW_RUN, stored_baseline
 from wenet.run.budget import Spent, spent_in
 from wenet.run.upgrade import upgraded
-from wenet.searching import Best, SearchConfig, Strategy, read_best, resolve_config, strategy_of, unfinished_part
-from wenet.searching.added import added_settings
+from wenet.searching import (
+    Best,
+    SearchConfig,
+    Strategy,
+    added_settings,
+    read_best,
+    resolve_config,
+    strategy_of,
+    unfinished_part,
+)
 from wenet.searching.audit import RESULT as AUDIT
 from wenet.searching.contest import RESULT as CONTEST
 from wenet.searching.strategy import RECORDS as SEARCH_RECORDS

@@ -17,14 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wenet.data import KEPT
-from wenet.files import PARTIAL, WRITTEN_AGAIN, read_json, read_records, written_whole
+from wenet.files import PARTIAL, WRITTEN_AGAIN, read_json, read_records, too_long, written_whole
 from wenet.run.upgrade import upgraded, without_the_whole
 from wenet.words import counted
 from wenet_kernels import WenetError
 
 KEPT_CHECKPOINTS = 2
 OF_SESSIONS = ("threads", "versions", "data_dir")  # in `config.json`, and another in a session that goes on
-SHOWN = 40  # characters of a name that is too long
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NEW_RUN = "start a new run"  # the mend of what cannot be made again
 
@@ -68,7 +67,7 @@ class RunFolder:
             (path / "checkpoint").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
-                raise WenetError(f"a name is too long for a file: {str(path)[:SHOWN]}...; name another") from None
+                raise WenetError(too_long(path)) from None
             raise WenetError(f"cannot create {path}: {error.strerror}; name another folder with --out") from None
         run = cls(path, config, _lock(path))
         with _reporting_failed_write(path):

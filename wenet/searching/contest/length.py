@@ -26,7 +26,8 @@ from wenet.training import (
     windows_measured,
 )
 
-OTHERS = 5  # contestants that are no finalists, at most
+OTHERS = 5  # contestants that are no finalists, at most,
+OTHER_CELLS = 2  # of them the runner-up and the median cell
 TRIALS_SHARE = 0.5  # of the time for a contest, where that is limited
 
 
@@ -145,17 +146,19 @@ def end_of_trainings(budget: Budget, times: Sequence[Times], windows: int) -> fl
 
 def networks_in(config: SearchConfig) -> tuple[int, int]:
     """How many networks a contest has in trials, and in trainings to the end, at most."""
-    several = config.finalists > 1
-    others = OTHERS - several  # the runner-up is one of several finalists
-    tried, trained = config.finalists + others, min(config.finalists, FULLY) + others
-    return tried * len(grid_of(config)), trained * config.contest_seeds
+    return _networks_beside(OTHERS, config)
 
 
 def networks_at_once(config: SearchConfig) -> int:
     """How many networks train in one call of a contest, at most: if all cells of the search are of one kind."""
-    cells = 2 - (config.finalists > 1)  # the runner-up, if it is no finalist, and the median cell
-    tried, trained = config.finalists + cells, min(config.finalists, FULLY) + cells
-    return max(tried * len(grid_of(config)), trained * config.contest_seeds)
+    return max(_networks_beside(OTHER_CELLS, config))
+
+
+def _networks_beside(others: int, config: SearchConfig) -> tuple[int, int]:
+    """How many networks finalists and so many others have in trials, and in trainings to the end."""
+    others -= config.finalists > 1  # the runner-up is one of several finalists
+    tried, trained = config.finalists + others, min(config.finalists, FULLY) + others
+    return tried * len(grid_of(config)), trained * config.contest_seeds
 
 
 def estimate_contest(session: Session[SearchConfig]) -> float:

@@ -42,10 +42,15 @@ def parameters_of_all(result: Mapping[str, Any]) -> str:
 
 def windows_of_all(result: Mapping[str, Any]) -> str:
     """The number of windows that the contestants trained on, and of how many planned where the time was up."""
-    windows = result["windows"]
-    fewest, most = result.get("windows_trained", [windows, windows])  # earlier versions did not say
+    windows, (fewest, most) = result["windows"], _windows_trained(result)
     trained = " to ".join(f"{count:,}" for count in dict.fromkeys((fewest, most)))
     return f"{trained} of {counted(windows, 'window')}" if fewest < windows else counted(windows, "window")
+
+
+def _windows_trained(result: Mapping[str, Any]) -> tuple[int, int]:
+    """The fewest and the most that a contestant trained on; earlier versions did not say."""
+    fewest, most = result.get("windows_trained", [result["windows"]] * 2)
+    return fewest, most
 
 
 def reached(row: Mapping[str, Any], metric: Metric) -> str:
@@ -69,9 +74,8 @@ def diverged_in(row: Mapping[str, Any]) -> int:
 
 def cautions(result: Mapping[str, Any]) -> list[str]:
     """Sentences on trainings that ended early, or were too short to say much."""
-    windows, found = result["windows"], []
-    fewest, most = result.get("windows_trained", [windows, windows])  # earlier versions did not say
-    if fewest < windows:
+    found, (fewest, most) = [], _windows_trained(result)
+    if fewest < result["windows"]:
         unfair = ", so these figures do not compare contestants fairly" if fewest < most else ""
         found.append(f"the time was up: contestants trained on {windows_of_all(result)}{unfair}")
     if most < FEWEST:
